@@ -1,0 +1,106 @@
+"""Money: currencies, the integers the desk computes with, their text, and the one rounding function.
+
+Inside the desk fiat is a whole number of cents, bitcoin a whole number of satoshi (10^-8 BTC) and an exchange rate a
+whole number of 10^-8 fiat units for one bitcoin (``rate_e8``). Outside it is decimal text. No float anywhere.
+"""
+
+import re
+from enum import StrEnum
+
+SATOSHI_PER_BTC = 10**8
+CENTS_PER_UNIT = 100
+RATE_SCALE = 10**8
+
+AMOUNT_CENTS_MAX = 1_000_000_000 * CENTS_PER_UNIT - 1
+AMOUNT_TEXT_CHARS_MAX = 32
+# A bitcoin below 1 or above 10^10 of any of our currencies is a broken feed, not a price. The lower bound also keeps
+# every bitcoin amount within a BIGINT: 10^9 fiat at rate 1 is 10^17 satoshi.
+RATE_E8_MIN = 1 * RATE_SCALE
+RATE_E8_MAX = 10**10 * RATE_SCALE
+
+# RFC 8259, section 6; ASCII digits only.
+_JSON_NUMBER = re.compile(r"(-)?(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?", re.ASCII)
+_DECIMAL = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,8}))?", re.ASCII)
+
+
+class Currency(StrEnum):
+    """The fiat currencies the desk sells for (ISO 4217)."""
+
+    EUR = "EUR"
+    GBP = "GBP"
+    USD = "USD"
+
+
+class NotMoney(ValueError):
+    """The text is not an amount the desk takes; the message says why, fit for a client to read."""
+
+
+def parse_amount(text: str) -> int:
+    """The cents of a fiat amount written as a JSON number, judged by its exact value.
+
+    Raises NotMoney unless it has at most 32 characters, 0 < amount < 1,000,000,000 and is a whole number of cents.
+    ``"69"``, ``"69.0"`` and ``"6.9e1"`` are all 6900.
+    """
+    if len(text) > AMOUNT_TEXT_CHARS_MAX:
+        raise NotMoney(f"must have at most {AMOUNT_TEXT_CHARS_MAX} characters")
+    number = _JSON_NUMBER.fullmatch(text)
+    if number is None:
+        raise NotMoney("must be a decimal number, such as 69 or 69.00")
+    sign, whole, fraction, exponent = number.groups(default="")
+    digits = (whole + fraction).lstrip("0")
+    if sign or not digits:
+        raise NotMoney("must be greater than 0")
+    significant = digits.rstrip("0")
+    # The value is significant * 10^scale cents. Lengths are compared first: an exponent may be astronomically large.
+    scale = int(exponent or 0) - len(fraction) + 2 + len(digits) - len(significant)
+    if len(significant) + scale > len(str(AMOUNT_CENTS_MAX)):
+        raise NotMoney("must be less than 1000000000")
+    if scale < 0:
+        raise NotMoney("must be a whole number of cents")
+    shift: int = 10**scale
+    return int(significant) * shift
+
+
+def parse_btc(text: str) -> int:
+    """The satoshi of a bitcoin amount written as plain decimal text with at most 8 places; raises NotMoney."""
+    return _parse_scaled(text)
+
+
+def parse_rate(text: str) -> int:
+    """The ``rate_e8`` of an exchange rate written as plain decimal text with at most 8 places; raises NotMoney."""
+    rate_e8 = _parse_scaled(text)
+    if not RATE_E8_MIN <= rate_e8 <= RATE_E8_MAX:
+        raise NotMoney("must be an exchange rate between 1 and 10000000000")
+    return rate_e8
+
+
+def format_cents(cents: int) -> str:
+    """Decimal text of a fiat amount, always two places: 6900 is ``"69.00"``."""
+    return f"{cents // 100}.{cents % 100:02d}"
+
+
+def format_btc(satoshi: int) -> str:
+    """Decimal text of a bitcoin amount, always eight places: 167509 is ``"0.00167509"``."""
+    return f"{satoshi // SATOSHI_PER_BTC}.{satoshi % SATOSHI_PER_BTC:08d}"
+
+
+def format_rate(rate_e8: int) -> str:
+    """Decimal text of an exchange rate, two to eight places, no superfluous zeros: ``"20572.78"``."""
+    fraction = f"{rate_e8 % RATE_SCALE:08d}".rstrip("0")
+    return f"{rate_e8 // RATE_SCALE}.{fraction:0<2}"
+
+
+def satoshi_for(amount_cents: int, rate_e8: int) -> int:
+    """The satoshi that a fiat amount buys, always rounded up (requirement 3 of the brief).
+
+    satoshi = ceil(cents / 100 / (rate_e8 / 10^8) * 10^8) = ceil(cents * 10^14 / rate_e8), in integers: exact.
+    """
+    return -(-amount_cents * 10**14 // rate_e8)
+
+
+def _parse_scaled(text: str) -> int:
+    number = _DECIMAL.fullmatch(text)
+    if number is None:
+        raise NotMoney("must be plain decimal text with at most 8 places, such as 0.00167509")
+    whole, fraction = number.groups(default="")
+    return int(whole) * 10**8 + int(f"{fraction:0<8}")

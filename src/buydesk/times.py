@@ -1,0 +1,21 @@
+"""Times as the desk writes them: UTC, ISO 8601, six fractional digits, ``Z``."""
+
+from datetime import UTC, datetime
+
+
+def utc_now() -> datetime:
+    """The wall clock, with its zone."""
+    return datetime.now(UTC)
+
+
+def format_time(moment: datetime) -> str:
+    """``2026-01-31T09:05:00.000000Z``: always the same width, so that text sorts as time does."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse_time(text: str) -> datetime:
+    """The moment of an ISO 8601 text with a zone; raises ValueError."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time needs a zone, such as Z")
+    return moment.astimezone(UTC)
