@@ -1,5 +1,3 @@
 """A bitcoin buy-order desk: six small services over PostgreSQL and Redis."""
 
-from importlib.metadata import version
-
-__version__ = version("buydesk")
+__version__ = "0.1.0"

@@ -5,10 +5,12 @@ call, the same error again in `rebuild`, so that one process and six behave alik
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
-type_prefix = "urn:buydesk:problem:"
-_STANDARD_MEMBERS = frozenset({"type", "title", "status", "detail", "instance", "code"})
+TYPE_PREFIX = "urn:buydesk:problem:"
+REASONS_MAX = 20
+# Members of a problem document that are no facts; the last one has a header of its own.
+_STANDARD_MEMBERS = frozenset({"type", "title", "status", "detail", "instance", "code", "retry_after_seconds"})
 
 
 class DeskError(Exception):
@@ -22,8 +24,9 @@ class DeskError(Exception):
     status: ClassVar[int]
     title: ClassVar[str]
     by_code: ClassVar[dict[str, type["DeskError"]]] = {}
+    example_facts: ClassVar[Mapping[str, Any]] = {}  # for the documentation
 
-    def __init__(self, detail: str, *, retry_after_seconds: int | None = None, **facts: object) -> None:
+    def __init__(self, detail: str, /, *, retry_after_seconds: int | None = None, **facts: object) -> None:
         super().__init__(detail)
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
@@ -37,6 +40,7 @@ class InvalidRequest(DeskError):
     """Facts: `errors`, a list of {"member", "reason"}."""
 
     code, status, title = "invalid_request", 422, "The request is not valid"
+    example_facts: ClassVar[Mapping[str, Any]] = {"errors": [{"member": "amount", "reason": "is missing"}]}
 
     @classmethod
     def of(cls, member: str, reason: str) -> "InvalidRequest":
@@ -44,9 +48,11 @@ class InvalidRequest(DeskError):
 
     @classmethod
     def of_all(cls, reasons: list[tuple[str, str]]) -> "InvalidRequest":
-        """One error for all members that are wrong, as (member, reason) pairs."""
-        detail = "; ".join(f"{member}: {reason}" for member, reason in reasons)
-        return cls(detail, errors=[{"member": member, "reason": reason} for member, reason in reasons])
+        """One error for the members that are wrong, as (member, reason) pairs: the first REASONS_MAX of them."""
+        # A member's name is the client's: it may be long, or no valid Unicode.
+        told = [(member[:100].encode(errors="replace").decode(), reason) for member, reason in reasons[:REASONS_MAX]]
+        detail = "; ".join(f"{member}: {reason}" for member, reason in told)
+        return cls(detail, errors=[{"member": member, "reason": reason} for member, reason in told])
 
 
 class IdempotencyKeyReused(DeskError):
@@ -54,7 +60,27 @@ class IdempotencyKeyReused(DeskError):
 
 
 class PayloadTooLarge(DeskError):
+    """Facts: `bytes_max`."""
+
     code, status, title = "payload_too_large", 413, "The body is too large"
+    example_facts: ClassVar[Mapping[str, Any]] = {"bytes_max": 16_384}
+
+
+class HeadersTooLarge(DeskError):
+    """Facts: `bytes_max`."""
+
+    code, status, title = "headers_too_large", 431, "The headers are too large"
+    example_facts: ClassVar[Mapping[str, Any]] = {"bytes_max": 65_536}
+
+
+class InvalidHttp(DeskError):
+    code, status, title = "invalid_http", 400, "This is no HTTP request"
+
+
+class RequestTimeout(DeskError):
+    """Nothing was done: only a complete request is."""
+
+    code, status, title = "request_timeout", 408, "The request did not come in time"
 
 
 class UnsupportedMediaType(DeskError):
@@ -78,13 +104,21 @@ class PriceNotFound(DeskError):
 
 
 class MethodNotAllowed(DeskError):
+    """Facts: `allow`, the methods as in the header."""
+
     code, status, title = "method_not_allowed", 405, "The path does not take this method"
+    example_facts: ClassVar[Mapping[str, Any]] = {"allow": "GET, HEAD"}
 
 
 class ExposureCapExceeded(DeskError):
     """Facts: `cap`, `used`, `available`, BTC as decimal text."""
 
     code, status, title = "exposure_cap_exceeded", 409, "The order would exceed the cap"
+    example_facts: ClassVar[Mapping[str, Any]] = {
+        "cap": "100.00000000",
+        "used": "99.99900000",
+        "available": "0.00100000",
+    }
 
 
 class PriceSuperseded(DeskError):
@@ -96,7 +130,13 @@ class PriceUnavailable(DeskError):
 
 
 class PriceStale(DeskError):
+    """Facts: `as_of`, `expires_at`."""
+
     code, status, title = "price_stale", 503, "The last price is older than allowed"
+    example_facts: ClassVar[Mapping[str, Any]] = {
+        "as_of": "2026-03-09T17:00:00.000000Z",
+        "expires_at": "2026-03-09T17:01:00.000000Z",
+    }
 
 
 class PriceBoardUnavailable(DeskError):
@@ -109,6 +149,12 @@ class LedgerUnavailable(DeskError):
     code, status, title = "ledger_unavailable", 503, "The ledger cannot be reached"
 
 
+class WrongMode(DeskError):
+    """Sandbox orders and live orders never share a database."""
+
+    code, status, title = "wrong_mode", 503, "The database belongs to the other mode"
+
+
 class Overloaded(DeskError):
     """Nothing was stored, certainly."""
 
@@ -119,6 +165,10 @@ class OutcomeUnknown(DeskError):
     """The order may or may not be stored. Facts: `order_id`, `final_after`."""
 
     code, status, title = "outcome_unknown", 503, "It is not known yet whether the order was stored"
+    example_facts: ClassVar[Mapping[str, Any]] = {
+        "order_id": "01938f6e-5f3a-7c1b-9d2e-4a6b8c0d1e2f",
+        "final_after": "2026-03-09T17:00:18.000000Z",
+    }
 
 
 class HealthUnavailable(DeskError):
@@ -129,6 +179,9 @@ class NotReady(DeskError):
     """Facts: `missing`, a list of {"what", "why"}."""
 
     code, status, title = "not_ready", 503, "The service is not ready"
+    example_facts: ClassVar[Mapping[str, Any]] = {
+        "missing": [{"what": "ledger", "why": "PostgreSQL cannot be used (OSError)."}]
+    }
 
 
 class InternalError(DeskError):
@@ -148,7 +201,7 @@ class CannotStart(Exception):
 def problem(error: DeskError, instance: str) -> dict[str, object]:
     """The problem document of an error; `instance` is the path of the request."""
     return {
-        "type": type_prefix + error.code,
+        "type": TYPE_PREFIX + error.code,
         "title": error.title,
         "status": error.status,
         "detail": error.detail,

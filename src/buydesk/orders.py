@@ -4,13 +4,14 @@ An order's JSON never changes: each stored order keeps the version of its repres
 answered with the bytes of the first answer.
 """
 
+import re
 import secrets
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from buydesk.errors import DeskError
 from buydesk.money import Currency, format_btc, format_cents, format_rate, satoshi_for
@@ -21,6 +22,9 @@ REPRESENTATION = 1
 ANONYMOUS = "anonymous"
 PAGE_SIZE_MAX = 1000
 NUMBER_MAX = 2**63 - 1
+KEY_CHARS_MAX = 255
+
+_VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +41,14 @@ class NewOrder:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """An order to place, with the price record it is to be priced with or, when there is none, the problem."""
+    """An order to place, with the price record it is to be priced with or, when there is none, the problem.
+
+    After `deadline` the ledger, by its own clock, stores it no more: whoever waits for a lost answer can then be sure.
+    """
 
     order: NewOrder
     price: PriceRecord | DeskError
+    deadline: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,7 @@ class Exposure:
     used_satoshi: int
     orders: int
 
-    def facts(self) -> dict[str, str]:
+    def facts(self) -> dict[str, Any]:
         """The room under the cap as JSON members, BTC as decimal text."""
         return {
             "cap": format_btc(self.cap_satoshi),
@@ -125,10 +133,10 @@ Anchor = PageFrom | PageBefore | PageAfter
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Orders, newest first; `total` counts all stored orders at the moment of reading."""
+    """Orders, newest first. `total` counts all stored orders at the moment of reading; only a PageFrom page has it."""
 
     orders: Sequence[Order]
-    total: int
+    total: int | None
 
 
 class OrderLedger(Protocol):
@@ -137,8 +145,9 @@ class OrderLedger(Protocol):
     async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
         """Settles the items as if they were sent one by one in this order; one outcome each.
 
-        Repeats by id or by key come first, then IdempotencyKeyReused, then the item's own price problem, PriceStale
-        (by the ledger's clock), then the cap (ExposureCapExceeded). Placed means committed to disk.
+        Repeats by id or by key come first, then IdempotencyKeyReused, then Overloaded (past the item's deadline), the
+        item's own price problem, PriceStale, and last the cap (ExposureCapExceeded); times are judged by the ledger's
+        clock. Placed means committed to disk.
 
         Raises LedgerUnavailable or Overloaded: certainly nothing was stored. Raises OutcomeUnknown: the whole batch
         may or may not be stored; sending the same items again settles it.
@@ -172,19 +181,30 @@ class OrderLedger(Protocol):
     async def close(self) -> None: ...
 
 
+def parse_key(text: str) -> str:
+    """The text, which is fit to be a client's name or its key for an order; raises ValueError with the reason."""
+    if len(text) > KEY_CHARS_MAX or not _VISIBLE_ASCII.fullmatch(text):
+        raise ValueError(f"must be 1 to {KEY_CHARS_MAX} visible ASCII characters")
+    return text
+
+
 def new_order_id() -> uuid.UUID:
     """A UUID of version 7 (RFC 9562, section 5.7): random, and close in time is close in the index."""
     unix_ms = time.time_ns() // 1_000_000
     random = secrets.randbits(74)
-    return uuid.UUID(int=unix_ms << 80 | 0x7 << 76 | (random >> 62) << 64 | 0b10 << 62 | random & (1 << 62) - 1)
+    return uuid.UUID(int=unix_ms << 80 | 0x7 << 76 | (random >> 62) << 64 | 0b10 << 62 | random & ((1 << 62) - 1))
 
 
-def priced(placement: Placement) -> tuple[PriceRecord, int, int]:
-    """The record, `rate_e8` and satoshi at which a placement is to be stored; raises the placement's price problem."""
-    if isinstance(placement.price, DeskError):
-        raise placement.price
-    rate_e8 = placement.price.rates_e8[placement.order.currency]
-    return placement.price, rate_e8, satoshi_for(placement.order.amount_cents, rate_e8)
+def priced(order: NewOrder, record: PriceRecord) -> tuple[int, int]:
+    """The `rate_e8` at which the record prices the order, and the satoshi that makes."""
+    rate_e8 = record.rates_e8[order.currency]
+    return rate_e8, satoshi_for(order.amount_cents, rate_e8)
+
+
+def is_repeat(new: NewOrder, stored: Order) -> bool:
+    """Whether the stored order is what `new` asks for: the same currency and cents, under the same key or id."""
+    same_request = (new.currency, new.amount_cents) == (stored.currency, stored.amount_cents)
+    return same_request and (new.client, new.client_order_id) == (stored.client, stored.client_order_id)
 
 
 def order_document(order: Order) -> dict[str, object]:

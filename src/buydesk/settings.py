@@ -1,15 +1,27 @@
 """Settings: one frozen object, read once from the environment.
 
-Four variables have the names everybody uses (DATABASE_URL, REDIS_URL, PRICE_FEED, SENTRY_DSN later); all others start
-with BUYDESK_. One that is unknown, or has no sense, fails at start by its name.
+Three variables have the names everybody uses (DATABASE_URL, REDIS_URL, PRICE_FEED); all others start with BUYDESK_. One
+that is unknown, or has no sense by itself or beside the others, fails at start by its name.
 """
 
 import os
 import secrets
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from buydesk.errors import CannotStart
@@ -24,8 +36,34 @@ PORTS = {
     "health_check": 8050,
 }
 
+DATABASE_SCHEMES = ("postgresql://", "postgres://")
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+def _http_url(url: str) -> str:
+    """An address to put a path behind; the empty one stands for the default."""
+    if url and not (_has_http_host(url) and all("!" <= char <= "~" and char not in "?#" for char in url)):
+        raise ValueError("must be an http:// or https:// address with a host, without a query")
+    return url
+
+
+def _has_http_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # says what is wrong with the host or port, and would show a password that is taken for one
+        return False
+
+
+def _not_empty(given: object) -> object:
+    if given == "":
+        raise ValueError("must not be empty")
+    return given
+
+
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
 def _shared_name(name: str) -> AliasChoices:
@@ -37,7 +75,12 @@ class Settings(BaseSettings):
     """Every time-out, pool and limit of the desk; times in seconds."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, frozen=True, extra="forbid", populate_by_name=True, env_ignore_empty=True
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,  # it may be a secret
     )
 
     database_url: SecretStr | None = Field(
@@ -52,28 +95,35 @@ class Settings(BaseSettings):
         "sandbox", validation_alias=_shared_name("PRICE_FEED"), description="Recorded prices, or the exchanges'."
     )
 
-    host: str = Field("127.0.0.1", description="The address all services listen on.")
+    host: Annotated[str, BeforeValidator(_not_empty)] = Field(
+        "127.0.0.1", description="The address all services listen on."
+    )
     port_offset: int = Field(0, ge=0, le=50_000, description="Added to every port.")
-    data_dir: Path | None = Field(None, description="Where the sandbox keeps its position (and `up` everything).")
+    data_dir: Annotated[Path | None, BeforeValidator(_not_empty)] = Field(
+        None, description="Where the sandbox keeps its position (and `up` everything)."
+    )
     internal_token: SecretStr = Field(
         default_factory=lambda: SecretStr(secrets.token_urlsafe(32)),
-        description="What the services show each other; `up` makes one, `serve` requires it.",
+        description="What the services show each other: visible ASCII; `up` makes one, `serve` requires it.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that is logged.")
     supervisor_fd: int | None = Field(None, description="Set by `up --separate`: the service ends when it closes.")
 
-    create_buy_order_url: str = Field("", description="Where the service is; by default on this host.")
-    api_cache_proxy_url: str = Field("", description="Where the service is; by default on this host.")
-    api_updater_url: str = Field("", description="Where the service is; by default on this host.")
-    db_proxy_url: str = Field("", description="Where the service is; by default on this host.")
-    fetch_buy_orders_url: str = Field(
+    create_buy_order_url: HttpUrl = Field("", description="Where the service is; by default on this host.")
+    api_cache_proxy_url: HttpUrl = Field("", description="Where the service is; by default on this host.")
+    api_updater_url: HttpUrl = Field("", description="Where the service is; by default on this host.")
+    db_proxy_url: HttpUrl = Field("", description="Where the service is; by default on this host.")
+    fetch_buy_orders_url: HttpUrl = Field(
         "", description="Where the service is, for clients too (`Location`); by default on this host."
     )
-    health_check_url: str = Field("", description="Where the service is; by default on this host.")
+    health_check_url: HttpUrl = Field("", description="Where the service is; by default on this host.")
 
     order_seconds_max: Seconds = Field(8, description="An order is answered within this time, one way or another.")
     orders_waiting_max: Count = Field(10_000, description="Orders that may wait for a batch; more are `overloaded`.")
     batch_orders_max: Annotated[int, Field(ge=1, le=1000)] = Field(500, description="Orders in one batch.")
+    clock_skew_seconds_max: Seconds = Field(
+        10, description="How far the clocks of create_buy_order and PostgreSQL may differ."
+    )
     resend_pause_seconds: Seconds = Field(0.2, description="Between two sendings of a batch of unknown outcome.")
     statement_seconds_max: Seconds = Field(2, description="PostgreSQL ends a statement of ours after this time.")
     lock_seconds_max: Seconds = Field(1, description="The longest wait for the exposure row.")
@@ -86,22 +136,74 @@ class Settings(BaseSettings):
     price_ttl_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
         60, description="How long a price may be used after it was observed."
     )
+    price_history_records_max: Count = Field(6000, description="Price records kept for history; the oldest go.")
     price_refresh_seconds: Seconds = Field(1, description="How often create_buy_order looks at the price board.")
     source_seconds_max: Seconds = Field(5, description="The longest wait for a price source.")
     replay_speed: Annotated[float, Field(ge=0, le=10_000)] = Field(1, description="Historic minutes a minute.")
-    kraken_url: str = Field("https://api.kraken.com", description="Kraken's address, or a mirror's.")
+    kraken_url: HttpUrl = Field("https://api.kraken.com", description="Kraken's address, or a mirror's.")
+
+    request_seconds_max: Seconds = Field(10, description="A client has sent its whole request within this time.")
+    connections_max: Count = Field(5000, description="Connections open to one service; more are `overloaded`.")
 
     report_interval_seconds: Seconds = Field(60, description="How often a service says that it is alive.")
-    reports_kept_max: Count = Field(10_000, description="Reports kept; the oldest go.")
+    report_retry_seconds: Seconds = Field(2, description="Between two tries to send a report that did not get through.")
+    # The ceiling: health.DATA_CHARS_MAX says what has to fit where.
+    reports_kept_max: Annotated[int, Field(ge=1, le=4000)] = Field(4000, description="Reports kept; the oldest go.")
     reports_waiting_max: Count = Field(1000, description="Reports that may wait to be sent; more are dropped, counted.")
     drain_seconds_max: Seconds = Field(10, description="The longest a service takes to finish what it accepted.")
 
+    @field_validator("database_url", "redis_url")
+    @classmethod
+    def _has_scheme(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        schemes = DATABASE_SCHEMES if info.field_name == "database_url" else REDIS_SCHEMES
+        if url is not None and not url.get_secret_value().startswith(schemes):
+            raise ValueError(f"must start with {' or '.join(schemes)}")
+        return url
+
+    @field_validator("internal_token")
+    @classmethod
+    def _fits_a_header(cls, token: SecretStr) -> SecretStr:
+        text = token.get_secret_value()
+        if not text or not all("!" <= char <= "~" for char in text):
+            raise ValueError("must be visible ASCII characters only, without blanks or an end of line")
+        return token
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        rules = [
+            # What was accepted last is still answered in its time.
+            ("drain_seconds_max", "more than", "order_seconds_max", self.drain_seconds_max > self.order_seconds_max),
+            # Or waiting for the row would end as a statement that took too long.
+            (
+                "lock_seconds_max",
+                "at most",
+                "statement_seconds_max",
+                self.lock_seconds_max <= self.statement_seconds_max,
+            ),
+            # Or every price would expire before the next one comes.
+            (
+                "feed_interval_seconds",
+                "less than",
+                "price_ttl_seconds",
+                self.feed_interval_seconds < self.price_ttl_seconds,
+            ),
+            ("batch_orders_max", "at most", "orders_waiting_max", self.batch_orders_max <= self.orders_waiting_max),
+        ]
+        broken = [
+            f"{variable(one)} ({getattr(self, one):g}) must be {relation} {variable(other)} ({getattr(self, other):g})"
+            for one, relation, other, holds in rules
+            if not holds
+        ]
+        if broken:
+            raise ValueError("; ".join(broken))
+        return self
+
     @model_validator(mode="after")
     def _fill_urls(self) -> Self:
-        for service, port in PORTS.items():
+        for service in PORTS:
             if not getattr(self, f"{service}_url"):
                 # Frozen to everybody else; a default that depends on other settings has to be filled in here.
-                self.__dict__[f"{service}_url"] = f"http://127.0.0.1:{port + self.port_offset}"
+                self.__dict__[f"{service}_url"] = self.own_url(service)
         return self
 
     def port(self, service: str) -> int:
@@ -111,6 +213,21 @@ class Settings(BaseSettings):
     def url(self, service: str) -> str:
         """Where the other services find the service, without a trailing slash."""
         return str(getattr(self, f"{service}_url")).rstrip("/")
+
+    def own_url(self, service: str) -> str:
+        """Where this host reaches the service when it runs here, without a trailing slash."""
+        return f"http://{_reachable(self.host)}:{self.port(service)}"
+
+
+def _reachable(host: str) -> str:
+    """The address, as a URL writes it, at which this host reaches what listens on `host`."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if address.is_unspecified:  # it stands for every address of this host
+        return "127.0.0.1" if address.version == 4 else "[::1]"
+    return host if address.version == 4 else f"[{host}]"
 
 
 def variable(field: str) -> str:
@@ -135,6 +252,9 @@ def read_settings(**overrides: object) -> Settings:
 
 
 def _complaint(location: tuple[int | str, ...], message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    if not location:  # about several settings, which it names
+        return message
     field = str(location[0])
     name = variable(field) if field in Settings.model_fields else field
     return f"{name}: {message[0].lower()}{message[1:]}"

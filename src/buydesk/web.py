@@ -7,9 +7,10 @@ document: FastAPI's own request handling costs more than placing an order does.
 import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from typing import Any, cast
 
@@ -18,9 +19,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
@@ -31,18 +33,23 @@ from buydesk.errors import (
     DeskError,
     InternalError,
     InvalidRequest,
+    LedgerUnavailable,
     MethodNotAllowed,
     NotFound,
     NotReady,
     PayloadTooLarge,
+    RequestTimeout,
     Unauthorized,
     UnsupportedMediaType,
+    WrongMode,
     problem,
 )
+from buydesk.reporting import Reporter
 
 PROBLEM_TYPE = "application/problem+json"
 BODY_BYTES_MAX = 16 * 1024
 CHECK_SECONDS_MAX = 3.0
+_EVERY_SERVICE = "every service"
 
 Json = Mapping[str, object]
 Check = Callable[[], Awaitable[None]]
@@ -68,8 +75,19 @@ class Instruments:
     seconds: Histogram
 
 
-def service_app(service: str, summary: str, checks: Mapping[str, Check], lifespan: Lifespan) -> FastAPI:
-    """The shell of a service. `checks` are what /readyz asks: each raises a DeskError when its part is missing."""
+def service_app(
+    service: str, summary: str, checks: Mapping[str, Check], reporter: Reporter, lifespan: Lifespan
+) -> FastAPI:
+    """The shell of a service. `checks` are what /readyz asks: each raises a DeskError when its part is missing.
+
+    The reporter runs around the service's own lifespan and tells the health desk the same as /readyz.
+    """
+
+    @asynccontextmanager
+    async def reporting(app: FastAPI) -> AsyncIterator[None]:
+        async with reporter.running(partial(missing_parts, checks)), lifespan(app):
+            yield
+
     app = FastAPI(
         title=f"buydesk {service}",
         summary=summary,
@@ -77,7 +95,7 @@ def service_app(service: str, summary: str, checks: Mapping[str, Check], lifespa
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=lifespan,
+        lifespan=reporting,
         default_response_class=FastJSON,
     )
     registry = CollectorRegistry()
@@ -88,6 +106,9 @@ def service_app(service: str, summary: str, checks: Mapping[str, Check], lifespa
         registry,
         Counter("buydesk_http_requests", "Answers given.", ["service", "method", "path", "status"], registry=registry),
         Histogram("buydesk_http_seconds", "Time until the answer.", ["service", "path"], registry=registry),
+    )
+    Gauge("buydesk_reports_dropped", "Health reports that were given up.", registry=registry).set_function(
+        lambda: reporter.dropped
     )
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
@@ -118,13 +139,17 @@ def problem_response(error: DeskError, instance: str) -> Response:
 
 def problems(*kinds: type[DeskError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of an OpenAPI operation for these errors, each with an example."""
+    if LedgerUnavailable in kinds and WrongMode not in kinds:
+        kinds = (*kinds, WrongMode)  # whoever needs the ledger may find the other mode's
     responses: dict[int | str, dict[str, Any]] = {}
     for kind in kinds:
         response = responses.setdefault(
             str(kind.status),
             {"description": kind.title, "content": {PROBLEM_TYPE: {"schema": _PROBLEM_SCHEMA, "examples": {}}}},
         )
-        response["content"][PROBLEM_TYPE]["examples"][kind.code] = {"value": problem(kind(kind.title), "/")}
+        response["content"][PROBLEM_TYPE]["examples"][kind.code] = {
+            "value": problem(kind(kind.title, **kind.example_facts), "/")
+        }
     return responses
 
 
@@ -242,11 +267,7 @@ def _add_common_routes(app: FastAPI, service: str, checks: Mapping[str, Check]) 
         return FastJSON({"status": "alive"})
 
     async def ready(_: Request) -> Response:
-        missing = [
-            {"what": what, "why": str(result)}
-            for what, result in zip(checks, await asyncio.gather(*map(_failure_of, checks.values())), strict=True)
-            if result is not None
-        ]
+        missing = await missing_parts(checks)
         if missing:
             names = ", ".join(each["what"] for each in missing)
             raise NotReady(f"Missing: {names}.", retry_after_seconds=1, missing=missing)
@@ -275,7 +296,7 @@ def _add_common_routes(app: FastAPI, service: str, checks: Mapping[str, Check]) 
     )
     metrics_answer = {"200": {"description": "Prometheus text", "content": {"text/plain": {}}}}
     add_hot_route(
-        app, "/metrics", "GET", metrics, {"tags": ["every service"], "summary": "Metrics", "responses": metrics_answer}
+        app, "/metrics", "GET", metrics, {"tags": [_EVERY_SERVICE], "summary": "Metrics", "responses": metrics_answer}
     )
     app.state.hot_paths[docs] = "/docs"
     app.router.routes.append(Route("/docs", docs, include_in_schema=False))
@@ -283,7 +304,13 @@ def _add_common_routes(app: FastAPI, service: str, checks: Mapping[str, Check]) 
 
 
 def _operation(summary: str, example: object, further: Mapping[int | str, Any] | None = None) -> Json:
-    return {"tags": ["every service"], "summary": summary, "responses": answer("OK", example) | dict(further or {})}
+    return {"tags": [_EVERY_SERVICE], "summary": summary, "responses": answer("OK", example) | dict(further or {})}
+
+
+async def missing_parts(checks: Mapping[str, Check]) -> list[dict[str, str]]:
+    """What is missing and why, as {"what", "why"}: all checks asked at once, each for CHECK_SECONDS_MAX at the most."""
+    failures = await asyncio.gather(*map(_failure_of, checks.values()))
+    return [{"what": what, "why": why} for what, why in zip(checks, failures, strict=True) if why is not None]
 
 
 async def _failure_of(check: Check) -> str | None:
@@ -304,6 +331,12 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         )
         for path, operations in app.state.hot_operations.items():
             document.setdefault("paths", {}).setdefault(path, {}).update(operations)
+        operations = [operation for path in document["paths"].values() for operation in path.values()]
+        for operation in operations:
+            operation.setdefault("responses", {}).update(problems(InternalError))
+        # Swagger shows the groups in this order: first what the service is there for.
+        groups = {tag for operation in operations for tag in operation.get("tags", [])} - {_EVERY_SERVICE}
+        document["tags"] = [{"name": name} for name in (*sorted(groups, reverse=True), _EVERY_SERVICE)]
         app.openapi_schema = document
     return app.openapi_schema
 
@@ -319,13 +352,21 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """The framework's own refusals: an unknown path or a method that the path does not take."""
+    """The framework's own refusals: an unknown path, a method that the path does not take, a body beyond reading."""
     refusal = cast("HTTPException", error)
-    allow = (refusal.headers or {}).get("Allow")
-    if refusal.status_code == MethodNotAllowed.status and allow:
+    if refusal.status_code == 400:
+        return problem_response(InvalidRequest.of("body", "cannot be read"), request.url.path)
+    if refusal.status_code == MethodNotAllowed.status:
+        allow = (refusal.headers or {}).get("Allow", "GET, HEAD")  # files of /docs name none
         detail = f"This path does not take {request.method}; it takes {allow}."
         return problem_response(MethodNotAllowed(detail, allow=allow), request.url.path)
     return problem_response(NotFound("There is nothing at this path; /docs lists what there is."), request.url.path)
+
+
+async def _on_client_gone(request: Request, _: Exception) -> Response:
+    # Nobody reads this answer: the client has gone, or the protocol has answered for us that it is late. But a client
+    # that does not finish its own request is no fault of ours to be logged.
+    return problem_response(RequestTimeout("The connection ended before the body."), request.url.path)
 
 
 async def _on_unexpected(request: Request, _: Exception) -> Response:
@@ -337,5 +378,6 @@ _HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Respon
     DeskError: _on_desk_error,
     RequestValidationError: _on_validation_error,
     HTTPException: _on_http_exception,
+    ClientDisconnect: _on_client_gone,
     Exception: _on_unexpected,
 }

@@ -1,0 +1,49 @@
+# The two commands are `make up` and `make test`; `make` alone lists all.
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+SUITES := tests/unit tests/contract tests/services tests/acceptance
+RESULTS := tests/results
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--no-emit-index-url --custom-compile-command "make lock" $(UPGRADE)
+export UV_SYSTEM_CERTS := 1
+
+.PHONY: help up test check audit lock hooks clean
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /make \1 \t/p' $(MAKEFILE_LIST) | expand -t 14
+
+up: .venv/.run ## start the desk; ARGS="--port-offset 100 …" are its options (ARGS=--help lists them)
+	@exec $(BIN)/buydesk up $(ARGS)
+
+# Without ARGS everything runs and the gate of tests/gate.py holds.
+test: .venv/.dev ## run all tests, or ARGS="tests/unit -k money"; results are in tests/results
+ifeq ($(strip $(ARGS)),)
+	@$(BIN)/python -m pytest -p tests.gate --cov --cov-report=term --cov-report=html:$(RESULTS)/htmlcov \
+		--html=$(RESULTS)/pytest_results.html --self-contained-html $(SUITES)
+else
+	@exec $(BIN)/python -m pytest $(ARGS)
+endif
+
+check: .venv/.dev ## format, lint, types, imports, security, files: what .pre-commit-config.yaml lists
+	@PRE_COMMIT_HOME=$(CURDIR)/.venv/.pre-commit $(BIN)/python -m pre_commit run --all-files
+
+audit: .venv/.dev ## look the pinned packages up among known vulnerabilities (needs the network)
+	@$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements/run.txt
+
+lock: .venv/.run ## renew the pinned requirements after an edit; UPGRADE=--upgrade takes the newest
+	@$(LOCK) requirements/setup.in -o requirements/setup.txt
+	@$(LOCK) pyproject.toml requirements/run.in -o requirements/run.txt
+	@$(LOCK) pyproject.toml requirements/run.in requirements/dev.in -c requirements/run.txt -o requirements/dev.txt
+
+hooks: .venv/.dev ## run the checks before every commit of yours
+	@$(BIN)/python -m pre_commit install
+
+clean: ## remove what make made, not the desk's data
+	@rm -rf .venv $(RESULTS) .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+.venv/.run: tools/setup requirements/setup.txt requirements/run.txt pyproject.toml
+	@tools/setup run
+
+.venv/.dev: .venv/.run requirements/dev.txt
+	@tools/setup dev

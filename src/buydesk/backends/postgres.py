@@ -1,0 +1,302 @@
+"""OrderLedger in PostgreSQL: the one place where orders are stored. One call of one function places a batch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
+
+import asyncpg
+import msgspec
+
+from buydesk.errors import (
+    InternalError,
+    LedgerUnavailable,
+    OrderNotFound,
+    OutcomeUnknown,
+    Overloaded,
+    PriceNotFound,
+    WrongMode,
+)
+from buydesk.orders import (
+    Anchor,
+    Exposure,
+    Order,
+    Outcome,
+    Page,
+    PageBefore,
+    PageFrom,
+    Placement,
+    Refused,
+)
+from buydesk.prices import PriceRecord, record_from
+from buydesk.settings import Settings
+from buydesk.sql import QUERIES
+from buydesk.sql.rows import order_of, outcome_of, place_arguments
+
+if TYPE_CHECKING:
+    Connection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+
+logger = logging.getLogger("buydesk.services.db_proxy")
+
+REVISION = "0001"
+# SQLSTATE classes in which PostgreSQL says that no item can be placed now: read-only, not our tables or rights, out of
+# resources, I/O errors.
+_CANNOT_WORK = ("25", "42", "53", "58")
+_TOOK_TOO_LONG = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
+# Whatever may go wrong between this program and PostgreSQL; a ValueError is a DATABASE_URL that makes no sense.
+_FAULTS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, ValueError)
+_NEVER_PLANNED = ("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_hashjoin", "enable_mergejoin")
+
+
+class PostgresLedger:
+    """See OrderLedger. Connections are made when they are needed, so a service can start before its database."""
+
+    def __init__(self, database_url: str, settings: Settings, livemode: bool) -> None:
+        self._database_url = database_url
+        self._settings = settings
+        self._livemode = livemode
+        # One connection is left to placing: many readers must not hold up an order.
+        self._reading = asyncio.Semaphore(settings.database_connections_max - 1)
+        self._pool: asyncpg.Pool | None = None
+
+    async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+        """See OrderLedger."""
+        if not items:
+            return []
+        give_up_at = time.monotonic() + timeout_seconds
+        async with self._connection(min(timeout_seconds, self._settings.connect_seconds_max)) as connection:
+            return await self._settle(connection, items, give_up_at)
+
+    async def _settle(self, connection: Connection, items: Sequence[Placement], give_up_at: float) -> Sequence[Outcome]:
+        """One outcome each. A batch that was rolled back because of something in it is settled in halves, and these
+        in halves again, so that what is wrong hurts only its own item. Raises only when it stored nothing for certain,
+        or OutcomeUnknown."""
+        timeout_seconds = give_up_at - time.monotonic()
+        if timeout_seconds <= 0:
+            raise Overloaded("The database took too long.", retry_after_seconds=1)
+        try:
+            return await self._place(connection, items, timeout_seconds)
+        except asyncpg.PostgresError as error:
+            _raise_unless_of_an_item(error)
+            if len(items) == 1:
+                logger.exception("order %s cannot be stored", items[0].order.id)
+                return [Refused(InternalError("The order cannot be stored; it certainly was not. It has been logged."))]
+        outcomes: list[Outcome] = []
+        middle = len(items) // 2
+        for half in (items[:middle], items[middle:]):
+            try:
+                outcomes += await self._settle(connection, half, give_up_at)
+            except (LedgerUnavailable, Overloaded) as error:
+                outcomes += [Refused(error)] * len(half)  # the other half may well be stored
+        return outcomes
+
+    async def _place(
+        self, connection: Connection, items: Sequence[Placement], timeout_seconds: float
+    ) -> Sequence[Outcome]:
+        """One call of the function, in a transaction of its own; raises asyncpg.PostgresError or OutcomeUnknown."""
+        try:
+            [row] = await connection.fetch(QUERIES["place_orders"], *place_arguments(items), timeout=timeout_seconds)
+        except asyncpg.PostgresError:
+            raise
+        except Exception as error:
+            # A time-out, a lost connection or a driver that lost its footing: the function may have run to its end.
+            raise _unknown(error) from error
+        results = list(zip(items, row["outcomes"], row["numbers"], row["used_then"], strict=True))
+        stored = await self._repeated(connection, [number for _, kind, number, _ in results if kind == "repeat"])
+        return [outcome_of(item, kind, number, used, row, stored) for item, kind, number, used in results]
+
+    async def _repeated(self, connection: Connection, numbers: Sequence[int]) -> dict[int, Order]:
+        """The stored orders that a batch repeats. Whatever goes wrong here, the batch is committed already."""
+        if not numbers:
+            return {}
+        try:
+            rows = await connection.fetch(
+                QUERIES["orders_by_number"], numbers, timeout=self._settings.remote_seconds_max
+            )
+        except Exception as error:
+            raise _unknown(error) from error
+        return {row["number"]: order_of(row) for row in rows}
+
+    async def page(self, anchor: Anchor, page_size: int) -> Page:
+        """See OrderLedger."""
+        if isinstance(anchor, PageFrom):
+            rows = await self._fetch("page_from", anchor.start, page_size)
+            orders = [order_of(row) for row in rows if row["number"] is not None]
+            # They come in this order already, but SQL does not promise it.
+            orders.sort(key=lambda order: order.number, reverse=True)
+            return Page(orders, rows[0]["total"])
+        if isinstance(anchor, PageBefore):
+            return Page([order_of(row) for row in await self._fetch("page_before", anchor.number, page_size)], None)
+        rows = await self._fetch("page_after", anchor.number, page_size)
+        return Page([order_of(row) for row in reversed(rows)], None)
+
+    async def order(self, order_id: uuid.UUID) -> Order:
+        """See OrderLedger."""
+        rows = await self._fetch("order_by_id", order_id)
+        if not rows:
+            raise OrderNotFound(f"No order has the id {order_id}.")
+        return order_of(rows[0])
+
+    async def order_by_key(self, client: str, client_order_id: str) -> Order:
+        """See OrderLedger."""
+        rows = await self._fetch("order_by_key", client, client_order_id)
+        if not rows:
+            raise OrderNotFound("No order has this client_order_id.")
+        return order_of(rows[0])
+
+    async def exposure(self) -> Exposure:
+        """See OrderLedger."""
+        row = (await self._fetch("exposure"))[0]
+        return Exposure(row["cap_satoshi"], row["used_satoshi"], row["last_number"])
+
+    async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
+        """See OrderLedger."""
+        rows = await self._fetch("price_record", price_id)
+        if not rows:
+            raise PriceNotFound(f"No order was priced with a record of the id {price_id}.")
+        return record_from(msgspec.json.decode(rows[0]["document"]))
+
+    async def check(self) -> None:
+        """See OrderLedger; a newer database than this program is fine, so that both can be upgraded one by one."""
+        rows = await self._fetch("revision")
+        revision = rows[0]["version_num"] if rows else "none"
+        if not rows or revision < REVISION:
+            told = f"The database is at revision {revision}, not {REVISION}: run `buydesk migrate`."
+            raise LedgerUnavailable(told, retry_after_seconds=5)
+        if rows[0]["is_read_only"]:
+            raise LedgerUnavailable("The database is read-only now.", retry_after_seconds=1)
+
+    async def close(self) -> None:
+        """Closes the pool; what is under way is cut off."""
+        if self._pool is not None:
+            self._pool.terminate()
+
+    async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        """The rows of a named query; asked once more when a kept connection turns out to be dead."""
+        try:
+            try:
+                return await self._fetch_once(query, arguments)
+            except asyncpg.PostgresError as error:
+                if _is_definite(error):
+                    raise
+                return await self._fetch_once(query, arguments)
+        except _FAULTS as error:
+            raise _unavailable(error) from error
+
+    async def _fetch_once(self, query: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
+        async with asyncio.timeout(self._settings.connect_seconds_max):
+            await self._reading.acquire()
+        try:
+            async with self._connection(self._settings.connect_seconds_max) as connection:
+                rows: list[asyncpg.Record] = await connection.fetch(
+                    QUERIES[query], *arguments, timeout=self._settings.remote_seconds_max
+                )
+                return rows
+        finally:
+            self._reading.release()
+
+    @contextlib.asynccontextmanager
+    async def _connection(self, timeout_seconds: float) -> AsyncIterator[Connection]:
+        """A connection of the pool; raises LedgerUnavailable when there is none to be had, WrongMode."""
+        try:
+            if self._pool is None:
+                self._pool = self._new_pool()
+            pool = await self._pool
+            connection = await pool.acquire(timeout=timeout_seconds)
+        except _FAULTS as error:
+            raise _unavailable(error) from error
+        try:
+            yield connection
+        except BaseException as error:
+            # Cancelled, cut, confused or led to a server that can only be read: the next call starts afresh.
+            with contextlib.suppress(asyncpg.InterfaceError):  # a connection that is lost has left the pool by itself
+                connection.terminate()
+            if isinstance(error, OutcomeUnknown):
+                # Where one connection fell silent, those that idle beside it are likely to be as dead.
+                await pool.expire_connections()
+            raise
+        finally:
+            await pool.release(connection)
+
+    async def _require_mode(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Asked of every new connection: the other mode's database must not even be read."""
+        livemode = await connection.fetchval(QUERIES["livemode"])
+        if livemode is None:
+            raise LedgerUnavailable("The database has no exposure row: run `buydesk migrate`.", retry_after_seconds=1)
+        if livemode != self._livemode:
+            has = "live" if livemode else "sandbox"
+            told = f"This database holds {has} orders: start with PRICE_FEED={has}, or use another one."
+            raise WrongMode(told, retry_after_seconds=5)
+
+    def _new_pool(self) -> asyncpg.Pool:
+        return asyncpg.create_pool(
+            self._database_url,
+            min_size=0,
+            max_size=self._settings.database_connections_max,
+            timeout=self._settings.connect_seconds_max,
+            init=self._require_mode,
+            # Our statements leave nothing behind in a session: the default reset would cost a round trip each time.
+            reset=_keep_session,
+            server_settings=session_settings(self._settings),
+        )
+
+
+def session_settings(settings: Settings) -> dict[str, str]:
+    """What every connection of the ledger tells PostgreSQL about itself."""
+    return {
+        "application_name": "buydesk",
+        "default_transaction_isolation": "read committed",
+        "synchronous_commit": "on",
+        "statement_timeout": _milliseconds(settings.statement_seconds_max),
+        "lock_timeout": _milliseconds(settings.lock_seconds_max),
+        "timezone": "UTC",
+        # Every query of ours goes by an index and reads it in order. The planner must not think otherwise of tables
+        # that it has no statistics of, or old ones.
+        **dict.fromkeys(_NEVER_PLANNED, "off"),
+        "jit": "off",
+    }
+
+
+async def _keep_session(_: object) -> None:
+    pass
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(max(1, int(seconds * 1000)))  # 0 would mean for ever
+
+
+def _is_definite(error: asyncpg.PostgresError) -> bool:
+    """Whether the transaction was certainly rolled back: the server said so and lives, or it was never asked.
+
+    Lost connections (class 08) are PostgresErrors of asyncpg too, and a session that is ended (fatal; class 57P) may be
+    past its commit.
+    """
+    state = error.sqlstate or "08000"
+    return error.severity_en in (None, "ERROR") and not state.startswith(("08", "40003", "57P"))
+
+
+def _raise_unless_of_an_item(error: asyncpg.PostgresError) -> None:
+    """Returns when the batch was rolled back because of something in it; otherwise raises what it means."""
+    if not _is_definite(error):
+        raise _unknown(error) from error
+    if isinstance(error, _TOOK_TOO_LONG):
+        raise Overloaded("The database took too long.", retry_after_seconds=1) from error
+    if error.sqlstate[:2] in _CANNOT_WORK:
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: Exception) -> LedgerUnavailable:
+    if isinstance(error, (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError)):
+        detail = "The database has not the tables that this program needs: run `buydesk migrate`."
+    else:
+        detail = f"PostgreSQL cannot be used ({type(error).__name__})."
+    return LedgerUnavailable(detail, retry_after_seconds=1)
+
+
+def _unknown(error: Exception) -> OutcomeUnknown:
+    return OutcomeUnknown(f"PostgreSQL gave no answer ({type(error).__name__}).")

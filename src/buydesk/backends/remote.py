@@ -1,0 +1,233 @@
+"""The ports over HTTP: each calls the service that owns the part, and raises the errors that service answered with.
+
+Reads that get no answer raise the port's "unavailable" error. Placing tells apart what was certainly not stored from
+what may have been.
+"""
+
+import uuid
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import aiohttp
+import msgspec
+
+from buydesk.errors import (
+    DeskError,
+    HealthUnavailable,
+    InternalError,
+    LedgerUnavailable,
+    MethodNotAllowed,
+    NotFound,
+    OutcomeUnknown,
+    PriceBoardUnavailable,
+    Unauthorized,
+    rebuild,
+)
+from buydesk.health import KeptReport, Level, Report, kept_from
+from buydesk.money import parse_btc
+from buydesk.orders import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, Placement
+from buydesk.prices import PriceRecord, record_document, record_from
+from buydesk.settings import Settings
+from buydesk.wire import order_from, outcome_from, placement_documents
+
+T = TypeVar("T")
+
+_NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
+# Between our own services these are faults of the desk (another token, another version), not the client's.
+_MISUNDERSTOOD = (Unauthorized, NotFound, MethodNotAllowed)
+_CUT = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError)
+# What reading an answer raises that another program gave.
+_OTHER_SHAPE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+
+class RemoteService:
+    """Pooled keep-alive HTTP to one service. `unavailable` is what it means when no answer of its own comes back."""
+
+    def __init__(self, url: str, settings: Settings, unavailable: type[DeskError]) -> None:
+        self._url = url
+        self._settings = settings
+        self._unavailable = unavailable
+        self._headers = {
+            "Authorization": f"Bearer {settings.internal_token.get_secret_value()}",
+            "Content-Type": "application/json",
+        }
+        self._session: aiohttp.ClientSession | None = None
+
+    def session(self) -> aiohttp.ClientSession:
+        """The pool; made at the first call, because it belongs to the running loop."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._settings.remote_connections_max),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers=self._headers,
+                auto_decompress=False,
+            )
+        return self._session
+
+    async def call(
+        self, method: str, path: str, *, body: object = None, timeout_seconds: float, **query: str | int
+    ) -> Any:
+        """The JSON of a 200; raises the error that a problem document names.
+
+        Raises aiohttp.ClientError or TimeoutError when there is no answer and ValueError when it is not one of ours.
+        """
+        timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=self._settings.connect_seconds_max)
+        data = None if body is None else msgspec.json.encode(body)
+        async with self.session().request(
+            method, self._url + path, data=data, params=query, timeout=timeout, allow_redirects=False
+        ) as response:
+            document = msgspec.json.decode(await response.read())
+            if response.status == 200:
+                return document
+            if not isinstance(document, dict) or "code" not in document:
+                raise ValueError(f"{self._url} answered {response.status} and no problem document")
+            retry_after = response.headers.get("Retry-After", "")
+            error = rebuild(document, int(retry_after) if retry_after.isdecimal() else None)
+            if isinstance(error, _MISUNDERSTOOD):
+                raise self._unavailable(f"{self._url} answered {error.code}: {error.detail}", retry_after_seconds=1)
+            raise error
+
+    async def read(self, shape: Callable[[Any], T], path: str, **query: str | int) -> T:
+        """What `shape` makes of the answer to a GET."""
+        return await self._safely(shape, "GET", path, None, **query)
+
+    async def write(self, path: str, body: object) -> None:
+        """A POST that may be repeated without harm."""
+        await self._safely(_whatever, "POST", path, body)
+
+    async def _safely(self, shape: Callable[[Any], T], method: str, path: str, body: object, **query: str | int) -> T:
+        """Asks, and once more on a fresh connection when a kept one turns out to be cut."""
+        ask = partial(self.call, method, path, body=body, timeout_seconds=self._settings.remote_seconds_max, **query)
+        try:
+            try:
+                return shape(await ask())
+            except _CUT:
+                return shape(await ask())
+        except (aiohttp.ClientError, TimeoutError, *_OTHER_SHAPE) as error:
+            raise self._no_answer(error) from error
+
+    def _no_answer(self, error: Exception) -> DeskError:
+        return self._unavailable(f"{self._url} gave no answer ({type(error).__name__}).", retry_after_seconds=1)
+
+    async def check(self) -> None:
+        """Raises the "unavailable" error unless the service says that it is ready."""
+        try:
+            await self.read(_whatever, "/readyz")
+        except DeskError as error:
+            raise self._unavailable(error.detail, retry_after_seconds=1) from error
+
+    async def close(self) -> None:
+        """Closes the pool."""
+        if self._session is not None:
+            await self._session.close()
+
+
+class RemoteLedger(RemoteService):
+    """OrderLedger, at db_proxy."""
+
+    def __init__(self, url: str, settings: Settings) -> None:
+        super().__init__(url, settings, LedgerUnavailable)
+
+    async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+        """See OrderLedger. Only a connection that was never made, or an error that says so, proves that nothing was
+        stored."""
+        try:
+            answers = await self.call("POST", "/add/", body=placement_documents(items), timeout_seconds=timeout_seconds)
+            return [outcome_from(answer) for _, answer in zip(items, answers, strict=True)]
+        except _NEVER_SENT as error:
+            raise self._no_answer(error) from error
+        except InternalError as error:
+            raise OutcomeUnknown(f"db_proxy: {error.detail}") from error
+        except (aiohttp.ClientError, TimeoutError, *_OTHER_SHAPE) as error:
+            raise OutcomeUnknown(f"db_proxy gave no answer ({type(error).__name__}).") from error
+
+    async def page(self, anchor: Anchor, page_size: int) -> Page:
+        """See OrderLedger."""
+
+        def shape(document: Any) -> Page:
+            return Page([order_from(each) for each in document["data"]], document["total"])
+
+        if isinstance(anchor, PageFrom):
+            query = {"start": anchor.start}
+        else:
+            query = {"before" if isinstance(anchor, PageBefore) else "after": anchor.number}
+        return await self.read(shape, "/page", page_size=page_size, **query)
+
+    async def order(self, order_id: uuid.UUID) -> Order:
+        """See OrderLedger."""
+        return await self.read(order_from, f"/order/{order_id}")
+
+    async def order_by_key(self, client: str, client_order_id: str) -> Order:
+        """See OrderLedger."""
+        return await self.read(order_from, "/order", client=client, client_order_id=client_order_id)
+
+    async def exposure(self) -> Exposure:
+        """See OrderLedger."""
+
+        def shape(document: Any) -> Exposure:
+            return Exposure(parse_btc(document["cap"]), parse_btc(document["used"]), document["orders"])
+
+        return await self.read(shape, "/exposure")
+
+    async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
+        """See OrderLedger."""
+        return await self.read(record_from, f"/price/{price_id}")
+
+
+class RemotePriceBoard(RemoteService):
+    """PriceBoard, at api_cache_proxy."""
+
+    def __init__(self, url: str, settings: Settings) -> None:
+        super().__init__(url, settings, PriceBoardUnavailable)
+
+    async def publish(self, record: PriceRecord) -> None:
+        """See PriceBoard. No `ttl` is sent: the record's own `expires_at` travels with it."""
+        await self.write("/add/", record_document(record))
+
+    async def latest(self) -> PriceRecord:
+        """See PriceBoard."""
+        return await self.read(record_from, "/record")
+
+    async def history(self, minutes: int) -> Sequence[PriceRecord]:
+        """See PriceBoard."""
+
+        def shape(document: Any) -> list[PriceRecord]:
+            return [record_from(each) for each in document["data"]]
+
+        return await self.read(shape, "/history", minutes=minutes)
+
+
+class RemoteHealthDesk(RemoteService):
+    """HealthDesk, at health_check."""
+
+    def __init__(self, url: str, settings: Settings) -> None:
+        super().__init__(url, settings, HealthUnavailable)
+
+    async def report(self, report: Report) -> None:
+        """See HealthDesk."""
+        await self.write("/report", report)
+
+    async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[KeptReport]:
+        """See HealthDesk."""
+
+        def shape(document: Any) -> list[KeptReport]:
+            return [kept_from(each) for each in document["data"]]
+
+        query = {name: value for name, value in (("service", service), ("level", level)) if value is not None}
+        return await self.read(shape, "/reports", limit=limit, **query)
+
+    async def last_of_each(self) -> Sequence[KeptReport]:
+        """See HealthDesk."""
+
+        def shape(document: Any) -> list[KeptReport]:
+            if not document["reports"]["ok"]:
+                raise HealthUnavailable(document["reports"]["detail"], retry_after_seconds=1)
+            last = [each["last_report"] for each in document["services"].values()]
+            return [kept_from(each) for each in last if each is not None]
+
+        return await self.read(shape, "/status")
+
+
+def _whatever(document: object) -> object:
+    return document

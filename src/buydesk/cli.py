@@ -1,0 +1,121 @@
+"""The command `buydesk`. Whatever keeps it from starting is one line on stderr and exit code 2."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import click
+
+from buydesk import __version__, logs
+from buydesk.errors import CannotStart
+from buydesk.money import NotMoney, parse_btc
+from buydesk.settings import PORTS, Settings, read_settings, variable
+
+# `up` and `serve` import what they need when they are called: `buydesk --help` answers at once, and the SQLAlchemy that
+# `migrate` loads stays out of the services' memory.
+
+Live = click.Choice(["sandbox", "live"])
+
+
+class Commands(click.Group):
+    """Turns what keeps a command from starting into one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; exits with 2 for CannotStart."""
+        try:
+            return super().invoke(ctx)
+        except CannotStart as error:
+            click.echo(f"buydesk: {logs.masked(str(error))}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="buydesk")
+def main() -> None:
+    """A bitcoin buy-order desk: never a duplicate, never over the cap, never an unproven price.
+
+    \b
+    buydesk up                    a whole desk on this machine, nothing else needed (sandbox prices)
+    buydesk up --separate         the same, each service a supervised process of its own
+    buydesk serve db_proxy        one service, set up by its environment, for containers
+    buydesk migrate               bring the database at DATABASE_URL up to date
+
+    Every setting is an environment variable: `buydesk serve --help` lists them.
+    """
+
+
+@main.command()
+@click.option("--data-dir", type=click.Path(), help="Where everything is kept.  [default: ./data]")
+@click.option("--port-offset", type=int, help="Shift all ports, so that several desks run side by side.")
+@click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
+@click.option("--feed", "price_feed", type=Live, help="Recorded prices, or the exchanges'.  [default: sandbox]")
+@click.option("--replay-speed", type=float, help="How fast the sandbox's recorded time runs.  [default: 1]")
+@click.option("--separate", is_flag=True, help="Each service in a process of its own, started again when it dies.")
+def up(separate: bool, **given: object) -> None:
+    """Run a whole desk: PostgreSQL (embedded, unless DATABASE_URL is set), migrations and all six services.
+
+    Ctrl-C or SIGTERM stops it, after finishing what was accepted. Its orders are there at the next start.
+    """
+    settings = read_settings(**{name: value for name, value in given.items() if value is not None})
+    from buydesk.up import up as run  # noqa: PLC0415
+
+    logs.configure(settings.log_level)
+    _run(run(settings, separate=separate, say=click.echo))
+
+
+def _settings_help() -> str:
+    lines = [
+        f"  {variable(name)}: {field.description}" + (f"  [{field.default}]" if _has_plain_default(name) else "")
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\b\nSettings (environment variables):\n" + "\n".join(lines)
+
+
+def _has_plain_default(name: str) -> bool:
+    field = Settings.model_fields[name]
+    return field.default not in (None, "") and field.default_factory is None
+
+
+@main.command(epilog=_settings_help())
+@click.argument("service", type=click.Choice(sorted(PORTS)))
+def serve(service: str) -> None:
+    """Run one SERVICE, set up by environment variables only."""
+    settings = read_settings()
+    if "internal_token" not in settings.model_fields_set:
+        name = variable("internal_token")
+        raise CannotStart(f"{name} is missing: give all services the same secret, such as `openssl rand -hex 32`")
+    from buydesk.running import serve as run  # noqa: PLC0415
+
+    logs.configure(settings.log_level)
+    _run(run(settings, service))
+
+
+@main.command()
+@click.option("--cap", default="100", show_default=True, help="BTC that a new database may sell in all.")
+@click.option("--wait", "wait_seconds", default=0.0, show_default=True, help="Seconds to wait for the database.")
+def migrate(cap: str, wait_seconds: float) -> None:
+    """Bring the database at DATABASE_URL up to date; of a new one, set mode (PRICE_FEED) and cap.
+
+    An existing database keeps its cap and its mode.
+    """
+    settings = read_settings()
+    if settings.database_url is None:
+        raise CannotStart("DATABASE_URL is missing: say which database to migrate")
+    try:
+        cap_satoshi = parse_btc(cap)
+    except NotMoney as error:
+        raise CannotStart(f"--cap {error}") from error
+    from buydesk.backends.migrate import migrate as run  # noqa: PLC0415
+
+    livemode = settings.price_feed == "live"
+    url = settings.database_url.get_secret_value()
+    _run(run(url, livemode=livemode, cap_satoshi=cap_satoshi, wait_seconds=wait_seconds))
+    click.echo("The database is up to date.")
+
+
+def _run(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Runs it in uvloop."""
+    import uvloop  # noqa: PLC0415
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(coroutine)

@@ -1,0 +1,78 @@
+"""Logs: everything goes to stdout, as JSON lines or, on a terminal, as text; and no password in any of it."""
+
+import logging
+import re
+import sys
+from datetime import UTC, datetime
+
+from pythonjsonlogger.core import RESERVED_ATTRS
+from pythonjsonlogger.json import JsonFormatter
+
+from buydesk.times import format_time
+
+# The password of a URL ends at the last @ before the path: one that has a bare @ in it is hidden as a whole.
+_URL_PASSWORD = re.compile(r"(://[^\s/:@]*):[^\s/]*@")
+_QUERY_PASSWORD = re.compile(r"([?&]password=)[^\s&#'\"\\]*", re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """The text with the passwords of its URLs replaced by `***`."""
+    return _QUERY_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1:***@", text))
+
+
+def configure(level: str, json: bool | None = None) -> None:
+    """Sends all logs of this process from `level` up to stdout; as JSON unless stdout is a terminal, or as `json` says.
+
+    Replaces every handler of the root logger, so further ones are added afterwards. uvicorn's warnings go the same way;
+    what it tells of its starts and stops the services report themselves, and /metrics counts the requests.
+    """
+    as_json = not sys.stdout.isatty() if json is None else json
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_JsonLines() if as_json else _Text())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = name != "uvicorn.access"
+        logger.setLevel(logging.WARNING)
+
+
+class _JsonLines(JsonFormatter):
+    """One JSON object a line: time, level, logger, message, what was given as `extra`, exception."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ["asctime", "levelname", "name", "message"],
+            rename_fields={"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "exception"},
+            reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's message once more, with escape codes
+        )
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # logging's name
+        return _time_of(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        # Members are separated by blanks, which no password has: masking the line cannot reach from one into the next.
+        return masked(super().format(record))
+
+
+class _Text(logging.Formatter):
+    """One line for a person; an exception's traceback below it."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # logging's name
+        return _time_of(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        # Clients' text may be in it: it shall not be able to break the line or to steer the terminal.
+        message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in record.message)
+        return f"{record.asctime} {record.levelname:<8} {record.name}: {message}"
+
+    def usesTime(self) -> bool:  # noqa: N802  # logging's name
+        return True
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
+
+
+def _time_of(record: logging.LogRecord) -> str:
+    return format_time(datetime.fromtimestamp(record.created, UTC))

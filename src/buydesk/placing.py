@@ -1,0 +1,182 @@
+"""Batches, not hops: orders that arrive while a batch is under way form the next batch. No timers.
+
+create_buy_order sends its batches to the ledger (db_proxy, when that runs elsewhere), db_proxy sends its own to
+PostgreSQL: both by `PlacingQueue`. One batch is under way at a time. A batch whose outcome is unknown is sent again,
+the same items with the same ids and prices, until their time is up.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from buydesk.errors import DeskError, LedgerUnavailable, OutcomeUnknown, Overloaded, WrongMode
+from buydesk.orders import OrderLedger, Outcome, Placement, Refused
+from buydesk.settings import Settings
+from buydesk.times import format_time
+
+_SWEEP_SECONDS = 0.25
+_NOT_THIS_TIME = (LedgerUnavailable, Overloaded, WrongMode)
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """An order on its way to the ledger. `give_up_at` is monotonic time; `resent` says that an answer was lost."""
+
+    item: Placement
+    give_up_at: float
+    answer: "asyncio.Future[Outcome]"
+    resent: bool = field(default=False)
+
+    def settle(self, outcome: Outcome) -> None:
+        """Answers, unless whoever asked is gone: that must not hurt the others of the batch."""
+        if not self.answer.done():
+            self.answer.set_result(outcome)
+
+
+class PlacingQueue:
+    """The bounded queue in front of a ledger. Every order put in gets one outcome, in time."""
+
+    def __init__(self, ledger: OrderLedger, settings: Settings, service: str) -> None:
+        self._ledger = ledger
+        self._settings = settings
+        self._log = logging.getLogger(f"buydesk.services.{service}")
+        # What a ledger that works needs at the most. A connection gone silent must not cost an order all of its time.
+        self._sending_seconds = settings.connect_seconds_max + settings.statement_seconds_max
+        self._queue: deque[Waiting] = deque()
+        self._arrived = asyncio.Event()
+        self._closing = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> "PlacingQueue":
+        self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._sweep())]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Finishes what was accepted; takes no more."""
+        self._closing = True
+        self._arrived.set()
+        worker, sweeper = self._tasks
+        await worker
+        sweeper.cancel()
+
+    @property
+    def waiting(self) -> int:
+        """How many orders wait for the next batch."""
+        return len(self._queue)
+
+    def put(self, items: Sequence[Placement], give_up_at: float) -> list[Waiting]:
+        """Queues the items together, in this order, to be answered by `give_up_at` (monotonic time).
+
+        Raises Overloaded when they do not fit or the queue is closing: then none of them was queued.
+        """
+        if self._closing:
+            raise Overloaded("The service is stopping.", retry_after_seconds=1)
+        if len(self._queue) + len(items) > self._settings.orders_waiting_max:
+            raise Overloaded(f"{len(self._queue)} orders are waiting already.", retry_after_seconds=1)
+        future = asyncio.get_running_loop().create_future
+        added = [Waiting(item, give_up_at, future()) for item in items]
+        self._queue.extend(added)
+        self._arrived.set()
+        return added
+
+    async def _work(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._queue:
+                size = min(len(self._queue), self._settings.batch_orders_max)
+                batch = [self._queue.popleft() for _ in range(size)]
+                try:
+                    await self._settle(batch)
+                except Exception:
+                    self._log.exception("a batch of %d orders failed unexpectedly", len(batch))
+                    self._refuse_unknown(each for each in batch if not each.answer.done())
+            if self._closing:
+                return
+
+    async def _settle(self, batch: Sequence[Waiting]) -> None:
+        """Sends the batch until each of its orders has an outcome, or no time left."""
+        left = list(batch)
+        while left:
+            seconds = min(each.give_up_at for each in left) - time.monotonic()
+            if seconds <= 0:
+                left = self._give_up_late(left)
+                continue
+            try:
+                outcomes = await self._ledger.place([each.item for each in left], min(seconds, self._sending_seconds))
+            except OutcomeUnknown as error:
+                self._log.warning("outcome of %d orders unknown, sending them again: %s", len(left), error.detail)
+                left = self._lost(left)
+            except DeskError as error:
+                # Certainly not stored this time; what an earlier sending did is as unknown as before.
+                for each in left:
+                    if not each.resent:
+                        each.settle(Refused(error))
+                left = [each for each in left if each.resent]
+            else:
+                left = self._lost(
+                    [each for each, outcome in zip(left, outcomes, strict=True) if not self._answer(each, outcome)]
+                )
+            if left:
+                await asyncio.sleep(self._settings.resend_pause_seconds)
+
+    @staticmethod
+    def _answer(each: Waiting, outcome: Outcome) -> bool:
+        if isinstance(outcome, Refused):
+            problem = outcome.problem
+            # Not stored this time proves nothing of an earlier sending: only the ledger itself has looked for that.
+            if isinstance(problem, OutcomeUnknown) or (each.resent and isinstance(problem, _NOT_THIS_TIME)):
+                return False
+        each.settle(outcome)
+        return True
+
+    @staticmethod
+    def _lost(left: list[Waiting]) -> list[Waiting]:
+        for each in left:
+            each.resent = True
+        return left
+
+    def _give_up_late(self, left: Iterable[Waiting]) -> list[Waiting]:
+        """Answers those whose time is up; returns the others."""
+        now = time.monotonic()
+        still = []
+        for each in left:
+            if each.give_up_at > now:
+                still.append(each)
+            elif each.resent:
+                self._refuse_unknown([each])
+            else:
+                each.settle(Refused(Overloaded("The order waited too long.", retry_after_seconds=1)))
+        return still
+
+    def _refuse_unknown(self, lost: Iterable[Waiting]) -> None:
+        for each in lost:
+            each.settle(Refused(outcome_unknown(each.item, self._settings)))
+
+    async def _sweep(self) -> None:
+        """Answers orders whose time is up while they wait; they stand in the order of their arrival."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            now = time.monotonic()
+            while self._queue and self._queue[0].give_up_at <= now:
+                self._give_up_late([self._queue.popleft()])
+
+
+def outcome_unknown(item: Placement, settings: Settings) -> OutcomeUnknown:
+    """The answer when it could not be learnt whether the order is stored.
+
+    The ledger takes it no more after its deadline, by its own clock, which may be behind ours by the allowed skew; a
+    statement that began before ends within its time-out. After `final_after` a look-up of the id or key is final.
+    """
+    beyond_seconds = settings.clock_skew_seconds_max + settings.statement_seconds_max
+    final_after = item.deadline + timedelta(seconds=beyond_seconds)
+    return OutcomeUnknown(
+        "The order may or may not be stored: send it again with the same key, or look it up after final_after.",
+        retry_after_seconds=1,
+        order_id=str(item.order.id),
+        final_after=format_time(final_after),
+    )

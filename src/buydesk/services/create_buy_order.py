@@ -1,0 +1,351 @@
+"""create_buy_order: takes clients' orders, prices them, has them placed, and answers once they are on disk."""
+
+import asyncio
+import json
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+
+from buydesk import web
+from buydesk.errors import (
+    DeskError,
+    ExposureCapExceeded,
+    IdempotencyKeyReused,
+    InvalidRequest,
+    LedgerUnavailable,
+    OutcomeUnknown,
+    Overloaded,
+    PayloadTooLarge,
+    PriceBoardUnavailable,
+    PriceStale,
+    PriceUnavailable,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
+from buydesk.money import Currency, format_cents, parse_amount
+from buydesk.orders import (
+    ANONYMOUS,
+    KEY_CHARS_MAX,
+    NewOrder,
+    Order,
+    OrderLedger,
+    Placement,
+    Refused,
+    new_order_id,
+    order_document,
+    parse_key,
+)
+from buydesk.placing import PlacingQueue, Waiting
+from buydesk.prices import Feed, PriceBoard, PriceRecord, stale
+from buydesk.reporting import Reporter
+from buydesk.settings import Settings
+from buydesk.times import utc_now
+from buydesk.wire import EXAMPLE_ORDER
+
+NAME = "create_buy_order"
+_MEMBERS = ("currency", "amount", "client_order_id")
+
+logger = logging.getLogger(f"buydesk.services.{NAME}")
+
+
+class PriceAtHand:
+    """The price this service sells at: looked up every second, its validity counted down on a monotonic clock.
+
+    Once a record is at hand, nothing makes it valid for longer: not a wall clock that steps back, and not the board.
+    """
+
+    def __init__(
+        self,
+        board: PriceBoard,
+        feed: Feed,
+        refresh_seconds: float,
+        now: Callable[[], datetime] = utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._board = board
+        self._feed = feed
+        self._refresh_seconds = refresh_seconds
+        self._now = now
+        self._monotonic = monotonic
+        self._record: PriceRecord | None = None
+        self._usable_until = 0.0
+        self._problem: DeskError = PriceUnavailable("No price has been looked up yet.", retry_after_seconds=1)
+
+    def current(self) -> PriceRecord | DeskError:
+        """The record to price with now or, when there is none, why."""
+        if self._record is None:
+            return self._problem
+        if self._monotonic() < self._usable_until:
+            return self._record
+        return stale(self._record.as_of, self._record.expires_at)
+
+    async def refresh(self) -> None:
+        """Looks at the board once. What is at hand stays so until its own end, whatever the board says."""
+        started = self._monotonic()
+        try:
+            record = await self._board.latest()
+        except DeskError as error:
+            self._problem = _as_price_problem(error)
+            return
+        if record.feed != self._feed:
+            told = f"The price board shows {record.feed} prices and this service is {self._feed}: check PRICE_FEED."
+            self._problem = PriceUnavailable(told, retry_after_seconds=5)
+            return
+        usable_until = started + (record.expires_at - self._now()).total_seconds()
+        if self._record is not None and self._record.id == record.id:
+            usable_until = min(usable_until, self._usable_until)
+        self._record, self._usable_until = record, usable_until
+
+    async def keep_fresh(self) -> None:
+        """Refreshes for as long as the service runs."""
+        while True:
+            try:
+                await self.refresh()
+            except Exception:  # a fault of one look must not end all later ones: orders would stop for good
+                logger.exception("the price could not be looked up")
+            await asyncio.sleep(self._refresh_seconds)
+
+    async def check(self) -> None:
+        """Raises what stands in the way of pricing an order now."""
+        price = self.current()
+        if isinstance(price, DeskError):
+            raise price
+
+
+def create_app(settings: Settings, ledger: OrderLedger, board: PriceBoard, reporter: Reporter) -> FastAPI:
+    """The service over a ledger and a price board."""
+    price = PriceAtHand(board, settings.price_feed, settings.price_refresh_seconds)
+    queue = PlacingQueue(ledger, settings, NAME)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await price.refresh()
+        refreshing = asyncio.create_task(price.keep_fresh())
+        async with queue:
+            yield
+        refreshing.cancel()
+
+    async def place_order(request: Request) -> Response:
+        """The order of a request, placed: 201, or what refused it as a problem."""
+        order = await read_order(request)
+        give_up_at = time.monotonic() + settings.order_seconds_max
+        deadline = timedelta(seconds=settings.order_seconds_max + settings.clock_skew_seconds_max)
+        placement = Placement(order, price.current(), utc_now() + deadline)
+        [waiting] = queue.put([placement], give_up_at)
+        outcome = await waiting.answer
+        if _expired_on_the_way(waiting, placement):
+            again = replace(placement, price=price.current())
+            if again.price != placement.price:
+                [waiting] = queue.put([again], give_up_at)
+                outcome = await waiting.answer
+        if isinstance(outcome, Refused):
+            raise outcome.problem
+        return _created(outcome.order, is_replay=outcome.order.id != order.id, settings=settings)
+
+    app = web.service_app(
+        NAME,
+        "Place buy orders: POST /place_order/",
+        {"ledger": ledger.check, "price": price.check},
+        reporter,
+        lifespan,
+    )
+    web.add_hot_route(app, "/place_order/", "POST", place_order, _OPERATION)
+    return app
+
+
+async def read_order(request: Request) -> NewOrder:
+    """The order a request asks for, from its query or from its JSON body, under a fresh id.
+
+    Raises PayloadTooLarge, UnsupportedMediaType and InvalidRequest, which names every member that is wrong.
+    """
+    body = await web.read_body(request)
+    if request.url.query:
+        if body:
+            raise InvalidRequest.of("body", "must be empty when the order is in the query")
+        members: dict[str, object] = dict(web.single_parameters(request, _MEMBERS))
+    else:
+        if body or "content-type" in request.headers:
+            web.require_json(request)
+        members = _members(body)
+    reasons: list[tuple[str, str]] = []
+
+    def read(member: str, reader: Callable[[object], Any]) -> Any:
+        try:
+            if member not in members:
+                raise ValueError("is missing")
+            return reader(members[member])
+        except ValueError as error:
+            reasons.append((member, str(error)))
+
+    currency = read("currency", _currency)
+    amount_cents = read("amount", _amount_cents)
+    key = None
+    if "client_order_id" in members:
+        key = read("client_order_id", _key)
+    header_key = _header_key(request, reasons)
+    if not reasons and key is not None and header_key is not None and key != header_key:
+        reasons.append(("client_order_id", "differs from the Idempotency-Key header"))
+    reasons += [(name, "is not a member of an order") for name in members if name not in _MEMBERS]
+    if reasons:
+        raise InvalidRequest.of_all(reasons)
+    return NewOrder(new_order_id(), ANONYMOUS, key if key is not None else header_key, currency, amount_cents)
+
+
+class _Number(str):
+    """A JSON number, kept as it was written: it must never pass through a float."""
+
+    __slots__ = ()
+
+
+def _members(body: bytes) -> dict[str, object]:
+    if not body:
+        raise InvalidRequest.of("body", 'is empty; send {"currency": "EUR", "amount": "69.00"} or use the query')
+
+    def distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        members = dict(pairs)
+        if len(members) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            raise InvalidRequest.of_all([(name, "is given more than once") for name in counts if counts[name] > 1])
+        return members
+
+    def no_number(name: str) -> object:
+        raise InvalidRequest.of("body", f"is not JSON: {name} is no JSON number")
+
+    try:
+        document = json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=distinct,
+            parse_float=_Number,
+            parse_int=_Number,
+            parse_constant=no_number,
+        )
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InvalidRequest.of("body", f"is not JSON: {error}"[:200]) from error
+    except RecursionError as error:
+        raise InvalidRequest.of("body", "is nested too deeply") from error
+    if not isinstance(document, dict):
+        raise InvalidRequest.of("body", "must be a JSON object")
+    return document
+
+
+def _currency(value: object) -> Currency:
+    known = f"must be one of {', '.join(Currency)}"
+    if not isinstance(value, str) or isinstance(value, _Number) or not value.isascii():
+        raise ValueError(known)
+    try:
+        return Currency(value.upper())
+    except ValueError:
+        raise ValueError(known) from None
+
+
+def _amount_cents(value: object) -> int:
+    if not isinstance(value, str):
+        raise ValueError("must be a number, or a number as text")
+    return parse_amount(value)
+
+
+def _key(value: object) -> str:
+    if not isinstance(value, str) or isinstance(value, _Number):
+        raise ValueError("must be text")
+    return parse_key(value)
+
+
+def _header_key(request: Request, reasons: list[tuple[str, str]]) -> str | None:
+    """The Idempotency-Key header, bare or as the quoted string of RFC 8941, in which \\ stands before " and \\."""
+    values = request.headers.getlist("idempotency-key")
+    if not values:
+        return None
+    text = values[0]
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        text = re.sub(r'\\(["\\])', r"\1", text[1:-1])
+    try:
+        if len(values) > 1:
+            raise ValueError("is given more than once")
+        return parse_key(text)
+    except ValueError as error:
+        reasons.append(("Idempotency-Key", str(error)))
+        return None
+
+
+def _expired_on_the_way(waiting: Waiting, placement: Placement) -> bool:
+    """Whether the ledger refused the price for its age, and the order may be priced anew: not after a lost answer."""
+    outcome = waiting.answer.result()
+    return (
+        isinstance(outcome, Refused)
+        and isinstance(outcome.problem, PriceStale)
+        and isinstance(placement.price, PriceRecord)
+        and not waiting.resent
+    )
+
+
+def _as_price_problem(error: DeskError) -> DeskError:
+    if isinstance(error, PriceBoardUnavailable):
+        return PriceUnavailable(error.detail, retry_after_seconds=error.retry_after_seconds)
+    return error
+
+
+def _created(order: Order, *, is_replay: bool, settings: Settings) -> Response:
+    data = f"Order was placed for {order.currency.value}:{format_cents(order.amount_cents)}"
+    headers = {"Location": f"{settings.url('fetch_buy_orders')}/get_orders/{order.id}"}
+    if is_replay:
+        headers["Idempotent-Replayed"] = "true"
+    body = web.encode({"data": data, "order": order_document(order)})
+    return Response(body, 201, headers, "application/json")
+
+
+_EXAMPLE = {"data": "Order was placed for EUR:69.00", "order": order_document(EXAMPLE_ORDER)}
+_KEY_SCHEMA = {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX}
+_AMOUNT = "0 < amount < 1,000,000,000, a whole number of cents."
+_AMOUNT_SCHEMA = {"type": ["number", "string"], "description": _AMOUNT, "examples": ["69.00"]}
+_CURRENCY_SCHEMA = {"type": "string", "description": "EUR, GBP or USD, in any letter case.", "examples": ["EUR"]}
+_OPERATION = {
+    "tags": ["orders"],
+    "summary": "Place a buy order",
+    "description": "By query or by JSON body. With a key (header or `client_order_id`) it may be sent again without "
+    "harm: the same request gives the same answer, and is placed once.",
+    "parameters": [
+        {"name": "currency", "in": "query", "schema": _CURRENCY_SCHEMA},
+        {"name": "amount", "in": "query", "schema": {"type": "string"}, "description": _AMOUNT, "example": "69"},
+        {"name": "client_order_id", "in": "query", "schema": _KEY_SCHEMA},
+        {"name": "Idempotency-Key", "in": "header", "schema": _KEY_SCHEMA},
+    ],
+    "requestBody": {
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["currency", "amount"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "currency": _CURRENCY_SCHEMA,
+                        "amount": _AMOUNT_SCHEMA,
+                        "client_order_id": _KEY_SCHEMA,
+                    },
+                },
+                "example": {"currency": "USD", "amount": 600},
+            }
+        }
+    },
+    "responses": web.answer("The order is stored, on disk.", _EXAMPLE, 201)
+    | web.problems(
+        InvalidRequest,
+        IdempotencyKeyReused,
+        PayloadTooLarge,
+        UnsupportedMediaType,
+        RequestTimeout,
+        ExposureCapExceeded,
+        PriceUnavailable,
+        PriceStale,
+        LedgerUnavailable,
+        Overloaded,
+        OutcomeUnknown,
+    ),
+}

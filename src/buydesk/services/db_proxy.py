@@ -1,0 +1,260 @@
+"""db_proxy: the only service that talks to PostgreSQL. Places batches for create_buy_order and reads for the others."""
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.security import HTTPBearer
+
+from buydesk import web
+from buydesk.errors import (
+    ExposureCapExceeded,
+    InvalidRequest,
+    LedgerUnavailable,
+    OrderNotFound,
+    Overloaded,
+    PayloadTooLarge,
+    PriceNotFound,
+    PriceUnavailable,
+    Unauthorized,
+    UnsupportedMediaType,
+    WrongMode,
+)
+from buydesk.money import SATOSHI_PER_BTC
+from buydesk.orders import (
+    NUMBER_MAX,
+    PAGE_SIZE_MAX,
+    Anchor,
+    Exposure,
+    OrderLedger,
+    Outcome,
+    PageAfter,
+    PageBefore,
+    PageFrom,
+    Placed,
+    Placement,
+    Refused,
+    order_document,
+)
+from buydesk.placing import PlacingQueue
+from buydesk.prices import NotARecord, PriceRecord, record_document, require_plausible
+from buydesk.reporting import Reporter
+from buydesk.settings import Settings
+from buydesk.times import utc_now
+from buydesk.wire import (
+    EXAMPLE_ORDER,
+    EXAMPLE_PLACEMENT,
+    EXAMPLE_RECORD,
+    outcome_document,
+    placement_documents,
+    placement_from,
+    stored_document,
+)
+
+NAME = "db_proxy"
+ITEMS_MAX = 1000
+ADD_BYTES_MAX = 4 * 1024 * 1024
+SENDER_WAITS_SHARE = 0.75
+_BEARER = HTTPBearer(scheme_name="internal_token", auto_error=False)  # for the documents; `require_token` decides
+
+Number = Annotated[int, Query(ge=0, le=NUMBER_MAX)]
+Key = Annotated[str, Query(pattern=r"^[\x21-\x7e]{1,255}$")]
+PageSize = Annotated[int, Query(ge=1, le=PAGE_SIZE_MAX)]
+
+
+_REFUSALS = web.problems(LedgerUnavailable, WrongMode, InvalidRequest)
+_GUARDED = _REFUSALS | web.problems(Unauthorized)
+
+
+def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> FastAPI:
+    """The service over a ledger."""
+    queue = PlacingQueue(ledger, settings, NAME)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with queue:
+            yield
+
+    app = web.service_app(NAME, "The ledger, over HTTP", {"database": ledger.check}, reporter, lifespan)
+    token = settings.internal_token.get_secret_value()
+
+    async def add(request: Request) -> Response:
+        """Settles one item or a list of items: one result each, in the same order."""
+        web.require_token(request, token)
+        web.require_json(request)
+        document = await _document(request)
+        items = document if isinstance(document, list) else [document]
+        answers = [outcome_document(outcome) for outcome in await _settle(queue, items, settings)]
+        return web.FastJSON(answers if isinstance(document, list) else answers[0])
+
+    web.add_hot_route(app, "/add/", "POST", add, _ADD_OPERATION)
+    _add_reads(app, ledger, token)
+    return app
+
+
+async def _document(request: Request) -> object:
+    body = await web.read_body(request, ADD_BYTES_MAX)
+    try:
+        document: object = msgspec.json.decode(body)
+    except RecursionError as error:
+        raise InvalidRequest.of("body", "is nested too deeply") from error
+    except ValueError as error:
+        raise InvalidRequest.of("body", f"is not JSON: {error}"[:200]) from error
+    if isinstance(document, list) and len(document) > ITEMS_MAX:
+        raise InvalidRequest.of("body", f"may have {ITEMS_MAX} items at the most")
+    return document
+
+
+async def _settle(queue: PlacingQueue, documents: Sequence[object], settings: Settings) -> list[Outcome]:
+    """One outcome for each document; what is no placement is refused before the others go to the ledger together."""
+    records: dict[uuid.UUID, PriceRecord] = {}
+    read: list[Placement | Refused] = []
+    for document in documents:
+        try:
+            read.append(_plausible(placement_from(document, records), settings))
+        except InvalidRequest as error:
+            read.append(Refused(error))
+    # Answers before the sender, which waits for order_seconds_max, has given up.
+    give_up_at = time.monotonic() + settings.order_seconds_max * SENDER_WAITS_SHARE
+    waiting = queue.put([each for each in read if isinstance(each, Placement)], give_up_at)
+    outcomes = iter([await each.answer for each in waiting])
+    return [each if isinstance(each, Refused) else next(outcomes) for each in read]
+
+
+def _plausible(placement: Placement, settings: Settings) -> Placement:
+    """The placement; a price that this desk would never have published becomes its price problem, so that a repeat is
+    answered all the same. Raises InvalidRequest for a deadline that no edge of this desk would have given."""
+    now = utc_now()
+    seconds_max = settings.order_seconds_max + 2 * settings.clock_skew_seconds_max
+    if placement.deadline > now + timedelta(seconds=seconds_max):
+        raise InvalidRequest.of("deadline", f"must be at most {seconds_max:g} s from now")
+    if isinstance(placement.price, PriceRecord):
+        try:
+            require_plausible(
+                placement.price,
+                settings.price_feed,
+                settings.price_ttl_seconds,
+                settings.clock_skew_seconds_max,
+                now,
+            )
+        except NotARecord as error:
+            problem = PriceUnavailable(f"The ledger does not take this price record: {error}.", retry_after_seconds=5)
+            return replace(placement, price=problem)
+    return placement
+
+
+def _add_reads(app: FastAPI, ledger: OrderLedger, token: str) -> None:
+    async def internal(request: Request) -> None:
+        web.require_token(request, token)
+
+    only_internal = [Depends(_BEARER), Depends(internal)]
+    _add_order_reads(app, ledger, only_internal)
+
+    @app.get(
+        "/get/",
+        tags=["orders"],
+        summary="Orders, newest first",
+        responses=web.answer("The orders", [order_document(EXAMPLE_ORDER)]) | _REFUSALS,
+    )
+    async def get(start: Number = 0, page_size: PageSize = 10) -> Response:
+        page = await ledger.page(PageFrom(start), page_size)
+        return web.FastJSON([order_document(order) for order in page.orders])
+
+    @app.get(
+        "/exposure",
+        tags=["internal"],
+        summary="Cap and use",
+        dependencies=only_internal,
+        responses=web.answer("BTC", Exposure(100 * SATOSHI_PER_BTC, EXAMPLE_ORDER.satoshi, 1).facts() | {"orders": 1})
+        | _GUARDED,
+    )
+    async def exposure() -> Response:
+        found = await ledger.exposure()
+        return web.FastJSON(found.facts() | {"orders": found.orders})
+
+    @app.get(
+        "/price/{price_id}",
+        tags=["internal"],
+        summary="A price record that orders were priced with",
+        dependencies=only_internal,
+        responses=web.answer("The record", record_document(EXAMPLE_RECORD)) | _GUARDED | web.problems(PriceNotFound),
+    )
+    async def price(price_id: uuid.UUID) -> Response:
+        return web.FastJSON(record_document(await ledger.price_record(price_id)))
+
+
+def _add_order_reads(app: FastAPI, ledger: OrderLedger, only_internal: Sequence[Any]) -> None:
+    order_example = stored_document(EXAMPLE_ORDER)
+
+    @app.get(
+        "/page",
+        tags=["internal"],
+        summary="A page by anchor",
+        dependencies=only_internal,
+        responses=web.answer("The page", {"data": [order_example], "total": 1}) | _GUARDED,
+    )
+    async def page(
+        page_size: PageSize, start: Number | None = None, before: Number | None = None, after: Number | None = None
+    ) -> Response:
+        anchor: Anchor = PageFrom(start or 0)
+        if before is not None:
+            anchor = PageBefore(before)
+        elif after is not None:
+            anchor = PageAfter(after)
+        found = await ledger.page(anchor, page_size)
+        return web.FastJSON({"data": [stored_document(order) for order in found.orders], "total": found.total})
+
+    @app.get(
+        "/order/{order_id}",
+        tags=["internal"],
+        summary="An order by its id",
+        dependencies=only_internal,
+        responses=web.answer("The order", order_example) | _GUARDED | web.problems(OrderNotFound),
+    )
+    async def order(order_id: uuid.UUID) -> Response:
+        return web.FastJSON(stored_document(await ledger.order(order_id)))
+
+    @app.get(
+        "/order",
+        tags=["internal"],
+        summary="An order by its client's key",
+        dependencies=only_internal,
+        responses=web.answer("The order", order_example) | _GUARDED | web.problems(OrderNotFound),
+    )
+    async def order_by_key(client: Key, client_order_id: Key) -> Response:
+        return web.FastJSON(stored_document(await ledger.order_by_key(client, client_order_id)))
+
+
+_ADD_OPERATION = {
+    "tags": ["internal"],
+    "summary": "Settle one item or a list of items",
+    "description": "Each item is an order with its price record (or the id of one that an earlier item brought) or "
+    "with its price problem. The answer has one result each, in order: placed, replayed or refused.",
+    "security": [{_BEARER.scheme_name: []}],
+    "requestBody": {
+        "content": {
+            "application/json": {
+                "schema": {"type": ["object", "array"], "maxItems": ITEMS_MAX},
+                "example": placement_documents([EXAMPLE_PLACEMENT]),
+            }
+        },
+        "required": True,
+    },
+    "responses": web.answer(
+        "One result each",
+        [
+            outcome_document(outcome)
+            for outcome in (
+                Placed(EXAMPLE_ORDER),
+                Refused(ExposureCapExceeded("Only 0.00100000 BTC can still be sold.")),
+            )
+        ],
+    )
+    | web.problems(InvalidRequest, PayloadTooLarge, UnsupportedMediaType, Unauthorized, Overloaded),
+}

@@ -1,0 +1,219 @@
+"""fetch_buy_orders: lists orders newest first, finds one, and tells how much of the cap is used."""
+
+import hashlib
+import re
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from urllib.parse import urlencode
+
+from fastapi import FastAPI, Request, Response
+
+from buydesk import web
+from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound
+from buydesk.orders import (
+    ANONYMOUS,
+    KEY_CHARS_MAX,
+    NUMBER_MAX,
+    PAGE_SIZE_MAX,
+    Anchor,
+    OrderLedger,
+    Page,
+    PageAfter,
+    PageBefore,
+    PageFrom,
+    order_document,
+    parse_key,
+)
+from buydesk.reporting import Reporter
+from buydesk.wire import EXAMPLE_ORDER
+
+NAME = "fetch_buy_orders"
+PAGE_SIZE = 10
+_ANCHORS = ("start", "before", "after")
+_INTEGER = re.compile(r"[0-9]{1,19}", re.ASCII)
+
+
+def create_app(ledger: OrderLedger, reporter: Reporter) -> FastAPI:
+    """The service over a ledger."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+
+    app = web.service_app(NAME, "List buy orders: GET /get_orders/", {"ledger": ledger.check}, reporter, lifespan)
+
+    async def get_orders(request: Request) -> Response:
+        """A page of orders or, by client_order_id, one order."""
+        parameters = web.single_parameters(request, (*_ANCHORS, "page_size", "client_order_id"))
+        if "client_order_id" in parameters:
+            return await by_key(parameters)
+        anchor, page_size = read_page_request(parameters)
+        return _page_response(request, anchor, page_size, await ledger.page(anchor, page_size))
+
+    async def by_key(parameters: dict[str, str]) -> Response:
+        others = [(name, "cannot be combined with client_order_id") for name in parameters if name != "client_order_id"]
+        if others:
+            raise InvalidRequest.of_all(others)
+        try:
+            key = parse_key(parameters["client_order_id"])
+        except ValueError as error:
+            raise InvalidRequest.of("client_order_id", str(error)) from error
+        return web.FastJSON(order_document(await ledger.order_by_key(ANONYMOUS, key)))
+
+    async def get_order(request: Request) -> Response:
+        """One order by its id."""
+        web.single_parameters(request, ())
+        try:
+            order_id = uuid.UUID(request.path_params["order_id"])
+        except ValueError as error:
+            raise InvalidRequest.of("id", "must be a UUID") from error
+        return web.FastJSON(order_document(await ledger.order(order_id)))
+
+    async def exposure(request: Request) -> Response:
+        """What is sold and what can still be."""
+        web.single_parameters(request, ())
+        found = await ledger.exposure()
+        return web.FastJSON(found.facts() | {"orders": found.orders})
+
+    web.add_hot_route(app, "/get_orders/", "GET", get_orders, _PAGE_OPERATION)
+    web.add_hot_route(app, "/get_orders/{order_id}", "GET", get_order, _ORDER_OPERATION)
+    web.add_hot_route(app, "/exposure", "GET", exposure, _EXPOSURE_OPERATION)
+    return app
+
+
+def read_page_request(parameters: dict[str, str]) -> tuple[Anchor, int]:
+    """Which page is asked for; raises InvalidRequest naming every parameter that is wrong."""
+    reasons: list[tuple[str, str]] = []
+
+    def integer(name: str, lowest: int, highest: int) -> int:
+        text = parameters[name]
+        if not _INTEGER.fullmatch(text) or not lowest <= int(text) <= highest:
+            reasons.append((name, f"must be an integer from {lowest} to {highest}"))
+            return lowest
+        return int(text)
+
+    page_size = integer("page_size", 1, PAGE_SIZE_MAX) if "page_size" in parameters else PAGE_SIZE
+    given = [name for name in _ANCHORS if name in parameters]
+    numbers = {name: integer(name, 0, NUMBER_MAX) for name in given}
+    if len(given) > 1:
+        reasons += [(name, "start, before and after exclude each other") for name in given]
+    if reasons:
+        raise InvalidRequest.of_all(reasons)
+    if "before" in numbers:
+        return PageBefore(numbers["before"]), page_size
+    if "after" in numbers:
+        return PageAfter(numbers["after"]), page_size
+    return PageFrom(numbers.get("start", 0)), page_size
+
+
+def _page_response(request: Request, anchor: Anchor, page_size: int, page: Page) -> Response:
+    links = _links(anchor, page_size, [order.number for order in page.orders])
+    about: dict[str, object] = {"page_size": page_size}
+    if isinstance(anchor, PageFrom):
+        about = {"start": anchor.start, "page_size": page_size, "total": page.total}
+    body = web.encode(
+        {
+            "data": [order_document(order) for order in page.orders],
+            "page": about,
+            "_links": {relation: {"href": href} for relation, href in links.items()},
+        }
+    )
+    headers = {
+        "Link": ", ".join(f'<{href}>; rel="{relation}"' for relation, href in links.items() if relation != "self")
+    }
+    if _never_changes(anchor, page_size, page):
+        etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+        headers |= {"Cache-Control": "private, max-age=31536000, immutable", "ETag": etag}
+        if _has(request, etag):
+            return Response(status_code=304, headers=headers)
+    else:
+        headers["Cache-Control"] = "no-store"
+    return Response(body, 200, headers, "application/json")
+
+
+def _has(request: Request, etag: str) -> bool:
+    """Whether the client has this page already (If-None-Match, RFC 9110, section 13.1.2: compared weakly)."""
+    tags = ",".join(request.headers.getlist("if-none-match")).split(",")
+    return any(tag.strip().removeprefix("W/") in ("*", etag) for tag in tags)
+
+
+def _never_changes(anchor: Anchor, page_size: int, page: Page) -> bool:
+    """Whether this page shows the same orders for ever: it is full, and nothing can be placed between it and its
+    anchor. (An anchor beyond the newest order gives a full page that changes with the next order.)"""
+    return (
+        isinstance(anchor, PageBefore) and len(page.orders) == page_size and page.orders[0].number == anchor.number - 1
+    )
+
+
+def _links(anchor: Anchor, page_size: int, numbers: Sequence[int]) -> dict[str, str]:
+    """Links by number, so that a reader who follows them while orders arrive sees each order exactly once."""
+
+    def href(**place: int) -> str:
+        return f"/get_orders/?{urlencode(place | {'page_size': page_size})}"
+
+    # An empty page is past the end: all that there is, or will be, is newer. Only an empty `after` page is at the top.
+    newer_than, older_than = 0, 0
+    if isinstance(anchor, PageFrom):
+        links = {"self": href(start=anchor.start)}
+    elif isinstance(anchor, PageBefore):
+        links = {"self": href(before=anchor.number)}
+    else:
+        links = {"self": href(after=anchor.number)}
+        newer_than, older_than = anchor.number, min(anchor.number + 1, NUMBER_MAX)
+    if numbers:
+        newer_than, older_than = numbers[0], numbers[-1]
+    if older_than > 1:
+        links["next"] = href(before=older_than)
+    links["prev"] = href(after=newer_than)
+    return links
+
+
+_ORDER_EXAMPLE = order_document(EXAMPLE_ORDER)
+_PAGE_EXAMPLE = {
+    "data": [_ORDER_EXAMPLE],
+    "page": {"start": 0, "page_size": 3, "total": 1},
+    "_links": {
+        "self": {"href": "/get_orders/?start=0&page_size=3"},
+        "prev": {"href": "/get_orders/?after=1&page_size=3"},
+    },
+}
+
+
+def _parameter(name: str, description: str, lowest: int, highest: int) -> dict[str, object]:
+    schema = {"type": "integer", "minimum": lowest, "maximum": highest}
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+_PAGE_OPERATION = {
+    "tags": ["orders"],
+    "summary": "A page of orders, newest first, or the order with a client_order_id",
+    "description": "`start`, `before` and `after` exclude each other. Follow `_links`, or the Link header.",
+    "parameters": [
+        _parameter("start", "Leave out this many of the newest orders (default 0).", 0, NUMBER_MAX),
+        _parameter("before", "The highest numbers below this one.", 0, NUMBER_MAX),
+        _parameter("after", "The lowest numbers above this one.", 0, NUMBER_MAX),
+        _parameter("page_size", f"Default {PAGE_SIZE}.", 1, PAGE_SIZE_MAX),
+        {"name": "client_order_id", "in": "query", "schema": {"type": "string", "maxLength": KEY_CHARS_MAX}},
+    ],
+    "responses": web.answer("A page", _PAGE_EXAMPLE)
+    | {"304": {"description": "The page that the client has (If-None-Match)"}}
+    | web.problems(InvalidRequest, OrderNotFound, LedgerUnavailable),
+}
+_ORDER_OPERATION = {
+    "tags": ["orders"],
+    "summary": "One order by its id",
+    "parameters": [
+        {"name": "order_id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+    ],
+    "responses": web.answer("The order", _ORDER_EXAMPLE)
+    | web.problems(InvalidRequest, OrderNotFound, LedgerUnavailable),
+}
+_EXPOSURE_OPERATION = {
+    "tags": ["orders"],
+    "summary": "The cap, what is used and what is available, in BTC",
+    "responses": web.answer(
+        "The exposure", {"cap": "100.00000000", "used": "0.00167509", "available": "99.99832491", "orders": 1}
+    )
+    | web.problems(InvalidRequest, LedgerUnavailable),
+}

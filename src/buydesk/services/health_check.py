@@ -1,0 +1,324 @@
+"""health_check: where the services' reports arrive and are kept, and where operators read how the desk is."""
+
+import asyncio
+import json
+import logging
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import cast
+
+import psutil
+from fastapi import FastAPI, Request, Response
+
+from buydesk import health
+from buydesk.errors import (
+    DeskError,
+    HealthUnavailable,
+    InvalidRequest,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+)
+from buydesk.health import HealthDesk, KeptReport, Level, Report, kept_document, service_state
+from buydesk.prices import PriceBoard
+from buydesk.reporting import Reporter
+from buydesk.settings import Settings
+from buydesk.times import format_time, utc_now
+from buydesk.web import (
+    CHECK_SECONDS_MAX,
+    FastJSON,
+    add_hot_route,
+    answer,
+    problems,
+    read_body,
+    require_json,
+    service_app,
+    single_parameters,
+)
+
+REPORTS_LIMIT = 100
+REPORTS_LIMIT_MAX = 1000
+
+Part = dict[str, object]
+Check = Callable[[], Awaitable[None]]
+
+_MEMBERS = ("level", "service", "status", "data")
+_SERVICE_NAME = re.compile(r"[!-~]{1,64}")
+_STATUS = re.compile(r"[0-9]{1,3}")
+_LIMIT = re.compile(r"[0-9]{1,4}")
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    desk: HealthDesk,
+    ledger_check: Check,
+    board: PriceBoard,
+    *,
+    redis_check: Check | None,
+    reporter: Reporter,
+    now: Callable[[], datetime] = utc_now,
+) -> FastAPI:
+    """The service. It closes none of what it is given. `redis_check` is None where no Redis is configured."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        psutil.cpu_percent(interval=None)  # the first call has nothing to compare with and always says 0
+        yield
+
+    app = service_app(
+        "health_check", "How the desk is, and what its services report", {"reports": desk.check}, reporter, lifespan
+    )
+
+    async def report(request: Request) -> Response:
+        require_json(request)
+        await desk.report(parse_report(await read_body(request)))
+        return FastJSON({"status": "ok"})
+
+    async def reports(request: Request) -> Response:
+        parameters = single_parameters(request, ("service", "level", "limit"))
+        service, level, limit = _parse_filter(parameters)
+        return FastJSON({"data": [kept_document(kept) for kept in await desk.reports(service, level, limit)]})
+
+    async def status(_: Request) -> Response:
+        parts = {
+            "reports": _part("reports", _services(settings, desk, now)),
+            "database": _part("database", _checked(ledger_check)),
+            "redis": _part("redis", _checked(redis_check)),
+            "price": _part("price", _price(board, now)),
+            "host": _part("host", asyncio.to_thread(_host, settings)),
+        }
+        answers = dict(zip(parts, await asyncio.gather(*parts.values()), strict=True))
+        unknown = {name: {"state": "unknown", "last_report": None} for name in health.SERVICES}
+        services = cast("dict[str, Part]", answers["reports"].pop("services", unknown))
+        fine = all(part["ok"] for part in answers.values()) and all(
+            services[name]["state"] == "alive" for name in health.SERVICES
+        )
+        overall = {"status": "ok" if fine else "degraded", "at": format_time(now())}
+        return FastJSON({**overall, "services": services, **answers})
+
+    add_hot_route(app, "/report", "POST", report, _REPORT_OPERATION)
+    add_hot_route(app, "/status", "GET", status, _STATUS_OPERATION)
+    add_hot_route(app, "/reports", "GET", reports, _REPORTS_OPERATION)
+    return app
+
+
+def parse_report(body: bytes) -> Report:
+    """The report that a JSON body is; raises InvalidRequest naming every member that is wrong."""
+    try:
+        # Objects as tuples of pairs: a repeated member shows, and no array looks like an object.
+        pairs = json.loads(body, object_pairs_hook=tuple)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest.of("body", "must be JSON") from error
+    if not isinstance(pairs, tuple):
+        raise InvalidRequest.of("body", "must be a JSON object")
+    names = [cast("str", name) for name, _ in pairs]
+    members: dict[str, object] = dict(pairs)
+    reasons = [(_shown(name), "is not a member of a report") for name in members if name not in _MEMBERS]
+    reasons += [(name, "is given more than once") for name in _MEMBERS if names.count(name) > 1]
+    reasons += [(name, "is missing") for name in _MEMBERS if name not in members]
+    level = _level(members.get("level"))
+    service = _service(members.get("service"))
+    status = _status(members.get("status"))
+    data = members.get("data")
+    wrong = (
+        ("level", f"must be one of {', '.join(health.LEVELS)}", level is None),
+        ("service", "must be text of 1 to 64 visible ASCII characters", service is None),
+        ("status", "must be a whole number from 0 to 999", status is None),
+        ("data", "must be Unicode text", not isinstance(data, str) or not _is_unicode(data)),
+        (
+            "data",
+            f"must not be longer than {health.DATA_CHARS_MAX} characters",
+            isinstance(data, str) and len(data) > health.DATA_CHARS_MAX,
+        ),
+    )
+    reasons += [(name, reason) for name, reason, is_wrong in wrong if is_wrong and name in members]
+    if reasons:
+        raise InvalidRequest.of_all(reasons)
+    return Report(cast("Level", level), cast("str", service), cast("int", status), cast("str", data))
+
+
+def _parse_filter(parameters: Mapping[str, str]) -> tuple[str | None, Level | None, int]:
+    service, level = _service(parameters.get("service")), _level(parameters.get("level"))
+    limit_text = parameters.get("limit", str(REPORTS_LIMIT))
+    limit = int(limit_text) if _LIMIT.fullmatch(limit_text) else 0
+    wrong = (
+        ("service", "must be 1 to 64 visible ASCII characters", "service" in parameters and service is None),
+        ("level", f"must be one of {', '.join(health.LEVELS)}", "level" in parameters and level is None),
+        ("limit", f"must be a whole number from 1 to {REPORTS_LIMIT_MAX}", not 1 <= limit <= REPORTS_LIMIT_MAX),
+    )
+    reasons = [(name, reason) for name, reason, is_wrong in wrong if is_wrong]
+    if reasons:
+        raise InvalidRequest.of_all(reasons)
+    return service, level, limit
+
+
+def _level(value: object) -> Level | None:
+    """The level, written in any letter case."""
+    found = [level for level in health.LEVELS if isinstance(value, str) and level == value.lower()]
+    return found[0] if found else None
+
+
+def _service(value: object) -> str | None:
+    return value if isinstance(value, str) and _SERVICE_NAME.fullmatch(value) else None
+
+
+def _status(value: object) -> int | None:
+    """The status, a number or digits in text."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    # A number is not written out before it is known to be short: that of a very long one fails.
+    text = value if isinstance(value, str) else str(value) if 0 <= value <= 999 else ""
+    return int(text) if _STATUS.fullmatch(text) else None
+
+
+def _is_unicode(text: str) -> bool:
+    """False for a lone surrogate: JSON can escape one, but no answer could carry it."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _shown(name: str) -> str:
+    return name[:100].encode("utf-8", "replace").decode()
+
+
+async def _part(name: str, asked: Awaitable[Part]) -> Part:
+    """One part of the status, with "ok"; a part that fails or takes too long says why and spoils no other."""
+    try:
+        async with asyncio.timeout(CHECK_SECONDS_MAX):
+            return {"ok": True, **await asked}
+    except DeskError as error:
+        return {**error.facts, "ok": False, "code": error.code, "detail": error.detail}
+    except TimeoutError:
+        return {"ok": False, "detail": f"No answer within {CHECK_SECONDS_MAX:g} s."}
+    except Exception as error:
+        _log.exception("The status of %s could not be told.", name)
+        return {"ok": False, "detail": f"Could not be told ({type(error).__name__})."}
+
+
+async def _services(settings: Settings, desk: HealthDesk, now: Callable[[], datetime]) -> Part:
+    last: dict[str, KeptReport | None] = dict.fromkeys(health.SERVICES)
+    last |= {kept.report.service: kept for kept in await desk.last_of_each()}
+    interval = timedelta(seconds=settings.report_interval_seconds)
+    services = {
+        name: {"state": service_state(kept, now(), interval), "last_report": kept and kept_document(kept)}
+        for name, kept in last.items()
+    }
+    return {"services": services}
+
+
+async def _checked(check: Check | None) -> Part:
+    if check is None:
+        return {"detail": "not configured, kept in memory"}
+    await check()
+    return {"detail": "reachable"}
+
+
+async def _price(board: PriceBoard, now: Callable[[], datetime]) -> Part:
+    record = await board.latest()
+    return {
+        "age_seconds": round((now() - record.as_of).total_seconds(), 3),
+        "as_of": format_time(record.as_of),
+        "expires_at": format_time(record.expires_at),
+    }
+
+
+def _host(settings: Settings) -> Part:
+    """What the machine has left; bytes and percent. Called in a thread: asking a disk can take long."""
+    memory = psutil.virtual_memory()
+    disk = psutil.disk_usage(str(settings.data_dir or "/"))
+    return {
+        "cpu_percent": psutil.cpu_percent(interval=None),
+        "cpus": psutil.cpu_count(),
+        "load": [round(load, 2) for load in os.getloadavg()],
+        "memory": {"total": memory.total, "available": memory.available, "percent": memory.percent},
+        "disk": {"total": disk.total, "free": disk.free, "percent": disk.percent},
+    }
+
+
+def _parameter(name: str, schema: Mapping[str, object], description: str) -> Part:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+_AT = "2026-01-31T09:05:00.000000Z"
+_EXAMPLE = {"level": "info", "service": "db_proxy", "status": 200, "data": "ready"}
+_KEPT_EXAMPLE = {**_EXAMPLE, "arrived_at": _AT}
+_LEVEL_SCHEMA = {"type": "string", "enum": list(health.LEVELS), "description": "Any letter case."}
+_SERVICE_SCHEMA = {"type": "string", "pattern": "^[!-~]{1,64}$"}
+_REPORT_OPERATION = {
+    "summary": "Report something",
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": list(_MEMBERS),
+                    "additionalProperties": False,
+                    "properties": {
+                        "level": _LEVEL_SCHEMA,
+                        "service": _SERVICE_SCHEMA,
+                        "status": {
+                            "oneOf": [
+                                {"type": "integer", "minimum": 0, "maximum": 999},
+                                {"type": "string", "pattern": "^[0-9]{1,3}$"},
+                            ]
+                        },
+                        "data": {"type": "string", "maxLength": health.DATA_CHARS_MAX},
+                    },
+                },
+                "example": _EXAMPLE,
+            }
+        },
+    },
+    "responses": answer("Kept", {"status": "ok"})
+    | problems(InvalidRequest, PayloadTooLarge, UnsupportedMediaType, HealthUnavailable),
+}
+_REPORTS_OPERATION = {
+    "summary": "What was reported, newest first",
+    "parameters": [
+        _parameter("service", _SERVICE_SCHEMA, "Only of this service."),
+        _parameter("level", _LEVEL_SCHEMA, "Only of this level."),
+        _parameter(
+            "limit",
+            {"type": "integer", "minimum": 1, "maximum": REPORTS_LIMIT_MAX, "default": REPORTS_LIMIT},
+            "How many at the most.",
+        ),
+    ],
+    "responses": answer("The newest reports", {"data": [_KEPT_EXAMPLE]}) | problems(InvalidRequest, HealthUnavailable),
+}
+_STATUS_OPERATION = {
+    "summary": "How the desk is",
+    "description": "Always answers 200: `status` is `ok` when every part is and all six services are `alive`, "
+    "otherwise `degraded`. A part that is not `ok` says why. A service is `unknown` while nothing was heard of it "
+    "since the reports were lost, or while they cannot be read.",
+    "responses": answer(
+        "How every part is",
+        {
+            "status": "ok",
+            "at": _AT,
+            "services": {
+                name: {"state": "alive", "last_report": _KEPT_EXAMPLE | {"service": name}} for name in health.SERVICES
+            },
+            "reports": {"ok": True},
+            "database": {"ok": True, "detail": "reachable"},
+            "redis": {"ok": True, "detail": "not configured, kept in memory"},
+            "price": {
+                "ok": True,
+                "age_seconds": 4.2,
+                "as_of": "2026-01-31T09:04:55.800000Z",
+                "expires_at": "2026-01-31T09:05:55.800000Z",
+            },
+            "host": {
+                "ok": True,
+                "cpu_percent": 12.5,
+                "cpus": 2,
+                "load": [0.31, 0.22, 0.18],
+                "memory": {"total": 8_323_604_480, "available": 5_811_998_720, "percent": 30.2},
+                "disk": {"total": 53_687_091_200, "free": 41_204_572_160, "percent": 23.3},
+            },
+        },
+    ),
+}

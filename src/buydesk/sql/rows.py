@@ -1,0 +1,128 @@
+"""Orders between this program and PostgreSQL: the arguments and the rows of the named queries."""
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from buydesk.errors import DeskError, ExposureCapExceeded, IdempotencyKeyReused, Overloaded
+from buydesk.money import Currency, format_btc
+from buydesk.orders import (
+    REPRESENTATION,
+    Exposure,
+    NewOrder,
+    Order,
+    Outcome,
+    Placed,
+    Placement,
+    Refused,
+    Replayed,
+    is_repeat,
+    priced,
+)
+from buydesk.prices import PriceRecord, record_document, stale
+
+
+def place_arguments(items: Sequence[Placement]) -> tuple[Any, ...]:
+    """The arguments of place_orders, one list a column. A slot is the place, from 1, of the first of equal things."""
+    id_slots: dict[uuid.UUID, int] = {}
+    key_slots: dict[tuple[str, str], int] = {}
+    # By the end of its validity too: a copy of a record that was shortened later must not live as long as the first.
+    records: dict[tuple[uuid.UUID, datetime], tuple[int, PriceRecord]] = {}
+    rows = []
+    for place, item in enumerate(items, 1):
+        new = item.order
+        price_slot, rate_e8, satoshi = 0, None, None
+        if isinstance(item.price, PriceRecord):
+            copy = item.price.id, item.price.expires_at
+            price_slot, _ = records.setdefault(copy, (len(records) + 1, item.price))
+            rate_e8, satoshi = priced(new, item.price)
+        key = new.client_order_id
+        key_slot = 0 if key is None else key_slots.setdefault((new.client, key), place)
+        rows.append(
+            (
+                new.id,
+                new.client,
+                key,
+                new.currency.value,
+                new.amount_cents,
+                rate_e8,
+                satoshi,
+                item.deadline,
+                price_slot,
+                id_slots.setdefault(new.id, place),
+                key_slot,
+            )
+        )
+    prices = [
+        (record.id, record.as_of, record.expires_at, msgspec.json.encode(record_document(record)).decode())
+        for _, record in records.values()
+    ]
+    price_columns = zip(*prices, strict=True) if prices else ((),) * 4
+    return *map(list, zip(*rows, strict=True)), *map(list, price_columns), REPRESENTATION
+
+
+def order_of(row: asyncpg.Record) -> Order:
+    """The order of a row that one of the named queries returned."""
+    return Order(
+        number=row["number"],
+        id=row["id"],
+        created_at=row["created_at"],
+        client=row["client"],
+        client_order_id=row["client_order_id"],
+        currency=Currency(row["currency"]),
+        amount_cents=row["amount_cents"],
+        rate_e8=row["rate_e8"],
+        satoshi=row["satoshi"],
+        price_id=row["price_id"],
+        price_as_of=row["price_as_of"],
+        livemode=row["livemode"],
+        representation=row["representation"],
+    )
+
+
+def outcome_of(  # noqa: PLR0917
+    item: Placement, kind: str, number: int | None, used: int | None, row: asyncpg.Record, stored: dict[int, Order]
+) -> Outcome:
+    """What place_orders said of one item; `stored` are the orders that the batch repeats, by number."""
+    new = item.order
+    match kind, item.price:
+        case "placed", PriceRecord() as record:
+            assert number is not None  # noqa: S101  # the function numbers what it places
+            return Placed(_placed_order(new, record, number, row["moment"], row["is_live"]))
+        case "repeat", _:
+            assert number is not None  # noqa: S101  # and says which order is repeated
+            order = stored[number]
+            if is_repeat(new, order):
+                return Replayed(order)
+            return Refused(IdempotencyKeyReused("The key belongs to an order with another currency or amount."))
+        case "expired", PriceRecord() as record:
+            return Refused(stale(record.as_of, record.expires_at))
+        case "over_cap", _:
+            exposure = Exposure(row["cap"], used or 0, 0)
+            room = format_btc(exposure.cap_satoshi - exposure.used_satoshi)
+            return Refused(ExposureCapExceeded(f"Only {room} BTC can still be sold.", **exposure.facts()))
+        case "unpriced", DeskError() as error:
+            return Refused(error)
+    return Refused(Overloaded("The order came to the ledger after its deadline.", retry_after_seconds=1))
+
+
+def _placed_order(new: NewOrder, record: PriceRecord, number: int, created_at: datetime, livemode: bool) -> Order:
+    rate_e8, satoshi = priced(new, record)
+    return Order(
+        number,
+        new.id,
+        created_at,
+        new.client,
+        new.client_order_id,
+        new.currency,
+        new.amount_cents,
+        rate_e8,
+        satoshi,
+        record.id,
+        record.as_of,
+        livemode,
+    )

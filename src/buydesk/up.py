@@ -1,0 +1,328 @@
+"""`buydesk up`: a whole desk on one machine, with what it needs started along: PostgreSQL, migrations, the services.
+
+The services run in this process, each on its own port, or (`--separate`) as a supervised process each.
+"""
+
+import asyncio
+import contextlib
+import importlib
+import os
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import SecretStr
+
+from buydesk import __version__
+from buydesk.errors import CannotStart, DeskError
+from buydesk.local import ports
+from buydesk.local.children import Child, Supervised, SupervisorPipe, supervise
+from buydesk.local.data_dir import claimed, default_data_dir
+from buydesk.local.postgres import EmbeddedPostgres
+from buydesk.local.programs import find_redis
+from buydesk.local.redis import EmbeddedRedis
+from buydesk.local.signals import stop_signals
+from buydesk.settings import Settings, variable
+
+# Each service after those that it asks; ended the other way round.
+START_ORDER = ("health_check", "db_proxy", "api_cache_proxy", "api_updater", "create_buy_order", "fetch_buy_orders")
+# Which service may know where PostgreSQL and Redis are. Nobody else has business there.
+OWNERS = {"database_url": ("db_proxy",), "redis_url": ("api_cache_proxy", "health_check")}
+COMMAND = (sys.executable, "-m", "buydesk")
+TOKEN_FILE = "internal-token"  # noqa: S105  # a file's name
+READY_SECONDS_MAX = 10.0
+READY_POLL_SECONDS = 0.05
+DATABASE_SECONDS_MAX = 30.0
+MIGRATE_SECONDS_MAX = 120.0
+GRACE_BEYOND_DRAIN_SECONDS = 3.0
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the desk runs on, in words."""
+
+    database: str
+    redis: str
+
+
+async def up(settings: Settings, *, separate: bool, say: Say) -> None:
+    """Runs the desk until SIGINT or SIGTERM, telling by `say` what it does; raises CannotStart."""
+    async with contextlib.AsyncExitStack() as stack:
+        stop = stack.enter_context(stop_signals())
+        stopped = asyncio.create_task(stop.wait())
+        stack.push_async_callback(_cancelled, stopped)
+        starting = asyncio.create_task(_start(settings, stack, separate=separate, say=say))
+        await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            say(starting.result())
+            await stopped
+        else:
+            await _cancelled(starting)
+        say("Stopping: finishing what was accepted …")
+    say("Stopped.")
+
+
+async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separate: bool, say: Say) -> str:
+    """Starts everything, to be ended by the stack in the reverse order; returns the table of what runs."""
+    started = time.monotonic()
+    data_dir = stack.enter_context(claimed(settings.data_dir or default_data_dir(settings.port_offset)))
+    settings = settings.model_copy(update={"data_dir": data_dir, **_own_urls(settings)})
+    if "internal_token" not in settings.model_fields_set:
+        token = SecretStr(internal_token(data_dir / TOKEN_FILE))
+        settings = settings.model_copy(update={"internal_token": token})
+    listeners = ports.bind(settings, START_ORDER)
+    stack.callback(ports.close, listeners.values())
+    # FastAPI and the like take half a second to import, in which PostgreSQL can start.
+    importing = asyncio.create_task(asyncio.to_thread(importlib.import_module, "buydesk.running"))
+    stack.push_async_callback(asyncio.wait, [importing])
+    settings, database = await _start_postgres(settings, stack, say)
+    settings, redis = await _start_redis(settings, stack, separate=separate, say=say)
+    await importing
+    await _migrate(settings, say)
+    say("Starting the services …")
+    if separate:
+        ports.close(listeners.values())
+        await _start_separately(settings, stack)
+    else:
+        from buydesk.running import served  # noqa: PLC0415  # imported by now
+        from buydesk.wiring import wire  # noqa: PLC0415  # likewise
+
+        await stack.enter_async_context(served(wire(settings), listeners, settings))
+    async with _session() as session:
+        # A desk without a price is up all the same: it lists orders, answers repeats and says why it sells nothing.
+        missing = await until_ready(session, settings.own_url("create_buy_order"), READY_SECONDS_MAX)
+        return await table(session, settings, Parts(database, redis), time.monotonic() - started, missing)
+
+
+def _own_urls(settings: Settings) -> dict[str, str]:
+    """The services of this desk ask each other. Only to clients an order may be shown at another address."""
+    return {f"{name}_url": settings.own_url(name) for name in START_ORDER if name != "fetch_buy_orders"}
+
+
+def internal_token(path: Path) -> str:
+    """What the services show each other: read from the file, which is made, for its owner only, when there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        if token := path.read_text().strip():
+            return token
+    token = secrets.token_urlsafe(32)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.unlink(missing_ok=True)
+    unfinished.touch(mode=0o600)
+    with unfinished.open("w") as file:
+        file.write(token)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(path)
+    return token
+
+
+async def _start_postgres(settings: Settings, stack: contextlib.AsyncExitStack, say: Say) -> tuple[Settings, str]:
+    """PostgreSQL, unless a setting says where one is; returns the settings with its address, and what to call it."""
+    if settings.database_url is not None:
+        return settings, "at DATABASE_URL"
+    assert settings.data_dir is not None  # noqa: S101  # claimed by now
+    postgres = EmbeddedPostgres(settings.data_dir)
+    settings = settings.model_copy(update={"database_url": SecretStr(postgres.dsn)})
+    is_new = postgres.is_new
+    say("Making a PostgreSQL 18 database …" if is_new else "Starting PostgreSQL 18 …")
+    # Migrating takes longer to load than to do: for a new database it is loaded while the server starts.
+    migrating = asyncio.create_task(_run_migrate(settings, DATABASE_SECONDS_MAX) if is_new else asyncio.sleep(0))
+    stack.push_async_callback(_cancelled, migrating)
+    await postgres.prepare()
+    await _keep_running(postgres, postgres.stop, stack)
+    await migrating
+    return settings, f"PostgreSQL 18, embedded, in {settings.data_dir}"
+
+
+async def _start_redis(
+    settings: Settings, stack: contextlib.AsyncExitStack, *, separate: bool, say: Say
+) -> tuple[Settings, str]:
+    """A Redis for separate services, where there is one; one process shares its memory and needs none."""
+    if settings.redis_url is not None:
+        return settings, "at REDIS_URL"
+    program = find_redis() if separate else None
+    if program is None:
+        return settings, "none: prices and reports are kept in memory"
+    assert settings.data_dir is not None  # noqa: S101  # claimed by now
+    say(f"Starting {program} …")
+    redis = EmbeddedRedis(settings.data_dir, program)
+    await _keep_running(redis, redis.stop, stack)
+    return settings.model_copy(update={"redis_url": SecretStr(redis.url)}), f"{program}, embedded"
+
+
+async def _keep_running(
+    what: Supervised, stop: Callable[[], Awaitable[None]], stack: contextlib.AsyncExitStack
+) -> None:
+    """Starts it; from now on it is started again when it dies, until the stack ends it."""
+    await what.start()
+    stack.push_async_callback(stop)
+    watching = asyncio.create_task(supervise(what))
+    stack.push_async_callback(_cancelled, watching)
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _migrate(settings: Settings, say: Say) -> None:
+    """Brings the database up to date where it is not."""
+    from buydesk.backends.postgres import PostgresLedger  # noqa: PLC0415  # imported by now, with the services
+
+    assert settings.database_url is not None  # noqa: S101  # given or found by now
+    url = settings.database_url.get_secret_value()
+    ledger = PostgresLedger(url, settings, livemode=settings.price_feed == "live")
+    try:
+        await ledger.check()
+    except DeskError:
+        say("Migrating the database …")
+        await _run_migrate(settings, wait_seconds=0)
+    finally:
+        await ledger.close()
+
+
+async def _run_migrate(settings: Settings, wait_seconds: float) -> None:
+    """Migrates in a process of its own, so that what it loads does not stay in memory; waits so long for a database."""
+    process = await asyncio.create_subprocess_exec(
+        *(*COMMAND, "migrate", "--wait", f"{wait_seconds:g}"),
+        env=environment(settings, "db_proxy"),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(MIGRATE_SECONDS_MAX):
+            _, said = await process.communicate()
+    except TimeoutError as error:
+        raise CannotStart(f"migrating took longer than {MIGRATE_SECONDS_MAX:g} s: see `buydesk migrate`") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        lines = said.decode(errors="replace").strip().splitlines() or ["migrating failed and said nothing"]
+        raise CannotStart(lines[-1].removeprefix("buydesk: "))
+
+
+async def _start_separately(settings: Settings, stack: contextlib.AsyncExitStack) -> None:
+    """Each service as a process of its own, started again when it dies; ended in the reverse order."""
+    pipe = stack.enter_context(SupervisorPipe())
+    session = await stack.enter_async_context(_session())
+    grace_seconds = settings.drain_seconds_max + GRACE_BEYOND_DRAIN_SECONDS
+    waited_seconds = 0.0
+    for service in START_ORDER:
+        child = Child(
+            service,
+            [*COMMAND, "serve", service],
+            env=environment(settings, service) | pipe.env,
+            is_ready=partial(_answers, session, settings.own_url(service) + "/livez"),
+            pass_fds=[pipe.fd],
+        )
+        await _keep_running(child, partial(child.stop, grace_seconds), stack)
+        if service != "create_buy_order":  # its price may take a tick to come
+            since = time.monotonic()
+            await until_ready(session, settings.own_url(service), READY_SECONDS_MAX - waited_seconds)
+            waited_seconds += time.monotonic() - since
+
+
+def environment(settings: Settings, service: str) -> dict[str, str]:
+    """The environment of a child that runs the service: every setting that differs from its default, by its name."""
+    env = {name: value for name, value in os.environ.items() if name not in map(variable, OWNERS)}
+    for field in settings.model_fields_set:
+        value = getattr(settings, field)
+        if value is not None and service in OWNERS.get(field, (service,)):
+            env[variable(field)] = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+    return env
+
+
+def _session() -> "ClientSession":
+    import aiohttp  # noqa: PLC0415  # imported by now, with the services; at the top it would delay PostgreSQL's start
+
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=READY_SECONDS_MAX))
+
+
+async def until_ready(session: "ClientSession", url: str, seconds_max: float) -> str:
+    """Returns "" when the service is ready, or else, in the end, what it says is missing."""
+    missing = "it does not answer"
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds_max):
+            while True:
+                status, document = await _get(session, url + "/readyz")
+                if status == HTTPStatus.OK:
+                    return ""
+                if "missing" in document:
+                    missing = "; ".join(f"{each['what']} ({each['why']})" for each in document["missing"])
+                await asyncio.sleep(READY_POLL_SECONDS)
+    return missing
+
+
+async def _answers(session: "ClientSession", url: str) -> bool:
+    status, _ = await _get(session, url)
+    return status == HTTPStatus.OK
+
+
+async def _get(session: "ClientSession", url: str) -> tuple[int | None, dict[str, Any]]:
+    """The status and the JSON of the answer; None and nothing when there is none."""
+    import aiohttp  # noqa: PLC0415  # as in _session
+
+    try:
+        async with session.get(url) as response:
+            return response.status, dict(await response.json())
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        return None, {}
+
+
+async def _found(session: "ClientSession", url: str) -> dict[str, Any] | None:
+    """The JSON of a 200, None for anything else."""
+    status, document = await _get(session, url)
+    return document if status == HTTPStatus.OK else None
+
+
+async def table(session: "ClientSession", settings: Settings, parts: Parts, seconds: float, missing: str) -> str:
+    """What runs where, as its services tell it: addresses, database, feed, price, room under the cap, a call to try.
+
+    `missing` is what keeps orders from being taken, "" when nothing does.
+    """
+    is_sandbox = settings.price_feed == "sandbox"
+    kind = "SANDBOX: recorded prices, no real orders" if is_sandbox else "LIVE prices"
+    rows = [(name, settings.own_url(name), settings.own_url(name) + "/docs") for name in sorted(START_ORDER)]
+    width = max(len(name) for name, _, _ in rows) + 2
+    record = await _found(session, settings.own_url("api_cache_proxy") + "/record")
+    exposure = await _found(session, settings.own_url("fetch_buy_orders") + "/exposure")
+    price = "none: no orders are taken until there is one (see the log)"
+    if record is not None:
+        price = "1 BTC = " + ", ".join(f"{rate} {currency}" for currency, rate in record["rates"].items())
+    room = "unknown: the ledger does not answer (see the log)"
+    if exposure is not None:
+        room = "{available} of {cap} BTC can still be sold, {orders} orders are stored".format(**exposure)
+    about = {
+        "database": parts.database,
+        "redis": parts.redis,
+        "feed": kind + (f", replaying {record['replayed_from']}" if record and is_sandbox else ""),
+        "price": price,
+        "cap": room,
+        "data": str(settings.data_dir),
+    }
+    call = f"curl -X POST '{settings.own_url('create_buy_order')}/place_order/?currency=eur&amount=69'"
+    lines = [
+        f"buydesk {__version__} is up after {seconds:.1f} s" + (f", but not ready: {missing}" if missing else "."),
+        "",
+        *(f"  {name:<{width}}{address:<28}{docs}" for name, address, docs in rows),
+        "",
+        *(f"  {name:<{width}}{text}" for name, text in about.items()),
+        "",
+        "Try it (Ctrl-C stops the desk):",
+        f"  {call}",
+    ]
+    return "\n".join(lines)

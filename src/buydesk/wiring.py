@@ -1,0 +1,160 @@
+"""Wiring: the only place that knows both services and backends.
+
+One rule makes one process or six: if the service that owns a port runs in this process, its own backend is used;
+otherwise that service is called by HTTP. Nothing else branches.
+"""
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from fastapi import FastAPI
+from pydantic import SecretStr
+
+from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk.backends.memory_prices import MemoryPriceBoard
+from buydesk.backends.postgres import PostgresLedger
+from buydesk.backends.remote import RemoteHealthDesk, RemoteLedger, RemotePriceBoard
+from buydesk.backends.sources.kraken import Kraken
+from buydesk.backends.sources.replay import Replay
+from buydesk.errors import CannotStart, WrongMode
+from buydesk.health import SERVICES, HealthDesk
+from buydesk.orders import OrderLedger
+from buydesk.prices import PriceBoard, PriceSource
+from buydesk.reporting import Reporter, ReportHandler
+from buydesk.services import (
+    api_cache_proxy,
+    api_updater,
+    create_buy_order,
+    db_proxy,
+    fetch_buy_orders,
+    health_check,
+)
+from buydesk.settings import Settings
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+
+class Closes(Protocol):
+    """What holds connections."""
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Wired:
+    """The apps of the services that run in this process, and what has to be closed after them, in this order."""
+
+    apps: dict[str, FastAPI]
+    reporters: dict[str, Reporter]
+    backends: tuple[Closes, ...]
+    ledger: OrderLedger
+
+    def report_handler(self) -> logging.Handler:
+        """Makes reports of what any service of this process logs as wrong."""
+        # What no service's own logger says (a database server that died, say) is most likely about the ledger.
+        default = "db_proxy" if "db_proxy" in self.reporters else next(iter(self.reporters))
+        return ReportHandler(self.reporters, default)
+
+    async def check_mode(self) -> None:
+        """Raises CannotStart, everything closed, when this process would write into the other mode's database."""
+        try:
+            await self.ledger.check()
+        except WrongMode as error:
+            await self.close()
+            raise CannotStart(error.detail) from error
+        except Exception as error:
+            # Not there yet, or not ready: the service starts all the same, and says so at /readyz.
+            logging.getLogger("buydesk").info("the ledger is not ready: %s", error)
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        for backend in self.backends:
+            await backend.close()
+
+
+def wire(settings: Settings, services: Collection[str] = SERVICES) -> Wired:
+    """The named services, wired to each other or to where the others are; raises CannotStart for a missing setting."""
+    ledger = _ledger(settings, is_own="db_proxy" in services)
+    board = _board(settings, is_own="api_cache_proxy" in services)
+    desk = _desk(settings, is_own="health_check" in services)
+    source = _source(settings) if "api_updater" in services else None
+    reporters = {name: Reporter(name, desk, settings) for name in SERVICES if name in services}
+
+    def app(name: str) -> FastAPI:
+        reporter = reporters[name]
+        match name:
+            case "create_buy_order":
+                return create_buy_order.create_app(settings, ledger, board, reporter)
+            case "fetch_buy_orders":
+                return fetch_buy_orders.create_app(ledger, reporter)
+            case "db_proxy":
+                return db_proxy.create_app(settings, ledger, reporter)
+            case "api_cache_proxy":
+                return api_cache_proxy.create_app(settings, board, reporter)
+            case "api_updater" if source is not None:
+                return api_updater.create_app(settings, source, board, reporter)
+            case _:
+                redis_check = desk.check if settings.redis_url else None
+                return health_check.create_app(
+                    settings, desk, ledger.check, board, redis_check=redis_check, reporter=reporter
+                )
+
+    backends: list[Closes] = [ledger, board, desk]
+    if source is not None:
+        backends.insert(0, source)
+    return Wired({name: app(name) for name in reporters}, reporters, tuple(backends), ledger)
+
+
+def _ledger(settings: Settings, *, is_own: bool) -> OrderLedger:
+    if not is_own:
+        return RemoteLedger(settings.url("db_proxy"), settings)
+    if settings.database_url is None:
+        raise CannotStart("DATABASE_URL is missing: db_proxy needs a PostgreSQL database")
+    livemode = settings.price_feed == "live"
+    return PostgresLedger(settings.database_url.get_secret_value(), settings, livemode=livemode)
+
+
+def _board(settings: Settings, *, is_own: bool) -> PriceBoard:
+    if not is_own:
+        return RemotePriceBoard(settings.url("api_cache_proxy"), settings)
+    if settings.redis_url is None:
+        return MemoryPriceBoard(settings)
+    from buydesk.backends.redis_prices import RedisPriceBoard  # noqa: PLC0415  # a tenth of a second and 10 MB
+
+    return RedisPriceBoard(_redis(settings.redis_url, settings), settings)
+
+
+def _desk(settings: Settings, *, is_own: bool) -> HealthDesk:
+    if not is_own:
+        return RemoteHealthDesk(settings.url("health_check"), settings)
+    if settings.redis_url is None:
+        return MemoryHealthDesk(settings)
+    from buydesk.backends.redis_health import RedisHealthDesk  # noqa: PLC0415  # as above
+
+    return RedisHealthDesk(_redis(settings.redis_url, settings), settings)
+
+
+def _source(settings: Settings) -> PriceSource:
+    if settings.price_feed == "live":
+        return Kraken(settings)
+    return Replay(settings, settings.data_dir / "replay.json" if settings.data_dir else None)
+
+
+def _redis(url: SecretStr, settings: Settings) -> "Redis":
+    from redis.asyncio import Redis  # noqa: PLC0415  # as above
+    from redis.asyncio.retry import Retry  # noqa: PLC0415
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+
+    try:
+        return Redis.from_url(
+            url.get_secret_value(),
+            socket_connect_timeout=settings.connect_seconds_max,
+            socket_timeout=settings.remote_seconds_max,
+            # One more try on a fresh connection, when a kept one turns out to be cut; no waiting.
+            retry=Retry(NoBackoff(), 1),
+        )
+    except ValueError as error:
+        raise CannotStart(f"REDIS_URL: {error}") from error

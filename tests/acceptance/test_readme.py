@@ -1,0 +1,333 @@
+"""The pages do what they say: the README's commands are run, the answers it shows are compared with the real ones.
+
+How the README is written: a block of `sh` is run as it stands, in the order of the page, against one new desk; a block
+of `json`, `http` or `text` right below it is its answer. In an answer `…` stands for what is left out. Identifiers and
+times are not compared, everything else is: the desk replays at speed 0, so prices stand still.
+"""
+
+import asyncio
+import contextlib
+import json
+import re
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from buydesk.errors import DeskError
+from buydesk.local.postgres import EmbeddedPostgres
+from buydesk.settings import PORTS, Settings, variable
+from tests.desks import Running, desk_up, environment, free_offset
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SECONDS_MAX = 30
+REST = "…"
+
+NOT_RUN = {
+    "make up": "it installs first; the desk here is started by the command behind it, and prints the same",
+    "make up ARGS=--separate": "test_separate.py does, and takes its time",
+    "make test": "it runs this test",
+    "make check": "CI runs it beside the tests",
+}
+# Codes that no client meets, and where they stay.
+INTERNAL_CODES = {
+    "price_not_found": "db_proxy tells other services",
+    "price_superseded": "api_cache_proxy tells api_updater",
+    "source_failed": "api_updater logs it",
+}
+MASKS = {
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}": "<id>",
+    # Replayed minutes are of 2023 and stand still.
+    r"(?!2023)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?(Z|\+00:00)": "<time>",
+    r"[A-Z][a-z]{2} \d{1,2}, \d{4}( at)? \d\d:\d\d(:\d\d)? (UTC|GMT|BST)": "<time>",
+    r"after \d+\.\d s": "after <seconds>",
+    r" {2,}": " ",  # columns, whose width depends on the ports
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A command block and the answer below it; `language` is None when there is none."""
+
+    line: int
+    command: str
+    language: str | None
+    answer: str
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The desk that the examples are run against, and where it keeps everything."""
+
+    running: Running
+    data_dir: Path
+
+    def here(self, text: str) -> str:
+        """The README's text, for this desk."""
+        here = re.sub(
+            r"(127\.0\.0\.1:)(80\d\d)", lambda found: f"{found[1]}{int(found[2]) + self.running.offset}", text
+        )
+        here = re.sub(r"(DATABASE_URL=)\S+", lambda found: f"{found[1]}'{EmbeddedPostgres(self.data_dir).dsn}'", here)
+        return here.replace(".venv/", f"{sys.prefix}/")
+
+    def there(self, text: str) -> str:
+        """The desk's text, as the README has it."""
+        offset = self.running.offset
+        there = re.sub(r"(127\.0\.0\.1:)(\d+)", lambda found: f"{found[1]}{int(found[2]) - offset}", text)
+        return there.replace(str(self.data_dir), "/path/to/buydesk/data")
+
+
+Rule = Callable[[Desk, Example], Awaitable[list[str]]]
+
+
+async def dry_run(desk: Desk, example: Example) -> list[str]:
+    """Make knows the target; what `make up` prints is what the desk has printed."""
+    assert example.command in NOT_RUN, f"give {example.command} a reason in NOT_RUN"
+    await _output("make --dry-run" + example.command.removeprefix("make"))
+    if example.language is None:
+        return []
+    await desk.running.until_printed("curl ")
+    printed = [line for line in desk.running.lines if not line.startswith('{"time"')]
+    return list(_differing_lines(example.answer.splitlines(), desk.there("\n".join(printed)).splitlines()))
+
+
+async def ask(desk: Desk, example: Example) -> list[str]:
+    """The answer is JSON, and the one that is shown."""
+    answer = desk.there(await _output(desk.here(example.command)))
+    if example.language is None:
+        return ["a problem is answered"] if "code" in json.loads(answer) else []
+    if example.language == "json":
+        return list(_differences(json.loads(example.answer), json.loads(answer)))
+    head, _, body = answer.replace("\r\n", "\n").partition("\n\n")
+    shown_head, _, shown_body = example.answer.partition("\n\n")
+    lines = [*_differing_lines(shown_head.splitlines(), head.splitlines())]
+    return lines + list(_differences(json.loads(shown_body), json.loads(body)))
+
+
+async def finish(desk: Desk, example: Example) -> list[str]:
+    """The commands succeed and say something."""
+    return [] if await _output(desk.here(example.command)) else ["nothing is printed"]
+
+
+async def serve(desk: Desk, example: Example) -> list[str]:
+    """The service becomes ready, beside the desk's own on the same database, and ends well when told to."""
+    service = example.command.split()[-1]
+    offset = free_offset()
+    # So that the signal reaches the service and not the shell.
+    script = desk.here(example.command).replace("buydesk serve", "exec buydesk serve")
+    readyz = f"http://127.0.0.1:{PORTS[service] + offset}/readyz"
+    client = httpx2.AsyncClient(timeout=SECONDS_MAX)
+    async with _shell(script, BUYDESK_PORT_OFFSET=str(offset)) as process, client, asyncio.timeout(SECONDS_MAX):
+        status = None
+        while status != 200 and process.returncode is None:
+            with contextlib.suppress(httpx2.ConnectError):
+                status = (await client.get(readyz)).status_code
+            await asyncio.sleep(0.02)
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        printed, _ = await process.communicate()
+    return [] if (status, process.returncode) == (200, 0) else [printed.decode()]
+
+
+# Every command block is of one of these forms, and of which it is says how it is run.
+RULES: dict[str, Rule] = {
+    r"make .*": dry_run,
+    r"(id=\$\(curl .*\)\n)?curl (.|\n)*": ask,
+    r"\. \.venv/bin/activate(\nbuydesk .*--help)+": finish,
+    r"\. \.venv/bin/activate(\nexport .*)+\nbuydesk migrate\nbuydesk serve \w+": serve,
+}
+
+
+def rules_of(command: str) -> list[Rule]:
+    return [rule for form, rule in RULES.items() if re.fullmatch(form, command)]
+
+
+def examples(page: str) -> list[Example]:
+    """The command blocks of a page; raises AssertionError for a block that is none and no answer to one."""
+    found: list[Example] = []
+    end_of_command = -1
+    for block in re.finditer(r"^```(\w*)\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL):
+        line = page.count("\n", 0, block.start()) + 1
+        language, text = block.groups()
+        if language == "sh":
+            found.append(Example(line, text, None, ""))
+            end_of_command = block.end()
+            continue
+        assert language in ("json", "http", "text"), f"line {line}: a block of {language or 'no language'}"
+        assert end_of_command >= 0, f"line {line}: no command before this answer"
+        assert not page[end_of_command : block.start()].strip(), f"line {line}: no command right above this answer"
+        found[-1] = Example(found[-1].line, found[-1].command, language, text)
+        end_of_command = -1
+    assert page.count("```") == sum(2 if each.language is None else 4 for each in found), "a fence is no block's"
+    return found
+
+
+@pytest.fixture(scope="session")
+def curl() -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("no curl on the PATH")
+
+
+@pytest.mark.usefixtures("curl")
+async def test_every_command_of_the_readme_works_as_written(open_directory: Path) -> None:
+    data_dir = open_directory / "readme"
+    async with desk_up(data_dir, "--replay-speed", "0") as running:
+        desk = Desk(running, data_dir)
+        for example in examples(README):
+            [rule] = rules_of(example.command)
+            wrong = await rule(desk, example)
+            assert not wrong, f"README.md, line {example.line}: {example.command}\n" + "\n".join(wrong)
+        assert await running.stop() == 0
+    logged = [json.loads(line) for line in running.lines if line.startswith("{")]
+    assert [each for each in logged if each["level"] != "INFO"] == []
+
+
+@pytest.mark.parametrize("example", examples(README), ids=lambda example: f"line{example.line}")
+def test_every_command_block_has_one_rule(example: Example) -> None:
+    assert len(rules_of(example.command)) == 1
+
+
+def test_what_is_not_run_stands_in_the_readme() -> None:
+    assert {each.command for each in examples(README)} >= NOT_RUN.keys()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "```python\n1\n```",
+        "```json\n{}\n```",
+        "```sh\nmake up\n```\nprints\n```text\nup\n```",
+        "```sh\nmake up\n```\n```text\nup\n```\n```text\ndown\n```",
+        "```sh\nmake up",
+    ],
+)
+def test_a_block_that_nothing_would_look_at_is_found(page: str) -> None:
+    with pytest.raises(AssertionError, match=r"block|answer|fence"):
+        examples(page)
+
+
+@pytest.mark.parametrize("command", ["rm -rf data", "buydesk up", "wget x"])
+def test_a_command_of_an_unknown_form_has_no_rule(command: str) -> None:
+    assert rules_of(command) == []
+
+
+@pytest.mark.parametrize(
+    ("shown", "real"),
+    [
+        ({"a": 1}, {"a": 2}),
+        ({"a": 1}, {"a": 1, "b": 2}),
+        ({"a": 1, REST: REST}, {"b": 2}),
+        ({"a": 1}, {"a": True}),
+        ({"a": "69.00"}, {"a": 69.0}),
+        ([{"a": 1}], [{"a": 1}, {"a": 1}]),
+        ([{"a": 1}, REST], []),
+        ([1], {"0": 1}),
+    ],
+)
+def test_an_answer_that_is_not_the_one_shown_is_found(shown: Any, real: Any) -> None:
+    assert list(_differences(shown, real)) != []
+
+
+def test_every_setting_is_documented_as_it_is() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| `(\w+)` \| (?:`(.+?)` )?\| (.+) \|$", page, re.MULTILINE)
+    settings = [
+        (
+            variable(name),
+            "" if field.default_factory or field.default is None else str(field.default),
+            field.description,
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+    assert sorted(documented) == sorted(settings)
+
+
+def test_every_error_that_a_client_can_meet_is_documented() -> None:
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\d{3}) \| .+ \|$", README, re.MULTILINE)
+    documented = {code: int(status) for codes, status in rows for code in re.findall(r"\w+", codes)}
+    assert documented == {code: error.status for code, error in DeskError.by_code.items() if code not in INTERNAL_CODES}
+
+
+def test_every_port_is_documented() -> None:
+    rows = re.findall(r"^\| (\w+) \| (\d+) \|", README, re.MULTILINE)
+    assert {service: int(port) for service, port in rows} == PORTS
+
+
+def test_links_lead_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+        if target != "docs/coverage.svg" and not (page.parent / target).exists()  # `make test` makes that one
+    ]
+    assert broken == []
+
+
+def _masked(text: str) -> str:
+    for pattern, mask in MASKS.items():
+        text = re.sub(pattern, mask, text)
+    return text
+
+
+def _differences(shown: Any, real: Any, where: str = "answer") -> Iterator[str]:
+    """What differs between an answer as shown and the real one."""
+    if isinstance(shown, dict) and isinstance(real, dict):
+        for name in shown.keys() - {REST}:
+            if name in real:
+                yield from _differences(shown[name], real[name], f"{where}.{name}")
+            else:
+                yield f"{where}.{name} is not in the real one"
+        if REST not in shown:
+            yield from (f"{where}.{name} is not shown" for name in real.keys() - shown.keys())
+    elif isinstance(shown, list) and isinstance(real, list):
+        items = shown[:-1] if shown[-1:] == [REST] else shown
+        if len(items) > len(real) or (items is shown and len(items) < len(real)):
+            yield f"{where} has {len(real)} items and {len(items)} are shown"
+        for number, (item, real_item) in enumerate(zip(items, real, strict=False)):
+            yield from _differences(item, real_item, f"{where}.{number}")
+    elif isinstance(shown, str) and isinstance(real, str):
+        if _masked(shown) != _masked(real):
+            yield f"{where} is {real!r} and {shown!r} is shown"
+    elif type(shown) is not type(real) or shown != real:
+        yield f"{where} is {real!r} and {shown!r} is shown"
+
+
+def _differing_lines(shown: list[str], real: list[str]) -> Iterator[str]:
+    """What differs between lines; with a line of `…` others may stand between and after those shown."""
+    wanted, found = [_masked(line) for line in shown if line != REST], [_masked(line) for line in real]
+    if REST in shown:
+        yield from (f"there is no line {line!r}" for line in wanted if line not in found)
+    elif wanted != found:
+        yield "\n".join(["printed is", *found, "and shown is", *wanted])
+
+
+async def _output(script: str) -> str:
+    """What the script prints; it must succeed."""
+    async with _shell(f"set -euo pipefail\n{script}") as process, asyncio.timeout(SECONDS_MAX):
+        printed, _ = await process.communicate()
+    assert process.returncode == 0, printed.decode()
+    return printed.decode()
+
+
+@contextlib.asynccontextmanager
+async def _shell(script: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-c", script),
+        cwd=ROOT,
+        env=environment(**env),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

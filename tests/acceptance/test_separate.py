@@ -1,0 +1,173 @@
+"""`buydesk up --separate`: six real processes. Any of them may be killed at any time, and nothing accepted is lost."""
+
+import asyncio
+import itertools
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from buydesk.settings import PORTS
+from tests.desks import Running, desk_up
+
+BACK_SECONDS_MAX = 40
+# The desk heals faster than in real life, so that the test need not wait: nothing else is changed.
+ENV = {"BUYDESK_FEED_INTERVAL_SECONDS": "2"}
+
+
+@pytest.fixture(scope="module")
+async def desk(open_directory: Path) -> AsyncIterator[Running]:
+    async with desk_up(open_directory / "separate", "--separate", env=ENV) as running:
+        yield running
+
+
+def process_of(desk: Running, service: str) -> psutil.Process:
+    [found] = [
+        child
+        for child in psutil.Process(desk.process.pid).children()
+        if child.status() != psutil.STATUS_ZOMBIE and child.cmdline()[-2:] == ["serve", service]
+    ]
+    return found
+
+
+async def until(desk: Running, service: str, path: str, status: int = 200) -> httpx2.Response:
+    """The answer, once it has this status."""
+    async with desk.client(service) as client, asyncio.timeout(BACK_SECONDS_MAX):
+        while True:
+            try:
+                answer = await client.get(path)
+                if answer.status_code == status:
+                    return answer
+            except httpx2.TransportError:
+                pass
+            await asyncio.sleep(0.05)
+
+
+async def buy(desk: Running, key: str) -> httpx2.Response | None:
+    """One order, as a careful client places it; None when the edge itself is away."""
+    async with desk.client("create_buy_order") as client:
+        try:
+            return await client.post(f"/place_order/?currency=eur&amount=1&client_order_id={key}")
+        except httpx2.TransportError:
+            return None
+
+
+async def test_every_service_is_a_process_of_its_own(desk: Running) -> None:
+    pids = {process_of(desk, service).pid for service in PORTS}
+    assert len(pids) == 6
+    # Each leads its own process group: the terminal's Ctrl-C reaches only the supervisor.
+    assert {os.getpgid(pid) for pid in pids} == pids
+    for service in PORTS:
+        environ = process_of(desk, service).environ()
+        assert ("DATABASE_URL" in environ) == (service == "db_proxy")
+        assert environ["BUYDESK_INTERNAL_TOKEN"] not in " ".join(process_of(desk, service).cmdline())
+    assert (await buy(desk, "first")).status_code == 201  # type: ignore[union-attr]
+
+
+# What the others honestly say while the service is dead: (service to ask, path, status, code).
+SAID = {
+    "create_buy_order": None,
+    "fetch_buy_orders": None,
+    "db_proxy": ("fetch_buy_orders", "/get_orders/", 503, "ledger_unavailable"),
+    "api_cache_proxy": ("create_buy_order", "/livez", 200, None),
+    "api_updater": ("api_cache_proxy", "/record", 200, None),
+    "health_check": ("create_buy_order", "/readyz", 200, None),
+}
+
+
+@pytest.mark.parametrize("service", SAID)
+async def test_killed_it_comes_back_and_no_accepted_order_is_lost(desk: Running, service: str) -> None:
+    accepted: list[str] = []
+    refused: set[str] = set()
+    stop = asyncio.Event()
+
+    async def buyer(name: int) -> None:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            key = f"{service}-{name}-{number}"
+            answer = await buy(desk, key)
+            if answer is None:
+                refused.add("no connection")
+            elif answer.status_code == 201:
+                accepted.append(key)
+            else:
+                refused.add(answer.json()["code"])
+            await asyncio.sleep(0.01)
+
+    buying = [asyncio.create_task(buyer(name)) for name in range(4)]
+    await asyncio.sleep(0.3)
+    victim = process_of(desk, service)
+    victim.send_signal(signal.SIGKILL)
+    if said := SAID[service]:
+        answer = await until(desk, *said[:3])
+        assert said[3] is None or answer.json()["code"] == said[3]
+    async with asyncio.timeout(BACK_SECONDS_MAX):
+        while True:
+            try:
+                if process_of(desk, service).pid != victim.pid:
+                    break
+            except ValueError:
+                pass
+            await asyncio.sleep(0.05)
+    await until(desk, service, "/readyz")
+    await until(desk, "create_buy_order", "/readyz")
+    accepted_then = len(accepted)
+    async with asyncio.timeout(BACK_SECONDS_MAX):
+        while len(accepted) < accepted_then + 8:
+            await asyncio.sleep(0.05)
+    stop.set()
+    await asyncio.gather(*buying)
+    assert refused <= {"no connection", "ledger_unavailable", "outcome_unknown", "price_unavailable", "price_stale"}
+    if service in ("health_check", "fetch_buy_orders", "api_updater"):
+        assert not refused
+    async with desk.client("fetch_buy_orders") as client:
+        for key in accepted:
+            found = await client.get("/get_orders/", params={"client_order_id": key})
+            assert found.json()["client_order_id"] == key
+    assert f"{service} ended (signal SIGKILL)" in desk.printed
+
+
+async def test_the_database_killed_comes_back_and_no_accepted_order_is_lost(desk: Running) -> None:
+    assert (await buy(desk, "before")).status_code == 201  # type: ignore[union-attr]
+    [postmaster] = [
+        child
+        for child in psutil.Process(desk.process.pid).children()
+        if child.name() == "postgres" and child.status() != psutil.STATUS_ZOMBIE
+    ]
+    postmaster.send_signal(signal.SIGKILL)
+    async with asyncio.timeout(BACK_SECONDS_MAX):
+        while True:
+            answer = await buy(desk, "after")
+            assert answer is not None
+            if answer.status_code == 201:
+                break
+            assert answer.json()["code"] in ("ledger_unavailable", "outcome_unknown")
+            await asyncio.sleep(0.05)
+    async with desk.client("fetch_buy_orders") as client:
+        for key in ("before", "after"):
+            assert (await client.get("/get_orders/", params={"client_order_id": key})).status_code == 200
+
+
+async def test_status_tells_the_dead_from_the_living(desk: Running) -> None:
+    status = (await until(desk, "health_check", "/status")).json()
+    assert set(PORTS) <= set(status["services"])
+    assert status["database"]["ok"]
+
+
+async def test_killed_itself_the_supervisor_s_children_end(open_directory: Path) -> None:
+    async with desk_up(open_directory / "orphans", "--separate") as desk:
+        children = [process_of(desk, service) for service in PORTS]
+        desk.process.kill()
+        gone, alive = await asyncio.to_thread(psutil.wait_procs, children, 20)
+        assert not alive
+        assert len(gone) == 6
+    # The next start takes over what is left: PostgreSQL and Redis.
+    async with desk_up(open_directory / "orphans", "--separate") as desk:
+        assert (await buy(desk, "k")).status_code == 201  # type: ignore[union-attr]
+        assert await desk.stop() == 0
+    assert "Traceback" not in desk.printed

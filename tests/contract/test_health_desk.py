@@ -1,0 +1,231 @@
+"""One contract for every HealthDesk: in memory, in Redis, and remote across real TCP."""
+
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk.backends.memory_prices import MemoryPriceBoard
+from buydesk.backends.redis_health import RedisHealthDesk
+from buydesk.backends.remote import RemoteHealthDesk
+from buydesk.errors import HealthUnavailable
+from buydesk.health import OTHERS_KEPT_MAX, SERVICES, HealthDesk, KeptReport, Level, Report
+from buydesk.reporting import Reporter
+from buydesk.services.health_check import create_app
+from buydesk.settings import Settings
+from tests.serving import free_port, served
+
+NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
+KEPT_MAX = 1200
+
+
+class Clock:
+    """Goes on by a second whenever it is read."""
+
+    def __init__(self) -> None:
+        self.moment = NOON - timedelta(seconds=1)
+
+    def __call__(self) -> datetime:
+        self.moment += timedelta(seconds=1)
+        return self.moment
+
+
+async def _nothing_missing() -> None:
+    return
+
+
+@contextlib.asynccontextmanager
+async def remote_desk(behind: HealthDesk, settings: Settings) -> AsyncIterator[RemoteHealthDesk]:
+    """The desk as another process sees it. The service's own reports go elsewhere, so that the test's are alone."""
+    app = create_app(
+        settings,
+        behind,
+        _nothing_missing,
+        MemoryPriceBoard(settings),
+        redis_check=None,
+        reporter=Reporter("health_check", MemoryHealthDesk(settings), settings),
+    )
+    async with served(app) as url:
+        desk = RemoteHealthDesk(url, settings)
+        yield desk
+        await desk.close()
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(reports_kept_max=KEPT_MAX)
+
+
+@pytest.fixture(params=["memory", "redis", "remote"])
+async def desk(request: pytest.FixtureRequest, settings: Settings, redis_url: str) -> AsyncIterator[HealthDesk]:
+    if request.param == "memory":
+        yield MemoryHealthDesk(settings, Clock())
+    elif request.param == "remote":
+        async with remote_desk(MemoryHealthDesk(settings, Clock()), settings) as remote:
+            yield remote
+    else:
+        client: Redis = Redis.from_url(redis_url)
+        await client.flushdb()
+        redis = RedisHealthDesk(client, settings, Clock())
+        yield redis
+        await redis.close()
+
+
+def report(data: str, service: str = "db_proxy", level: Level = "info") -> Report:
+    return Report(level, service, 200, data)
+
+
+def data_of(kept: list[KeptReport]) -> list[str]:
+    return [each.report.data for each in kept]
+
+
+async def test_desk_without_reports_is_empty(desk: HealthDesk) -> None:
+    assert list(await desk.reports(None, None, 10)) == []
+    assert list(await desk.last_of_each()) == []
+
+
+async def test_report_is_kept_as_it_came_with_the_time_of_its_arrival(desk: HealthDesk) -> None:
+    came = Report("critical", "strange-one", 503, 'Missing: "ledger"\n\x00 ₿ \\')
+    await desk.report(came)
+    assert list(await desk.reports(None, None, 10)) == [KeptReport(came, NOON)]
+    assert list(await desk.last_of_each()) == [KeptReport(came, NOON)]
+
+
+async def test_reports_come_newest_first_and_no_more_than_asked_for(desk: HealthDesk) -> None:
+    for number in range(5):
+        await desk.report(report(str(number)))
+    assert data_of(list(await desk.reports(None, None, 3))) == ["4", "3", "2"]
+    arrived = [each.arrived_at for each in await desk.reports(None, None, 10)]
+    assert arrived == [NOON + timedelta(seconds=number) for number in (4, 3, 2, 1, 0)]
+
+
+async def test_filters_narrow_by_service_by_level_and_by_both(desk: HealthDesk) -> None:
+    await desk.report(report("1", "db_proxy", "error"))
+    await desk.report(report("2", "db_proxy", "info"))
+    await desk.report(report("3", "api_updater", "error"))
+    await desk.report(report("4", "db_proxy", "error"))
+    assert data_of(list(await desk.reports("db_proxy", None, 10))) == ["4", "2", "1"]
+    assert data_of(list(await desk.reports(None, "error", 10))) == ["4", "3", "1"]
+    assert data_of(list(await desk.reports("db_proxy", "error", 10))) == ["4", "1"]
+    assert data_of(list(await desk.reports("db_proxy", "error", 1))) == ["4"]
+    assert list(await desk.reports("db_proxy", "debug", 10)) == []
+    assert list(await desk.reports("db", None, 10)) == []
+
+
+async def test_last_of_each_is_the_newest_report_of_every_service(desk: HealthDesk) -> None:
+    for service in SERVICES:
+        await desk.report(report("old", service))
+    for service in (*SERVICES, "a-stranger"):
+        await desk.report(report(f"new {service}", service))
+    assert sorted(data_of(list(await desk.last_of_each()))) == sorted(
+        f"new {name}" for name in (*SERVICES, "a-stranger")
+    )
+
+
+async def test_desk_that_works_passes_its_check(desk: HealthDesk) -> None:
+    await desk.check()
+
+
+# The bounds take thousands of reports. Across TCP they are those of the desk behind, so these ask that one directly.
+@pytest.fixture(params=["memory", "redis"])
+async def own_desk(request: pytest.FixtureRequest, settings: Settings, redis_url: str) -> AsyncIterator[HealthDesk]:
+    client: Redis = Redis.from_url(redis_url)
+    await client.flushdb()
+    own: HealthDesk = MemoryHealthDesk(settings) if request.param == "memory" else RedisHealthDesk(client, settings)
+    yield own
+    await own.close()
+    await client.aclose()
+
+
+async def test_filter_finds_what_lies_below_many_others(own_desk: HealthDesk) -> None:
+    await own_desk.report(report("rare one", "api_updater", "error"))
+    await own_desk.report(report("rare two", "api_updater", "error"))
+    for number in range(KEPT_MAX - 2):
+        await own_desk.report(report(str(number)))
+    assert data_of(list(await own_desk.reports("api_updater", None, 100))) == ["rare two", "rare one"]
+    assert data_of(list(await own_desk.reports(None, "error", 1))) == ["rare two"]
+
+
+async def test_oldest_reports_go_but_the_last_of_each_service_stays(own_desk: HealthDesk) -> None:
+    await own_desk.report(report("first", "api_updater"))
+    for number in range(KEPT_MAX + 10):
+        await own_desk.report(report(str(number)))
+    kept = data_of(list(await own_desk.reports(None, None, KEPT_MAX * 2)))
+    assert kept == [str(number) for number in reversed(range(10, KEPT_MAX + 10))]
+    assert sorted(data_of(list(await own_desk.last_of_each()))) == [str(KEPT_MAX + 9), "first"]
+
+
+async def test_of_too_many_strangers_the_longest_silent_is_forgotten_and_never_one_of_ours(
+    own_desk: HealthDesk,
+) -> None:
+    await own_desk.report(report("ours", "db_proxy"))
+    for number in range(OTHERS_KEPT_MAX):
+        await own_desk.report(report("stranger", f"stranger-{number}"))
+    await own_desk.report(report("stranger", "stranger-0"))
+    await own_desk.report(report("stranger", "one-too-many"))
+    names = {kept.report.service for kept in await own_desk.last_of_each()}
+    assert len(names) == OTHERS_KEPT_MAX + 1
+    assert {"db_proxy", "stranger-0", "one-too-many"} <= names
+    assert "stranger-1" not in names
+
+
+async def assert_unavailable(desk: HealthDesk) -> None:
+    with pytest.raises(HealthUnavailable):
+        await desk.report(report("lost"))
+    with pytest.raises(HealthUnavailable):
+        await desk.reports(None, None, 1)
+    with pytest.raises(HealthUnavailable):
+        await desk.last_of_each()
+    with pytest.raises(HealthUnavailable):
+        await desk.check()
+
+
+async def test_redis_that_is_away_makes_the_desk_unavailable(settings: Settings) -> None:
+    client: Redis = Redis.from_url(f"redis://:secret@127.0.0.1:{free_port()}", retry=Retry(NoBackoff(), 0))
+    desk = RedisHealthDesk(client, settings)
+    await assert_unavailable(desk)
+    with pytest.raises(HealthUnavailable) as caught:
+        await desk.check()
+    assert "secret" not in str(caught.value)
+    await desk.close()
+
+
+async def test_redis_that_holds_something_else_makes_the_desk_unavailable(settings: Settings, redis_url: str) -> None:
+    client: Redis = Redis.from_url(redis_url)
+    await client.flushdb()
+    desk = RedisHealthDesk(client, settings)
+    await client.xadd("buydesk:reports", {"service": "db_proxy", "level": "info", "document": "[]"})
+    await client.hset("buydesk:reports:last", "db_proxy", "{")
+    for asked in (desk.reports(None, None, 1), desk.last_of_each()):
+        with pytest.raises(HealthUnavailable, match="not a report"):
+            await asked
+    await client.flushdb()
+    await desk.close()
+
+
+async def test_redis_that_hangs_makes_the_desk_unavailable_in_bounded_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        client: Redis = Redis(port=hanging.getsockname()[1])
+        desk = RedisHealthDesk(client, Settings(remote_seconds_max=0.05))
+        await assert_unavailable(desk)
+        await desk.close()
+
+
+async def test_health_check_that_is_away_makes_the_remote_desk_unavailable(settings: Settings) -> None:
+    desk = RemoteHealthDesk(f"http://127.0.0.1:{free_port()}", settings)
+    await assert_unavailable(desk)
+    await desk.close()
+
+
+async def test_fault_behind_health_check_reaches_the_remote_desk(settings: Settings) -> None:
+    client: Redis = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+    broken = RedisHealthDesk(client, settings)
+    async with remote_desk(broken, settings) as desk:
+        await assert_unavailable(desk)
+    await broken.close()

@@ -1,0 +1,117 @@
+"""Whole desks to test with: real processes on free ports."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+
+from buydesk.settings import PORTS
+
+START_SECONDS_MAX = 60
+_offsets = itertools.count(1000 + os.getpid() % 300 * 100, 60)
+
+
+def free_offset() -> int:
+    """A port offset at which all services' ports are free."""
+    for offset in _offsets:
+        try:
+            for port in PORTS.values():
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port + offset))
+        except OSError:
+            continue
+        return offset
+    raise AssertionError("unreachable")
+
+
+def environment(**given: str) -> dict[str, str]:
+    """This process's environment without settings of a desk, and with those given."""
+    foreign = ("DATABASE_URL", "REDIS_URL", "PRICE_FEED")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUYDESK_", "COV_"))}
+    return {name: value for name, value in kept.items() if name not in foreign} | given
+
+
+@dataclass
+class Running:
+    """A `buydesk` process, what it has printed so far, and how to call its services."""
+
+    process: asyncio.subprocess.Process
+    offset: int
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def printed(self) -> str:
+        return "\n".join(self.lines)
+
+    def url(self, service: str) -> str:
+        return f"http://127.0.0.1:{PORTS[service] + self.offset}"
+
+    def client(self, service: str) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(base_url=self.url(service), timeout=20)
+
+    async def until_printed(self, text: str, seconds: float = START_SECONDS_MAX) -> None:
+        async with asyncio.timeout(seconds):
+            while text not in self.printed:
+                assert self.process.returncode is None, self.printed
+                await asyncio.sleep(0.02)
+
+    async def stop(self, by: signal.Signals = signal.SIGTERM) -> int:
+        """Asks it to stop; its exit code."""
+        if self.process.returncode is None:
+            self.process.send_signal(by)
+        async with asyncio.timeout(30):
+            return await self.process.wait()
+
+
+async def _collect(running: Running) -> None:
+    assert running.process.stdout is not None
+    async for line in running.process.stdout:
+        running.lines.append(line.decode().rstrip("\n"))
+
+
+@contextlib.asynccontextmanager
+async def buydesk(
+    *arguments: str, offset: int = 0, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> AsyncIterator[Running]:
+    """Runs the command; ends it at the end, killed if need be."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "buydesk",
+        *arguments,
+        env=environment(**(env or {})),
+        cwd=cwd,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    running = Running(process, offset)
+    collecting = asyncio.create_task(_collect(running))
+    try:
+        yield running
+    finally:
+        try:
+            await running.stop()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise
+        finally:
+            await collecting
+
+
+@contextlib.asynccontextmanager
+async def desk_up(data_dir: Path, *arguments: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Running]:
+    """A desk that is up, by `buydesk up` with these further arguments."""
+    offset = free_offset()
+    every = ("up", "--data-dir", str(data_dir), "--port-offset", str(offset), *arguments)
+    async with buydesk(*every, offset=offset, env=env) as running:
+        await running.until_printed("Try it")
+        yield running

@@ -1,0 +1,216 @@
+"""Ledgers to test with: a model that is plainly right, real ones on fresh databases, and things to place."""
+
+import itertools
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from buydesk.backends.migrate import migrate
+from buydesk.errors import (
+    DeskError,
+    ExposureCapExceeded,
+    IdempotencyKeyReused,
+    OrderNotFound,
+    Overloaded,
+    PriceNotFound,
+)
+from buydesk.money import SATOSHI_PER_BTC, Currency
+from buydesk.orders import (
+    ANONYMOUS,
+    Anchor,
+    Exposure,
+    NewOrder,
+    Order,
+    Outcome,
+    Page,
+    PageAfter,
+    PageBefore,
+    Placed,
+    Placement,
+    Refused,
+    Replayed,
+    is_repeat,
+    new_order_id,
+    priced,
+)
+from buydesk.prices import PriceRecord, Quote, stale
+from buydesk.settings import Settings
+from buydesk.times import utc_now
+
+if TYPE_CHECKING:
+    from tests.conftest import PostgresServers
+
+CAP_SATOSHI = 100 * SATOSHI_PER_BTC
+_names = itertools.count()
+
+
+def settings(**given: Any) -> Settings:
+    return Settings(**{"internal_token": "test-token", **given})
+
+
+def record(rate_e8: int = 20_000 * 10**8, *, age: float = 0, ttl: float = 60, **rates: int) -> PriceRecord:
+    """A price record observed `age` seconds ago; one bitcoin costs the same in every currency unless told."""
+    as_of = utc_now() - timedelta(seconds=age)
+    rates_e8 = {currency: rates.get(currency.value, rate_e8) for currency in Currency}
+    return PriceRecord(
+        uuid.uuid4(),
+        as_of,
+        as_of + timedelta(seconds=ttl),
+        "sandbox",
+        rates_e8,
+        tuple(Quote("test", currency, rate, rate, as_of) for currency, rate in rates_e8.items()),
+    )
+
+
+def new_order(cents: int = 6900, key: str | None = None, currency: Currency = Currency.EUR) -> NewOrder:
+    return NewOrder(new_order_id(), ANONYMOUS, key, currency, cents)
+
+
+def placement(
+    cents: int = 6900,
+    key: str | None = None,
+    *,
+    price: PriceRecord | DeskError | None = None,
+    order: NewOrder | None = None,
+    seconds: float = 20,
+) -> Placement:
+    deadline = utc_now() + timedelta(seconds=seconds)
+    return Placement(order or new_order(cents, key), price or record(), deadline)
+
+
+@dataclass(repr=False)  # pytest shows fixtures to itself, and this one grows
+class ModelLedger:
+    """OrderLedger as one would explain it: items one by one, nothing at once, nothing fast."""
+
+    cap_satoshi: int = CAP_SATOSHI
+    stored: list[Order] = field(default_factory=list)
+    records: dict[uuid.UUID, PriceRecord] = field(default_factory=dict)
+    now: Callable[[], datetime] = utc_now
+
+    async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+        return [self._place(item) for item in items]
+
+    def _place(self, item: Placement) -> Outcome:
+        new = item.order
+        for order in self.stored:
+            same_key = new.client_order_id is not None and order.client_order_id == new.client_order_id
+            if order.id == new.id or (same_key and order.client == new.client):
+                return Replayed(order) if is_repeat(new, order) else Refused(IdempotencyKeyReused("reused"))
+        if item.deadline <= self.now():
+            return Refused(Overloaded("late"))
+        if isinstance(item.price, DeskError):
+            return Refused(item.price)
+        if item.price.expires_at <= self.now():
+            return Refused(stale(item.price.as_of, item.price.expires_at))
+        rate_e8, satoshi = priced(new, item.price)
+        exposure = Exposure(self.cap_satoshi, sum(order.satoshi for order in self.stored), len(self.stored))
+        if satoshi > exposure.cap_satoshi - exposure.used_satoshi:
+            return Refused(ExposureCapExceeded("full", **exposure.facts()))
+        order = Order(
+            len(self.stored) + 1,
+            new.id,
+            self.now(),
+            new.client,
+            new.client_order_id,
+            new.currency,
+            new.amount_cents,
+            rate_e8,
+            satoshi,
+            item.price.id,
+            item.price.as_of,
+            False,
+        )
+        self.stored.append(order)
+        self.records[item.price.id] = item.price
+        return Placed(order)
+
+    async def page(self, anchor: Anchor, page_size: int) -> Page:
+        newest_first = self.stored[::-1]
+        match anchor:
+            case PageBefore(number):
+                return Page([order for order in newest_first if order.number < number][:page_size], None)
+            case PageAfter(number):
+                above = [order for order in self.stored if order.number > number][:page_size]
+                return Page(above[::-1], None)
+            case _:
+                return Page(newest_first[anchor.start : anchor.start + page_size], len(self.stored))
+
+    async def order(self, order_id: uuid.UUID) -> Order:
+        return self._only([order for order in self.stored if order.id == order_id])
+
+    async def order_by_key(self, client: str, client_order_id: str) -> Order:
+        key = (client, client_order_id)
+        return self._only([order for order in self.stored if (order.client, order.client_order_id) == key])
+
+    @staticmethod
+    def _only(found: list[Order]) -> Order:
+        if not found:
+            raise OrderNotFound("none")
+        return found[0]
+
+    async def exposure(self) -> Exposure:
+        return Exposure(self.cap_satoshi, sum(order.satoshi for order in self.stored), len(self.stored))
+
+    async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
+        if price_id not in self.records:
+            raise PriceNotFound("none")
+        return self.records[price_id]
+
+    async def check(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+class Databases:
+    """Fresh, migrated databases, copied from a template of each server."""
+
+    def __init__(self, servers: "PostgresServers") -> None:
+        self._servers = servers
+        self._templates: set[int] = set()
+
+    async def new(self, version: Any = 18) -> str:
+        """The DSN of a database of its own."""
+        server = await self._servers.server(version)
+        maintenance = await asyncpg.connect(server.dsn_of("postgres"))
+        try:
+            if version not in self._templates:
+                await maintenance.execute("CREATE DATABASE template_ledger")
+                await migrate(server.dsn_of("template_ledger"), livemode=False, cap_satoshi=CAP_SATOSHI)
+                self._templates.add(version)
+            name = f"ledger_{next(_names)}"
+            await maintenance.execute(f"CREATE DATABASE {name} TEMPLATE template_ledger")
+        finally:
+            await maintenance.close()
+        return server.dsn_of(name)
+
+
+async def fill(dsn: str, orders: int) -> None:
+    """Stores many orders of 0.20 EUR, 1000 satoshi each, in a new database; PostgreSQL has no statistics of them."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(
+            f"""
+            ALTER TABLE orders SET (autovacuum_enabled = off);
+            SET session_replication_role = replica; -- 200,000 foreign keys take their time
+            INSERT INTO price_records (id, as_of, expires_at, document)
+            VALUES ('00000000-0000-4000-8000-000000000000', now(), now(), '{{}}');
+            INSERT INTO orders (number, amount_cents, rate_e8, satoshi, created_at, price_as_of, id, price_id,
+                                representation, currency, client, client_order_id)
+            SELECT n, 20, 2000000000000, 1000, now(), now(), gen_random_uuid(), p.id,
+                   1, 'EUR', 'anonymous', 'filled-' || n
+            FROM generate_series(1, {orders}) AS n, price_records p;
+            UPDATE exposure SET used_satoshi = {orders} * 1000, last_number = {orders};
+            """  # noqa: S608
+        )
+    finally:
+        await connection.close()
+
+
+def at(*moment: int) -> datetime:
+    return datetime(*moment, tzinfo=UTC)  # type: ignore[arg-type,misc]

@@ -1,0 +1,416 @@
+"""api_cache_proxy over real TCP, on a board in memory."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx2
+import pytest
+from redis.asyncio import Redis
+
+from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk.backends.memory_prices import MemoryPriceBoard
+from buydesk.backends.redis_prices import RedisPriceBoard
+from buydesk.coindesk import currentprice
+from buydesk.money import Currency
+from buydesk.prices import PriceRecord, Quote, Rejection, record_document
+from buydesk.reporting import Reporter
+from buydesk.services.api_cache_proxy import RECORD_BYTES_MAX, create_app
+from buydesk.settings import Settings
+from tests.serving import free_port, served
+
+NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
+TTL = timedelta(seconds=60)
+AUTHORIZED = {"Authorization": "Bearer the-token"}
+
+
+class Clock:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.moment = NOON
+
+    def __call__(self) -> datetime:
+        return self.moment
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings(internal_token="the-token")
+
+
+@pytest.fixture
+def board(settings: Settings, clock: Clock) -> MemoryPriceBoard:
+    return MemoryPriceBoard(settings, clock)
+
+
+@pytest.fixture
+async def client(settings: Settings, board: MemoryPriceBoard, clock: Clock) -> AsyncIterator[httpx2.AsyncClient]:
+    reporter = Reporter("api_cache_proxy", MemoryHealthDesk(settings), settings)
+    async with (
+        served(create_app(settings, board, reporter, clock)) as url,
+        httpx2.AsyncClient(base_url=url, trust_env=False) as client,
+    ):
+        yield client
+
+
+def record(as_of: datetime = NOON, **members: Any) -> PriceRecord:
+    made = PriceRecord(
+        id=uuid.uuid4(),
+        as_of=as_of,
+        expires_at=as_of + TTL,
+        feed="sandbox",
+        rates_e8={
+            Currency.EUR: 20_572_78 * 10**6,
+            Currency.GBP: 18_271_51 * 10**6,
+            Currency.USD: 21_712_51 * 10**6 + 1,
+        },
+        used=(Quote("one", Currency.EUR, 20_572_00 * 10**6, 20_573_56 * 10**6, as_of),),
+        rejected=(Rejection("another", "gave no answer"),),
+        replayed_from=datetime(2023, 3, 9, tzinfo=UTC),
+    )
+    return replace(made, **members)
+
+
+def assert_problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert (problem["status"], problem["code"]) == (status, code)
+    return problem
+
+
+def assert_invalid(response: httpx2.Response, *members: str) -> str:
+    problem = assert_problem(response, 422, "invalid_request")
+    assert tuple(error["member"] for error in problem["errors"]) == members
+    return str(problem["detail"])
+
+
+async def test_record_has_its_own_members_and_those_of_coindesk(
+    client: httpx2.AsyncClient, board: MemoryPriceBoard
+) -> None:
+    hanging = record()
+    await board.publish(hanging)
+    response = await client.get("/record")
+    assert response.status_code == 200
+    document = response.json()
+    assert document == record_document(hanging) | currentprice(hanging)
+    assert len(document) == len(record_document(hanging)) + len(currentprice(hanging)), "no member hides another"
+    assert document["rates"]["USD"] == "21712.51000001"
+    assert document["bpi"]["USD"]["rate_float"] == 21712.51
+    assert document["time"]["updatedISO"] == "2026-01-31T12:00:00+00:00"
+
+
+async def test_retired_document_has_the_retired_members_only(
+    client: httpx2.AsyncClient, board: MemoryPriceBoard
+) -> None:
+    hanging = record()
+    await board.publish(hanging)
+    response = await client.get("/v1/bpi/currentprice.json")
+    assert response.status_code == 200
+    assert response.text == json.dumps(currentprice(hanging), separators=(",", ":"))
+
+
+@pytest.mark.parametrize("path", ["/record", "/record/", "/v1/bpi/currentprice.json", "/v1/bpi/currentprice.json/"])
+async def test_price_may_be_read_by_any_page_and_kept_by_nobody(
+    client: httpx2.AsyncClient, board: MemoryPriceBoard, path: str
+) -> None:
+    await board.publish(record())
+    response = await client.get(path, params={"_": "1706702400"})
+    assert response.status_code == 200
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Access-Control-Allow-Origin"] == "*"
+
+
+@pytest.mark.parametrize("path", ["/record", "/v1/bpi/currentprice.json"])
+async def test_without_a_valid_price_there_is_a_problem_and_never_an_old_number(
+    client: httpx2.AsyncClient, board: MemoryPriceBoard, clock: Clock, path: str
+) -> None:
+    response = await client.get(path)
+    assert_problem(response, 503, "price_unavailable")
+    assert response.headers["Retry-After"] == "5"
+    await board.publish(record())
+    clock.moment = NOON + TTL
+    response = await client.get(path)
+    problem = assert_problem(response, 503, "price_stale")
+    assert response.headers["Retry-After"] == "5"
+    assert (problem["as_of"], problem["expires_at"]) == ("2026-01-31T12:00:00.123456Z", "2026-01-31T12:01:00.123456Z")
+
+
+async def test_history_is_of_the_last_hour_unless_asked_for_more(
+    client: httpx2.AsyncClient, board: MemoryPriceBoard
+) -> None:
+    records = [record(NOON - timedelta(minutes=minutes)) for minutes in (1439, 60, 59, 0)]
+    for each in records:
+        await board.publish(each)
+    documents = [record_document(each) for each in records]
+    assert (await client.get("/history")).json() == {"data": documents[2:]}
+    assert (await client.get("/history/?minutes=1")).json() == {"data": documents[3:]}
+    response = await client.get("/history", params={"minutes": 1440})
+    assert response.json() == {"data": documents}
+    assert response.headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize("count", [0, 1, 100, 101, 250])
+async def test_history_of_any_length_is_one_document(
+    client: httpx2.AsyncClient, board: MemoryPriceBoard, count: int
+) -> None:
+    records = [record(NOON - timedelta(seconds=count - number)) for number in range(count)]
+    for each in records:
+        await board.publish(each)
+    assert [each["id"] for each in (await client.get("/history")).json()["data"]] == [str(each.id) for each in records]
+
+
+@pytest.mark.parametrize("minutes", ["0", "1441", "-1", "x", "", "1.5", "9" * 5000, "\uff11", "1e2", " 1"])
+async def test_history_takes_whole_minutes_of_a_day(client: httpx2.AsyncClient, minutes: str) -> None:
+    detail = assert_invalid(await client.get("/history", params={"minutes": minutes}), "minutes")
+    assert detail == "minutes: must be a whole number from 1 to 1440"
+
+
+async def test_history_refuses_parameters_it_does_not_know_or_has_twice(client: httpx2.AsyncClient) -> None:
+    assert_invalid(await client.get("/history?minutes=1&hours=1"), "hours")
+    assert_invalid(await client.get("/history?minutes=1&minutes=2"), "minutes")
+
+
+async def add(client: httpx2.AsyncClient, document: object, query: str = "") -> httpx2.Response:
+    return await client.post("/add/" + query, json=document, headers=AUTHORIZED)
+
+
+async def test_published_record_is_the_price_at_once(client: httpx2.AsyncClient) -> None:
+    document = record_document(record())
+    response = await add(client, document)
+    assert (response.status_code, response.json()) == (200, document)
+    latest = (await client.get("/record")).json()
+    assert {name: latest[name] for name in document} == document
+
+
+async def test_add_works_without_its_slash_and_takes_a_whole_answer_of_record(
+    client: httpx2.AsyncClient, board: MemoryPriceBoard
+) -> None:
+    hanging = record()
+    await board.publish(hanging)
+    answer = (await client.get("/record")).json()
+    response = await client.post("/add", json=answer, headers=AUTHORIZED)
+    assert (response.status_code, response.json()) == (200, record_document(hanging))
+
+
+@pytest.mark.parametrize(
+    ("ttl_seconds", "expires_at"), [(1, NOON + TTL / 60), (60, NOON + TTL), (61, NOON + TTL), (3600, NOON + TTL)]
+)
+async def test_ttl_shortens_a_record_and_never_extends_it(
+    client: httpx2.AsyncClient, board: MemoryPriceBoard, ttl_seconds: int, expires_at: datetime
+) -> None:
+    made = record()
+    response = await add(client, record_document(made), f"?ttl={ttl_seconds}")
+    assert response.json() == record_document(replace(made, expires_at=expires_at))
+    assert (await board.latest()).expires_at == expires_at
+
+
+async def test_ttl_counts_from_now_and_not_from_the_observation(client: httpx2.AsyncClient, clock: Clock) -> None:
+    clock.moment = NOON + TTL / 2
+    response = await add(client, record_document(record()), "?ttl=10")
+    assert response.json()["expires_at"] == "2026-01-31T12:00:40.123456Z"
+
+
+async def test_publishing_again_never_extends_a_shortened_record(client: httpx2.AsyncClient, clock: Clock) -> None:
+    document = record_document(record())
+    await add(client, document, "?ttl=5")
+    clock.moment = NOON + timedelta(seconds=4)
+    assert (await add(client, document, "?ttl=60")).status_code == 200
+    assert (await client.get("/record")).json()["expires_at"] == "2026-01-31T12:00:05.123456Z"
+
+
+@pytest.mark.parametrize("ttl", ["0", "3601", "-5", "1.5", "x", ""])
+async def test_ttl_outside_an_hour_is_refused_and_nothing_published(client: httpx2.AsyncClient, ttl: str) -> None:
+    detail = assert_invalid(await add(client, record_document(record()), f"?ttl={ttl}"), "ttl")
+    assert detail == "ttl: must be a whole number from 1 to 3600"
+    assert_problem(await client.get("/record"), 503, "price_unavailable")
+
+
+async def test_older_record_is_refused_as_superseded(client: httpx2.AsyncClient, board: MemoryPriceBoard) -> None:
+    await board.publish(record())
+    problem = assert_problem(await add(client, record_document(record(NOON - TTL))), 409, "price_superseded")
+    assert problem["as_of"] == "2026-01-31T12:00:00.123456Z"
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer another"}, {"Authorization": "the-token"}])
+async def test_publishing_needs_the_internal_token(
+    client: httpx2.AsyncClient, board: MemoryPriceBoard, headers: dict[str, str]
+) -> None:
+    response = await client.post("/add/", json=record_document(record()), headers=headers)
+    assert_problem(response, 401, "unauthorized")
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert list(await board.history(60)) == []
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", None])
+async def test_publishing_takes_json_only(client: httpx2.AsyncClient, content_type: str | None) -> None:
+    headers = AUTHORIZED if content_type is None else AUTHORIZED | {"Content-Type": content_type}
+    body = json.dumps(record_document(record())).encode()
+    assert_problem(await client.post("/add/", content=body, headers=headers), 415, "unsupported_media_type")
+
+
+async def test_publishing_refuses_a_body_that_is_too_large(client: httpx2.AsyncClient) -> None:
+    document = record_document(record()) | {"padding": "x" * RECORD_BYTES_MAX}
+    assert_problem(await add(client, document), 413, "payload_too_large")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"NaN", b"[" * 100_000, b"\xff", b'"\\ud800"'])
+async def test_body_that_is_not_json_is_refused(client: httpx2.AsyncClient, body: bytes) -> None:
+    headers = AUTHORIZED | {"Content-Type": "application/json"}
+    assert assert_invalid(await client.post("/add/", content=body, headers=headers), "body") == "body: must be JSON"
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def put(value: object, *path: str | int) -> Change:
+    """Puts a value at a path of the document."""
+
+    def change(document: Any) -> None:
+        for step in path[:-1]:
+            document = document[step]
+        document[path[-1]] = value
+
+    return change
+
+
+def drop(*path: str | int) -> Change:
+    """Removes what is at a path of the document."""
+
+    def change(document: Any) -> None:
+        for step in path[:-1]:
+            document = document[step]
+        del document[path[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (drop("id"), "id: is missing"),
+        (put("7", "id"), "id: badly formed hexadecimal UUID string"),
+        (put(7, "id"), "id: must be text"),
+        (put(None, "as_of"), "as_of: must be text"),
+        (put("yesterday", "as_of"), "as_of: must be an ISO 8601 time"),
+        (put("2026-01-31T12:00:00", "as_of"), "as_of: must be an ISO 8601 time"),
+        (put("0001-01-01T00:00:00+23:59", "as_of"), "as_of: must be an ISO 8601 time"),
+        (put("2026-01-31T12:00:10.123457Z", "as_of"), "as_of: must not lie more than 10 s in the future"),
+        (drop("expires_at"), "expires_at: is missing"),
+        (put("2026-01-31T12:00:00.123456Z", "expires_at"), "expires_at: must be later than as_of"),
+        (put("2026-01-31T12:01:00.123457Z", "expires_at"), "expires_at: must not be more than 60 s after as_of"),
+        (put("9999-12-31T23:59:59Z", "expires_at"), "expires_at: must not be more than 60 s after as_of"),
+        (put("market", "feed"), "feed: must be sandbox or live"),
+        (put([], "feed"), "feed: must be sandbox or live"),
+        (put("live", "feed"), "feed: must be sandbox, the feed of this desk"),
+        (drop("replayed_from"), "replayed_from: is missing"),
+        (put(1678320000, "replayed_from"), "replayed_from: must be text"),
+        (put([], "rates"), "rates: must be an object"),
+        (drop("rates", "GBP"), "rates.GBP: is missing"),
+        (put(18271.51, "rates", "GBP"), "rates.GBP: must be text"),
+        (put("0", "rates", "GBP"), "rates.GBP: must be an exchange rate between"),
+        (put("NaN", "rates", "GBP"), "rates.GBP: must be plain decimal text"),
+        (put(None, "sources"), "sources: must be an object"),
+        (drop("sources", "used"), "sources.used: is missing"),
+        (put({}, "sources", "used"), "sources.used: must be a list"),
+        (put("one", "sources", "used", 0), "sources.used.0: must be an object"),
+        (put("CHF", "sources", "used", 0, "currency"), "sources.used.0.currency: must be EUR, GBP or USD"),
+        (put(5, "sources", "used", 0, "currency"), "sources.used.0.currency: must be text"),
+        (put("-1", "sources", "used", 0, "bid"), "sources.used.0.bid: must be plain decimal text"),
+        (drop("sources", "used", 0, "ask"), "sources.used.0.ask: is missing"),
+        (put("noon", "sources", "used", 0, "observed_at"), "sources.used.0.observed_at: must be an ISO 8601 time"),
+        (put(5, "sources", "used", 0, "source"), "sources.used.0.source: must be text"),
+        (put([], "sources", "rejected", 0), "sources.rejected.0: must be an object"),
+        (drop("sources", "rejected", 0, "reason"), "sources.rejected.0.reason: is missing"),
+    ],
+)
+async def test_document_that_is_no_record_of_this_desk_is_refused_naming_the_member(
+    client: httpx2.AsyncClient, change: Change, complaint: str
+) -> None:
+    document = json.loads(json.dumps(record_document(record())))
+    change(document)
+    detail = assert_invalid(await add(client, document), complaint.partition(":")[0])
+    assert detail.startswith(complaint)
+    assert_problem(await client.get("/record"), 503, "price_unavailable")
+
+
+@pytest.mark.parametrize("document", [[], None, 5, "record"])
+async def test_json_that_is_no_object_is_refused(client: httpx2.AsyncClient, document: object) -> None:
+    # httpx2 sends no body at all for None.
+    body, headers = json.dumps(document).encode(), AUTHORIZED | {"Content-Type": "application/json"}
+    assert assert_invalid(await client.post("/add/", content=body, headers=headers), "record") == (
+        "record: must be an object"
+    )
+
+
+async def test_refusal_does_not_repeat_a_long_value(client: httpx2.AsyncClient) -> None:
+    for member in ("id", "as_of", "feed"):
+        response = await add(client, record_document(record()) | {member: "x" * 200_000})
+        assert_invalid(response, member)
+        assert len(response.content) < 1000
+
+
+async def test_service_is_ready_while_its_board_is_there(client: httpx2.AsyncClient) -> None:
+    assert (await client.get("/readyz")).json() == {"status": "ready"}
+
+
+async def test_without_redis_every_answer_says_so(settings: Settings) -> None:
+    reporter = Reporter("api_cache_proxy", MemoryHealthDesk(settings), settings)
+    redis: Redis = Redis.from_url(f"redis://127.0.0.1:{free_port()}", retry=None)
+    board = RedisPriceBoard(redis, settings)
+    async with (
+        served(create_app(settings, board, reporter)) as url,
+        httpx2.AsyncClient(base_url=url, trust_env=False) as client,
+    ):
+        now = datetime.now(UTC)
+        responses = await asyncio.gather(
+            client.get("/record"),
+            client.get("/v1/bpi/currentprice.json"),
+            client.get("/history"),
+            add(client, record_document(record(now))),
+        )
+        for response in responses:
+            assert_problem(response, 503, "price_board_unavailable")
+            assert response.headers["Retry-After"] == "1"
+        problem = assert_problem(await client.get("/readyz"), 503, "not_ready")
+        assert [part["what"] for part in problem["missing"]] == ["prices"]
+        assert (await client.get("/livez")).status_code == 200
+    await board.close()
+
+
+async def test_documentation_has_every_path_with_examples_of_success_and_of_each_problem(
+    client: httpx2.AsyncClient,
+) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    codes = {
+        ("/record", "get"): {"price_unavailable", "price_stale", "price_board_unavailable"},
+        ("/v1/bpi/currentprice.json", "get"): {"price_unavailable", "price_stale", "price_board_unavailable"},
+        ("/history", "get"): {"invalid_request", "price_board_unavailable"},
+        ("/add/", "post"): {
+            "unauthorized",
+            "invalid_request",
+            "payload_too_large",
+            "unsupported_media_type",
+            "price_superseded",
+            "price_board_unavailable",
+        },
+    }
+    for (path, method), expected in codes.items():
+        responses = paths[path][method]["responses"]
+        assert responses["200"]["content"]["application/json"]["example"]
+        problems = [
+            responses[status]["content"]["application/problem+json"]["examples"]
+            for status in responses
+            if status != "200"
+        ]
+        assert {code for examples in problems for code in examples} == expected | {"internal_error"}

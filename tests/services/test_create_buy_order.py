@@ -1,0 +1,467 @@
+"""create_buy_order over real TCP: what clients may send, what they get, and what never happens."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import httpx2
+import pytest
+
+from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk.backends.memory_prices import MemoryPriceBoard
+from buydesk.errors import LedgerUnavailable, OutcomeUnknown, PriceBoardUnavailable, PriceStale, PriceUnavailable
+from buydesk.money import Currency
+from buydesk.orders import Outcome, Placement, Refused
+from buydesk.prices import PriceRecord, stale
+from buydesk.reporting import Reporter
+from buydesk.services.create_buy_order import PriceAtHand, create_app
+from buydesk.times import utc_now
+from tests.ledgers import ModelLedger, record, settings
+from tests.serving import served
+
+JSON = {"Content-Type": "application/json"}
+PRICE = record(EUR=4119191 * 10**6, GBP=3533089 * 10**6, USD=4847888 * 10**6, ttl=3600)
+
+
+class Ledger(ModelLedger):
+    """The model, with faults to order."""
+
+    fault: Exception | None = None
+    refuse_once: Any = None
+
+    async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+        if self.fault is not None:
+            raise self.fault
+        if self.refuse_once is not None:
+            problem, self.refuse_once = self.refuse_once, None
+            return [Refused(problem) for _ in items]
+        return await super().place(items, timeout_seconds)
+
+
+@dataclass
+class Desk:
+    ledger: Ledger
+    board: MemoryPriceBoard
+    client: httpx2.AsyncClient
+
+    async def post(self, body: object = None, query: str = "", **headers: str) -> httpx2.Response:
+        content = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        all_headers = ({} if body is None else JSON) | {name.replace("_", "-"): text for name, text in headers.items()}
+        return await self.client.post(f"/place_order/{query}", content=content, headers=all_headers)
+
+
+def is_problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
+    assert response.headers["content-type"] == "application/problem+json"
+    document: dict[str, Any] = response.json()
+    assert (response.status_code, document["status"], document["code"]) == (status, status, code), document
+    assert document["type"] == f"urn:buydesk:problem:{code}"
+    assert {"title", "detail", "instance"} <= set(document)
+    return document
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    configured = settings(order_seconds_max=1, resend_pause_seconds=0.01, price_refresh_seconds=0.05)
+    ledger, board = Ledger(), MemoryPriceBoard(configured)
+    await board.publish(PRICE)
+    reporter = Reporter("create_buy_order", MemoryHealthDesk(configured), configured)
+    async with (
+        served(create_app(configured, ledger, board, reporter)) as url,
+        httpx2.AsyncClient(base_url=url) as client,
+    ):
+        yield Desk(ledger, board, client)
+
+
+@pytest.fixture
+async def orders(desk: Desk) -> AsyncIterator[Desk]:
+    """For refusals: whatever is sent, nothing must be stored."""
+    yield desk
+    assert desk.ledger.stored == []
+
+
+async def test_the_brief_s_query_call(desk: Desk) -> None:
+    answer = await desk.client.post("/place_order/?currency=eur&amount=69")
+    assert answer.status_code == 201
+    assert answer.headers["content-type"] == "application/json"
+    document = answer.json()
+    assert document["data"] == "Order was placed for EUR:69.00"
+    order = document["order"]
+    stored = desk.ledger.stored[0]
+    assert list(order) == [
+        "id",
+        "number",
+        "created_at",
+        "currency",
+        "amount",
+        "exchange_rate",
+        "bitcoin_amount",
+        "client_order_id",
+        "price_id",
+        "price_as_of",
+        "livemode",
+    ]
+    assert order["id"] == str(stored.id)
+    assert (order["number"], order["currency"], order["amount"]) == (1, "EUR", "69.00")
+    assert (order["exchange_rate"], order["bitcoin_amount"]) == ("41191.91", "0.00167509")
+    assert (order["client_order_id"], order["price_id"], order["livemode"]) == (None, str(PRICE.id), False)
+    assert answer.headers["location"] == f"http://127.0.0.1:8020/get_orders/{stored.id}"
+    assert "idempotent-replayed" not in answer.headers
+
+
+async def test_the_brief_s_json_call(desk: Desk) -> None:
+    answer = await desk.post({"currency": "USD", "amount": 600})
+    assert answer.status_code == 201
+    assert answer.json()["data"] == "Order was placed for USD:600.00"
+
+
+async def test_without_its_trailing_slash_the_path_is_the_same(desk: Desk) -> None:
+    assert (await desk.client.post("/place_order?currency=GBP&amount=1")).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("amount", "cents"),
+    [
+        (b"999999999.99", 99_999_999_999),
+        (b"1e3", 100_000),
+        (b'"69.0"', 6900),
+        (b"0.01", 1),
+        (b'"1E+3"', 100_000),
+        (b"69", 6900),
+        (b"6.900e1", 6900),
+    ],
+)
+async def test_amounts_are_judged_by_their_exact_value(desk: Desk, amount: bytes, cents: int) -> None:
+    # At this price even the largest amount fits.
+    await desk.board.publish(record(10**10 * 10**8, ttl=3600))
+    await asyncio.sleep(0.15)
+    answer = await desk.post(b'{"currency":"GbP","amount":%s}' % amount)
+    assert answer.status_code == 201, answer.text
+    assert (desk.ledger.stored[0].amount_cents, desk.ledger.stored[0].currency) == (cents, Currency.GBP)
+
+
+CODES_503 = ["price_unavailable", "price_stale", "ledger_unavailable", "wrong_mode", "overloaded", "outcome_unknown"]
+BAD_AMOUNTS = [
+    b"0", b"-1", b"1000000000", b"1000000000.00", b"0.001", b'"1e400"', b"1e400", b"1e-400", b'"NaN"', b'"Infinity"',
+    b"true", b"null", b'""', b'"69,00"', b'" 69"', b'"+1"', b'"0x10"', b'"\xd9\xa1"', b"[]", b"{}", b'".5"', b'"5."',
+    b"0.0", b"1e-3", b'"' + b"9" * 33 + b'"', b"9" * 33, b'"' + b"0" * 10_000 + b'"', b"1" * 5000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("amount", BAD_AMOUNTS, ids=lambda amount: amount[:12])
+async def test_bad_amounts_are_named(orders: Desk, amount: bytes) -> None:
+    answer = await orders.post(b'{"currency":"EUR","amount":%s}' % amount)
+    document = is_problem(answer, 422, "invalid_request")
+    assert [each["member"] for each in document["errors"]] == ["amount"]
+
+
+@pytest.mark.parametrize("constant", [b"NaN", b"Infinity", b"-Infinity", b"01", b"+1", b"1.", b".5"])
+async def test_what_is_no_json_number_is_no_json(orders: Desk, constant: bytes) -> None:
+    answer = await orders.post(b'{"currency":"EUR","amount":%s}' % constant)
+    document = is_problem(answer, 422, "invalid_request")
+    assert document["errors"][0]["member"] == "body"
+
+
+@pytest.mark.parametrize("currency", ["btc", "", 5, "EUR ", None, True, ["EUR"], "\u20ac", "eu\u0131"])
+async def test_bad_currencies_are_named(orders: Desk, currency: object) -> None:
+    document = is_problem(await orders.post({"currency": currency, "amount": 1}), 422, "invalid_request")
+    assert document["errors"] == [{"member": "currency", "reason": "must be one of EUR, GBP, USD"}]
+
+
+@pytest.mark.parametrize(
+    ("body", "member"),
+    [
+        (b"", "body"),
+        (b"{", "body"),
+        (b"[]", "body"),
+        (b'["currency"]', "body"),
+        (b'"EUR"', "body"),
+        (b"null", "body"),
+        (b"\xff\xfe", "body"),
+        (b"\xef\xbb\xbf{}", "body"),
+        (b"[" * 16_000, "body"),
+        (b'{"a":' * 3000, "body"),
+        (b'{"amount":1}', "currency"),
+        (b'{"currency":"EUR"}', "amount"),
+        (b'{"currency":"EUR","amount":1,"price":1}', "price"),
+        (b'{"currency":"EUR","amount":1,"\\ud800":1}', "?"),
+        (b'{"currency":"EUR","amount":1,"amount":1}', "amount"),
+        (b'{"currency":"EUR","amount":1,"client_order_id":null}', "client_order_id"),
+        (b'{"currency":"EUR","amount":1,"client_order_id":7}', "client_order_id"),
+        (b'{"currency":"EUR","amount":1,"client_order_id":"a b"}', "client_order_id"),
+        (b'{"currency":"EUR","amount":1,"client_order_id":""}', "client_order_id"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, bytes) else value,
+)
+async def test_bad_bodies_are_named(orders: Desk, body: bytes, member: str) -> None:
+    document = is_problem(await orders.post(body), 422, "invalid_request")
+    assert [each["member"] for each in document["errors"]] == [member]
+
+
+async def test_all_that_is_wrong_is_named_at_once(orders: Desk) -> None:
+    document = is_problem(await orders.post({"amount": 0, "x": 1}), 422, "invalid_request")
+    assert [each["member"] for each in document["errors"]] == ["currency", "amount", "x"]
+
+
+async def test_an_empty_post_says_what_to_send(orders: Desk) -> None:
+    document = is_problem(await orders.client.post("/place_order/"), 422, "invalid_request")
+    assert "currency" in document["detail"]
+
+
+@pytest.mark.parametrize(
+    ("query", "member"),
+    [
+        ("?currency=eur", "amount"),
+        ("?amount=1", "currency"),
+        ("?currency=eur&amount=1&amount=1", "amount"),
+        ("?currency=eur&amount=1&x=1", "x"),
+        ("?currency=eur&amount=69%2C00", "amount"),
+        ("?currency=eur&amount=%2B1", "amount"),
+        ("?currency=eur&amount=", "amount"),
+        ("?currency=eur&amount=NaN", "amount"),
+        ("?currency=eur&amount=1&client_order_id=", "client_order_id"),
+    ],
+)
+async def test_bad_queries_are_named(orders: Desk, query: str, member: str) -> None:
+    document = is_problem(await orders.client.post(f"/place_order/{query}"), 422, "invalid_request")
+    assert [each["member"] for each in document["errors"]] == [member]
+
+
+async def test_query_and_body_together_are_refused(orders: Desk) -> None:
+    answer = await orders.post({"currency": "EUR", "amount": 1}, "?currency=eur&amount=1")
+    assert is_problem(answer, 422, "invalid_request")["errors"][0]["member"] == "body"
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/xml", ""])
+async def test_a_body_that_is_not_json_by_its_type_is_unsupported(orders: Desk, content_type: str) -> None:
+    body = b'{"currency":"EUR","amount":1}'
+    answer = await orders.client.post("/place_order/", content=body, headers={"Content-Type": content_type})
+    is_problem(answer, 415, "unsupported_media_type")
+
+
+async def test_a_charset_beside_the_content_type_is_fine(desk: Desk) -> None:
+    headers = {"Content-Type": "Application/JSON; charset=utf-8"}
+    answer = await desk.client.post("/place_order/", content=b'{"currency":"EUR","amount":1}', headers=headers)
+    assert answer.status_code == 201
+
+
+@pytest.mark.parametrize("size", [16 * 1024 + 1, 1_000_000])
+async def test_a_large_body_is_refused_unread(orders: Desk, size: int) -> None:
+    started = time.monotonic()
+    is_problem(await orders.post(b'{"amount":"' + b"9" * size), 413, "payload_too_large")
+    assert time.monotonic() - started < 5
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(size // 1000 + 1):
+            yield b"9" * 1000
+
+    answer = await orders.client.post("/place_order/", content=chunks(), headers=JSON)
+    is_problem(answer, 413, "payload_too_large")
+
+
+@pytest.mark.parametrize("key", ["k", '"k"', '"a\\"b\\\\c"', "x" * 255, '"' + "x" * 255 + '"', '"', "!~"])
+async def test_a_keyed_request_sent_again_gets_the_same_bytes(desk: Desk, key: str) -> None:
+    first = await desk.post({"currency": "EUR", "amount": 69}, Idempotency_Key=key)
+    await desk.board.publish(record(50_000 * 10**8, ttl=3600))
+    await asyncio.sleep(0.12)
+    again = await desk.post(b'{"amount":"6.9e1","currency":"eur"}', Idempotency_Key=key)
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert first.content == again.content
+    assert first.headers["location"] == again.headers["location"]
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+    assert len(desk.ledger.stored) == 1
+
+
+async def test_header_bare_quoted_member_and_query_are_the_same_key(desk: Desk) -> None:
+    answers = [
+        await desk.post({"currency": "EUR", "amount": 69}, Idempotency_Key="k-1"),
+        await desk.post({"currency": "EUR", "amount": 69}, Idempotency_Key='"k-1"'),
+        await desk.post({"currency": "EUR", "amount": 69, "client_order_id": "k-1"}),
+        await desk.post({"currency": "EUR", "amount": 69, "client_order_id": "k-1"}, Idempotency_Key="k-1"),
+        await desk.client.post("/place_order/?currency=eur&amount=69&client_order_id=k-1"),
+    ]
+    assert [answer.status_code for answer in answers] == [201] * 5
+    assert len({answer.content for answer in answers}) == 1
+    assert answers[0].json()["order"]["client_order_id"] == "k-1"
+
+
+@pytest.mark.parametrize("key", ["", '""', "x" * 256, "a b", "\u00e9", "a\tb"])
+async def test_bad_keys_are_named(orders: Desk, key: str) -> None:
+    headers = {**JSON, "Idempotency-Key": key.encode("latin-1")}
+    answer = await orders.client.post("/place_order/", content=b'{"currency":"EUR","amount":1}', headers=headers)  # type: ignore[arg-type]
+    document = is_problem(answer, 422, "invalid_request")
+    assert [each["member"] for each in document["errors"]] == ["Idempotency-Key"]
+
+
+async def test_two_keys_are_refused(orders: Desk) -> None:
+    headers = [("Content-Type", "application/json"), ("Idempotency-Key", "a"), ("Idempotency-Key", "a")]
+    answer = await orders.client.post("/place_order/", content=b'{"currency":"EUR","amount":1}', headers=headers)
+    assert is_problem(answer, 422, "invalid_request")["errors"][0]["member"] == "Idempotency-Key"
+
+
+async def test_header_and_member_that_differ_are_refused(orders: Desk) -> None:
+    answer = await orders.post({"currency": "EUR", "amount": 1, "client_order_id": "a"}, Idempotency_Key="b")
+    assert is_problem(answer, 422, "invalid_request")["errors"][0]["member"] == "client_order_id"
+
+
+async def test_a_key_with_another_request_is_refused(desk: Desk) -> None:
+    await desk.post({"currency": "EUR", "amount": 69}, Idempotency_Key="k")
+    is_problem(await desk.post({"currency": "EUR", "amount": 70}, Idempotency_Key="k"), 422, "idempotency_key_reused")
+    is_problem(await desk.post({"currency": "GBP", "amount": 69}, Idempotency_Key="k"), 422, "idempotency_key_reused")
+
+
+async def test_without_a_key_every_call_is_a_new_order(desk: Desk) -> None:
+    for _ in range(3):
+        assert (await desk.post({"currency": "EUR", "amount": 69})).status_code == 201
+    assert [order.number for order in desk.ledger.stored] == [1, 2, 3]
+
+
+async def test_over_the_cap_says_how_much_room_there_is(desk: Desk) -> None:
+    document = is_problem(await desk.post({"currency": "EUR", "amount": "999999999.99"}), 409, "exposure_cap_exceeded")
+    assert (document["cap"], document["used"], document["available"]) == ("100.00000000", "0.00000000", "100.00000000")
+
+
+async def test_with_the_price_stale_new_orders_are_refused_and_repeats_answered(desk: Desk) -> None:
+    first = await desk.post({"currency": "EUR", "amount": 69}, Idempotency_Key="k")
+    await desk.board.publish(record(ttl=0.8))
+    await asyncio.sleep(1)
+    refused = await desk.post({"currency": "EUR", "amount": 69})
+    document = is_problem(refused, 503, "price_stale")
+    assert {"as_of", "expires_at"} <= set(document)
+    assert int(refused.headers["retry-after"]) > 0
+    again = await desk.post({"currency": "EUR", "amount": 69}, Idempotency_Key="k")
+    assert (again.status_code, again.content) == (201, first.content)
+    is_problem(await desk.client.get("/readyz"), 503, "not_ready")
+
+
+async def test_with_no_price_ever_orders_are_refused_as_unavailable() -> None:
+    configured = settings()
+    board = MemoryPriceBoard(configured)
+    reporter = Reporter("create_buy_order", MemoryHealthDesk(configured), configured)
+    app = create_app(configured, Ledger(), board, reporter)
+    async with served(app) as url, httpx2.AsyncClient(base_url=url) as client:
+        answer = await client.post("/place_order/?currency=eur&amount=69")
+        is_problem(answer, 503, "price_unavailable")
+        assert int(answer.headers["retry-after"]) > 0
+
+
+async def test_a_price_that_expires_on_the_way_is_replaced_once(desk: Desk) -> None:
+    """The ledger's clock said stale; the record at hand is another by then."""
+    original = desk.ledger.place
+
+    async def expire_then_publish(items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+        desk.ledger.place = original  # type: ignore[method-assign]
+        await desk.board.publish(record(50_000 * 10**8, ttl=3600))
+        await asyncio.sleep(0.15)
+        return [Refused(stale(PRICE.as_of, PRICE.expires_at)) for _ in items]
+
+    desk.ledger.place = expire_then_publish  # type: ignore[method-assign]
+    answer = await desk.post({"currency": "EUR", "amount": 69}, Idempotency_Key="k")
+    assert answer.status_code == 201
+    assert answer.json()["order"]["exchange_rate"] == "50000.00"
+
+
+async def test_a_price_that_expires_with_no_other_at_hand_is_stale(orders: Desk) -> None:
+    orders.ledger.refuse_once = PriceStale("too old by the ledger's clock", retry_after_seconds=5)
+    is_problem(await orders.post({"currency": "EUR", "amount": 69}), 503, "price_stale")
+
+
+async def test_a_ledger_that_cannot_be_reached_is_said_to_be_so(orders: Desk) -> None:
+    orders.ledger.fault = LedgerUnavailable("PostgreSQL is away", retry_after_seconds=1)
+    answer = await orders.post({"currency": "EUR", "amount": 69})
+    is_problem(answer, 503, "ledger_unavailable")
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_an_outcome_that_stays_unknown_is_said_to_be_so(orders: Desk) -> None:
+    orders.ledger.fault = OutcomeUnknown("no answer")
+    answer = await orders.post({"currency": "EUR", "amount": 69})
+    document = is_problem(answer, 503, "outcome_unknown")
+    assert {"order_id", "final_after"} <= set(document)
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_wrong_method_and_wrong_path(orders: Desk) -> None:
+    answer = await orders.client.get("/place_order/")
+    is_problem(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "POST"
+    is_problem(await orders.client.post("/place_orders/"), 404, "not_found")
+
+
+async def test_the_hot_path_is_documented_with_examples(desk: Desk) -> None:
+    operation = (await desk.client.get("/openapi.json")).json()["paths"]["/place_order/"]["post"]
+    assert set(operation["responses"]) == {"201", "408", "409", "413", "415", "422", "500", "503"}
+    shown = operation["responses"]["503"]["content"]["application/problem+json"]["examples"]
+    assert set(shown) == set(CODES_503)
+
+
+class Board(MemoryPriceBoard):
+    fault: Exception | None = None
+
+    async def latest(self) -> PriceRecord:
+        if self.fault is not None:
+            raise self.fault
+        return await super().latest()
+
+
+async def test_the_price_at_hand_ends_at_its_own_time_whatever_the_clock_and_the_board_do() -> None:
+    moment, ticks = utc_now(), 0.0
+
+    def wall() -> datetime:
+        return moment
+
+    board = Board(settings())
+    price = PriceAtHand(board, "sandbox", 1, now=wall, monotonic=lambda: ticks)
+    assert price.current().code == "price_unavailable"  # type: ignore[union-attr]
+    board.fault = PriceBoardUnavailable("away", retry_after_seconds=1)
+    await price.refresh()
+    assert price.current().code == "price_unavailable"  # type: ignore[union-attr]
+    board.fault = None
+    at_hand = record(ttl=60)
+    moment = at_hand.as_of
+    await board.publish(at_hand)
+    await price.refresh()
+    assert price.current() == at_hand
+    # The wall clock steps back an hour; the same record is read again.
+    moment -= timedelta(hours=1)
+    ticks = 59.9
+    await price.refresh()
+    assert price.current() == at_hand
+    await price.check()
+    # The board goes away: what is at hand stays good to its end, and not a moment longer.
+    board.fault = PriceBoardUnavailable("away")
+    await price.refresh()
+    assert price.current() == at_hand
+    ticks = 60.0
+    assert price.current().code == "price_stale"  # type: ignore[union-attr]
+    with pytest.raises(PriceStale):
+        await price.check()
+
+
+async def test_a_fault_of_one_look_at_the_board_does_not_end_the_looking(caplog: pytest.LogCaptureFixture) -> None:
+    board = Board(settings())
+    board.fault = ZeroDivisionError("a fault")
+    price = PriceAtHand(board, "sandbox", 0.001)
+    looking = asyncio.create_task(price.keep_fresh())
+    async with asyncio.timeout(5):
+        while "the price could not be looked up" not in caplog.text:
+            await asyncio.sleep(0.001)
+        board.fault = None
+        await board.publish(record())
+        while not isinstance(price.current(), PriceRecord):
+            await asyncio.sleep(0.001)
+    looking.cancel()
+
+
+async def test_the_other_feed_s_price_is_none() -> None:
+    board = MemoryPriceBoard(settings())
+    await board.publish(record())
+    price = PriceAtHand(board, "live", 1)
+    await price.refresh()
+    problem = price.current()
+    assert isinstance(problem, PriceUnavailable)
+    assert "check PRICE_FEED" in problem.detail

@@ -1,0 +1,382 @@
+"""db_proxy over real TCP: who may call it, what it settles, what it refuses by name."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+
+from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk.errors import LedgerUnavailable, Overloaded, PriceUnavailable, WrongMode
+from buydesk.orders import Outcome, Placement, order_document
+from buydesk.prices import PriceRecord, record_document, record_from
+from buydesk.reporting import Reporter
+from buydesk.services.db_proxy import ADD_BYTES_MAX, ITEMS_MAX, create_app
+from buydesk.times import format_time, utc_now
+from buydesk.wire import placement_documents, stored_document
+from tests.ledgers import ModelLedger, placement, record, settings
+from tests.serving import served
+
+PRICE = record(EUR=4119191 * 10**6, ttl=3600)
+TOKEN = {"Authorization": "Bearer test-token"}
+JSON = {"Content-Type": "application/json"}
+Document = dict[str, Any]
+
+
+class Ledger(ModelLedger):
+    """The model, with faults to order."""
+
+    fault: Exception | None = None
+    gate: asyncio.Event | None = None
+    entered = asyncio.Event()
+
+    async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+        if self.gate is not None:
+            self.entered.set()
+            await self.gate.wait()
+        if self.fault is not None:
+            raise self.fault
+        return await super().place(items, timeout_seconds)
+
+    async def check(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+
+
+@dataclass(repr=False)
+class Proxy:
+    ledger: Ledger
+    client: httpx2.AsyncClient
+
+    async def post(self, body: object, **headers: str) -> httpx2.Response:
+        content = body if isinstance(body, bytes) else msgspec.json.encode(body)
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.client.post("/add/", content=content, headers=TOKEN | JSON | given)
+
+    async def add(self, *documents: Any) -> list[Document]:
+        answer = await self.post(list(documents))
+        assert answer.status_code == 200, answer.text
+        results: list[Document] = answer.json()
+        return results
+
+    async def read(self, path: str) -> httpx2.Response:
+        return await self.client.get(path, headers=TOKEN)
+
+
+@pytest.fixture(scope="module")
+async def service() -> AsyncIterator[Proxy]:
+    """One service for all tests of this file; each gets it with an empty ledger."""
+    configured = settings(order_seconds_max=1, price_ttl_seconds=3600)
+    ledger = Ledger()
+    app = create_app(configured, ledger, Reporter("db_proxy", MemoryHealthDesk(configured), configured))
+    async with served(app) as url, httpx2.AsyncClient(base_url=url) as client:
+        yield Proxy(ledger, client)
+
+
+@pytest.fixture
+async def proxy(service: Proxy) -> Proxy:
+    service.ledger.stored, service.ledger.records = [], {}
+    service.ledger.fault = service.ledger.gate = None
+    return service
+
+
+def documents(*items: Placement) -> list[Document]:
+    made: list[Document] = msgspec.json.decode(msgspec.json.encode(placement_documents(items)))
+    return made
+
+
+def outcomes(results: list[Document]) -> list[str]:
+    return [result["problem"]["code"] if result["outcome"] == "refused" else result["outcome"] for result in results]
+
+
+def is_problem(response: httpx2.Response, status: int, code: str) -> Document:
+    assert response.headers["content-type"] == "application/problem+json"
+    document: Document = response.json()
+    assert (response.status_code, document["status"], document["code"]) == (status, status, code), document
+    return document
+
+
+async def test_a_list_gets_a_list_of_results_in_its_order(proxy: Proxy) -> None:
+    items = [placement(100, "a", price=PRICE), placement(200, price=PRICE), placement(100, "a", price=PRICE)]
+    items += [placement(300, "a", price=PRICE), placement(100, price=PriceUnavailable("none"))]
+    results = await proxy.add(*documents(*items))
+    assert outcomes(results) == ["placed", "placed", "replayed", "idempotency_key_reused", "price_unavailable"]
+    first, second = proxy.ledger.stored
+    assert [results[place]["order"] for place in (0, 1, 2)] == [
+        stored_document(each) for each in (first, second, first)
+    ]
+
+
+async def test_one_item_gets_one_result(proxy: Proxy) -> None:
+    [document] = documents(placement(6900, price=PRICE))
+    answer = await proxy.post(document)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.json() == {"outcome": "placed", "order": stored_document(proxy.ledger.stored[0])}
+    assert (await proxy.post(document)).json()["outcome"] == "replayed"
+
+
+async def test_an_empty_list_gets_an_empty_list(proxy: Proxy) -> None:
+    assert await proxy.add() == []
+
+
+@pytest.mark.parametrize("item", ["x", None, 5, True, {}])
+async def test_one_item_that_is_none_gets_its_refusal(proxy: Proxy, item: object) -> None:
+    result = (await proxy.post(item)).json()
+    assert (result["outcome"], result["problem"]["code"]) == ("refused", "invalid_request")
+
+
+async def test_bad_items_are_refused_by_name_and_the_good_ones_of_the_list_settled(proxy: Proxy) -> None:
+    """The first item brings the price record that all others name; that it is bad itself changes nothing for them."""
+    sent = documents(*(placement(cents, f"k{cents}", price=PRICE) for cents in range(100, 110)))
+    changes: dict[int, Document] = {
+        0: {"amount": "0"},
+        2: {"currency": "BTC"},
+        3: {"bitcoin_amount": "0.00000001"},
+        4: {"exchange_rate": "1.00"},
+        6: {"id": "x"},
+        7: {"client_order_id": "\x00"},
+        8: {"price": str(uuid.uuid4())},
+    }
+    for place, change in changes.items():
+        sent[place] |= change
+    results = await proxy.add(*sent[:9], [], sent[9])
+    refused = {place: result for place, result in enumerate(results) if result["outcome"] == "refused"}
+    named = {place: result["problem"]["errors"][0]["member"] for place, result in refused.items()}
+    assert named == {place: next(iter(change)) for place, change in changes.items()} | {9: "item"}
+    assert [order.client_order_id for order in proxy.ledger.stored] == ["k101", "k105", "k109"]
+    assert results[3]["problem"]["errors"][0]["reason"].startswith("must be 0.0000")
+
+
+async def test_an_item_that_does_not_fit_says_how_much_room_there_is(proxy: Proxy) -> None:
+    [result] = await proxy.add(*documents(placement(99_999_999_999, price=PRICE)))
+    assert result["problem"]["code"] == "exposure_cap_exceeded"
+    assert result["problem"]["available"] == "100.00000000"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Authorization": ""}, {"Authorization": "Bearer wrong"}, {"Authorization": "test-token"},
+     {"Authorization": "Basic test-token"}, {"Authorization": "Bearer test-token2"}],
+)  # fmt: skip
+async def test_internal_paths_need_the_token(proxy: Proxy, headers: dict[str, str]) -> None:
+    body = msgspec.json.encode(documents(placement(price=PRICE)))
+    paths = ["/page?page_size=1", f"/order/{SOME_ID}", "/order?client=c&client_order_id=k", "/exposure"]
+    answers = [await proxy.client.get(path, headers=headers) for path in (*paths, f"/price/{SOME_ID}")]
+    answers.append(await proxy.client.post("/add/", content=body, headers=headers | JSON))
+    for answer in answers:
+        is_problem(answer, 401, "unauthorized")
+        assert answer.headers["www-authenticate"] == "Bearer"
+    assert proxy.ledger.stored == []
+
+
+SOME_ID = uuid.uuid4()
+
+
+async def test_the_brief_s_call_needs_no_token(proxy: Proxy) -> None:
+    await proxy.add(*documents(*(placement(100 + cents, price=PRICE) for cents in range(12))))
+    answer = await proxy.client.get("/get/?start=0&page_size=5")
+    assert answer.status_code == 200
+    assert answer.json() == [order_document(order) for order in reversed(proxy.ledger.stored[7:])]
+    assert [order["number"] for order in (await proxy.client.get("/get")).json()] == list(range(12, 2, -1))
+    assert (await proxy.client.get("/get/?start=12")).json() == []
+
+
+@pytest.mark.parametrize(
+    ("query", "member"),
+    [
+        ("start=-1", "start"),
+        ("start=x", "start"),
+        (f"start={10**30}", "start"),
+        ("page_size=0", "page_size"),
+        ("page_size=1001", "page_size"),
+    ],
+)
+async def test_bad_pages_are_named(proxy: Proxy, query: str, member: str) -> None:
+    document = is_problem(await proxy.client.get(f"/get/?{query}"), 422, "invalid_request")
+    assert [each["member"] for each in document["errors"]] == [member]
+
+
+async def test_reads_for_the_other_services(proxy: Proxy) -> None:
+    await proxy.add(*documents(*(placement(100 + cents, f"k{cents}", price=PRICE) for cents in range(6))))
+    stored = [stored_document(order) for order in proxy.ledger.stored]
+
+    async def page(query: str) -> Document:
+        document: Document = (await proxy.read(f"/page?{query}")).json()
+        return document
+
+    assert await page("page_size=2") == {"data": [stored[5], stored[4]], "total": 6}
+    assert await page("page_size=2&start=3") == {"data": [stored[2], stored[1]], "total": 6}
+    assert await page("page_size=2&before=3") == {"data": [stored[1], stored[0]], "total": None}
+    assert await page("page_size=2&after=3") == {"data": [stored[4], stored[3]], "total": None}
+    assert (await proxy.read(f"/order/{stored[2]['id']}")).json() == stored[2]
+    assert (await proxy.read("/order?client=anonymous&client_order_id=k2")).json() == stored[2]
+    used = sum(order.satoshi for order in proxy.ledger.stored)
+    assert (await proxy.read("/exposure")).json() == {
+        "cap": "100.00000000",
+        "used": f"0.{used:08d}",
+        "available": f"99.{10**8 - used:08d}",
+        "orders": 6,
+    }
+    shown = (await proxy.read(f"/price/{PRICE.id}")).json()
+    assert (shown, record_from(shown)) == (record_document(PRICE), PRICE)
+
+
+async def test_what_is_not_there_is_not_found(proxy: Proxy) -> None:
+    is_problem(await proxy.read(f"/order/{SOME_ID}"), 404, "order_not_found")
+    is_problem(await proxy.read("/order?client=anonymous&client_order_id=k"), 404, "order_not_found")
+    is_problem(await proxy.read(f"/price/{SOME_ID}"), 404, "price_not_found")
+
+
+@pytest.mark.parametrize(
+    ("path", "member"),
+    [
+        ("/order/x", "order_id"),
+        ("/price/x", "price_id"),
+        ("/order?client=c", "client_order_id"),
+        ("/order?client=c&client_order_id=%00", "client_order_id"),
+        ("/order?client=%C3%A9&client_order_id=k", "client"),
+        ("/order?client=c&client_order_id=", "client_order_id"),
+        (f"/order?client=c&client_order_id={'k' * 256}", "client_order_id"),
+        ("/page", "page_size"),
+        ("/page?page_size=1&before=-1", "before"),
+        (f"/page?page_size=1&after={2**63}", "after"),
+    ],
+)
+async def test_bad_reads_are_named(proxy: Proxy, path: str, member: str) -> None:
+    document = is_problem(await proxy.read(path), 422, "invalid_request")
+    assert [each["member"] for each in document["errors"]] == [member]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[", b"\xff", b'["\xff"]', b"[" * 100_000, b'{"a":' * 100_000, b"[1,]", b"NaN", b"1e400", b"[]x"],
+    ids=lambda body: body[:8],
+)
+async def test_what_is_no_json_is_refused(proxy: Proxy, body: bytes) -> None:
+    document = is_problem(await proxy.post(body), 422, "invalid_request")
+    assert [each["member"] for each in document["errors"]] == ["body"]
+    assert len(document["detail"]) < 250
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+async def test_what_is_not_json_by_its_type_is_unsupported(proxy: Proxy, content_type: str) -> None:
+    is_problem(await proxy.post([], Content_Type=content_type), 415, "unsupported_media_type")
+
+
+async def test_a_body_too_large_is_refused(proxy: Proxy) -> None:
+    is_problem(await proxy.post(b" " * (ADD_BYTES_MAX + 1)), 413, "payload_too_large")
+
+
+async def test_the_longest_list_is_settled_and_a_longer_one_refused_as_a_whole(proxy: Proxy) -> None:
+    sent = documents(*(placement(1, "k" * 240 + str(each), price=PRICE) for each in range(ITEMS_MAX + 1)))
+    document = is_problem(await proxy.post(sent), 422, "invalid_request")
+    assert document["errors"] == [{"member": "body", "reason": "may have 1000 items at the most"}]
+    assert proxy.ledger.stored == []
+    assert set(outcomes(await proxy.add(*sent[:ITEMS_MAX]))) == {"placed"}
+    assert len(proxy.ledger.stored) == ITEMS_MAX
+
+
+async def test_when_a_list_does_not_fit_into_the_queue_nothing_of_it_is_stored() -> None:
+    configured = settings(orders_waiting_max=2, batch_orders_max=2, price_ttl_seconds=3600)
+    ledger = Ledger()
+    app = create_app(configured, ledger, Reporter("db_proxy", MemoryHealthDesk(configured), configured))
+    async with served(app) as url, httpx2.AsyncClient(base_url=url) as client:
+        proxy = Proxy(ledger, client)
+        answer = await proxy.post(documents(*(placement(100, price=PRICE) for _ in range(3))))
+        is_problem(answer, 503, "overloaded")
+        assert answer.headers["retry-after"] == "1"
+        assert ledger.stored == []
+        assert outcomes(await proxy.add(*documents(*(placement(100, price=PRICE) for _ in range(2))))) == ["placed"] * 2
+
+
+@pytest.mark.parametrize("fault", [LedgerUnavailable("away", retry_after_seconds=2), WrongMode("live")])
+async def test_a_ledger_that_cannot_place_is_said_of_each_item(proxy: Proxy, fault: Any) -> None:
+    proxy.ledger.fault = fault
+    results = await proxy.add(*documents(placement(price=PRICE), placement(price=PRICE)), "x")
+    assert outcomes(results) == [fault.code, fault.code, "invalid_request"]
+    assert [result["retry_after_seconds"] for result in results] == [fault.retry_after_seconds] * 2 + [None]
+    missing = is_problem(await proxy.client.get("/readyz"), 503, "not_ready")["missing"]
+    assert missing == [{"what": "database", "why": fault.detail}]
+
+
+async def test_an_answer_comes_before_the_sender_gives_up(proxy: Proxy) -> None:
+    proxy.ledger.gate = asyncio.Event()
+    first = asyncio.create_task(proxy.add(*documents(placement(100, price=PRICE))))
+    await proxy.ledger.entered.wait()
+    async with asyncio.timeout(3):
+        [result] = await proxy.add(*documents(placement(200, price=PRICE)))
+    assert result["problem"]["code"] == Overloaded.code
+    proxy.ledger.gate.set()
+    assert outcomes(await first) == ["placed"]
+
+
+async def test_wrong_methods_and_paths(proxy: Proxy) -> None:
+    for method, path in (("GET", "/add/"), ("POST", "/get/"), ("DELETE", f"/order/{SOME_ID}")):
+        is_problem(await proxy.client.request(method, path, headers=TOKEN), 405, "method_not_allowed")
+    is_problem(await proxy.read("/orders"), 404, "not_found")
+
+
+async def test_every_path_is_documented_with_examples_problems_and_the_token(proxy: Proxy) -> None:
+    document = (await proxy.client.get("/openapi.json")).json()
+    assert document["components"]["securitySchemes"] == {"internal_token": {"type": "http", "scheme": "bearer"}}
+    expected = {
+        ("/add/", "post"): {"401", "413", "415", "422", "503"},
+        ("/get/", "get"): {"422", "503"},
+        ("/page", "get"): {"401", "422", "503"},
+        ("/order", "get"): {"401", "404", "422", "503"},
+        ("/order/{order_id}", "get"): {"401", "404", "422", "503"},
+        ("/exposure", "get"): {"401", "422", "503"},
+        ("/price/{price_id}", "get"): {"401", "404", "422", "503"},
+    }
+    for (path, method), statuses in expected.items():
+        operation = document["paths"][path][method]
+        assert set(operation["responses"]) - {"500"} == statuses | {"200"}, path
+        assert operation["responses"]["200"]["content"]["application/json"]["example"], path
+        assert ("security" in operation) == ("401" in statuses), path
+        for status in statuses:
+            assert operation["responses"][status]["content"]["application/problem+json"]["examples"]
+    shown = document["paths"]["/get/"]["get"]["responses"]["503"]["content"]["application/problem+json"]["examples"]
+    assert set(shown) == {"ledger_unavailable", "wrong_mode"}
+
+
+async def test_the_documented_example_is_understood(proxy: Proxy) -> None:
+    operation = (await proxy.client.get("/openapi.json")).json()["paths"]["/add/"]["post"]
+    example = operation["requestBody"]["content"]["application/json"]["example"]
+    # Its deadline is long gone.
+    assert outcomes(await proxy.add(*example)) == ["overloaded"]
+
+
+NOW = utc_now()
+
+
+@pytest.mark.parametrize(
+    ("price", "member"),
+    [
+        (replace(record(), feed="live"), "feed"),
+        (replace(record(), expires_at=NOW + timedelta(days=365)), "expires_at"),
+        (record(age=-3600), "as_of"),
+    ],
+    ids=["feed", "expires_at", "as_of"],
+)
+async def test_a_price_this_desk_would_never_publish_is_none_and_repeats_are_answered(
+    proxy: Proxy, price: PriceRecord, member: str
+) -> None:
+    [document] = await proxy.add(*placement_documents([placement(key="k", price=price)]))
+    assert (document["outcome"], document["problem"]["code"]) == ("refused", "price_unavailable")
+    assert f" {member}: " in document["problem"]["detail"]
+    assert proxy.ledger.stored == []
+    await proxy.add(*placement_documents([placement(key="k")]))
+    assert outcomes(await proxy.add(*placement_documents([placement(key="k", price=price)]))) == ["replayed"]
+
+
+async def test_a_deadline_beyond_any_edge_s_is_refused(proxy: Proxy) -> None:
+    [document] = placement_documents([placement()])
+    for deadline in ("9999-12-31T23:59:59.999999Z", format_time(utc_now() + timedelta(seconds=22))):
+        [result] = await proxy.add(document | {"deadline": deadline})
+        assert result["problem"]["errors"] == [{"member": "deadline", "reason": "must be at most 21 s from now"}]
+    assert proxy.ledger.stored == []

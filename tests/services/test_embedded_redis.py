@@ -1,0 +1,135 @@
+"""The embedded Redis: a bounded cache on a socket of its own."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from buydesk.errors import CannotStart
+from buydesk.local import redis as embedded_redis
+from buydesk.local.children import Death, poll_until, supervise
+from buydesk.local.data_dir import claimed
+from buydesk.local.redis import EmbeddedRedis
+
+
+@pytest.fixture
+def directory(open_directory: Path, request: pytest.FixtureRequest) -> Path:
+    return open_directory / f"redis-{abs(hash(request.node.name)) % 10_000}"
+
+
+@pytest.fixture
+async def server(directory: Path, redis_program: Path) -> AsyncIterator[EmbeddedRedis]:
+    with claimed(directory) as claimed_directory:
+        server = EmbeddedRedis(claimed_directory, redis_program)
+        await server.start()
+        yield server
+        await server.stop()
+
+
+async def setting(server: EmbeddedRedis, name: str) -> object:
+    async with Redis.from_url(server.url) as client:
+        found = await client.config_get(name)
+        return next(iter(found.values()))
+
+
+async def test_it_answers_at_its_url_and_is_gone_after_stop(server: EmbeddedRedis) -> None:
+    async with Redis.from_url(server.url) as client:
+        assert await client.set("key", "value")
+        await server.stop()
+        assert server.pid is None
+        assert await server.wait() == "exit code 0"
+        with pytest.raises(RedisConnectionError):
+            await client.get("key")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("maxmemory", str(64 * 1024 * 1024)),
+        ("maxmemory-policy", "allkeys-lru"),
+        ("port", "0"),
+        ("save", ""),
+        ("appendonly", "no"),
+    ],
+)
+async def test_it_is_a_bounded_cache_without_network_or_disk(server: EmbeddedRedis, name: str, value: str) -> None:
+    assert await setting(server, name) in (value, value.encode())
+
+
+async def test_it_knows_nothing_of_the_environment_of_the_desk(server: EmbeddedRedis) -> None:
+    assert set(psutil.Process(server.pid).environ()) <= {"PATH", "LD_LIBRARY_PATH", "LC_ALL", "TZ"}
+
+
+async def test_an_orphan_of_a_killed_desk_is_ended_by_the_next_start(
+    server: EmbeddedRedis, directory: Path, redis_program: Path
+) -> None:
+    next_server = EmbeddedRedis(directory, redis_program)
+    await next_server.start()
+    try:
+        assert server.pid is None
+        async with Redis.from_url(next_server.url) as client:
+            assert (await client.info("server"))["process_id"] == next_server.pid
+    finally:
+        await next_server.stop()
+
+
+async def test_a_killed_server_is_started_again(server: EmbeddedRedis) -> None:
+    deaths: list[Death] = []
+    first = server.pid
+    assert first is not None
+    watching = asyncio.create_task(supervise(server, on_death=deaths.append))
+    os.kill(first, signal.SIGKILL)
+    await poll_until(lambda: server.pid not in (None, first), 10)
+    watching.cancel()
+    assert deaths == [Death("redis", "signal SIGKILL", 0.2)]
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], path: Path
+) -> AsyncIterator[None]:
+    """A server that is no Redis; on leaving every connection it took is gone, those just taken too."""
+    open_now: set[asyncio.StreamWriter] = set()
+
+    async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_now.add(writer)
+        await handle(reader, writer)
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        open_now.remove(writer)
+
+    async with await asyncio.start_unix_server(counted, path):
+        yield
+        await asyncio.sleep(0.02)
+        while open_now:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_socket_that_another_program_holds_is_named(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    monkeypatch.setattr(embedded_redis, "STOP_SECONDS_MAX", 0.05)
+    with claimed(directory) as claimed_directory:
+        async with listening(hold, claimed_directory / "redis.sock"):
+            with pytest.raises(CannotStart, match=r"redis\.sock is in use and cannot be freed: use another --data-dir"):
+                await EmbeddedRedis(claimed_directory, Path("redis-server")).start()
+
+
+async def test_a_connection_that_breaks_is_no_answer(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    monkeypatch.setattr(embedded_redis, "STOP_SECONDS_MAX", 0.05)
+    with claimed(directory) as claimed_directory:
+        async with listening(reset, claimed_directory / "redis.sock"):
+            with pytest.raises(CannotStart, match="cannot be freed"):
+                await EmbeddedRedis(claimed_directory, Path("redis-server")).start()

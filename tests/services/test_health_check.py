@@ -1,0 +1,473 @@
+"""health_check across real TCP: what it takes, what it shows, and what it says when something is missing."""
+
+import asyncio
+import contextlib
+import json
+import threading
+import uuid
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from buydesk import health
+from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk.backends.memory_prices import MemoryPriceBoard
+from buydesk.backends.redis_health import RedisHealthDesk
+from buydesk.backends.remote import RemoteHealthDesk
+from buydesk.errors import LedgerUnavailable
+from buydesk.health import SERVICES, HealthDesk, Report
+from buydesk.money import Currency
+from buydesk.prices import PriceRecord
+from buydesk.reporting import Reporter
+from buydesk.services import health_check
+from buydesk.services.health_check import create_app
+from buydesk.settings import Settings
+from tests.serving import free_port, served
+
+NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+ALIVE: dict[str, object] = {"level": "info", "service": "db_proxy", "status": 200, "data": "ready"}
+HOURLY = Settings(report_interval_seconds=3600)
+
+
+async def reachable() -> None:
+    return
+
+
+async def ledger_away() -> None:
+    raise LedgerUnavailable("PostgreSQL cannot be reached.")
+
+
+class Bench:
+    """One health_check with everything it looks at, all of it fine until a test changes it."""
+
+    def __init__(self, settings: Settings = HOURLY) -> None:
+        self.now = NOON
+        self.settings = settings
+        self.desk: HealthDesk = MemoryHealthDesk(settings, lambda: self.now)
+        self.board = MemoryPriceBoard(settings, lambda: self.now)
+        self.ledger_check: Callable[[], Any] = reachable
+        self.redis_check: Callable[[], Any] | None = reachable
+
+    def app(self) -> FastAPI:
+        # The service's own reports go elsewhere: the tests say who reported.
+        own = Reporter("health_check", MemoryHealthDesk(self.settings), self.settings)
+        return create_app(
+            self.settings,
+            self.desk,
+            self.ledger_check,
+            self.board,
+            redis_check=self.redis_check,
+            reporter=own,
+            now=lambda: self.now,
+        )
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncIterator[httpx2.AsyncClient]:
+        async with served(self.app()) as url, httpx2.AsyncClient(base_url=url) as client:
+            yield client
+
+    async def all_alive(self) -> None:
+        for service in SERVICES:
+            await self.desk.report(Report("info", service, 200, "ready"))
+        rates = dict.fromkeys(Currency, 20_000 * 10**8)
+        await self.board.publish(PriceRecord(uuid.uuid4(), NOON, NOON + timedelta(seconds=60), "sandbox", rates))
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+@pytest.fixture
+async def client(bench: Bench) -> AsyncIterator[httpx2.AsyncClient]:
+    async with bench.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+async def shared() -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of one service for all tests that need none of their own: what others reported is kept there too."""
+    async with Bench().client() as client:
+        yield client
+
+
+# Reporting.
+
+
+@pytest.mark.parametrize("path", ["/report", "/report/"])
+async def test_report_is_taken_and_kept(shared: httpx2.AsyncClient, path: str) -> None:
+    answer = await shared.post(path, json=ALIVE)
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    kept = (await shared.get("/reports?limit=1")).json()
+    assert kept == {"data": [{**ALIVE, "arrived_at": "2026-01-31T12:00:00.000000Z"}]}
+
+
+@pytest.mark.parametrize(
+    ("member", "given", "kept"),
+    [
+        ("level", "WARNING", "warning"),
+        ("level", "Critical", "critical"),
+        ("status", "503", 503),
+        ("status", "007", 7),
+        ("status", 0, 0),
+        ("status", 999, 999),
+        ("service", "x" * 64, "x" * 64),
+        ("service", "somebody/else's-service!", "somebody/else's-service!"),
+        ("data", "", ""),
+        ("data", "\x00 ₿ \n", "\x00 ₿ \n"),
+        ("data", "₿" * 2000, "₿" * 2000),
+    ],
+)
+async def test_report_is_kept_as_it_is_meant(
+    shared: httpx2.AsyncClient, member: str, given: object, kept: object
+) -> None:
+    assert (await shared.post("/report", json={**ALIVE, member: given})).status_code == 200
+    assert (await shared.get("/reports")).json()["data"][0][member] == kept
+
+
+LEVELS = "must be one of debug, info, warning, error, critical"
+NAME = "must be text of 1 to 64 visible ASCII characters"
+STATUS = "must be a whole number from 0 to 999"
+
+
+@pytest.mark.parametrize(
+    ("member", "given", "reason"),
+    [
+        ("level", "fatal", LEVELS),
+        ("level", "", LEVELS),
+        ("level", 5, LEVELS),
+        ("level", None, LEVELS),
+        ("service", "", NAME),
+        ("service", "x" * 65, NAME),
+        ("service", "db proxy", NAME),
+        ("service", "db_proxy\n", NAME),
+        ("service", "größe", NAME),
+        ("service", 5, NAME),
+        ("status", -1, STATUS),
+        ("status", 1000, STATUS),
+        ("status", 200.0, STATUS),
+        ("status", True, STATUS),
+        ("status", None, STATUS),
+        ("status", "", STATUS),
+        ("status", "1000", STATUS),
+        ("status", "-1", STATUS),
+        ("status", "٢٠٠", STATUS),
+        ("status", [200], STATUS),
+        ("data", None, "must be Unicode text"),
+        ("data", {"a": 1}, "must be Unicode text"),
+        ("data", "half \ud800", "must be Unicode text"),
+        ("data", "x" * 2001, "must not be longer than 2000 characters"),
+        ("further", 1, "is not a member of a report"),
+    ],
+)
+async def test_wrong_member_is_named_with_its_reason(
+    shared: httpx2.AsyncClient, member: str, given: object, reason: str
+) -> None:
+    await assert_refused(shared, json.dumps({**ALIVE, member: given}), [{"member": member, "reason": reason}])
+
+
+async def assert_refused(client: httpx2.AsyncClient, body: str | bytes, errors: list[dict[str, str]]) -> None:
+    before = (await client.get("/reports?limit=1000")).json()
+    answer = await client.post("/report", content=body, headers={"Content-Type": "application/json"})
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert (answer.status_code, problem["code"], problem["errors"]) == (422, "invalid_request", errors)
+    assert (await client.get("/reports?limit=1000")).json() == before
+
+
+@pytest.mark.parametrize("member", ["level", "service", "status", "data"])
+async def test_missing_member_is_named(shared: httpx2.AsyncClient, member: str) -> None:
+    without = {name: value for name, value in ALIVE.items() if name != member}
+    await assert_refused(shared, json.dumps(without), [{"member": member, "reason": "is missing"}])
+
+
+async def test_every_wrong_member_is_named_at_once(shared: httpx2.AsyncClient) -> None:
+    await assert_refused(
+        shared,
+        '{"level": "loud", "service": "a", "service": "b", "status": 200, "\\ud800": 1}',
+        [
+            {"member": "?", "reason": "is not a member of a report"},
+            {"member": "service", "reason": "is given more than once"},
+            {"member": "data", "reason": "is missing"},
+            {"member": "level", "reason": LEVELS},
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"level=info", b"\xff\xfe\x00", b'{"status": ' + b"9" * 5000 + b"}", b"[" * 16_000]
+)
+async def test_body_that_is_no_json_is_refused(shared: httpx2.AsyncClient, body: bytes) -> None:
+    await assert_refused(shared, body, [{"member": "body", "reason": "must be JSON"}])
+
+
+@pytest.mark.parametrize("body", ["[]", "null", "5", '"text"', json.dumps([ALIVE])])
+async def test_body_that_is_no_object_is_refused(shared: httpx2.AsyncClient, body: str) -> None:
+    await assert_refused(shared, body, [{"member": "body", "reason": "must be a JSON object"}])
+
+
+async def test_body_over_the_limit_is_refused(shared: httpx2.AsyncClient) -> None:
+    answer = await shared.post("/report", json={**ALIVE, "data": "x" * 16 * 1024})
+    assert (answer.status_code, answer.json()["code"]) == (413, "payload_too_large")
+
+
+async def test_body_that_does_not_say_it_is_json_is_refused(shared: httpx2.AsyncClient) -> None:
+    answer = await shared.post("/report", data={"level": "info"})
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+
+
+# Reading reports.
+
+
+async def test_reports_are_shown_newest_first_filtered_and_limited(client: httpx2.AsyncClient) -> None:
+    for number, level in enumerate(("error", "info", "error")):
+        await client.post("/report", json={**ALIVE, "level": level, "data": str(number)})
+    await client.post("/report", json={**ALIVE, "level": "error", "service": "api_updater", "data": "3"})
+
+    async def shown(query: str) -> list[str]:
+        return [report["data"] for report in (await client.get(f"/reports{query}")).json()["data"]]
+
+    assert await shown("") == ["3", "2", "1", "0"]
+    assert await shown("?limit=2") == ["3", "2"]
+    assert await shown("?level=ERROR&service=db_proxy&limit=1000") == ["2", "0"]
+    assert await shown("?service=nobody") == []
+
+
+async def test_a_hundred_reports_are_shown_by_default(bench: Bench, client: httpx2.AsyncClient) -> None:
+    for number in range(101):
+        await bench.desk.report(Report("info", "db_proxy", 200, str(number)))
+    assert len((await client.get("/reports")).json()["data"]) == 100
+
+
+@pytest.mark.parametrize(
+    ("query", "members"),
+    [
+        ("limit=0", ["limit"]),
+        ("limit=1001", ["limit"]),
+        ("limit=-1", ["limit"]),
+        ("limit=x", ["limit"]),
+        ("limit=" + "9" * 30, ["limit"]),
+        ("limit=%D9%A1", ["limit"]),
+        ("level=loud", ["level"]),
+        ("level=", ["level"]),
+        ("service=", ["service"]),
+        ("service=a%20b", ["service"]),
+        ("page=1", ["page"]),
+        ("limit=1&limit=2", ["limit"]),
+        ("service=&level=loud&limit=0", ["service", "level", "limit"]),
+    ],
+)
+async def test_wrong_filter_is_named(shared: httpx2.AsyncClient, query: str, members: list[str]) -> None:
+    answer = await shared.get(f"/reports?{query}")
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert [error["member"] for error in answer.json()["errors"]] == members
+
+
+# The status.
+
+
+async def test_desk_of_which_all_is_fine_is_ok(bench: Bench, client: httpx2.AsyncClient) -> None:
+    await bench.all_alive()
+    bench.now += timedelta(seconds=4.5)
+    answer = await client.get("/status")
+    status = answer.json()
+    assert (answer.status_code, status["status"], status["at"]) == (200, "ok", "2026-01-31T12:00:04.500000Z")
+    assert list(status["services"]) == list(SERVICES)
+    assert status["services"]["db_proxy"] == {
+        "state": "alive",
+        "last_report": {**ALIVE, "arrived_at": "2026-01-31T12:00:00.000000Z"},
+    }
+    assert status["reports"] == {"ok": True}
+    assert status["database"] == {"ok": True, "detail": "reachable"}
+    assert status["redis"] == {"ok": True, "detail": "reachable"}
+    assert status["price"] == {
+        "ok": True,
+        "age_seconds": 4.5,
+        "as_of": "2026-01-31T12:00:00.000000Z",
+        "expires_at": "2026-01-31T12:01:00.000000Z",
+    }
+
+
+async def test_status_tells_how_the_host_is(shared: httpx2.AsyncClient) -> None:
+    host = (await shared.get("/status")).json()["host"]
+    assert host["ok"] is True
+    assert 0 <= host["cpu_percent"] <= 100
+    assert host["cpus"] >= 1
+    assert len(host["load"]) == 3
+    assert 0 < host["memory"]["available"] <= host["memory"]["total"]
+    assert 0 < host["memory"]["percent"] < 100
+    assert 0 < host["disk"]["free"] <= host["disk"]["total"]
+    assert 0 < host["disk"]["percent"] <= 100
+
+
+async def test_status_tells_alive_late_and_dead(bench: Bench, client: httpx2.AsyncClient) -> None:
+    hour = timedelta(hours=1)
+    for service, age in (("db_proxy", 5 * hour), ("api_updater", 2 * hour), ("fetch_buy_orders", hour)):
+        bench.now = NOON - age
+        await bench.desk.report(Report("info", service, 200, "ready"))
+    bench.now = NOON
+    await bench.desk.report(Report("info", "api_cache_proxy", 200, health.STOPPED))
+    await bench.desk.report(Report("info", "a-stranger", 200, "hello"))
+    status = (await client.get("/status")).json()
+    assert status["status"] == "degraded"
+    assert {name: service["state"] for name, service in status["services"].items()} == {
+        "create_buy_order": "unknown",
+        "api_cache_proxy": "dead",
+        "api_updater": "late",
+        "db_proxy": "dead",
+        "fetch_buy_orders": "alive",
+        "health_check": "unknown",
+        "a-stranger": "alive",
+    }
+    assert status["services"]["create_buy_order"]["last_report"] is None
+
+
+async def test_stranger_that_fell_silent_degrades_nothing(bench: Bench, client: httpx2.AsyncClient) -> None:
+    await bench.desk.report(Report("info", "a-stranger", 200, health.STOPPED))
+    await bench.all_alive()
+    status = (await client.get("/status")).json()
+    assert (status["status"], status["services"]["a-stranger"]["state"]) == ("ok", "dead")
+
+
+async def test_replica_that_goes_on_keeps_a_service_alive_of_which_another_stopped(
+    bench: Bench, client: httpx2.AsyncClient
+) -> None:
+    await bench.all_alive()
+    await client.post("/report", json={**ALIVE, "data": health.STOPPED})
+    assert (await client.get("/status")).json()["services"]["db_proxy"]["state"] == "dead"
+    await client.post("/report", json=ALIVE)
+    assert (await client.get("/status")).json()["status"] == "ok"
+
+
+async def test_redis_that_is_not_configured_is_no_fault() -> None:
+    bench = Bench()
+    bench.redis_check = None
+    await bench.all_alive()
+    async with bench.client() as client:
+        status = (await client.get("/status")).json()
+    assert status["redis"] == {"ok": True, "detail": "not configured, kept in memory"}
+    assert status["status"] == "ok"
+
+
+async def test_price_that_is_missing_or_stale_is_told_by_its_code(bench: Bench, client: httpx2.AsyncClient) -> None:
+    price = (await client.get("/status")).json()["price"]
+    assert (price["ok"], price["code"]) == (False, "price_unavailable")
+    await bench.all_alive()
+    bench.now += timedelta(seconds=61)
+    status = (await client.get("/status")).json()
+    assert (status["price"]["ok"], status["price"]["code"]) == (False, "price_stale")
+    assert status["price"]["as_of"] == "2026-01-31T12:00:00.000000Z"
+    assert status["status"] == "degraded"
+
+
+async def test_parts_that_fail_spoil_no_other_part(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def hangs() -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(health_check, "CHECK_SECONDS_MAX", 0.05)
+    bench = Bench(Settings(report_interval_seconds=3600, data_dir=tmp_path / "gone"))
+    bench.ledger_check, bench.redis_check = ledger_away, hangs
+    await bench.all_alive()
+    async with bench.client() as client:
+        answer = await client.get("/status")
+    status = answer.json()
+    assert (answer.status_code, status["status"]) == (200, "degraded")
+    assert status["database"] == {"ok": False, "code": "ledger_unavailable", "detail": "PostgreSQL cannot be reached."}
+    assert status["redis"] == {"ok": False, "detail": "No answer within 0.05 s."}
+    assert status["host"] == {"ok": False, "detail": "Could not be told (FileNotFoundError)."}
+    assert status["price"]["ok"] is True
+    assert {service["state"] for service in status["services"].values()} == {"alive"}
+    assert [record.message for record in caplog.records] == ["The status of host could not be told."]
+
+
+async def test_without_the_reports_the_states_are_unknown_and_everything_else_is_told(bench: Bench) -> None:
+    await bench.all_alive()
+    client_of_nothing: Redis = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+    bench.desk = RedisHealthDesk(client_of_nothing, bench.settings)
+    async with bench.client() as client:
+        status = (await client.get("/status")).json()
+        assert (status["status"], status["reports"]["code"]) == ("degraded", "health_unavailable")
+        assert status["services"] == {name: {"state": "unknown", "last_report": None} for name in SERVICES}
+        assert status["database"]["ok"] is True
+        for answer in (await client.post("/report", json=ALIVE), await client.get("/reports")):
+            assert (answer.status_code, answer.json()["code"]) == (503, "health_unavailable")
+            assert answer.headers["retry-after"] == "1"
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["missing"][0]["what"]) == (503, "reports")
+    await bench.desk.close()
+
+
+# The shell around it.
+
+
+async def test_every_operation_is_documented_with_examples(client: httpx2.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    expected = {
+        ("/report", "post"): {"200", "413", "415", "422", "503"},
+        ("/reports", "get"): {"200", "422", "503"},
+        ("/status", "get"): {"200"},
+    }
+    for (path, method), statuses in expected.items():
+        responses = document["paths"][path][method]["responses"]
+        assert set(responses) == statuses | {"500"}
+        for response in responses.values():
+            assert all("example" in content or content["examples"] for content in response["content"].values())
+
+
+async def test_documented_status_has_the_members_of_a_real_one(bench: Bench, client: httpx2.AsyncClient) -> None:
+    def shape(value: object) -> object:
+        return {name: shape(member) for name, member in value.items()} if isinstance(value, dict) else None
+
+    await bench.all_alive()
+    document = (await client.get("/openapi.json")).json()
+    example = document["paths"]["/status"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
+    assert shape(example) == shape((await client.get("/status")).json())
+
+
+async def test_service_reports_itself_while_it_runs() -> None:
+    settings = Settings(report_interval_seconds=0.001)
+    desk = MemoryHealthDesk(settings)
+    reporter = Reporter("health_check", desk, settings)
+    board = MemoryPriceBoard(settings)
+    app = create_app(settings, desk, reachable, board, redis_check=None, reporter=reporter)
+    async with served(app) as url, httpx2.AsyncClient(base_url=url) as client, asyncio.timeout(10):
+        while "ready" not in (reported := (await client.get("/reports?limit=1000")).text):
+            pass
+        assert "started" in reported
+        assert "buydesk_reports_dropped 0.0" in (await client.get("/metrics")).text
+    assert [kept.report.data for kept in await desk.reports(None, None, 1)] == [health.STOPPED]
+
+
+async def test_health_check_that_comes_up_again_gets_what_was_reported_meanwhile() -> None:
+    bench, port = Bench(), free_port()
+    settings = Settings(report_interval_seconds=3600, report_retry_seconds=0.01)
+    remote = RemoteHealthDesk(f"http://127.0.0.1:{port}", settings)
+    reporter = Reporter("db_proxy", remote, settings)
+
+    async def nothing_missing() -> list[dict[str, str]]:
+        return []
+
+    async with reporter.running(nothing_missing), asyncio.timeout(10):
+        reporter.report("error", 500, "while away, in a thread")
+        threading.Thread(target=reporter.report, args=("warning", 400, "half a character: \ud800")).start()
+        while reporter.failures < 2:  # what is awaited is another object's state
+            await asyncio.sleep(0.001)
+        async with served(bench.app(), port):
+            while len(kept := await bench.desk.reports(None, None, 10)) < 3:  # the same
+                await asyncio.sleep(0.001)
+    assert [each.report.data for each in kept][::-1][:3] == [
+        "started",
+        "while away, in a thread",
+        "half a character: ?",
+    ]
+    await remote.close()

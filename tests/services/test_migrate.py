@@ -1,0 +1,163 @@
+"""Migrations: once, whoever starts first; an existing database keeps what it is; what goes wrong is one line."""
+
+import asyncio
+import itertools
+import subprocess
+import sys
+from typing import Any
+
+import asyncpg
+import pytest
+
+from buydesk.backends import migrate as migrations
+from buydesk.backends.migrate import migrate
+from buydesk.errors import CannotStart
+from tests.conftest import PostgresServers
+from tests.ledgers import CAP_SATOSHI
+
+_names = itertools.count()
+
+
+@pytest.fixture
+async def dsn(postgres_dsn: str) -> str:
+    """A new, empty database of either version."""
+    name = f"migrated_{next(_names)}"
+    await run(postgres_dsn, f"CREATE DATABASE {name}")
+    return postgres_dsn.replace("/postgres?", f"/{name}?")
+
+
+async def run(dsn: str, statement: str, *arguments: Any) -> list[asyncpg.Record]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        rows: list[asyncpg.Record] = await connection.fetch(statement, *arguments)
+        return rows
+    finally:
+        await connection.close()
+
+
+async def contents(dsn: str) -> list[tuple[object, ...]]:
+    """All relations, functions and single rows there are."""
+    found = await run(
+        dsn,
+        """
+        SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace
+        UNION ALL SELECT proname || md5(prosrc) FROM pg_proc WHERE pronamespace = 'public'::regnamespace ORDER BY 1
+        """,
+    )
+    exposure = await run(dsn, "SELECT * FROM exposure")
+    revision = await run(dsn, "SELECT * FROM alembic_version")
+    return [tuple(row) for row in (*found, *exposure, *revision)]
+
+
+async def test_a_new_database_gets_its_mode_its_cap_and_its_tables(dsn: str) -> None:
+    await migrate(dsn, livemode=True, cap_satoshi=12345)
+    [row] = await run(dsn, "SELECT livemode, cap_satoshi, used_satoshi, last_number FROM exposure")
+    assert tuple(row) == (True, 12345, 0, 0)
+    tables = await run(dsn, "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
+    assert [row["tablename"] for row in tables] == ["alembic_version", "exposure", "orders", "price_records"]
+
+
+async def test_a_second_run_changes_nothing_and_keeps_the_cap(dsn: str) -> None:
+    await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
+    before = await contents(dsn)
+    await migrate(dsn, livemode=False, cap_satoshi=1)
+    assert await contents(dsn) == before
+
+
+async def test_several_at_once_on_one_new_database_do_not_collide(dsn: str) -> None:
+    await asyncio.gather(*(migrate(dsn, livemode=False, cap_satoshi=each) for each in range(1, 5)))
+    [row] = await run(dsn, "SELECT cap_satoshi FROM exposure")
+    assert row["cap_satoshi"] in range(1, 5)
+
+
+@pytest.mark.parametrize("livemode", [True, False])
+async def test_the_other_mode_s_database_is_refused_unchanged(dsn: str, livemode: bool) -> None:
+    await migrate(dsn, livemode=livemode, cap_satoshi=CAP_SATOSHI)
+    before = await contents(dsn)
+    has = "live" if livemode else "sandbox"
+    with pytest.raises(CannotStart, match=f"holds {has} orders: start with PRICE_FEED={has}"):
+        await migrate(dsn, livemode=not livemode, cap_satoshi=1)
+    assert await contents(dsn) == before
+
+
+async def test_a_newer_database_is_refused(dsn: str) -> None:
+    await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
+    await run(dsn, "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(CannotStart, match=r"newer version than this program.*update buydesk"):
+        await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
+
+
+async def test_a_migration_that_fails_leaves_nothing_behind(dsn: str) -> None:
+    with pytest.raises(CannotStart, match=r'cannot use the database .*violates check constraint "exposure_cap'):
+        await migrate(dsn, livemode=False, cap_satoshi=-1)
+    assert await run(dsn, "SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
+    await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
+
+
+async def test_a_table_in_the_way_is_one_line(dsn: str) -> None:
+    await run(dsn, "CREATE TABLE orders ()")
+    with pytest.raises(CannotStart) as raised:
+        await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
+    assert 'relation "orders" already exists' in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+async def test_a_migration_that_hangs_is_not_waited_for_for_ever(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrations, "_LOCK_SECONDS_MAX", 0.05)
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", migrations._LOCK)
+        with pytest.raises(CannotStart, match="lock timeout"):
+            await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://desk:hidden@127.0.0.1:1/db",
+        "postgresql://desk:hidden@127.0.0.1:port/db",
+        "postgresql://desk:hid[den@127.0.0.1/db",
+        "postgresql:///db?host=/nonexistent&password=hidden",
+        "mysql://desk:hidden@127.0.0.1/db",
+        "hidden",
+    ],
+)
+async def test_a_database_that_cannot_be_reached_is_one_line_without_its_password(url: str) -> None:
+    with pytest.raises(CannotStart, match=r"cannot use the database .*: check DATABASE_URL") as raised:
+        await migrate(url, livemode=False, cap_satoshi=1)
+    assert "hid" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+async def test_what_the_server_says_is_told(postgres_servers: PostgresServers) -> None:
+    server = await postgres_servers.server(18)
+    with pytest.raises(CannotStart, match='database "missing" does not exist'):
+        await migrate(server.dsn_of("missing"), livemode=False, cap_satoshi=1)
+
+
+async def test_a_database_that_is_not_there_yet_is_waited_for(
+    postgres_servers: PostgresServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await postgres_servers.server(18)
+    monkeypatch.setattr(migrations, "_WAIT_POLL_SECONDS", 0.01)
+    name = f"migrated_{next(_names)}"
+    migrating = asyncio.create_task(
+        migrate(server.dsn_of(name), livemode=False, cap_satoshi=CAP_SATOSHI, wait_seconds=60)
+    )
+    await run(server.dsn_of("postgres"), f"CREATE DATABASE {name}")
+    await migrating
+    assert (await contents(server.dsn_of(name)))[-1] == ("0001",)
+
+
+async def test_a_server_that_does_not_come_is_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrations, "_WAIT_POLL_SECONDS", 0.01)
+    with pytest.raises(CannotStart, match="cannot use the database"):
+        await migrate("postgresql:///db?host=/nonexistent", livemode=False, cap_satoshi=1, wait_seconds=0.03)
+
+
+def test_services_never_load_what_migrates() -> None:
+    loads = "import sys, buydesk.running; print([name for name in ('sqlalchemy', 'alembic') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", loads], capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,597 @@
+"""The ledger against what may happen to a real PostgreSQL: what it says is certain is certain, and nothing is lost."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import asyncpg
+import pytest
+
+from buydesk.backends.postgres import PostgresLedger
+from buydesk.errors import LedgerUnavailable, OutcomeUnknown, Overloaded, PriceUnavailable, WrongMode
+from buydesk.orders import Order, Outcome, PageFrom, Placement, Refused, Replayed, new_order_id
+from tests.ledgers import CAP_SATOSHI, Databases, new_order, placement, record, settings
+from tests.lines import Line, line_to_postgres
+
+SECONDS = 5.0
+END_THE_OTHERS = """
+    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+EVERY_PATH = ["place", "page", "order", "order_by_key", "exposure", "price_record", "check"]
+
+
+@pytest.fixture
+async def own_dsn(databases: Databases) -> str:
+    """A database that a test may spoil."""
+    return await databases.new()
+
+
+@pytest.fixture(scope="module")
+async def shared_dsn(databases: Databases) -> str:
+    return await databases.new()
+
+
+@pytest.fixture
+async def dsn(shared_dsn: str) -> str:
+    """An empty ledger, with nobody left at it."""
+    async with session(shared_dsn) as connection:
+        await connection.execute(END_THE_OTHERS)
+        await connection.execute("TRUNCATE orders, price_records")
+        await connection.execute("UPDATE exposure SET used_satoshi = 0, last_number = 0")
+    return shared_dsn
+
+
+@contextlib.asynccontextmanager
+async def ledger_at(dsn: str, *, livemode: bool = False, **given: Any) -> AsyncIterator[PostgresLedger]:
+    ledger = PostgresLedger(dsn, settings(**given), livemode=livemode)
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+@contextlib.asynccontextmanager
+async def session(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def row_held(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """While entered, somebody else holds the exposure row: every batch waits."""
+    async with session(dsn) as other, other.transaction():
+        await other.execute("SELECT FROM exposure FOR UPDATE")
+        yield other
+
+
+async def waiting_backends(connection: "asyncpg.Connection[asyncpg.Record]") -> list[int]:
+    """The backends that wait for a lock, once there are any."""
+    while True:
+        pids = await connection.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        if pids:
+            return [row["pid"] for row in pids]
+        await asyncio.sleep(0.005)
+
+
+async def stored(dsn: str) -> list[int]:
+    """The numbers of the orders there are; the exposure row must tell the same."""
+    async with session(dsn) as connection:
+        rows = await connection.fetch("SELECT number, satoshi FROM orders ORDER BY number")
+        exposure = await connection.fetchrow("SELECT used_satoshi, last_number FROM exposure")
+    assert exposure is not None
+    assert exposure["used_satoshi"] == sum(row["satoshi"] for row in rows)
+    assert exposure["last_number"] == len(rows)
+    return [row["number"] for row in rows]
+
+
+async def ask(ledger: PostgresLedger, path: str) -> object:
+    match path:
+        case "place":
+            return await ledger.place([placement()], SECONDS)
+        case "page":
+            return await ledger.page(PageFrom(0), 10)
+        case "order" | "price_record":
+            return await getattr(ledger, path)(new_order_id())
+        case "order_by_key":
+            return await ledger.order_by_key("anonymous", "k")
+    return await getattr(ledger, path)()
+
+
+def codes(outcomes: Sequence[Outcome]) -> list[str]:
+    return [
+        outcome.problem.code if isinstance(outcome, Refused) else type(outcome).__name__.lower() for outcome in outcomes
+    ]
+
+
+def order_of(outcome: Outcome) -> Order:
+    assert not isinstance(outcome, Refused)
+    return outcome.order
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://u:secret@127.0.0.1:1/db",
+        "postgresql:///db?host=/nonexistent",
+        "postgresql://u:secret@h:port/db",
+        "secret",
+    ],
+)
+async def test_a_server_that_is_not_there_is_unavailable_on_every_path(dsn: str) -> None:
+    async with ledger_at(dsn) as ledger:
+        for path in EVERY_PATH:
+            with pytest.raises(LedgerUnavailable) as raised:
+                await ask(ledger, path)
+            assert raised.value.retry_after_seconds == 1
+            assert "secret" not in raised.value.detail
+
+
+async def test_a_ledger_that_never_connected_closes() -> None:
+    await PostgresLedger("postgresql:///db", settings(), livemode=False).close()
+
+
+async def test_a_closed_ledger_is_unavailable(dsn: str) -> None:
+    async with ledger_at(dsn) as ledger:
+        await ledger.check()
+    with pytest.raises(LedgerUnavailable):
+        await ledger.exposure()
+
+
+async def test_the_other_mode_s_database_is_refused_on_every_path(dsn: str) -> None:
+    async with ledger_at(dsn, livemode=True) as ledger:
+        for path in EVERY_PATH:
+            with pytest.raises(WrongMode, match="holds sandbox orders: start with PRICE_FEED=sandbox"):
+                await ask(ledger, path)
+    assert await stored(dsn) == []
+
+
+async def test_a_live_database_is_refused_to_the_sandbox(own_dsn: str) -> None:
+    async with session(own_dsn) as connection:
+        await connection.execute("UPDATE exposure SET livemode = true")
+    async with ledger_at(own_dsn) as ledger:
+        with pytest.raises(WrongMode, match="holds live orders"):
+            await ledger.place([placement()], SECONDS)
+    async with ledger_at(own_dsn, livemode=True) as ledger:
+        [outcome] = await ledger.place([placement()], SECONDS)
+        assert order_of(outcome).livemode
+        assert (await ledger.order(order_of(outcome).id)).livemode
+
+
+async def test_a_database_without_tables_says_how_to_get_them(own_dsn: str) -> None:
+    async with session(own_dsn) as connection:
+        await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    async with ledger_at(own_dsn) as ledger:
+        for path in EVERY_PATH:
+            with pytest.raises(LedgerUnavailable, match="run `buydesk migrate`"):
+                await ask(ledger, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("UPDATE alembic_version SET version_num = '0000'", "at revision 0000, not 0001: run `buydesk migrate`"),
+        ("DELETE FROM alembic_version", "at revision none, not 0001: run `buydesk migrate`"),
+        ("DROP TABLE alembic_version", "run `buydesk migrate`"),
+        ("DELETE FROM exposure", "no exposure row: run `buydesk migrate`"),
+    ],
+)
+async def test_a_database_that_is_not_migrated_to_the_end_is_not_ready(change: str, says: str, own_dsn: str) -> None:
+    async with session(own_dsn) as connection:
+        await connection.execute(change)
+    async with ledger_at(own_dsn) as ledger:
+        with pytest.raises(LedgerUnavailable, match=says):
+            await ledger.check()
+
+
+async def test_a_newer_database_is_ready(own_dsn: str) -> None:
+    async with session(own_dsn) as connection:
+        await connection.execute("UPDATE alembic_version SET version_num = '0002'")
+    async with ledger_at(own_dsn) as ledger:
+        await ledger.check()
+
+
+async def test_a_database_without_the_function_refuses_the_batch_and_no_item_is_blamed(
+    own_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with session(own_dsn) as connection:
+        await connection.execute("ALTER FUNCTION place_orders RENAME TO place_orders_of_another_version")
+    async with ledger_at(own_dsn) as ledger:
+        with pytest.raises(LedgerUnavailable, match="run `buydesk migrate`"):
+            await ledger.place([placement(), placement()], SECONDS)
+    assert not caplog.records
+
+
+async def test_a_read_only_database_is_unavailable_for_orders_and_readable(own_dsn: str) -> None:
+    async with ledger_at(own_dsn) as ledger:
+        await ledger.place([placement(key="k")], SECONDS)
+    async with session(own_dsn) as connection:
+        name = await connection.fetchval("SELECT current_database()")
+        await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    async with ledger_at(own_dsn) as ledger:
+        with pytest.raises(LedgerUnavailable, match="ReadOnlySQLTransactionError"):
+            await ledger.place([placement()], SECONDS)
+        with pytest.raises(LedgerUnavailable, match="read-only"):
+            await ledger.check()
+        assert (await ledger.order_by_key("anonymous", "k")).number == 1
+        # A session may outlast the fault (a standby that is promoted, another server behind the same name).
+        async with session(own_dsn) as connection:
+            await connection.execute("SET default_transaction_read_only = off")
+            await connection.execute(f"ALTER DATABASE {name} RESET ALL")
+        with pytest.raises(LedgerUnavailable):
+            await ledger.place([placement()], SECONDS)
+        assert codes(await ledger.place([placement()], SECONDS)) == ["placed"]
+
+
+async def test_a_row_that_stays_locked_is_overload_and_nothing_is_stored(dsn: str) -> None:
+    async with ledger_at(dsn, lock_seconds_max=0.05) as ledger, row_held(dsn):
+        with pytest.raises(Overloaded) as raised:
+            await ledger.place([placement()], SECONDS)
+    assert raised.value.retry_after_seconds == 1
+    assert isinstance(raised.value.__cause__, asyncpg.LockNotAvailableError)
+    assert await stored(dsn) == []
+
+
+async def test_a_statement_that_takes_too_long_is_overload_and_nothing_is_stored(dsn: str) -> None:
+    async with ledger_at(dsn, lock_seconds_max=0.05, statement_seconds_max=0.05) as ledger, row_held(dsn):
+        with pytest.raises(Overloaded) as raised:
+            await ledger.place([placement()], SECONDS)
+    assert isinstance(raised.value.__cause__, asyncpg.QueryCanceledError)
+    assert await stored(dsn) == []
+
+
+async def test_a_time_limit_below_a_millisecond_is_still_one(dsn: str) -> None:
+    async with ledger_at(dsn, lock_seconds_max=0.0001) as ledger, row_held(dsn):
+        with pytest.raises(Overloaded):
+            await ledger.place([placement()], SECONDS)
+
+
+async def test_no_answer_in_time_leaves_the_outcome_unknown_and_the_ledger_working(dsn: str) -> None:
+    item = placement()
+    async with ledger_at(dsn) as ledger:
+        await ledger.check()
+        async with row_held(dsn):
+            with pytest.raises(OutcomeUnknown, match="TimeoutError"):
+                await ledger.place([item], 0.1)
+        assert codes(await ledger.place([item], SECONDS))[0] in {"placed", "replayed"}
+    assert await stored(dsn) == [1]
+
+
+async def test_parts_of_a_batch_whose_time_is_up_are_not_sent(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [placement(100), poisonous("\x00"), placement(200)]
+    now = 0.0
+    monkeypatch.setattr("buydesk.backends.postgres.time", SimpleNamespace(monotonic=lambda: now))
+    async with ledger_at(dsn) as ledger:
+        place_one = ledger._place
+
+        async def take_long(*arguments: Any) -> Sequence[Outcome]:
+            nonlocal now
+            now += SECONDS / 2
+            return await place_one(*arguments)
+
+        monkeypatch.setattr(ledger, "_place", take_long)
+        # The whole batch takes half of the time, its first item the other half.
+        assert codes(await ledger.place(items, SECONDS)) == ["placed", "overloaded", "overloaded"]
+    assert await stored(dsn) == [1]
+
+
+async def test_a_backend_that_is_killed_in_mid_batch_leaves_the_outcome_unknown(dsn: str) -> None:
+    items = [placement(100), placement(200)]
+    async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10) as ledger:
+        async with row_held(dsn) as other, session(dsn) as watcher:
+            placing = asyncio.create_task(ledger.place(items, SECONDS))
+            [pid] = await waiting_backends(watcher)
+            await other.execute("SELECT pg_terminate_backend($1)", pid)
+            with pytest.raises(OutcomeUnknown):
+                await placing
+        assert await stored(dsn) == []
+        assert codes(await ledger.place(items, SECONDS)) == ["placed", "placed"]
+    assert await stored(dsn) == [1, 2]
+
+
+async def test_a_statement_that_an_operator_cancels_is_certainly_not_stored(dsn: str) -> None:
+    async with (
+        ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10) as ledger,
+        row_held(dsn) as other,
+        session(dsn) as watcher,
+    ):
+        placing = asyncio.create_task(ledger.place([placement()], SECONDS))
+        [pid] = await waiting_backends(watcher)
+        await other.execute("SELECT pg_cancel_backend($1)", pid)
+        with pytest.raises(Overloaded):
+            await placing
+    assert await stored(dsn) == []
+
+
+async def test_cancelling_an_order_in_flight_hands_no_broken_connection_back(dsn: str) -> None:
+    async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10, database_connections_max=2) as ledger:
+        async with row_held(dsn), session(dsn) as watcher:
+            for _ in range(4):  # more than there are connections
+                placing = asyncio.create_task(ledger.place([placement()], SECONDS))
+                await waiting_backends(watcher)
+                placing.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await placing
+        outcomes = await asyncio.gather(*(ledger.place([placement()], SECONDS) for _ in range(4)))
+        assert [codes(each) for each in outcomes] == [["placed"]] * 4
+    numbers = await stored(dsn)
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+@pytest.fixture
+async def line(dsn: str, tmp_path: Path) -> AsyncIterator[tuple[str, Line]]:
+    async with line_to_postgres(dsn, tmp_path) as (through, line):
+        yield through, line
+
+
+@contextlib.asynccontextmanager
+async def warm_ledger(through: str, **given: Any) -> AsyncIterator[PostgresLedger]:
+    """A ledger whose one connection has made all that it asks for before its statements."""
+    async with ledger_at(through, **given) as ledger:
+        assert codes(await ledger.place([placement(key="warm")] * 2, SECONDS)) == ["placed", "replayed"]
+        await ledger.exposure()
+        yield ledger
+
+
+async def test_a_connection_cut_before_the_batch_got_through(dsn: str, line: tuple[str, Line]) -> None:
+    through, wire = line
+    items = [placement(100, "a"), placement(200)]
+    async with warm_ledger(through) as ledger:
+        wire.fault = "before"
+        with pytest.raises(OutcomeUnknown, match="ConnectionDoesNotExistError"):
+            await ledger.place(items, SECONDS)
+        assert await stored(dsn) == [1]
+        assert codes(await ledger.place(items, SECONDS)) == ["placed", "placed"]
+    assert await stored(dsn) == [1, 2, 3]
+
+
+async def test_a_connection_cut_after_the_batch_got_through(dsn: str, line: tuple[str, Line]) -> None:
+    through, wire = line
+    items = [placement(100, "a"), placement(200)]
+    async with warm_ledger(through) as ledger:
+        wire.fault = "after"
+        with pytest.raises(OutcomeUnknown):
+            await ledger.place(items, SECONDS)
+        assert await stored(dsn) == [1, 2, 3]
+        again = await ledger.place(items, SECONDS)
+        assert [type(outcome) for outcome in again] == [Replayed, Replayed]
+        assert [order_of(outcome).id for outcome in again] == [item.order.id for item in items]
+    assert await stored(dsn) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+async def test_a_connection_cut_while_repeats_are_read_leaves_the_outcome_unknown(
+    dsn: str, line: tuple[str, Line], fault: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch is committed by then; only the order that it repeats is still to be read."""
+    through, wire = line
+    items = [placement(key="warm"), placement(100, "new")]
+    async with warm_ledger(through) as ledger:
+        repeated = ledger._repeated
+
+        async def cut_then_read(*arguments: Any) -> dict[int, Order]:
+            wire.fault = fault
+            return await repeated(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger, "_repeated", cut_then_read)
+            with pytest.raises(OutcomeUnknown):
+                await ledger.place(items, SECONDS)
+        assert codes(await ledger.place(items, SECONDS)) == ["replayed", "replayed"]
+    assert await stored(dsn) == [1, 2]
+
+
+async def test_a_driver_that_lost_its_footing_leaves_the_outcome_unknown_and_its_connection_is_not_used_again(
+    dsn: str, line: tuple[str, Line]
+) -> None:
+    through, wire = line
+    item = placement(100)
+    async with warm_ledger(through) as ledger:
+        # A row of 99 columns, and ready for the next query.
+        wire.instead = b"D\x00\x00\x00\x06\x00\x63Z\x00\x00\x00\x05I"
+        with pytest.raises(OutcomeUnknown) as raised:
+            await ledger.place([item], SECONDS)
+        assert isinstance(raised.value.__cause__, asyncpg.InternalClientError)
+        calls = wire.calls
+        assert codes(await ledger.place([item], SECONDS)) == ["replayed"]
+        assert (await ledger.exposure()).orders == 2
+        assert wire.calls == calls + 1
+        wire.instead = b"D\x00\x00\x00\x06\x00\x63Z\x00\x00\x00\x05I"
+        with pytest.raises(LedgerUnavailable, match="ProtocolError"):
+            await ledger.exposure()
+        assert (await ledger.exposure()).orders == 2
+        assert wire.calls == calls + 2
+
+
+async def test_a_kept_connection_that_died_does_not_fail_the_next_read(dsn: str, line: tuple[str, Line]) -> None:
+    through, wire = line
+    async with warm_ledger(through) as ledger:
+        async with session(dsn) as connection:
+            await connection.execute(END_THE_OTHERS)
+        assert (await ledger.exposure()).orders == 1
+        wire.fault = "before"
+        assert (await ledger.exposure()).orders == 1
+        wire.fault = "after"
+        assert len((await ledger.page(PageFrom(0), 10)).orders) == 1
+        wire.cut_all()
+        wire.refusing = True
+        with pytest.raises(LedgerUnavailable):
+            await ledger.exposure()
+        with pytest.raises(LedgerUnavailable):
+            await ledger.place([placement()], SECONDS)
+        wire.refusing = False
+        assert (await ledger.exposure()).orders == 1
+
+
+def poisonous(key: str) -> Placement:
+    return placement(700, order=replace(new_order(700), client_order_id=key))
+
+
+@pytest.mark.parametrize("key", ["\x00", "\ud800", "x" * 256], ids=["nul", "surrogate", "long"])
+async def test_an_item_that_postgresql_refuses_hurts_only_itself(
+    dsn: str, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    price = record(1000 * 10**8)
+    items = [placement(cents, f"k{cents}", price=price) for cents in range(100, 120)]
+    items[7] = poisonous(key)
+    items[13] = poisonous(key)
+    items[15] = placement(108, "k108", price=price)
+    async with ledger_at(dsn) as ledger:
+        with caplog.at_level(logging.ERROR):
+            outcomes = await ledger.place(items, SECONDS)
+        assert [codes([outcome])[0] for outcome in outcomes] == [
+            {7: "internal_error", 13: "internal_error", 15: "replayed"}.get(place, "placed") for place in range(20)
+        ]
+        assert order_of(outcomes[15]) == order_of(outcomes[8])
+        assert [str(items[place].order.id) in caplog.text for place in (6, 7, 13)] == [False, True, True]
+        assert codes(await ledger.place([poisonous(key)], SECONDS)) == ["internal_error"]
+        assert codes(await ledger.place([placement()], SECONDS)) == ["placed"]
+    assert await stored(dsn) == list(range(1, 19))
+
+
+async def test_items_that_come_apart_from_a_poisonous_one_are_judged_in_list_order(dsn: str) -> None:
+    price = record(1000 * 10**8)
+    whole = 100 * 1000 * 100
+    items = [
+        placement(whole - 300, price=price),
+        placement(301, price=price),
+        placement(200, price=price),
+        poisonous("\x00"),
+        placement(101, price=price),
+        placement(100, price=price),
+        placement(1, price=price),
+    ]
+    async with ledger_at(dsn) as ledger:
+        assert codes(await ledger.place(items, SECONDS)) == [
+            "placed", "exposure_cap_exceeded", "placed", "internal_error", "exposure_cap_exceeded", "placed",
+            "exposure_cap_exceeded",
+        ]  # fmt: skip
+        assert (await ledger.exposure()).used_satoshi == CAP_SATOSHI
+    assert await stored(dsn) == [1, 2, 3]
+
+
+async def test_what_fails_for_certain_after_a_part_was_stored_is_said_of_the_other_part_only(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [placement(100), poisonous("\x00"), placement(200), placement(300)]
+    async with ledger_at(dsn, lock_seconds_max=0.05) as ledger:
+        place_one = ledger._place
+
+        async def block_the_second_half(*arguments: Any) -> Sequence[Outcome]:
+            if arguments[1] == items[2:]:
+                async with row_held(dsn):
+                    return await place_one(*arguments)
+            return await place_one(*arguments)
+
+        monkeypatch.setattr(ledger, "_place", block_the_second_half)
+        outcomes = await ledger.place(items, SECONDS)
+        assert codes(outcomes) == ["placed", "internal_error", "overloaded", "overloaded"]
+    assert await stored(dsn) == [1]
+
+
+async def test_a_cut_after_a_part_was_stored_makes_the_whole_batch_unknown(
+    dsn: str, line: tuple[str, Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    through, wire = line
+    items = [placement(100), poisonous("\x00"), placement(200), placement(300)]
+    async with warm_ledger(through) as ledger:
+        place_one = ledger._place
+
+        async def cut_the_second_half(*arguments: Any) -> Sequence[Outcome]:
+            if arguments[1] == items[2:]:
+                wire.fault = "after"
+            return await place_one(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger, "_place", cut_the_second_half)
+            with pytest.raises(OutcomeUnknown):
+                await ledger.place(items, SECONDS)
+        assert codes(await ledger.place(items, SECONDS)) == ["replayed", "internal_error", "replayed", "replayed"]
+    assert await stored(dsn) == [1, 2, 3, 4]
+
+
+async def test_numbers_have_no_gaps_after_refused_and_failed_batches(dsn: str) -> None:
+    async with ledger_at(dsn, lock_seconds_max=0.05) as ledger:
+        refused = [placement(99_999_999_999), placement(100, price=record(age=100)), placement(100, seconds=-1)]
+        for _ in range(3):
+            await ledger.place([placement(100)], SECONDS)
+            assert "placed" not in codes(await ledger.place(refused, SECONDS))
+            await ledger.place([poisonous("\x00")], SECONDS)
+            async with row_held(dsn):
+                with pytest.raises(Overloaded):
+                    await ledger.place([placement(100)], SECONDS)
+    assert await stored(dsn) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE exposure SET used_satoshi = cap_satoshi + 1",
+        "UPDATE exposure SET cap_satoshi = used_satoshi - 1",
+        "UPDATE exposure SET used_satoshi = -1",
+        "UPDATE exposure SET used_satoshi = used_satoshi + cap_satoshi",
+        "INSERT INTO exposure (livemode, cap_satoshi) VALUES (false, 1)",
+        "INSERT INTO exposure (singleton, livemode, cap_satoshi) VALUES (false, false, 1)",
+    ],
+)
+async def test_the_cap_holds_against_anybody_who_writes_sql(dsn: str, change: str) -> None:
+    async with ledger_at(dsn) as ledger, session(dsn) as connection:
+        await ledger.place([placement()], SECONDS)
+        with pytest.raises((asyncpg.CheckViolationError, asyncpg.UniqueViolationError)):
+            await connection.execute(change)
+        assert (await ledger.exposure()).cap_satoshi == CAP_SATOSHI
+
+
+async def test_readers_leave_a_connection_to_orders(dsn: str) -> None:
+    refusal = PriceUnavailable("no price")
+    limits: Any = {"connect_seconds_max": 0.2, "lock_seconds_max": 0.5, "statement_seconds_max": 0.5}
+    async with (
+        ledger_at(dsn, database_connections_max=2, **limits) as ledger,
+        session(dsn) as other,
+    ):
+        await ledger.check()
+        async with other.transaction():
+            await other.execute("LOCK TABLE price_records IN ACCESS EXCLUSIVE MODE")
+            readers = [asyncio.create_task(ledger.price_record(new_order_id())) for _ in range(5)]
+            await waiting_backends(other)
+            assert codes(await ledger.place([placement(price=refusal)], SECONDS)) == ["price_unavailable"]
+            found = await asyncio.gather(*readers, return_exceptions=True)
+    assert {type(each) for each in found} == {LedgerUnavailable}
+
+
+async def test_a_price_that_was_used_is_stored_once_as_it_was(dsn: str) -> None:
+    price = record(EUR=4119191 * 10**6)
+    async with ledger_at(dsn) as ledger, session(dsn) as connection:
+        for _ in range(3):
+            await ledger.place([placement(price=price), placement(price=price)], SECONDS)
+        assert await connection.fetchval("SELECT count(*) FROM price_records") == 1
+        assert await ledger.price_record(price.id) == price
+
+
+async def test_a_driver_that_cannot_decode_is_not_a_refusal(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is that fails after the batch was sent: the batch may be stored."""
+    item = placement()
+    async with ledger_at(dsn) as ledger:
+        fetch = asyncpg.Connection.fetch
+
+        async def fetch_then_fail(self: Any, query: str, *arguments: Any, **named: Any) -> Any:
+            rows = await fetch(self, query, *arguments, **named)
+            if "place_orders" in query:
+                raise asyncpg.InternalClientError("lost its footing")
+            return rows
+
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncpg.Connection, "fetch", fetch_then_fail)
+            with pytest.raises(OutcomeUnknown):
+                await ledger.place([item], SECONDS)
+        assert codes(await ledger.place([item], SECONDS)) == ["replayed"]

@@ -1,0 +1,142 @@
+"""Many clients at once, two of every service, one database: the cap holds, nothing is placed twice, nothing is lost."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk.backends.memory_prices import MemoryPriceBoard
+from buydesk.backends.postgres import PostgresLedger
+from buydesk.backends.remote import RemoteLedger
+from buydesk.money import SATOSHI_PER_BTC
+from buydesk.orders import Exposure, Order, PageFrom
+from buydesk.reporting import Reporter
+from buydesk.services import create_buy_order, db_proxy
+from tests.ledgers import CAP_SATOSHI, Databases, placement, record, settings
+from tests.lines import Fault, Line, line_to_postgres, line_to_url
+from tests.serving import served
+
+# One bitcoin costs 1000.00: 100.00 buys 0.1 BTC.
+PRICE = record(1000 * 10**8, ttl=3600)
+SETTINGS = settings(resend_pause_seconds=0.01, price_ttl_seconds=3600)
+FAULTS: tuple[Fault, ...] = ("before", "after")
+
+
+@dataclass(repr=False)
+class TwoDesks:
+    """Two edges, each with a db_proxy of its own, at one database; a line on every hop."""
+
+    ledger: PostgresLedger
+    clients: list[httpx2.AsyncClient]
+    lines: list[Line]
+
+    async def place(self, number: int, **order: Any) -> httpx2.Response:
+        return await self.clients[number % 2].post("/place_order/", json={"currency": "EUR", **order})
+
+    async def orders(self) -> list[Order]:
+        return list((await self.ledger.page(PageFrom(0), 1000)).orders)
+
+
+@contextlib.asynccontextmanager
+async def desk(dsn: str, directory: Path) -> AsyncIterator[tuple[httpx2.AsyncClient, list[Line]]]:
+    board, health = MemoryPriceBoard(SETTINGS), MemoryHealthDesk(SETTINGS)
+    await board.publish(PRICE)
+    async with line_to_postgres(dsn, directory) as (through, to_postgres):
+        own = PostgresLedger(through, SETTINGS, livemode=False)
+        proxy = db_proxy.create_app(SETTINGS, own, Reporter("db_proxy", health, SETTINGS))
+        async with served(proxy) as url, line_to_url(url) as (proxy_url, to_proxy):
+            remote = RemoteLedger(proxy_url, SETTINGS)
+            edge = create_buy_order.create_app(SETTINGS, remote, board, Reporter("create_buy_order", health, SETTINGS))
+            limits = httpx2.Limits(max_connections=200)
+            async with served(edge) as edge_url, httpx2.AsyncClient(base_url=edge_url, limits=limits) as client:
+                yield client, [to_proxy, to_postgres]
+            await remote.close()
+        await own.close()
+
+
+@pytest.fixture
+async def desks(databases: Databases, tmp_path: Path) -> AsyncIterator[TwoDesks]:
+    dsn = await databases.new()
+    ledger = PostgresLedger(dsn, SETTINGS, livemode=False)
+    directories = [tmp_path / "1", tmp_path / "2"]
+    for directory in directories:
+        directory.mkdir()
+    async with desk(dsn, directories[0]) as (first, lines), desk(dsn, directories[1]) as (second, further_lines):
+        yield TwoDesks(ledger, [first, second], lines + further_lines)
+    await ledger.close()
+
+
+async def test_64_clients_race_for_the_last_half_bitcoin(desks: TwoDesks) -> None:
+    await desks.ledger.place([placement(9_950_000, price=PRICE)], 5)
+    answers = await asyncio.gather(*(desks.place(number, amount="100.00") for number in range(64)))
+    assert Counter(answer.status_code for answer in answers) == {201: 5, 409: 59}
+    refusals = [answer.json() for answer in answers if answer.status_code == 409]
+    assert {refusal["code"] for refusal in refusals} == {"exposure_cap_exceeded"}
+    assert {(refusal["used"], refusal["available"]) for refusal in refusals} == {("100.00000000", "0.00000000")}
+    orders = await desks.orders()
+    assert [order.number for order in orders] == [6, 5, 4, 3, 2, 1]
+    placed = {answer.json()["order"]["id"] for answer in answers if answer.status_code == 201}
+    assert placed == {str(order.id) for order in orders[:5]}
+    used = sum(order.satoshi for order in orders)
+    assert await desks.ledger.exposure() == Exposure(CAP_SATOSHI, used, 6)
+    assert used == 100 * SATOSHI_PER_BTC
+
+
+async def test_200_copies_of_one_keyed_request_are_one_order_with_200_equal_answers(desks: TwoDesks) -> None:
+    answers = await asyncio.gather(*(desks.place(number, amount=69, client_order_id="k") for number in range(200)))
+    assert Counter(answer.status_code for answer in answers) == {201: 200}
+    assert len({answer.content for answer in answers}) == 1
+    assert Counter(answer.headers.get("idempotent-replayed") for answer in answers) == {None: 1, "true": 199}
+    [order] = await desks.orders()
+    assert answers[0].json()["order"]["id"] == str(order.id)
+
+
+async def test_one_key_with_two_requests_at_once_is_one_order_and_refusals(desks: TwoDesks) -> None:
+    amounts = [69 + number % 4 // 2 for number in range(80)]  # both amounts at both edges
+    answers = await asyncio.gather(
+        *(desks.place(number, amount=amount, client_order_id="k") for number, amount in enumerate(amounts))
+    )
+    [order] = await desks.orders()
+    for amount, answer in zip(amounts, answers, strict=True):
+        if amount * 100 == order.amount_cents:
+            assert answer.status_code == 201
+        else:
+            assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_key_reused")
+
+
+@pytest.mark.parametrize("keyed", [True, False], ids=["keyed", "unkeyed"])
+async def test_orders_outlive_cuts_on_every_hop_each_once(desks: TwoDesks, keyed: bool) -> None:
+    """Requests and answers are lost between edge and db_proxy and between db_proxy and PostgreSQL."""
+    cuts = 0
+
+    async def cut() -> None:
+        nonlocal cuts
+        while True:
+            line = desks.lines[cuts // 2 % len(desks.lines)]
+            line.struck.clear()
+            line.fault = FAULTS[cuts % 2]
+            await line.struck.wait()
+            cuts += 1
+
+    async def client(number: int) -> list[httpx2.Response]:
+        answers = []
+        for turn in range(5):
+            key = {"client_order_id": f"k{number}-{turn}"} if keyed else {}
+            answers.append(await desks.place(number + turn, amount=1 + number, **key))
+        return answers
+
+    cutter = asyncio.create_task(cut())
+    answers = [each for answers in await asyncio.gather(*map(client, range(20))) for each in answers]
+    cutter.cancel()
+    assert cuts > 8
+    assert Counter(answer.status_code for answer in answers) == {201: 100}
+    orders = await desks.orders()
+    assert [order.number for order in orders] == list(range(100, 0, -1))
+    assert {answer.json()["order"]["id"] for answer in answers} == {str(order.id) for order in orders}

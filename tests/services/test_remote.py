@@ -1,0 +1,415 @@
+"""The ports over HTTP when the other side is away, cut off or not itself: what is certain, and what is not."""
+
+import asyncio
+import contextlib
+import socket
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from fastapi import FastAPI, Request, Response
+
+from buydesk import web
+from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk.backends.remote import RemoteHealthDesk, RemoteLedger, RemotePriceBoard, RemoteService
+from buydesk.errors import (
+    DeskError,
+    ExposureCapExceeded,
+    HealthUnavailable,
+    InternalError,
+    InvalidRequest,
+    LedgerUnavailable,
+    MethodNotAllowed,
+    NotFound,
+    NotReady,
+    OrderNotFound,
+    OutcomeUnknown,
+    Overloaded,
+    PriceBoardUnavailable,
+    PriceStale,
+    Unauthorized,
+    WrongMode,
+    problem,
+)
+from buydesk.health import KeptReport, Report
+from buydesk.orders import Outcome, PageAfter, PageBefore, PageFrom, Placed, Refused, Replayed
+from buydesk.reporting import Reporter
+from buydesk.services import db_proxy
+from tests.ledgers import ModelLedger, at, placement, record, settings
+from tests.lines import Line, line_to_url
+from tests.serving import free_port, served
+
+SECONDS = 5.0
+SOME_ID = uuid.uuid4()
+Call = Callable[[Any], Awaitable[object]]
+
+READS: dict[str, Call] = {
+    "page_from": lambda ledger: ledger.page(PageFrom(0), 10),
+    "page_before": lambda ledger: ledger.page(PageBefore(5), 10),
+    "page_after": lambda ledger: ledger.page(PageAfter(5), 10),
+    "order": lambda ledger: ledger.order(SOME_ID),
+    "order_by_key": lambda ledger: ledger.order_by_key("anonymous", "k"),
+    "exposure": lambda ledger: ledger.exposure(),
+    "price_record": lambda ledger: ledger.price_record(SOME_ID),
+}
+BOARD_CALLS: dict[str, Call] = {
+    "latest": lambda board: board.latest(),
+    "history": lambda board: board.history(5),
+}
+DESK_CALLS: dict[str, Call] = {
+    "reports": lambda desk: desk.reports("db_proxy", None, 5),
+    "last_of_each": lambda desk: desk.last_of_each(),
+}
+WRITES: dict[str, Call] = {
+    "publish": lambda board: board.publish(record()),
+    "report": lambda desk: desk.report(Report("info", "db_proxy", 200, "x")),
+}
+
+
+class Answers:
+    """A service that answers everything with what it is told."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.respond: Callable[[], Response | Awaitable[Response]] = Response
+
+    def say(self, document: object, status: int = 200, **headers: str) -> None:
+        body = document if isinstance(document, bytes) else msgspec.json.encode(document)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.respond = lambda: Response(body, status, named, "application/json")
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+
+        @app.api_route("/{path:path}", methods=["GET", "POST"])
+        async def anything(path: str, request: Request) -> Response:
+            await request.body()
+            self.asked.append(path)
+            answer = self.respond()
+            return answer if isinstance(answer, Response) else await answer
+
+        return app
+
+
+@pytest.fixture(scope="module")
+async def answering() -> AsyncIterator[tuple[Answers, str]]:
+    answers = Answers()
+    async with served(answers.app()) as url:
+        yield answers, url
+
+
+@contextlib.asynccontextmanager
+async def opened(kind: type[Any], url: str, **given: Any) -> AsyncIterator[Any]:
+    remote = kind(url, settings(**given))
+    try:
+        yield remote
+    finally:
+        await remote.close()
+
+
+@pytest.fixture
+async def told(answering: tuple[Answers, str]) -> AsyncIterator[tuple[Answers, RemoteLedger]]:
+    """A ledger at a service that answers as it is told."""
+    answers, url = answering
+    answers.asked.clear()
+    async with opened(RemoteLedger, url, remote_seconds_max=0.3) as ledger:
+        yield answers, ledger
+
+
+async def failure_of(awaitable: Awaitable[object]) -> DeskError:
+    with pytest.raises(DeskError) as raised:
+        await awaitable
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("kind", "calls", "unavailable"),
+    [
+        (RemoteLedger, {**READS, "check": lambda remote: remote.check()}, LedgerUnavailable),
+        (RemotePriceBoard, {**BOARD_CALLS, "publish": WRITES["publish"]}, PriceBoardUnavailable),
+        (RemoteHealthDesk, {**DESK_CALLS, "report": WRITES["report"]}, HealthUnavailable),
+    ],
+)
+async def test_nobody_at_the_port_is_unavailable(
+    kind: type[RemoteService], calls: dict[str, Call], unavailable: type[DeskError]
+) -> None:
+    async with opened(kind, f"http://127.0.0.1:{free_port()}") as remote:
+        for call in calls.values():
+            error = await failure_of(call(remote))
+            assert type(error) is unavailable
+            assert error.retry_after_seconds == 1
+
+
+async def test_an_order_for_which_no_connection_was_made_is_certainly_not_stored() -> None:
+    for url in (f"http://127.0.0.1:{free_port()}", "http://"):
+        async with opened(RemoteLedger, url) as ledger:
+            assert type(await failure_of(ledger.place([placement()], SECONDS))) is LedgerUnavailable
+
+
+async def test_a_connection_that_is_not_made_in_time_is_certain_too() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as clients:
+        port = full.getsockname()[1]
+        for _ in range(2):  # nobody accepts: the queue of the kernel is full, and further calls get no answer
+            client = clients.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+        async with opened(RemoteLedger, f"http://127.0.0.1:{port}", connect_seconds_max=0.05) as ledger:
+            error = await failure_of(ledger.place([placement()], SECONDS))
+    assert type(error) is LedgerUnavailable
+    assert "ConnectionTimeoutError" in error.detail
+
+
+async def test_a_remote_that_was_never_used_closes() -> None:
+    await RemoteLedger("http://127.0.0.1:1", settings()).close()
+
+
+class Proxy:
+    """A db_proxy over the model, behind a line that can be cut."""
+
+    def __init__(self, model: ModelLedger, remote: RemoteLedger, line: Line) -> None:
+        self.model = model
+        self.remote = remote
+        self.line = line
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[Proxy]:
+    model = ModelLedger()
+    app = db_proxy.create_app(settings(), model, Reporter("db_proxy", MemoryHealthDesk(settings()), settings()))
+    async with (
+        served(app) as url,
+        line_to_url(url) as (through, line),
+        opened(RemoteLedger, through) as remote,
+    ):
+        await remote.check()  # the next request finds a kept connection
+        yield Proxy(model, remote, line)
+
+
+async def test_a_cut_before_or_after_the_batch_leaves_the_outcome_unknown_and_sent_again_it_is_placed_once(
+    proxy: Proxy,
+) -> None:
+    items = [placement(100), placement(200)]
+    proxy.line.fault = "before"
+    assert type(await failure_of(proxy.remote.place(items, SECONDS))) is OutcomeUnknown
+    assert proxy.model.stored == []
+    proxy.line.fault = "after"
+    assert type(await failure_of(proxy.remote.place(items, SECONDS))) is OutcomeUnknown
+    again = await proxy.remote.place(items, SECONDS)
+    assert again == [Replayed(order) for order in proxy.model.stored]
+    assert [order.number for order in proxy.model.stored] == [1, 2]
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+async def test_a_read_on_a_kept_connection_that_is_cut_is_asked_once_more(proxy: Proxy, fault: Any) -> None:
+    [placed] = await proxy.remote.place([placement(key="k")], SECONDS)
+    assert isinstance(placed, Placed)
+    proxy.line.fault = fault
+    assert await proxy.remote.order_by_key("anonymous", "k") == placed.order
+    proxy.line.fault = fault
+    assert await proxy.remote.order(placed.order.id) == placed.order
+    proxy.line.fault = fault
+    assert (await proxy.remote.exposure()).orders == 1
+
+
+async def test_a_read_that_is_cut_again_and_again_is_unavailable(proxy: Proxy) -> None:
+    proxy.line.cut_all()
+    proxy.line.refusing = True
+    calls = proxy.line.calls
+    assert type(await failure_of(proxy.remote.exposure())) is LedgerUnavailable
+    assert proxy.line.calls - calls <= 4  # aiohttp's own second try included
+    proxy.line.refusing = False
+    assert (await proxy.remote.exposure()).orders == 0
+
+
+async def test_an_answer_that_breaks_off_is_a_cut(told: tuple[Answers, RemoteLedger]) -> None:
+    answers, ledger = told
+    answers.say(b"[", Content_Length="1000")
+
+    class Broken(Response):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000")]})
+            await send({"type": "http.response.body", "body": b"[", "more_body": True})
+            raise ConnectionAbortedError
+
+    answers.respond = Broken
+    assert type(await failure_of(ledger.place([placement()], SECONDS))) is OutcomeUnknown
+    assert answers.asked == ["add/"]
+    assert type(await failure_of(ledger.exposure())) is LedgerUnavailable
+    assert answers.asked == ["add/", "exposure", "exposure"]
+
+
+async def test_no_answer_in_time_is_unknown_for_orders_and_unavailable_for_reads(
+    told: tuple[Answers, RemoteLedger],
+) -> None:
+    answers, ledger = told
+    gate = asyncio.Event()
+
+    async def late() -> Response:
+        await gate.wait()
+        return Response()
+
+    answers.respond = late
+    error = await failure_of(ledger.place([placement()], 0.05))
+    assert type(error) is OutcomeUnknown
+    assert "TimeoutError" in error.detail
+    assert type(await failure_of(ledger.exposure())) is LedgerUnavailable
+    assert answers.asked == ["add/", "exposure"]
+    gate.set()
+
+
+NO_ANSWERS: list[tuple[object, int]] = [
+    (b"", 200), (b"<html>", 200), (b"\xff", 200), (b"[" * 5000, 200), (b"", 204), (b"", 301), (b"not found", 404),
+    (b"Bad Gateway", 502), (b"[]", 503), (b'{"detail":"x"}', 503), (b'"code"', 503), (b"", 500),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "status"), NO_ANSWERS)
+async def test_an_answer_that_is_no_problem_document_is_no_answer(
+    told: tuple[Answers, RemoteLedger], body: object, status: int
+) -> None:
+    answers, ledger = told
+    answers.say(body, status)
+    assert type(await failure_of(ledger.place([placement()], SECONDS))) is OutcomeUnknown
+    for call in READS.values():
+        assert type(await failure_of(call(ledger))) is LedgerUnavailable
+
+
+OTHER_SHAPES: list[object] = [
+    None, 5, "x", [], {}, [5], [None], [{}], {"data": 5, "total": 1}, {"data": [{}], "total": 1}, {"data": None},
+    {"cap": 1, "used": "1", "orders": 1}, {"cap": "x", "used": "1", "orders": 1}, {"reports": None},
+    {"reports": {"ok": True}, "services": []}, {"reports": {"ok": True}, "services": {"x": {}}}, {"data": [5]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("document", OTHER_SHAPES, ids=str)
+async def test_an_answer_of_another_shape_is_no_answer(answering: tuple[Answers, str], document: object) -> None:
+    answers, url = answering
+    answers.say(document)
+    for kind, calls, unavailable in (
+        (RemoteLedger, READS, LedgerUnavailable),
+        (RemotePriceBoard, BOARD_CALLS, PriceBoardUnavailable),
+        (RemoteHealthDesk, DESK_CALLS, HealthUnavailable),
+    ):
+        async with opened(kind, url) as remote:
+            for name, call in calls.items():
+                assert type(await failure_of(call(remote))) is unavailable, name
+    async with opened(RemoteLedger, url) as ledger:
+        assert type(await failure_of(ledger.place([placement()], SECONDS))) is OutcomeUnknown
+
+
+@pytest.mark.parametrize("answered", [0, 1, 3])
+async def test_more_or_fewer_outcomes_than_items_are_no_answer(
+    told: tuple[Answers, RemoteLedger], answered: int
+) -> None:
+    answers, ledger = told
+    answers.say([{"outcome": "refused", "problem": {"code": "price_stale", "detail": "x"}}] * answered)
+    assert type(await failure_of(ledger.place([placement(), placement()], SECONDS))) is OutcomeUnknown
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Overloaded("full", retry_after_seconds=7),
+        LedgerUnavailable("away", retry_after_seconds=1),
+        WrongMode("live"),
+        InvalidRequest.of("body", "is not JSON"),
+        NotReady("Missing: database.", retry_after_seconds=1, missing=[{"what": "database", "why": "away"}]),
+    ],
+    ids=lambda error: error.code,
+)
+async def test_a_problem_comes_back_as_the_error_it_was(told: tuple[Answers, RemoteLedger], error: DeskError) -> None:
+    answers, ledger = told
+    answers.respond = lambda: web.problem_response(error, "/x")
+    for call in (ledger.place([placement()], SECONDS), ledger.exposure()):
+        found = await failure_of(call)
+        assert type(found) is type(error)
+        assert (found.detail, found.retry_after_seconds, found.facts) == (
+            error.detail,
+            error.retry_after_seconds,
+            error.facts,
+        )
+
+
+@pytest.mark.parametrize("header", ["soon", "-1", "1.5", "", "Wed, 21 Oct 2026 07:28:00 GMT"])
+async def test_a_retry_after_that_is_no_number_of_seconds_is_left_out(
+    told: tuple[Answers, RemoteLedger], header: str
+) -> None:
+    answers, ledger = told
+    answers.say(problem(OrderNotFound("none"), "/"), 404, Retry_After=header)
+    error = await failure_of(ledger.order(SOME_ID))
+    assert error.retry_after_seconds is None
+
+
+@pytest.mark.parametrize("error", [Unauthorized("token"), NotFound("no path"), MethodNotAllowed("GET", allow="POST")])
+async def test_services_that_misunderstand_each_other_do_not_blame_the_client(
+    told: tuple[Answers, RemoteLedger], error: DeskError
+) -> None:
+    answers, ledger = told
+    answers.respond = lambda: web.problem_response(error, "/x")
+    for call in (ledger.place([placement()], SECONDS), ledger.exposure()):
+        found = await failure_of(call)
+        assert type(found) is LedgerUnavailable
+        assert error.code in found.detail
+
+
+async def test_a_fault_of_the_other_side_leaves_the_outcome_unknown(told: tuple[Answers, RemoteLedger]) -> None:
+    answers, ledger = told
+    answers.respond = lambda: web.problem_response(InternalError("It has been logged."), "/add/")
+    assert type(await failure_of(ledger.place([placement()], SECONDS))) is OutcomeUnknown
+    assert type(await failure_of(ledger.exposure())) is InternalError
+    answers.say({"code": "a_code_of_the_future", "detail": "?"}, 500)
+    assert type(await failure_of(ledger.place([placement()], SECONDS))) is OutcomeUnknown
+
+
+async def test_each_item_s_problem_comes_back_with_its_facts(told: tuple[Answers, RemoteLedger]) -> None:
+    answers, ledger = told
+    full = ExposureCapExceeded("full", cap="1.00000000", used="1.00000000", available="0.00000000")
+    stale = PriceStale("old", retry_after_seconds=5, as_of="then")
+    answers.say(
+        [
+            {"outcome": "refused", "problem": problem(each, "/add/"), "retry_after_seconds": each.retry_after_seconds}
+            for each in (full, stale)
+        ]
+    )
+    outcomes: Sequence[Outcome] = await ledger.place([placement(), placement()], SECONDS)
+    for outcome, error in zip(outcomes, (full, stale), strict=True):
+        assert isinstance(outcome, Refused)
+        found = outcome.problem
+        assert type(found) is type(error)
+        assert (found.facts, found.retry_after_seconds) == (error.facts, error.retry_after_seconds)
+
+
+async def test_readiness_is_the_other_side_s_own(told: tuple[Answers, RemoteLedger]) -> None:
+    answers, ledger = told
+    answers.respond = lambda: web.problem_response(NotReady("Missing: database.", missing=[]), "/readyz")
+    error = await failure_of(ledger.check())
+    assert (type(error), error.detail) == (LedgerUnavailable, "Missing: database.")
+    answers.say({"status": "ready"})
+    await ledger.check()
+
+
+async def test_the_last_report_of_each_service_that_spoke(answering: tuple[Answers, str]) -> None:
+    answers, url = answering
+    report = {"level": "info", "service": "db_proxy", "status": 200, "data": "ready"}
+    spoke = {"last_report": report | {"arrived_at": "2026-01-31T09:05:00.000000Z"}}
+    answers.say({"reports": {"ok": True}, "services": {"db_proxy": spoke, "api_updater": {"last_report": None}}})
+    async with opened(RemoteHealthDesk, url) as desk:
+        assert list(await desk.last_of_each()) == [KeptReport(Report(**report), at(2026, 1, 31, 9, 5))]  # type: ignore[arg-type]
+
+
+async def test_publishing_and_reporting_need_only_be_taken(answering: tuple[Answers, str]) -> None:
+    answers, url = answering
+    answers.say(None)
+    async with opened(RemotePriceBoard, url) as board, opened(RemoteHealthDesk, url) as desk:
+        await WRITES["publish"](board)
+        await WRITES["report"](desk)
+
+
+async def test_reports_that_the_desk_has_lost_are_unavailable(answering: tuple[Answers, str]) -> None:
+    answers, url = answering
+    answers.say({"reports": {"ok": False, "detail": "Redis is away"}, "services": {}})
+    async with opened(RemoteHealthDesk, url) as desk:
+        error = await failure_of(desk.last_of_each())
+    assert (type(error), error.detail) == (HealthUnavailable, "Redis is away")

@@ -1,0 +1,425 @@
+"""`up`, `serve` and `migrate` in this process: what they start, what they say, and how they end."""
+
+import asyncio
+import contextlib
+import os
+import re
+import runpy
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx2
+import pytest
+from click.testing import CliRunner
+from fastapi import FastAPI
+
+from buydesk import cli, logs, running
+from buydesk import up as up_module
+from buydesk.backends.redis_health import RedisHealthDesk
+from buydesk.backends.redis_prices import RedisPriceBoard
+from buydesk.backends.sources.kraken import Kraken
+from buydesk.errors import CannotStart
+from buydesk.local.ports import bind, close
+from buydesk.local.signals import stop_signals
+from buydesk.settings import PORTS, Settings, read_settings
+from buydesk.up import START_ORDER, Parts, environment, internal_token, table, until_ready, up
+from buydesk.wiring import wire
+from tests.desks import free_offset
+from tests.ledgers import Databases, settings
+from tests.serving import served
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The developer's own settings must not reach these desks."""
+    for name in [name for name in os.environ if name.startswith("BUYDESK_")] + ["DATABASE_URL", "REDIS_URL"]:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def data_dir(open_directory: Path, request: pytest.FixtureRequest) -> Path:
+    return open_directory / f"u{abs(hash(request.node.name)) % 10**6}"
+
+
+@contextlib.asynccontextmanager
+async def running_up(given: Settings, *, separate: bool = False) -> AsyncIterator[list[str]]:
+    """`up` in this process, and what it says; ended as by a terminal."""
+    said: list[str] = []
+    desk = asyncio.create_task(up(given, separate=separate, say=said.append))
+    try:
+        async with asyncio.timeout(60):
+            while not any("Try it" in each for each in said):
+                if desk.done():
+                    break
+                await asyncio.sleep(0.02)
+        if desk.done():
+            await desk
+        yield said
+    finally:
+        if not desk.done():
+            os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait([desk])
+    assert said[-1] == "Stopped."
+
+
+async def buy(given: Settings) -> httpx2.Response:
+    async with httpx2.AsyncClient() as client:
+        return await client.post(given.url("create_buy_order") + "/place_order/?currency=eur&amount=69")
+
+
+async def test_a_desk_in_one_process_and_its_next_start(data_dir: Path) -> None:
+    given = Settings(data_dir=data_dir, port_offset=free_offset())
+    async with running_up(given) as said:
+        assert (await buy(given)).status_code == 201
+    assert said[:2] == ["Making a PostgreSQL 18 database …", "Starting the services …"]
+    assert re.match(r"buydesk \S+ is up after \d+\.\d s\.\n", said[2])
+    assert (data_dir / "internal-token").stat().st_mode & 0o777 == 0o600
+    async with running_up(given) as said:
+        assert "1 orders are stored" in said[2]
+    # An up-to-date database is not migrated again.
+    assert said[:2] == ["Starting PostgreSQL 18 …", "Starting the services …"]
+
+
+async def test_a_desk_of_six_processes_with_a_redis(data_dir: Path) -> None:
+    # A public address, and others that a desk of its own has no use for: nobody answers there.
+    elsewhere = {"fetch_buy_orders_url": "http://127.0.0.1:9", "db_proxy_url": "http://127.0.0.1:9"}
+    given = settings(data_dir=data_dir, port_offset=free_offset(), **elsewhere)
+    async with running_up(given, separate=True) as said:
+        placed = await buy(given)
+        assert placed.status_code == 201
+        assert placed.headers["location"].startswith("http://127.0.0.1:9/get_orders/")
+        assert not (data_dir / "internal-token").exists()  # one was given
+        async with httpx2.AsyncClient() as client:
+            status = (await client.get(given.url("health_check") + "/status")).json()
+    assert "127.0.0.1:9/" not in "\n".join(said)
+    assert "redis-server" in "\n".join(said)
+    assert set(PORTS) <= set(status["services"])
+
+
+async def test_with_no_redis_to_be_found_the_owners_keep_it_in_memory(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up_module, "find_redis", lambda: None)
+    given = settings(data_dir=data_dir, port_offset=free_offset())
+    async with running_up(given, separate=True) as said:
+        assert (await buy(given)).status_code == 201
+    assert "kept in memory" in "\n".join(said)
+
+
+async def test_servers_elsewhere_are_used_and_none_started(
+    data_dir: Path, databases: Databases, redis_url: str
+) -> None:
+    given = settings(
+        data_dir=data_dir, port_offset=free_offset(), database_url=await databases.new(), redis_url=redis_url
+    )
+    async with running_up(given) as said:
+        assert (await buy(given)).status_code == 201
+    table = next(each for each in said if "Try it" in each)
+    assert "at DATABASE_URL" in table
+    assert "at REDIS_URL" in table
+    assert "PostgreSQL" not in "".join(said[:1])
+
+
+async def test_a_desk_without_a_price_is_up_and_says_so(
+    data_dir: Path, databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up_module, "READY_SECONDS_MAX", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as nobody_answers:
+        url = f"http://127.0.0.1:{nobody_answers.getsockname()[1]}"
+        dsn = await databases.new()
+        given = settings(
+            data_dir=data_dir, port_offset=free_offset(), database_url=dsn, kraken_url=url, source_seconds_max=0.2
+        )
+        async with running_up(given.model_copy(update={"price_feed": "sandbox", "replay_speed": 1})):
+            pass
+        live = settings(data_dir=data_dir, port_offset=free_offset(), price_feed="live", kraken_url=url)
+        async with running_up(live) as said:
+            assert (await buy(live)).json()["code"] == "price_unavailable"
+    table = next(each for each in said if "Try it" in each)
+    assert re.match(r"buydesk \S+ is up after \d+\.\d s, but not ready: price \(.+\)\n", table)
+    assert "none: no orders are taken until there is one" in table
+    assert "LIVE prices" in table
+
+
+async def test_stopped_while_it_starts_it_ends_what_it_started(data_dir: Path) -> None:
+    said: list[str] = []
+    desk = asyncio.create_task(
+        up(settings(data_dir=data_dir, port_offset=free_offset()), separate=False, say=said.append)
+    )
+    while not said:
+        await asyncio.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+    await desk
+    assert said[-1] == "Stopped."
+    assert not (data_dir / "postgres" / "postmaster.pid").exists()
+
+
+async def test_the_other_mode_s_database_is_refused(data_dir: Path, databases: Databases) -> None:
+    given = settings(
+        data_dir=data_dir, port_offset=free_offset(), database_url=await databases.new(), price_feed="live"
+    )
+    with pytest.raises(CannotStart, match="this database holds sandbox orders"):
+        async with running_up(given):
+            pass
+
+
+async def test_a_migration_that_takes_too_long_is_ended(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(up_module, "MIGRATE_SECONDS_MAX", 0.01)
+    with pytest.raises(CannotStart, match="migrating took longer"):
+        async with running_up(settings(data_dir=data_dir, port_offset=free_offset())):
+            pass
+
+
+def test_the_token_is_made_once(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    token = internal_token(path)
+    assert len(token) >= 32
+    assert internal_token(path) == token
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_token_that_was_lost_in_a_crash_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.touch()
+    path.with_suffix(".unfinished").write_text("half of o")
+    token = internal_token(path)
+    assert len(token) >= 32
+    assert [each.read_text() for each in tmp_path.iterdir()] == [token]
+
+
+def test_a_child_gets_every_setting_given_and_no_server_s_address_that_is_not_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://inherited")
+    given = settings(database_url="postgresql://x", redis_url="redis://x", port_offset=7, data_dir=None)
+    edge = environment(given, "create_buy_order")
+    assert (edge["BUYDESK_PORT_OFFSET"], edge["BUYDESK_INTERNAL_TOKEN"]) == ("7", "test-token")
+    assert not {"DATABASE_URL", "REDIS_URL", "BUYDESK_DATA_DIR"} & set(edge)
+    assert environment(given, "db_proxy")["DATABASE_URL"] == "postgresql://x"
+    assert "REDIS_URL" not in environment(given, "db_proxy")
+    assert environment(given, "health_check")["REDIS_URL"] == "redis://x"
+
+
+@pytest.mark.parametrize("service", START_ORDER)
+async def test_serve_runs_one_service_until_a_signal(service: str, databases: Databases) -> None:
+    given = settings(database_url=await databases.new(), port_offset=free_offset())
+    serving = asyncio.create_task(running.serve(given, service))
+    async with httpx2.AsyncClient() as client, asyncio.timeout(20):
+        while True:
+            try:
+                assert (await client.get(given.url(service) + "/livez")).status_code == 200
+                break
+            except httpx2.TransportError:
+                await asyncio.sleep(0.02)
+        with contextlib.suppress(httpx2.TransportError):
+            assert (await client.get(given.url(service) + "/readyz")).status_code in (200, 503)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await serving
+
+
+async def test_serve_ends_when_its_supervisor_is_gone() -> None:
+    reader, writer = os.pipe()
+    given = settings(port_offset=free_offset(), supervisor_fd=reader)
+    serving = asyncio.create_task(running.serve(given, "fetch_buy_orders"))
+    await asyncio.sleep(0.2)
+    assert not serving.done()
+    os.close(writer)
+    await serving
+    os.close(reader)
+
+
+async def test_db_proxy_starts_before_its_database_but_not_in_the_other_mode_s(databases: Databases) -> None:
+    away = settings(database_url="postgresql://u@127.0.0.1:1/x", port_offset=free_offset())
+    wired = wire(away, ["db_proxy"])
+    await wired.check_mode()
+    await wired.close()
+    other = settings(database_url=await databases.new(), port_offset=free_offset(), price_feed="live")
+    with pytest.raises(CannotStart, match="sandbox orders"):
+        await running.serve(other, "db_proxy")
+
+
+async def test_an_app_that_does_not_start_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings(port_offset=free_offset())
+    wired = wire(given, ["fetch_buy_orders"])
+
+    @contextlib.asynccontextmanager
+    async def broken(_: Any) -> AsyncIterator[None]:
+        if wired.apps:
+            raise RuntimeError("broken")
+        yield
+
+    monkeypatch.setattr(wired.apps["fetch_buy_orders"].router, "lifespan_context", broken)
+    listeners = bind(given, ["fetch_buy_orders"])
+    with pytest.raises(CannotStart, match="fetch_buy_orders did not start"):
+        async with running.running(wired.apps, listeners, given):
+            pass
+    await wired.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_every_signal_that_asks_a_desk_to_end_stops_it(number: signal.Signals) -> None:
+    with stop_signals() as stop:
+        os.kill(os.getpid(), number)
+        async with asyncio.timeout(5):
+            await stop.wait()
+
+
+async def test_less_than_a_second_to_drain_is_not_none() -> None:
+    given = settings(port_offset=free_offset(), order_seconds_max=0.5, drain_seconds_max=0.9)
+    entered, released = asyncio.Event(), asyncio.Event()
+    app = FastAPI(title="slow")
+
+    @app.get("/")
+    async def slow() -> str:
+        entered.set()
+        await released.wait()
+        return "done"
+
+    async with httpx2.AsyncClient() as client:
+        async with running.running({"db_proxy": app}, bind(given, ["db_proxy"]), given):
+            asking = asyncio.create_task(client.get(given.url("db_proxy")))
+            await entered.wait()
+            asyncio.get_running_loop().call_later(0.2, released.set)
+        assert (await asking).json() == "done"
+
+
+async def test_a_second_ctrl_c_ends_at_once() -> None:
+    raised: list[int] = []
+    with stop_signals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        await stop.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.01)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(signal, "signal", lambda *_: None)
+            patch.setattr(signal, "raise_signal", raised.append)
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.01)
+    assert raised == [signal.SIGINT]
+
+
+def test_one_busy_port_leaves_none_bound() -> None:
+    given = settings(port_offset=free_offset())
+    with (
+        socket.create_server(("127.0.0.1", given.port("db_proxy"))),
+        pytest.raises(CannotStart, match=r"db_proxy cannot listen on 127.0.0.1 port \d+ .*--port-offset"),
+    ):
+        bind(given, PORTS)
+    close(bind(given, PORTS).values())
+
+
+@pytest.mark.parametrize("host", ["999.0.0.1", "::ffff:ffff"])
+def test_an_address_that_is_not_here_is_one_line(host: str) -> None:
+    with pytest.raises(CannotStart, match="cannot listen on"):
+        bind(settings(host=host), ["db_proxy"])
+
+
+async def test_wiring_takes_own_backends_for_own_ports_and_remote_ones_for_the_others(redis_url: str) -> None:
+    given = settings(redis_url=redis_url, price_feed="live", database_url="postgresql://x")
+    wired = wire(given, PORTS)
+    kinds = [type(backend) for backend in wired.backends]
+    assert kinds[0] is Kraken
+    assert RedisPriceBoard in kinds
+    assert RedisHealthDesk in kinds
+    await wired.close()
+    with pytest.raises(CannotStart, match="REDIS_URL"):
+        wire(settings(redis_url="redis://x?db=nonsense&socket_timeout=nonsense"), ["health_check"])
+    with pytest.raises(CannotStart, match="DATABASE_URL is missing"):
+        wire(settings(), ["db_proxy"])
+
+
+@pytest.fixture
+def runner() -> Iterator[CliRunner]:
+    configure = logs.configure
+    logs.configure = lambda *_: None
+    yield CliRunner()
+    logs.configure = configure
+
+
+def test_help_tells_commands_and_settings(runner: CliRunner) -> None:
+    said = runner.invoke(cli.main, ["--help"]).output
+    assert "buydesk up --separate" in said
+    said = runner.invoke(cli.main, ["serve", "--help"]).output
+    for name in ("DATABASE_URL", "REDIS_URL", "PRICE_FEED", "BUYDESK_INTERNAL_TOKEN", "BUYDESK_ORDER_SECONDS_MAX"):
+        assert name in said
+
+
+def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[Any, ...]] = []
+
+    async def fake_up(given: Settings, *, separate: bool, say: object) -> None:
+        called.append((given.port_offset, given.replay_speed, separate))
+
+    async def fake_serve(given: Settings, service: str) -> None:
+        called.append((given.internal_token.get_secret_value(), service))
+
+    async def fake_migrate(url: str, *, livemode: bool, cap_satoshi: int, wait_seconds: float) -> None:
+        called.append((url, livemode, cap_satoshi, wait_seconds))
+
+    monkeypatch.setattr("buydesk.up.up", fake_up)
+    monkeypatch.setattr("buydesk.running.serve", fake_serve)
+    monkeypatch.setattr("buydesk.backends.migrate.migrate", fake_migrate)
+    assert runner.invoke(cli.main, ["up", "--port-offset", "5", "--replay-speed", "60", "--separate"]).exit_code == 0
+    monkeypatch.setenv("BUYDESK_INTERNAL_TOKEN", "t")
+    assert runner.invoke(cli.main, ["serve", "db_proxy"]).exit_code == 0
+    monkeypatch.setenv("DATABASE_URL", "postgresql://x")
+    assert runner.invoke(cli.main, ["migrate", "--cap", "0.5", "--wait", "3"]).exit_code == 0
+    assert called == [(5, 60.0, True), ("t", "db_proxy"), ("postgresql://x", False, 50_000_000, 3.0)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "db_proxy"], "BUYDESK_INTERNAL_TOKEN is missing"),
+        (["migrate"], "DATABASE_URL is missing"),
+        (["up", "--port-offset", "-1"], "BUYDESK_PORT_OFFSET"),
+        (["up", "--data-dir", ""], "BUYDESK_DATA_DIR: must not be empty"),
+        (["up", "--host", ""], "BUYDESK_HOST: must not be empty"),
+    ],
+)
+def test_what_keeps_a_command_from_starting_is_one_line(runner: CliRunner, arguments: list[str], said: str) -> None:
+    result = runner.invoke(cli.main, arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_cap_that_is_no_amount_is_refused(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://x")
+    result = runner.invoke(cli.main, ["migrate", "--cap", "a lot"])
+    assert (result.exit_code, result.stderr.startswith("buydesk: --cap must be")) == (2, True)
+
+
+def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["buydesk", "--version"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("buydesk", run_name="__main__")
+    assert capsys.readouterr().out.startswith("buydesk, version ")
+
+
+async def test_a_service_that_never_answers_is_waited_for_so_long_and_not_longer() -> None:
+    async with aiohttp.ClientSession() as session, served(FastAPI()) as url:
+        assert await until_ready(session, url, 0.2) == "it does not answer"
+
+
+async def test_the_table_says_what_does_not_answer() -> None:
+    given = settings(port_offset=free_offset())
+    async with aiohttp.ClientSession() as session:
+        said = await table(session, given, Parts("here", "there"), 1.0, "everything")
+    assert "is up after 1.0 s, but not ready: everything\n" in said
+    assert "none: no orders are taken" in said
+    assert "unknown: the ledger does not answer" in said
+    price_port, orders_port = given.port("api_cache_proxy"), given.port("fetch_buy_orders")
+    async with aiohttp.ClientSession() as session, served(FastAPI(), price_port), served(FastAPI(), orders_port):
+        with_another_there = await table(session, given, Parts("here", "there"), 1.0, "everything")
+    assert with_another_there == said
+
+
+def test_settings_are_read_with_the_command_line_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUYDESK_PORT_OFFSET", "3")
+    assert read_settings().port_offset == 3
+    assert read_settings(port_offset=4).port_offset == 4

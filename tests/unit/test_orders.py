@@ -1,0 +1,115 @@
+import time
+import uuid
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from buydesk.money import Currency
+from buydesk.orders import (
+    ANONYMOUS,
+    Exposure,
+    NewOrder,
+    Order,
+    is_repeat,
+    new_order_id,
+    order_document,
+    parse_key,
+    priced,
+)
+from buydesk.prices import PriceRecord
+
+NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
+RATES = {Currency.EUR: 4_119_225_000_000, Currency.GBP: 3_600_000_000_000, Currency.USD: 2_057_278_000_000}
+RECORD = PriceRecord(uuid.UUID(int=7), NOW, NOW + timedelta(seconds=60), "sandbox", RATES)
+NEW = NewOrder(uuid.UUID(int=1), ANONYMOUS, "key-1", Currency.EUR, 6900)
+STORED = Order(
+    number=12,
+    id=NEW.id,
+    created_at=NOW + timedelta(seconds=1),
+    client=NEW.client,
+    client_order_id=NEW.client_order_id,
+    currency=NEW.currency,
+    amount_cents=NEW.amount_cents,
+    rate_e8=RATES[Currency.EUR],
+    satoshi=167_508,
+    price_id=RECORD.id,
+    price_as_of=RECORD.as_of,
+    livemode=False,
+)
+
+
+def test_an_id_is_a_uuid_of_version_7_that_carries_the_time() -> None:
+    before = time.time_ns() // 1_000_000
+    ids = [new_order_id() for _ in range(1000)]
+    after = time.time_ns() // 1_000_000
+    assert len(set(ids)) == 1000
+    assert {(each.version, each.variant) for each in ids} == {(7, uuid.RFC_4122)}
+    assert all(before <= each.int >> 80 <= after for each in ids)
+    # 74 bits are random: none of them is the same in all ids.
+    fixed = ((1 << 48) - 1) << 80 | 0xF << 76 | 0b11 << 62
+    ones, zeros = 0, 0
+    for each in ids:
+        ones |= each.int
+        zeros |= ~each.int
+    assert (ones & zeros) | fixed == (1 << 128) - 1
+
+
+@pytest.mark.parametrize(
+    ("currency", "satoshi"), [(Currency.EUR, 167_508), (Currency.GBP, 191_667), (Currency.USD, 335_395)]
+)
+def test_an_order_is_priced_at_the_rate_of_its_currency_rounded_up(currency: Currency, satoshi: int) -> None:
+    assert priced(replace(NEW, currency=currency), RECORD) == (RATES[currency], satoshi)
+
+
+@pytest.mark.parametrize(
+    ("new", "repeat"),
+    [
+        (NEW, True),
+        (replace(NEW, id=uuid.UUID(int=2)), True),  # the key says that it is the same
+        (replace(NEW, amount_cents=6901), False),
+        (replace(NEW, currency=Currency.USD), False),
+        (replace(NEW, client_order_id=None), False),
+        (replace(NEW, client_order_id="key-2"), False),
+        (replace(NEW, client="somebody"), False),
+    ],
+)
+def test_a_repeat_asks_for_the_same_under_the_same_key(new: NewOrder, repeat: bool) -> None:
+    assert is_repeat(new, STORED) is repeat
+
+
+def test_an_order_shows_decimal_text_and_utc_times() -> None:
+    assert order_document(STORED) == {
+        "id": "00000000-0000-0000-0000-000000000001",
+        "number": 12,
+        "created_at": "2026-01-31T09:05:01.000000Z",
+        "currency": "EUR",
+        "amount": "69.00",
+        "exchange_rate": "41192.25",
+        "bitcoin_amount": "0.00167508",
+        "client_order_id": "key-1",
+        "price_id": "00000000-0000-0000-0000-000000000007",
+        "price_as_of": "2026-01-31T09:05:00.000000Z",
+        "livemode": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("cap", "used", "available"),
+    [(10**10, 1, "99.99999999"), (10**10, 10**10, "0.00000000"), (5, 7, "0.00000000")],
+)
+def test_the_room_under_the_cap_is_never_negative(cap: int, used: int, available: str) -> None:
+    facts = Exposure(cap, used, 3).facts()
+    assert facts["available"] == available
+    assert facts["cap"].replace(".", "").lstrip("0") == str(cap)
+
+
+@pytest.mark.parametrize("text", ["k", "!~", "x" * 255])
+def test_a_key_is_visible_ascii(text: str) -> None:
+    assert parse_key(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "x" * 256, "a b", "a\n", "\x7f", "\u00e9", "a\x00"])
+def test_what_is_no_key_is_refused_with_the_rule(text: str) -> None:
+    with pytest.raises(ValueError, match="must be 1 to 255 visible ASCII characters"):
+        parse_key(text)

@@ -1,0 +1,288 @@
+"""The sandbox's source: which minute it shows, at which time, and what it remembers."""
+
+import gzip
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from buydesk.backends.sources import replay
+from buydesk.backends.sources.replay import SERIES, Replay, load_series, turned
+from buydesk.money import Currency, format_rate
+from buydesk.prices import Observation, price_record
+from buydesk.settings import Settings
+
+DATA = Path(replay.__file__).parents[2] / "data"
+START = datetime(2023, 3, 9, tzinfo=UTC)
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+MINUTES = 12_960
+
+
+class Clock:
+    """Seconds of a monotonic clock, and the wall time that goes with them."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def wall(self) -> datetime:
+        return NOON + timedelta(seconds=self.seconds)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def state_path(tmp_path: Path) -> Path:
+    return tmp_path / "replay.json"
+
+
+def source(clock: Clock, state_path: Path | None = None, speed: float = 1) -> Replay:
+    return Replay(Settings(replay_speed=speed), state_path, clock.wall, clock)
+
+
+def kept(state_path: Path) -> dict[str, float]:
+    document: dict[str, float] = json.loads(state_path.read_text())
+    return document
+
+
+def names_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
+
+
+async def minute_of(source: Replay) -> int:
+    seen = await source.quotes()
+    assert seen.replayed_from is not None
+    minutes, rest = divmod(seen.replayed_from - START, timedelta(minutes=1))
+    assert not rest
+    return minutes
+
+
+def rates(seen: Observation) -> dict[str, str]:
+    return {quote.currency.value: format_rate(quote.mid_e8) for quote in seen.quotes}
+
+
+def test_series_has_every_minute_of_the_recording() -> None:
+    series = load_series()
+    assert (series.start, series.minutes) == (START, MINUTES)
+    assert set(series.closes_cents) == set(Currency)
+    assert {len(closes) for closes in series.closes_cents.values()} == {MINUTES}
+
+    def row(minute: int) -> list[int]:
+        return [series.closes_cents[currency][minute] for currency in (Currency.USD, Currency.EUR, Currency.GBP)]
+
+    assert row(0) == [2171251, 2057278, 1827151]
+    assert row(4320) == [2059815, 1945792, 1717317]
+    assert row(MINUTES - 1) == [2745000, 2584016, 2260704]
+
+
+def test_series_is_the_text_whose_digest_its_note_of_origin_states() -> None:
+    text = gzip.decompress((DATA / SERIES).read_bytes())
+    assert hashlib.sha256(text).hexdigest() in (DATA / "README.md").read_text()
+
+
+def test_series_is_the_recorded_table_digit_by_digit() -> None:
+    """The digest is that of the rows of the original CSV file, without its first line and last line end."""
+    closes = load_series().closes_cents
+    columns = [closes[currency] for currency in (Currency.USD, Currency.EUR, Currency.GBP)]
+    rows = (
+        f"{1678320000 + 60 * minute},"
+        + ",".join(f"{column[minute] // 100}.{column[minute] % 100:02d}" for column in columns)
+        for minute in range(MINUTES)
+    )
+    digest = hashlib.sha256("\n".join(rows).encode()).hexdigest()
+    assert digest == "6111703fc6451ed87810bb75319a1d99834f990d409cb182b5d3687138510a9b"
+
+
+def test_series_is_small_and_loads_fast() -> None:
+    assert (DATA / SERIES).stat().st_size < 300_000
+    started = time.process_time()
+    series = load_series()
+    assert time.process_time() - started < 0.5, "it takes about 10 ms"
+    assert sum(closes.itemsize * len(closes) for closes in series.closes_cents.values()) < 200_000
+
+
+async def test_first_quotes_are_the_first_closes_observed_now(clock: Clock) -> None:
+    seen = await source(clock).quotes()
+    assert rates(seen) == {"EUR": "20572.78", "GBP": "18271.51", "USD": "21712.51"}
+    assert seen.replayed_from == START
+    assert {quote.observed_at for quote in seen.quotes} == {clock.wall()}
+
+
+async def test_bid_and_ask_lie_closely_around_the_close(clock: Clock) -> None:
+    for quote in (await source(clock).quotes()).quotes:
+        assert quote.source == "replay"
+        assert quote.bid_e8 < quote.mid_e8 < quote.ask_e8
+        assert quote.ask_e8 - quote.bid_e8 <= quote.mid_e8 // 1000
+
+
+async def test_quotes_make_a_record_that_names_its_historic_minute(clock: Clock) -> None:
+    seen = await source(clock).quotes()
+    made = price_record(seen.quotes, (), "sandbox", timedelta(seconds=60), seen.replayed_from)
+    assert (made.as_of, made.replayed_from) == (clock.wall(), START)
+
+
+async def test_position_moves_with_the_clock_by_whole_minutes(clock: Clock) -> None:
+    replaying = source(clock)
+    assert await minute_of(replaying) == 0
+    clock.seconds += 59.5
+    assert await minute_of(replaying) == 0
+    clock.seconds += 0.5
+    assert await minute_of(replaying) == 1
+
+
+async def test_time_before_the_first_question_does_not_count(clock: Clock) -> None:
+    replaying = source(clock)
+    clock.seconds += 3600
+    assert await minute_of(replaying) == 0
+
+
+async def test_speed_moves_the_position_and_not_the_time_of_observation(clock: Clock) -> None:
+    replaying = source(clock, speed=100)
+    await replaying.quotes()
+    clock.seconds += 15
+    seen = await replaying.quotes()
+    assert seen.replayed_from == START + timedelta(minutes=25)
+    assert {quote.observed_at for quote in seen.quotes} == {clock.wall()}
+
+
+async def test_speed_zero_stands_still(clock: Clock) -> None:
+    replaying = source(clock, speed=0)
+    await replaying.quotes()
+    clock.seconds += 1e6
+    assert await minute_of(replaying) == 0
+
+
+async def test_series_runs_back_at_its_end_and_forth_at_its_beginning(clock: Clock) -> None:
+    replaying = source(clock)
+    await replaying.quotes()
+    shown = []
+    clock.seconds += 60 * (MINUTES - 3)
+    for _ in range(5):
+        shown.append(await minute_of(replaying))
+        clock.seconds += 60
+    assert shown == [MINUTES - 3, MINUTES - 2, MINUTES - 1, MINUTES - 2, MINUTES - 3]
+    clock.seconds += 60 * (MINUTES - 6)
+    shown = []
+    for _ in range(4):
+        shown.append(await minute_of(replaying))
+        clock.seconds += 60
+    assert shown == [2, 1, 0, 1]
+
+
+def test_turning_never_jumps() -> None:
+    shown = [turned(step, 4) for step in range(14)]
+    assert shown == [0, 1, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]
+
+
+async def test_position_survives_a_restart(clock: Clock, state_path: Path) -> None:
+    before = source(clock, state_path)
+    await before.quotes()
+    clock.seconds += 90
+    assert await minute_of(before) == 1
+    await before.close()
+    clock.seconds += 3600  # nobody replays while the desk is closed
+    after = source(clock, state_path)
+    assert await minute_of(after) == 1
+    clock.seconds += 30
+    assert await minute_of(after) == 2
+
+
+async def test_way_back_survives_a_restart(clock: Clock, state_path: Path) -> None:
+    before = source(clock, state_path)
+    await before.quotes()
+    clock.seconds += 60 * MINUTES
+    assert await minute_of(before) == MINUTES - 2
+    after = source(clock, state_path)
+    await after.quotes()
+    clock.seconds += 60
+    assert await minute_of(after) == MINUTES - 3
+
+
+async def test_position_of_a_year_later_is_still_one_round(clock: Clock, state_path: Path) -> None:
+    replaying = source(clock, state_path)
+    await replaying.quotes()
+    clock.seconds += 366 * 24 * 3600
+    await replaying.quotes()
+    position = kept(state_path)["position_minutes"]
+    assert 0 <= position < 2 * MINUTES
+
+
+async def test_without_a_file_the_position_is_kept_in_memory_only(clock: Clock, tmp_path: Path) -> None:
+    await source(clock).quotes()
+    assert names_in(tmp_path) == []
+
+
+async def test_nothing_but_the_file_is_left_behind(clock: Clock, state_path: Path) -> None:
+    await source(clock, state_path).quotes()
+    assert names_in(state_path.parent) == [state_path.name]
+
+
+async def test_missing_file_starts_at_the_beginning_in_silence(
+    clock: Clock, state_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await minute_of(source(clock, state_path)) == 0
+    assert caplog.records == []
+
+
+@pytest.fixture
+def broken_path(request: pytest.FixtureRequest, state_path: Path) -> Path:
+    state_path.write_bytes(request.param)
+    return state_path
+
+
+@pytest.mark.parametrize(
+    "broken_path",
+    [
+        b"",
+        b"nothing",
+        b"{}",
+        b"[5]",
+        b'{"position_minutes": "7"}',
+        b'{"position_minutes": -1}',
+        b'{"position_minutes": 1e999}',
+        b'{"position_minutes": null}',
+        b"\xff\x00",
+    ],
+    indirect=True,
+)
+async def test_broken_file_starts_at_the_beginning_with_a_warning_and_is_mended(
+    clock: Clock, broken_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await minute_of(source(clock, broken_path)) == 0
+    assert [each.levelno for each in caplog.records] == [logging.WARNING]
+    assert str(broken_path) in caplog.text
+    assert kept(broken_path) == {"position_minutes": 0}
+
+
+async def test_position_that_cannot_be_kept_costs_no_price_and_one_warning_until_it_can(
+    clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = tmp_path / "later"
+    replaying = source(clock, directory / "replay.json")
+    await replaying.quotes()
+    clock.seconds += 60
+    assert await minute_of(replaying) == 1
+    assert len(caplog.records) == 1
+    directory.mkdir()
+    await replaying.quotes()
+    assert kept(directory / "replay.json") == {"position_minutes": 1}
+    (directory / "replay.json").unlink()
+    directory.rmdir()
+    await replaying.quotes()
+    assert len(caplog.records) == 2
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    with caplog.at_level(logging.WARNING, logger=replay.__name__):
+        yield

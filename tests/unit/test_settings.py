@@ -1,0 +1,204 @@
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from buydesk.errors import CannotStart
+from buydesk.settings import PORTS, PREFIX, Settings, read_settings, variable
+
+SHARED_NAMES = {"DATABASE_URL", "REDIS_URL", "PRICE_FEED"}
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in Settings.model_fields:
+        monkeypatch.delenv(variable(field), raising=False)
+
+
+def test_every_setting_is_documented_and_has_a_default() -> None:
+    settings = read_settings()
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert hasattr(settings, name)
+    assert {variable(name) for name in Settings.model_fields if not variable(name).startswith(PREFIX)} == SHARED_NAMES
+
+
+def test_every_number_has_bounds() -> None:
+    schema = Settings.model_json_schema(by_alias=False)["properties"]
+    unbounded = {
+        name for name, each in schema.items() if each.get("type") in ("integer", "number") and "maximum" not in each
+    }
+    assert unbounded == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        ("PRICE_FEED", "live", "price_feed", "live"),
+        ("BUYDESK_PORT_OFFSET", "100", "port_offset", 100),
+        ("BUYDESK_DATA_DIR", "here/data", "data_dir", Path("here/data")),
+        ("BUYDESK_FEED_INTERVAL_SECONDS", "0.5", "feed_interval_seconds", 0.5),
+        ("BUYDESK_HOST", "", "host", "127.0.0.1"),
+    ],
+)
+def test_a_setting_comes_from_its_variable(
+    name: str, text: str, field: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, text)
+    assert variable(field) == name
+    assert getattr(read_settings(), field) == value
+
+
+@pytest.mark.parametrize("field", ["price_feed", "log_level"])
+def test_the_command_line_wins_over_the_environment(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = {"price_feed": ("live", "sandbox"), "log_level": ("DEBUG", "ERROR")}[field]
+    monkeypatch.setenv(variable(field), there)
+    assert getattr(read_settings(**{field: here}), field) == here
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PRICE_FEED", "toy"),
+        ("BUYDESK_PORT_OFFSET", "50001"),
+        ("BUYDESK_PORT_OFFSET", "x"),
+        ("BUYDESK_PRICE_TTL_SECONDS", "0"),
+        ("BUYDESK_REPLAY_SPEED", "nan"),
+        ("BUYDESK_ORDER_SECONDS_MAX", "inf"),
+        ("BUYDESK_PRICE_TLL_SECONDS", "60"),
+        ("BUYDESK_DATABASE_URL", "postgresql://nobody"),
+        ("DATABASE_URL", "mysql://u:hunter2@db/desk"),
+        ("DATABASE_URL", "hunter2"),
+        ("REDIS_URL", "http://:hunter2@r/0"),
+        ("BUYDESK_DB_PROXY_URL", "db-proxy:8010/hunter2"),
+        ("BUYDESK_DB_PROXY_URL", "ftp://hunter2"),
+        ("BUYDESK_FETCH_BUY_ORDERS_URL", "http://"),
+        ("BUYDESK_FETCH_BUY_ORDERS_URL", "http:///hunter2"),
+        ("BUYDESK_HEALTH_CHECK_URL", "http://u:hunter2"),
+        ("BUYDESK_HEALTH_CHECK_URL", "http://[hunter2"),
+        ("BUYDESK_HEALTH_CHECK_URL", "http://host:0"),
+        ("BUYDESK_KRAKEN_URL", "https://host/?hunter2"),
+        ("BUYDESK_KRAKEN_URL", "https://host\n"),
+        ("BUYDESK_INTERNAL_TOKEN", "hunter2\n"),
+        ("BUYDESK_INTERNAL_TOKEN", "hunter2 and more"),
+        ("BUYDESK_INTERNAL_TOKEN", "hunter2é"),
+    ],
+)
+def test_a_variable_that_is_wrong_or_unknown_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(CannotStart, match=name) as refused:
+        read_settings()
+    assert "\n" not in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("field", ["host", "data_dir", "internal_token"])
+def test_nothing_is_no_value_on_the_command_line(field: str) -> None:
+    with pytest.raises(CannotStart, match=f"^{variable(field)}: must"):
+        read_settings(**{field: ""})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"order_seconds_max": 10},
+            "BUYDESK_DRAIN_SECONDS_MAX (10) must be more than BUYDESK_ORDER_SECONDS_MAX (10)",
+        ),
+        (
+            {"statement_seconds_max": 0.5},
+            "BUYDESK_LOCK_SECONDS_MAX (1) must be at most BUYDESK_STATEMENT_SECONDS_MAX (0.5)",
+        ),
+        (
+            {"price_ttl_seconds": 15},
+            "BUYDESK_FEED_INTERVAL_SECONDS (15) must be less than BUYDESK_PRICE_TTL_SECONDS (15)",
+        ),
+        (
+            {"orders_waiting_max": 499},
+            "BUYDESK_BATCH_ORDERS_MAX (500) must be at most BUYDESK_ORDERS_WAITING_MAX (499)",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_named(given: dict[str, float], said: str) -> None:
+    with pytest.raises(CannotStart) as refused:
+        read_settings(**given)
+    assert str(refused.value) == said
+
+
+def test_settings_that_just_fit_together_are_taken() -> None:
+    read_settings(
+        drain_seconds_max=8.1,
+        lock_seconds_max=2,
+        feed_interval_seconds=59.9,
+        batch_orders_max=500,
+        orders_waiting_max=500,
+    )
+
+
+@pytest.mark.parametrize("url", ["postgres://u@h/db", "postgresql:///db?host=/run", "postgresql://u:p@[::1]:5432/db"])
+def test_a_database_may_be_named_in_every_usual_way(url: str) -> None:
+    assert read_settings(database_url=url).database_url == SecretStr(url)
+
+
+@pytest.mark.parametrize("url", ["redis://h", "rediss://:p@h:6379/0", "unix:///run/redis.sock?db=0"])
+def test_a_redis_may_be_named_in_every_usual_way(url: str) -> None:
+    assert read_settings(redis_url=url).redis_url == SecretStr(url)
+
+
+def test_all_complaints_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUYDESK_PORT_OFFSET", "-1")
+    monkeypatch.setenv("BUYDESK_LOG_LEVEL", "LOUD")
+    with pytest.raises(CannotStart, match=r"BUYDESK_PORT_OFFSET.*BUYDESK_LOG_LEVEL"):
+        read_settings()
+
+
+def test_an_override_that_is_no_setting_is_refused() -> None:
+    with pytest.raises(CannotStart, match="colour"):
+        read_settings(colour="red")
+
+
+def test_secrets_show_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:hunter2@db/desk")
+    settings = read_settings(redis_url=SecretStr("redis://:hunter2@r/0"), internal_token=SecretStr("hunter2"))
+    assert "hunter2" not in repr(settings) + str(settings)
+    assert settings.database_url is not None
+    assert settings.database_url.get_secret_value().endswith("@db/desk")
+
+
+def test_a_token_is_made_when_none_is_given() -> None:
+    one, other = (read_settings().internal_token.get_secret_value() for _ in range(2))
+    assert len(one) >= 32
+    assert one != other
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        read_settings().port_offset = 5  # type: ignore[misc]
+
+
+def test_all_ports_shift_together() -> None:
+    settings = read_settings(port_offset=100)
+    assert {service: settings.port(service) - 100 for service in PORTS} == PORTS
+    assert settings.url("db_proxy") == "http://127.0.0.1:8110"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8010"),
+        ("0.0.0.0", "http://127.0.0.1:8010"),  # noqa: S104
+        ("192.0.2.7", "http://192.0.2.7:8010"),
+        ("::", "http://[::1]:8010"),
+        ("2001:db8::7", "http://[2001:db8::7]:8010"),
+        ("localhost", "http://localhost:8010"),
+    ],
+)
+def test_services_find_each_other_where_they_listen(host: str, url: str) -> None:
+    assert read_settings(host=host).url("db_proxy") == url
+
+
+def test_a_service_elsewhere_is_found_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUYDESK_DB_PROXY_URL", "http://db-proxy:8010/")
+    settings = read_settings(port_offset=5)
+    assert settings.url("db_proxy") == "http://db-proxy:8010"
+    assert settings.own_url("db_proxy") == "http://127.0.0.1:8015"

@@ -1,0 +1,128 @@
+"""The named queries: what every one of them is, and that each goes by an index whatever the planner knows."""
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from importlib.resources import files
+from typing import Any
+
+import asyncpg
+import pytest
+
+from buydesk.backends.postgres import session_settings
+from buydesk.orders import NUMBER_MAX
+from buydesk.sql import QUERIES
+from buydesk.sql.rows import place_arguments
+from tests.ledgers import Databases, fill, placement, settings
+
+TEXT = (files("buydesk.sql") / "queries.sql").read_text(encoding="utf-8")
+ORDERS = 30_000
+PAGES = {
+    "page_from": [0, 1, 15_000, 29_999, 30_000, NUMBER_MAX],
+    "page_before": [1, 2, 15_000, 30_001, NUMBER_MAX],
+    "page_after": [0, 1, 15_000, 29_999, 30_000, NUMBER_MAX],
+}
+
+Plan = Mapping[str, Any]
+
+
+def test_every_query_has_a_name_of_its_own() -> None:
+    names = re.findall(r"^-- name: (\w+)$", TEXT, re.MULTILINE)
+    assert len(names) == TEXT.count("-- name:") == len(set(names))
+    assert list(QUERIES) == names
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_every_query_says_what_it_is_and_names_its_columns(name: str) -> None:
+    first, _, statement = QUERIES[name].partition("\n")
+    assert re.fullmatch(r"-- [A-Z$].+[.]", first)
+    assert statement.startswith("SELECT ")
+    assert "*" not in statement
+    assert "OFFSET" not in statement.upper()
+    assert ";" not in statement
+
+
+@pytest.fixture(scope="module", params=[18, 16], ids=["postgres18", "postgres16"])
+async def dsn(request: pytest.FixtureRequest, databases: Databases) -> str:
+    return await databases.new(request.param)
+
+
+@pytest.fixture
+async def connection(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A session as the ledger's own are."""
+    opened = await asyncpg.connect(dsn, server_settings=session_settings(settings()))
+    yield opened
+    await opened.close()
+
+
+async def test_postgresql_understands_every_query(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    for text in QUERIES.values():
+        await connection.prepare(text)
+
+
+def nodes(plan: Plan) -> Iterator[Plan]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+async def plan_of(connection: "asyncpg.Connection[asyncpg.Record]", name: str, mode: str, *arguments: str) -> Plan:
+    await connection.execute(f"SET plan_cache_mode = {mode}")
+    await connection.execute(f"PREPARE q AS {QUERIES[name]}")
+    explained = await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE q ({', '.join(arguments)})")
+    await connection.execute("DEALLOCATE q")
+    plan: Plan = json.loads(explained)[0]["Plan"]
+    return plan
+
+
+def goes_by(index: str, plan: Plan, blocks_max: int) -> None:
+    """The plan seeks in the index, reads in its order, and touches few blocks."""
+    found = list(nodes(plan))
+    kinds = {node["Node Type"] for node in found}
+    on_orders = [node for node in found if node.get("Relation Name") == "orders"]
+    assert [(node["Node Type"], node["Index Name"]) for node in on_orders] == [("Index Scan", index)], kinds
+    assert "Index Cond" in on_orders[0]
+    assert not kinds & {"Sort", "Incremental Sort", "Bitmap Heap Scan", "Hash Join", "Merge Join"}
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= blocks_max
+
+
+async def assert_plans(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    an_id = await connection.fetchval("SELECT coalesce(min(id::text), gen_random_uuid()::text) FROM orders")
+    for mode in ("force_generic_plan", "force_custom_plan"):
+        for name, anchors in PAGES.items():
+            for anchor in anchors:
+                goes_by("orders_pkey", await plan_of(connection, name, mode, str(anchor), "10"), 40)
+        goes_by("orders_pkey", await plan_of(connection, "orders_by_number", mode, "'{1, 15000, 30000}'"), 40)
+        goes_by("orders_id_unique", await plan_of(connection, "order_by_id", mode, f"'{an_id}'"), 20)
+        goes_by("orders_key_unique", await plan_of(connection, "order_by_key", mode, "'anonymous'", "'filled-7'"), 20)
+
+
+async def test_every_page_is_an_index_seek_without_a_sort_whatever_the_planner_knows(
+    dsn: str, connection: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    # A plan that was made while there was nothing is kept as long as its connection.
+    await assert_plans(connection)
+    await fill(dsn, ORDERS)
+    assert await connection.fetchval("SELECT reltuples FROM pg_class WHERE relname = 'orders'") == -1
+    await assert_plans(connection)
+    await connection.execute("ANALYZE")
+    await assert_plans(connection)
+
+
+async def test_a_page_of_a_thousand_orders_is_read_the_same_way(
+    connection: "asyncpg.Connection[asyncpg.Record]",
+) -> None:
+    for name in PAGES:
+        plan = await plan_of(connection, name, "force_generic_plan", "12345", "1000")
+        goes_by("orders_pkey", plan, 60)
+        assert plan["Actual Rows"] == 1000
+
+
+async def test_placing_looks_repeats_up_by_index(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    items = [placement(100, f"filled-{number}") for number in range(1, ORDERS, ORDERS // 20)]
+    items += [placement(100) for _ in range(20)]
+    async with connection.transaction():
+        [row] = await connection.fetch(QUERIES["place_orders"], *place_arguments(items))
+        assert sorted(row["outcomes"]) == ["placed"] * 20 + ["repeat"] * 20
+        assert await connection.fetchval("SELECT pg_stat_get_xact_numscans('orders'::regclass)") == 0
+        assert await connection.fetchval("SELECT pg_stat_get_xact_numscans('orders_id_unique'::regclass)") > 0
