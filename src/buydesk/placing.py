@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 
 from buydesk.errors import DeskError, LedgerUnavailable, OutcomeUnknown, Overloaded, WrongMode
@@ -29,7 +29,7 @@ class Waiting:
     item: Placement
     give_up_at: float
     answer: "asyncio.Future[Outcome]"
-    resent: bool = field(default=False)
+    resent: bool = False
 
     def settle(self, outcome: Outcome) -> None:
         """Answers, unless whoever asked is gone: that must not hurt the others of the batch."""

@@ -15,13 +15,11 @@ from buydesk.local.children import watch_supervisor
 from buydesk.local.ports import allow_connections, bind, close
 from buydesk.local.signals import stop_signals
 from buydesk.protocol import DeskConfig
-from buydesk.settings import Settings
+from buydesk.settings import PORTS, Settings
 from buydesk.wiring import Wired, wire
 
 # Longer than the services' own pools keep a connection, so that a pooled one is seldom cut in mid-air.
 KEEP_ALIVE_SECONDS = 75
-# The edge first, so that what it accepted is finished by those behind it; health_check last, to hear of all others.
-STOP_ORDER = ("create_buy_order", "fetch_buy_orders", "api_updater", "api_cache_proxy", "db_proxy", "health_check")
 
 
 class Server(uvicorn.Server):
@@ -41,12 +39,12 @@ async def running(
     allow_connections()
     servers: dict[str, tuple[Server, asyncio.Task[None]]] = {}
     try:
-        for name in reversed(STOP_ORDER):
+        for name in PORTS:
             if name in apps:
                 servers[name] = await _start(apps[name], listeners[name], settings)
         yield
     finally:
-        for name in STOP_ORDER:
+        for name in reversed(PORTS):
             if name in servers:
                 server, serving = servers[name]
                 server.should_exit = True

@@ -27,14 +27,18 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from buydesk.errors import CannotStart
 
 PREFIX = "BUYDESK_"
+# In the order of their start, each service after those that it asks; they are stopped the other way round: the edges
+# first, so that those behind them can finish what was accepted, and last health_check, which hears of all others.
 PORTS = {
-    "create_buy_order": 8001,
+    "health_check": 8050,
+    "db_proxy": 8010,
     "api_cache_proxy": 8002,
     "api_updater": 8003,
-    "db_proxy": 8010,
+    "create_buy_order": 8001,
     "fetch_buy_orders": 8020,
-    "health_check": 8050,
 }
+# The services that clients or other services ask by their address.
+_ASKED = ("api_cache_proxy", "db_proxy", "fetch_buy_orders", "health_check")
 
 DATABASE_SCHEMES = ("postgresql://", "postgres://")
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
@@ -109,9 +113,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that is logged.")
     supervisor_fd: int | None = Field(None, description="Set by `up --separate`: the service ends when it closes.")
 
-    create_buy_order_url: HttpUrl = Field("", description="Where the service is; by default on this host.")
     api_cache_proxy_url: HttpUrl = Field("", description="Where the service is; by default on this host.")
-    api_updater_url: HttpUrl = Field("", description="Where the service is; by default on this host.")
     db_proxy_url: HttpUrl = Field("", description="Where the service is; by default on this host.")
     fetch_buy_orders_url: HttpUrl = Field(
         "", description="Where the service is, for clients too (`Location`); by default on this host."
@@ -122,7 +124,7 @@ class Settings(BaseSettings):
     orders_waiting_max: Count = Field(10_000, description="Orders that may wait for a batch; more are `overloaded`.")
     batch_orders_max: Annotated[int, Field(ge=1, le=1000)] = Field(500, description="Orders in one batch.")
     clock_skew_seconds_max: Seconds = Field(
-        10, description="How far the clocks of create_buy_order and PostgreSQL may differ."
+        10, description="How far the clocks of the services and of PostgreSQL may differ."
     )
     resend_pause_seconds: Seconds = Field(0.2, description="Between two sendings of a batch of unknown outcome.")
     statement_seconds_max: Seconds = Field(2, description="PostgreSQL ends a statement of ours after this time.")
@@ -200,7 +202,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fill_urls(self) -> Self:
-        for service in PORTS:
+        for service in _ASKED:
             if not getattr(self, f"{service}_url"):
                 # Frozen to everybody else; a default that depends on other settings has to be filled in here.
                 self.__dict__[f"{service}_url"] = self.own_url(service)

@@ -28,10 +28,8 @@ from buydesk.local.postgres import EmbeddedPostgres
 from buydesk.local.programs import find_redis
 from buydesk.local.redis import EmbeddedRedis
 from buydesk.local.signals import stop_signals
-from buydesk.settings import Settings, variable
+from buydesk.settings import PORTS, Settings, variable
 
-# Each service after those that it asks; ended the other way round.
-START_ORDER = ("health_check", "db_proxy", "api_cache_proxy", "api_updater", "create_buy_order", "fetch_buy_orders")
 # Which service may know where PostgreSQL and Redis are. Nobody else has business there.
 OWNERS = {"database_url": ("db_proxy",), "redis_url": ("api_cache_proxy", "health_check")}
 COMMAND = (sys.executable, "-m", "buydesk")
@@ -81,7 +79,7 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separa
     if "internal_token" not in settings.model_fields_set:
         token = SecretStr(internal_token(data_dir / TOKEN_FILE))
         settings = settings.model_copy(update={"internal_token": token})
-    listeners = ports.bind(settings, START_ORDER)
+    listeners = ports.bind(settings, PORTS)
     stack.callback(ports.close, listeners.values())
     # FastAPI and the like take half a second to import, in which PostgreSQL can start.
     importing = asyncio.create_task(asyncio.to_thread(importlib.import_module, "buydesk.running"))
@@ -107,7 +105,7 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separa
 
 def _own_urls(settings: Settings) -> dict[str, str]:
     """The services of this desk ask each other. Only to clients an order may be shown at another address."""
-    return {f"{name}_url": settings.own_url(name) for name in START_ORDER if name != "fetch_buy_orders"}
+    return {f"{name}_url": settings.own_url(name) for name in ("api_cache_proxy", "db_proxy", "health_check")}
 
 
 def internal_token(path: Path) -> str:
@@ -221,7 +219,7 @@ async def _start_separately(settings: Settings, stack: contextlib.AsyncExitStack
     session = await stack.enter_async_context(_session())
     grace_seconds = settings.drain_seconds_max + GRACE_BEYOND_DRAIN_SECONDS
     waited_seconds = 0.0
-    for service in START_ORDER:
+    for service in PORTS:
         child = Child(
             service,
             [*COMMAND, "serve", service],
@@ -296,7 +294,7 @@ async def table(session: "ClientSession", settings: Settings, parts: Parts, seco
     """
     is_sandbox = settings.price_feed == "sandbox"
     kind = "SANDBOX: recorded prices, no real orders" if is_sandbox else "LIVE prices"
-    rows = [(name, settings.own_url(name), settings.own_url(name) + "/docs") for name in sorted(START_ORDER)]
+    rows = [(name, settings.own_url(name), settings.own_url(name) + "/docs") for name in sorted(PORTS)]
     width = max(len(name) for name, _, _ in rows) + 2
     record = await _found(session, settings.own_url("api_cache_proxy") + "/record")
     exposure = await _found(session, settings.own_url("fetch_buy_orders") + "/exposure")

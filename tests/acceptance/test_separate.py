@@ -26,12 +26,16 @@ async def desk(open_directory: Path) -> AsyncIterator[Running]:
 
 
 def process_of(desk: Running, service: str) -> psutil.Process:
-    [found] = [
-        child
-        for child in psutil.Process(desk.process.pid).children()
-        if child.status() != psutil.STATUS_ZOMBIE and child.cmdline()[-2:] == ["serve", service]
-    ]
+    """The service's process; raises ValueError while there is none."""
+    [found] = [child for child in psutil.Process(desk.process.pid).children() if runs(child, service)]
     return found
+
+
+def runs(process: psutil.Process, service: str) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and process.cmdline()[-2:] == ["serve", service]
+    except psutil.NoSuchProcess:  # it ended while it was looked at
+        return False
 
 
 async def until(desk: Running, service: str, path: str, status: int = 200) -> httpx2.Response:

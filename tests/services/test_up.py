@@ -26,7 +26,7 @@ from buydesk.errors import CannotStart
 from buydesk.local.ports import bind, close
 from buydesk.local.signals import stop_signals
 from buydesk.settings import PORTS, Settings, read_settings
-from buydesk.up import START_ORDER, Parts, environment, internal_token, table, until_ready, up
+from buydesk.up import Parts, environment, internal_token, table, until_ready, up
 from buydesk.wiring import wire
 from tests.desks import free_offset
 from tests.ledgers import Databases, settings
@@ -68,7 +68,7 @@ async def running_up(given: Settings, *, separate: bool = False) -> AsyncIterato
 
 async def buy(given: Settings) -> httpx2.Response:
     async with httpx2.AsyncClient() as client:
-        return await client.post(given.url("create_buy_order") + "/place_order/?currency=eur&amount=69")
+        return await client.post(given.own_url("create_buy_order") + "/place_order/?currency=eur&amount=69")
 
 
 async def test_a_desk_in_one_process_and_its_next_start(data_dir: Path) -> None:
@@ -94,7 +94,7 @@ async def test_a_desk_of_six_processes_with_a_redis(data_dir: Path) -> None:
         assert placed.headers["location"].startswith("http://127.0.0.1:9/get_orders/")
         assert not (data_dir / "internal-token").exists()  # one was given
         async with httpx2.AsyncClient() as client:
-            status = (await client.get(given.url("health_check") + "/status")).json()
+            status = (await client.get(given.own_url("health_check") + "/status")).json()
     assert "127.0.0.1:9/" not in "\n".join(said)
     assert "redis-server" in "\n".join(said)
     assert set(PORTS) <= set(status["services"])
@@ -204,19 +204,19 @@ def test_a_child_gets_every_setting_given_and_no_server_s_address_that_is_not_it
     assert environment(given, "health_check")["REDIS_URL"] == "redis://x"
 
 
-@pytest.mark.parametrize("service", START_ORDER)
+@pytest.mark.parametrize("service", PORTS)
 async def test_serve_runs_one_service_until_a_signal(service: str, databases: Databases) -> None:
     given = settings(database_url=await databases.new(), port_offset=free_offset())
     serving = asyncio.create_task(running.serve(given, service))
     async with httpx2.AsyncClient() as client, asyncio.timeout(20):
         while True:
             try:
-                assert (await client.get(given.url(service) + "/livez")).status_code == 200
+                assert (await client.get(given.own_url(service) + "/livez")).status_code == 200
                 break
             except httpx2.TransportError:
                 await asyncio.sleep(0.02)
         with contextlib.suppress(httpx2.TransportError):
-            assert (await client.get(given.url(service) + "/readyz")).status_code in (200, 503)
+            assert (await client.get(given.own_url(service) + "/readyz")).status_code in (200, 503)
     os.kill(os.getpid(), signal.SIGTERM)
     await serving
 
@@ -281,7 +281,7 @@ async def test_less_than_a_second_to_drain_is_not_none() -> None:
 
     async with httpx2.AsyncClient() as client:
         async with running.running({"db_proxy": app}, bind(given, ["db_proxy"]), given):
-            asking = asyncio.create_task(client.get(given.url("db_proxy")))
+            asking = asyncio.create_task(client.get(given.own_url("db_proxy")))
             await entered.wait()
             asyncio.get_running_loop().call_later(0.2, released.set)
         assert (await asking).json() == "done"

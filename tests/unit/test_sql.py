@@ -8,10 +8,12 @@ from typing import Any
 
 import asyncpg
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from buydesk.backends.postgres import session_settings
 from buydesk.orders import NUMBER_MAX
-from buydesk.sql import QUERIES
+from buydesk.sql import QUERIES, REVISION
 from buydesk.sql.rows import place_arguments
 from tests.ledgers import Databases, fill, placement, settings
 
@@ -126,3 +128,9 @@ async def test_placing_looks_repeats_up_by_index(connection: "asyncpg.Connection
         assert sorted(row["outcomes"]) == ["placed"] * 20 + ["repeat"] * 20
         assert await connection.fetchval("SELECT pg_stat_get_xact_numscans('orders'::regclass)") == 0
         assert await connection.fetchval("SELECT pg_stat_get_xact_numscans('orders_id_unique'::regclass)") > 0
+
+
+def test_the_revision_the_program_asks_for_is_the_newest_migration_s() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(files("buydesk.sql") / "migrations"))
+    assert ScriptDirectory.from_config(config).get_current_head() == REVISION

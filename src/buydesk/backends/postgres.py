@@ -35,7 +35,7 @@ from buydesk.orders import (
 )
 from buydesk.prices import PriceRecord, record_from
 from buydesk.settings import Settings
-from buydesk.sql import QUERIES
+from buydesk.sql import QUERIES, REVISION
 from buydesk.sql.rows import order_of, outcome_of, place_arguments
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("buydesk.services.db_proxy")
 
-REVISION = "0001"
 # SQLSTATE classes in which PostgreSQL says that no item can be placed now: read-only, not our tables or rights, out of
 # resources, I/O errors.
 _CANNOT_WORK = ("25", "42", "53", "58")

@@ -5,7 +5,12 @@ from importlib.resources import files
 
 _NAMED = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | re.DOTALL)
 
+_FOLDER = files("buydesk.sql")
+
+# The newest migration, by the number its file's name begins with.
+REVISION = max(
+    path.name.partition("_")[0] for path in (_FOLDER / "migrations" / "versions").iterdir() if path.name.endswith(".py")
+)
 QUERIES: dict[str, str] = {
-    name: text.strip()
-    for name, text in _NAMED.findall((files("buydesk.sql") / "queries.sql").read_text(encoding="utf-8"))
+    name: text.strip() for name, text in _NAMED.findall((_FOLDER / "queries.sql").read_text(encoding="utf-8"))
 }
