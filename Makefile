@@ -7,7 +7,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-emit-index-url --custom-compile-command "make lock" $(UPGRADE)
 export UV_SYSTEM_CERTS := 1
 
-.PHONY: help up test check audit lock hooks clean
+.PHONY: help up test check bench audit lock hooks clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -27,6 +27,9 @@ endif
 
 check: .venv/.dev ## format, lint, types, imports, security, files: what .pre-commit-config.yaml lists
 	@PRE_COMMIT_HOME=$(CURDIR)/.venv/.pre-commit $(BIN)/python -m pre_commit run --all-files
+
+bench: .venv/.run ## measure the desk beside its baselines (needs wrk); ARGS="--quick" tries it, ARGS=--help lists more
+	@exec $(BIN)/python -m bench $(ARGS)
 
 audit: .venv/.dev ## look the pinned packages up among known vulnerabilities (needs the network)
 	@$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements/run.txt

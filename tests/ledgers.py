@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import msgspec
 
 from buydesk.backends.migrate import migrate
 from buydesk.errors import (
@@ -35,6 +36,7 @@ from buydesk.orders import (
     Replayed,
     is_repeat,
     new_order_id,
+    order_document,
     priced,
 )
 from buydesk.prices import PriceRecord, Quote, stale
@@ -82,11 +84,18 @@ def placement(
     return Placement(order or new_order(cents, key), price or record(), deadline)
 
 
+def shown(order: Order) -> dict[str, Any]:
+    """The order as its clients read it."""
+    document: dict[str, Any] = msgspec.to_builtins(order_document(order))
+    return document
+
+
 @dataclass(repr=False)  # pytest shows fixtures to itself, and this one grows
 class ModelLedger:
     """OrderLedger as one would explain it: items one by one, nothing at once, nothing fast."""
 
     cap_satoshi: int = CAP_SATOSHI
+    batches_at_once: int = 1
     stored: list[Order] = field(default_factory=list)
     records: dict[uuid.UUID, PriceRecord] = field(default_factory=dict)
     now: Callable[[], datetime] = utc_now

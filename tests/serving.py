@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from buydesk.protocol import DeskConfig
 from buydesk.settings import Settings
+from buydesk.web import Service
 
 
 def free_port() -> int:
@@ -31,12 +33,17 @@ class QuickServer(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def served(app: FastAPI, port: int | None = None, settings: Settings | None = None) -> AsyncIterator[str]:
+async def served(
+    app: FastAPI, port: int | None = None, settings: Settings | None = None, **uvicorns: Any
+) -> AsyncIterator[str]:
     """The base URL of the app while it runs; leaving ends it as a SIGTERM would."""
     listener = socket.create_server(("127.0.0.1", port or 0))
     # asyncio's own loop does this only for sockets it made; without it each answer waits 40 ms for the client's ACK.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    config = DeskConfig(app, settings or Settings(), timeout_graceful_shutdown=5)
+    if isinstance(app, Service):
+        config: uvicorn.Config = DeskConfig(app, settings or Settings(), timeout_graceful_shutdown=5, **uvicorns)
+    else:  # not the desk's: somebody whom it asks
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
     server = QuickServer(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
     running = asyncio.create_task(server.serve(sockets=[listener]))

@@ -6,6 +6,7 @@ whole number of 10^-8 fiat units for one bitcoin (``rate_e8``). Outside it is de
 
 import re
 from enum import StrEnum
+from functools import lru_cache
 
 SATOSHI_PER_BTC = 10**8
 CENTS_PER_UNIT = 100
@@ -66,6 +67,7 @@ def parse_btc(text: str) -> int:
     return _parse_scaled(text)
 
 
+@lru_cache(maxsize=64)
 def parse_rate(text: str) -> int:
     """The ``rate_e8`` of an exchange rate written as plain decimal text with at most 8 places; raises NotMoney."""
     rate_e8 = _parse_scaled(text)
@@ -84,6 +86,8 @@ def format_btc(satoshi: int) -> str:
     return f"{satoshi // SATOSHI_PER_BTC}.{satoshi % SATOSHI_PER_BTC:08d}"
 
 
+# All orders priced with one record share its rates.
+@lru_cache(maxsize=64)
 def format_rate(rate_e8: int) -> str:
     """Decimal text of an exchange rate, two to eight places, no superfluous zeros: ``"20572.78"``."""
     fraction = f"{rate_e8 % RATE_SCALE:08d}".rstrip("0")

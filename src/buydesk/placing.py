@@ -10,25 +10,27 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
+
+import msgspec
 
 from buydesk.errors import DeskError, LedgerUnavailable, OutcomeUnknown, Overloaded, WrongMode
 from buydesk.orders import OrderLedger, Outcome, Placement, Refused
 from buydesk.settings import Settings
 from buydesk.times import format_time
 
+# Halves are no smaller than this: a batch has a cost of its own, whatever is in it.
+SMALL_BATCH = 32
 _SWEEP_SECONDS = 0.25
 _NOT_THIS_TIME = (LedgerUnavailable, Overloaded, WrongMode)
 
 
-@dataclass(slots=True, eq=False)
-class Waiting:
+class Waiting(msgspec.Struct, eq=False):
     """An order on its way to the ledger. `give_up_at` is monotonic time; `resent` says that an answer was lost."""
 
     item: Placement
     give_up_at: float
-    answer: "asyncio.Future[Outcome]"
+    answer: asyncio.Future[Outcome]
     resent: bool = False
 
     def settle(self, outcome: Outcome) -> None:
@@ -38,9 +40,15 @@ class Waiting:
 
 
 class PlacingQueue:
-    """The bounded queue in front of a ledger. Every order put in gets one outcome, in time."""
+    """The bounded queue in front of a ledger. Every order put in gets one outcome, in time.
 
-    def __init__(self, ledger: OrderLedger, settings: Settings, service: str) -> None:
+    `halves` is for the edge, whose clients each wait for their own order: of a long queue it sends one half, so that
+    answers are written and new orders read while the ledger has the other. If it sent all, it and the ledger would take
+    turns, each idle while the other works.
+    """
+
+    def __init__(self, ledger: OrderLedger, settings: Settings, service: str, *, halves: bool = False) -> None:
+        self._halves = halves
         self._ledger = ledger
         self._settings = settings
         self._log = logging.getLogger(f"buydesk.services.{service}")
@@ -49,19 +57,20 @@ class PlacingQueue:
         self._queue: deque[Waiting] = deque()
         self._arrived = asyncio.Event()
         self._closing = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._workers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "PlacingQueue":
-        self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._sweep())]
+        workers = [self._work() for _ in range(self._ledger.batches_at_once)]
+        self._workers = [asyncio.create_task(worker) for worker in workers]
+        self._sweeper = asyncio.create_task(self._sweep())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Finishes what was accepted; takes no more."""
         self._closing = True
         self._arrived.set()
-        worker, sweeper = self._tasks
-        await worker
-        sweeper.cancel()
+        await asyncio.gather(*self._workers)
+        self._sweeper.cancel()
 
     @property
     def waiting(self) -> int:
@@ -77,19 +86,19 @@ class PlacingQueue:
             raise Overloaded("The service is stopping.", retry_after_seconds=1)
         if len(self._queue) + len(items) > self._settings.orders_waiting_max:
             raise Overloaded(f"{len(self._queue)} orders are waiting already.", retry_after_seconds=1)
-        future = asyncio.get_running_loop().create_future
-        added = [Waiting(item, give_up_at, future()) for item in items]
-        self._queue.extend(added)
+        loop = asyncio.get_running_loop()
+        added = [Waiting(item, give_up_at, loop.create_future()) for item in items]
+        self._queue += added
         self._arrived.set()
         return added
 
     async def _work(self) -> None:
         while True:
             await self._arrived.wait()
-            self._arrived.clear()
+            if not self._closing:
+                self._arrived.clear()
             while self._queue:
-                size = min(len(self._queue), self._settings.batch_orders_max)
-                batch = [self._queue.popleft() for _ in range(size)]
+                batch = [self._queue.popleft() for _ in range(self._batch_size())]
                 try:
                     await self._settle(batch)
                 except Exception:
@@ -97,6 +106,12 @@ class PlacingQueue:
                     self._refuse_unknown(each for each in batch if not each.answer.done())
             if self._closing:
                 return
+
+    def _batch_size(self) -> int:
+        waiting = len(self._queue)
+        if self._halves and waiting > SMALL_BATCH:
+            waiting = max(SMALL_BATCH, waiting // 2)
+        return min(waiting, self._settings.batch_orders_max)
 
     async def _settle(self, batch: Sequence[Waiting]) -> None:
         """Sends the batch until each of its orders has an outcome, or no time left."""

@@ -3,6 +3,8 @@
 import uuid
 from datetime import datetime
 
+import msgspec
+
 from buydesk.money import Currency
 from buydesk.times import parse_time
 
@@ -39,7 +41,10 @@ def read_currency(value: object) -> Currency:
 
 
 def read_id(value: object) -> uuid.UUID:
-    return uuid.UUID(read_text(value))
+    try:
+        return msgspec.convert(read_text(value), uuid.UUID)
+    except msgspec.ValidationError as error:
+        raise ValueError("must be a UUID") from error
 
 
 def read_time(value: object) -> datetime:

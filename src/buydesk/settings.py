@@ -134,6 +134,10 @@ class Settings(BaseSettings):
     remote_seconds_max: Seconds = Field(3, description="The longest wait for another service's answer (not placing).")
     remote_connections_max: Count = Field(64, description="Connections one service keeps to another.")
 
+    page_cache_bytes_max: Annotated[int, Field(ge=0, le=2**30)] = Field(
+        8_000_000, description="Full pages that fetch_buy_orders keeps, because they never change."
+    )
+
     feed_interval_seconds: Seconds = Field(15, description="How often prices are asked for.")
     price_ttl_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
         60, description="How long a price may be used after it was observed."

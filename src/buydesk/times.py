@@ -1,6 +1,7 @@
 """Times as the desk writes them: UTC, ISO 8601, six fractional digits, ``Z``."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 
 def utc_now() -> datetime:
@@ -8,14 +9,20 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+# Every order of a batch has the same times.
+@lru_cache(maxsize=64)
 def format_time(moment: datetime) -> str:
     """``2026-01-31T09:05:00.000000Z``: always the same width, so that text sorts as time does."""
-    return f"{moment.astimezone(UTC).isoformat(timespec='microseconds')[:-6]}Z"
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return f"{moment.isoformat(timespec='microseconds')[:-6]}Z"
 
 
 def parse_time(text: str) -> datetime:
     """The moment of an ISO 8601 text with a zone; raises ValueError."""
     moment = datetime.fromisoformat(text)
+    if moment.tzinfo is UTC:
+        return moment
     if moment.tzinfo is None:
         raise ValueError("a time needs a zone, such as Z")
     try:

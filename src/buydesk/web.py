@@ -1,32 +1,38 @@
 """What every service shares: the app shell, problem+json, /, /docs, /livez, /readyz and /metrics.
 
-A service is a FastAPI app. Its hot routes are plain Starlette routes (`add_hot_route`), documented in the same OpenAPI
-document: FastAPI's own request handling costs more than placing an order does.
+A service is a FastAPI app. Its hot routes (`add_hot_route`) are documented in the same OpenAPI document, but called by
+the outermost layer itself, or at once by the server (`protocol.py`): the request handling of FastAPI and Starlette
+costs more than placing an order does.
 """
 
 import asyncio
 import hmac
+import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from importlib.resources import files
-from typing import Any, cast
+from itertools import accumulate
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from buydesk import __version__
 from buydesk.errors import (
@@ -48,6 +54,8 @@ from buydesk.reporting import Reporter
 
 PROBLEM_TYPE = "application/problem+json"
 BODY_BYTES_MAX = 16 * 1024
+# Where a server that has a request's whole body already puts it into the scope.
+WHOLE_BODY = "buydesk.body"
 CHECK_SECONDS_MAX = 3.0
 _EVERY_SERVICE = "every service"
 
@@ -59,6 +67,18 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 encode = msgspec.json.encode
 
 
+class Answer(Response):
+    """An answer whose headers are bytes already: made in a quarter of the time that a Response takes."""
+
+    def __init__(self, body: bytes, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        self.body = body
+        self.status_code = status
+        self.background = None
+        self.raw_headers = list(headers)
+        if status != HTTPStatus.NOT_MODIFIED:
+            self.raw_headers += [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+
+
 class FastJSON(JSONResponse):
     """JSON by msgspec: compact UTF-8, members in the order given."""
 
@@ -66,18 +86,149 @@ class FastJSON(JSONResponse):
         return encode(content)
 
 
-@dataclass(frozen=True, slots=True)
-class Instruments:
-    """What every service counts, for Prometheus. One registry a service, also when several run in one process."""
+class Answers(Collector):
+    """Counts what one service answers, for Prometheus. In plain numbers: everything runs in one thread, and the locks
+    of prometheus_client's own counters cost each request as much as reading its JSON."""
 
-    registry: CollectorRegistry
-    requests: Counter
-    seconds: Histogram
+    _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self._answers: dict[tuple[str, str, int], int] = {}  # by method, path and status
+        self._seconds: dict[str, list[float]] = {}  # by path: how many within each bound, beyond all, and the sum
+
+    def count(self, method: str, path: str, status: int, seconds: float) -> None:
+        """Counts one answer, given after so many seconds."""
+        answered = method, path, status
+        self._answers[answered] = self._answers.get(answered, 0) + 1
+        buckets = self._seconds.get(path)
+        if buckets is None:
+            buckets = self._seconds[path] = [0.0] * (len(self._SECONDS) + 2)
+        buckets[bisect_left(self._SECONDS, seconds)] += 1
+        buckets[-1] += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """What prometheus_client asks for at every scrape."""
+        answers = CounterMetricFamily(
+            "buydesk_http_requests", "Answers given.", labels=["service", "method", "path", "status"]
+        )
+        for (method, path, status), count in self._answers.items():
+            answers.add_metric([self._service, method, path, str(status)], count)
+        yield answers
+        seconds = HistogramMetricFamily("buydesk_http_seconds", "Time until the answer.", labels=["service", "path"])
+        bounds = [*map(str, self._SECONDS), "+Inf"]
+        for path, (*counts, total) in self._seconds.items():
+            seconds.add_metric([self._service, path], list(zip(bounds, accumulate(counts), strict=True)), total)
+        yield seconds
+
+
+class HotRoute(NamedTuple):
+    """A route that is called without the request handling of FastAPI and Starlette; `path` is the documented one."""
+
+    method: str
+    path: str
+    endpoint: Endpoint
+
+
+class Service(FastAPI):
+    """A service's app: the outermost layer, which knows hot routes, takes a documented path with and without its
+    trailing slash, and counts what is answered."""
+
+    def __init__(self, name: str, summary: str, lifespan: Lifespan) -> None:
+        super().__init__(
+            title=f"buydesk {name}",
+            summary=summary,
+            version=__version__,
+            docs_url=None,
+            redoc_url=None,
+            redirect_slashes=False,
+            lifespan=lifespan,
+            default_response_class=FastJSON,
+        )
+        self.name = name
+        # One registry a service, also when several run in one process.
+        self.registry = registry = CollectorRegistry()
+        self.operations: dict[str, dict[str, Json]] = {}  # by path and method: what FastAPI does not document itself
+        self.hot: dict[tuple[str, str], HotRoute] = {}  # by method and path, with and without its trailing slash
+        self._log = logging.getLogger(f"buydesk.services.{name}")
+        self._paths: dict[object, str] = {}
+        self._bare_paths: dict[str, str] = {}
+        self._answers = Answers(name)
+        registry.register(self._answers)
+
+    def add_hot_route(self, path: str, method: str, endpoint: Endpoint, operation: Json) -> None:
+        """A documented route that costs little. Its answer has a body: it is no stream."""
+        self.add_documented_route(path, method, endpoint, operation)
+        if "{" not in path:
+            hot = HotRoute(method, path, endpoint)
+            self.hot |= {(method, path): hot, (method, path.rstrip("/")): hot}
+
+    def add_documented_route(self, path: str, method: str, endpoint: Endpoint, operation: Json) -> None:
+        """A plain Starlette route, documented by an OpenAPI operation object."""
+        self.router.routes.append(Route(path, endpoint, methods=[method], include_in_schema=False))
+        self.operations.setdefault(path, {})[method.lower()] = operation
+        self._paths[endpoint] = path
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, with the hot routes in it."""
+        if self.openapi_schema is None:
+            self.openapi_schema = _openapi(self)
+        return self.openapi_schema
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI. What is hot comes here only when the server does not know of hot routes, or the request is unusual."""
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        scope["path"] = self._documented(scope["path"])
+        hot = self.hot.get((scope["method"], scope["path"]))
+        if hot is not None:
+            response = await self.answer(hot, Request(scope, receive))
+            await response(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500
+
+        async def counting_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, counting_send)
+        finally:
+            # The route's pattern, never the path itself: clients must not be able to make new series.
+            path = getattr(scope.get("route"), "path", None) or self._paths.get(scope.get("endpoint"), "(none)")
+            self._answers.count(scope["method"], path, status, time.perf_counter() - started)
+
+    async def answer(self, hot: HotRoute, request: Request) -> Response:
+        """The answer of a hot route, whatever happens; counted."""
+        started = time.perf_counter()
+        try:
+            response = await hot.endpoint(request)
+        except DeskError as error:
+            response = problem_response(error, hot.path)
+        except ClientDisconnect as error:
+            response = await _on_client_gone(request, error)
+        except Exception as error:
+            self._log.exception("%s %s failed", hot.method, hot.path)
+            response = await _on_unexpected(request, error)
+        self._answers.count(hot.method, hot.path, response.status_code, time.perf_counter() - started)
+        return response
+
+    def _documented(self, path: str) -> str:
+        """The path as it is documented, whether or not it came with a slash at its end."""
+        if not self._bare_paths:
+            paths = [route.path for route in self.router.routes if isinstance(route, Route)]
+            self._bare_paths = {known.rstrip("/"): known for known in paths}
+        bare = path.rstrip("/")
+        return self._bare_paths.get(bare, bare or "/")
 
 
 def service_app(
-    service: str, summary: str, checks: Mapping[str, Check], reporter: Reporter, lifespan: Lifespan
-) -> FastAPI:
+    name: str, summary: str, checks: Mapping[str, Check], reporter: Reporter, lifespan: Lifespan
+) -> Service:
     """The shell of a service. `checks` are what /readyz asks: each raises a DeskError when its part is missing.
 
     The reporter runs around the service's own lifespan and tells the health desk the same as /readyz.
@@ -88,41 +239,14 @@ def service_app(
         async with reporter.running(partial(missing_parts, checks)), lifespan(app):
             yield
 
-    app = FastAPI(
-        title=f"buydesk {service}",
-        summary=summary,
-        version=__version__,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        lifespan=reporting,
-        default_response_class=FastJSON,
-    )
-    registry = CollectorRegistry()
-    app.state.service = service
-    app.state.hot_operations = {}
-    app.state.hot_paths = {}
-    app.state.instruments = Instruments(
-        registry,
-        Counter("buydesk_http_requests", "Answers given.", ["service", "method", "path", "status"], registry=registry),
-        Histogram("buydesk_http_seconds", "Time until the answer.", ["service", "path"], registry=registry),
-    )
-    Gauge("buydesk_reports_dropped", "Health reports that were given up.", registry=registry).set_function(
+    app = Service(name, summary, reporting)
+    Gauge("buydesk_reports_dropped", "Health reports that were given up.", registry=app.registry).set_function(
         lambda: reporter.dropped
     )
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    _add_common_routes(app, service, checks)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
-    app.add_middleware(Shell, app=app)
+    _add_common_routes(app, checks)
     return app
-
-
-def add_hot_route(app: FastAPI, path: str, method: str, endpoint: Endpoint, operation: Json) -> None:
-    """A plain Starlette route, documented by an OpenAPI operation object."""
-    app.router.routes.append(Route(path, endpoint, methods=[method], include_in_schema=False))
-    app.state.hot_paths[endpoint] = path
-    app.state.hot_operations.setdefault(path, {})[method.lower()] = operation
 
 
 def problem_response(error: DeskError, instance: str) -> Response:
@@ -155,26 +279,45 @@ def problems(*kinds: type[DeskError]) -> dict[int | str, dict[str, Any]]:
 
 def answer(description: str, example: object, status: int = 200) -> dict[int | str, dict[str, Any]]:
     """The `responses` of an OpenAPI operation for success, with an example."""
+    example = msgspec.to_builtins(example)
     return {str(status): {"description": description, "content": {"application/json": {"example": example}}}}
 
 
 async def read_body(request: Request, bytes_max: int = BODY_BYTES_MAX) -> bytes:
     """The body, read no further than allowed; raises PayloadTooLarge."""
-    too_large = PayloadTooLarge(f"The body may have {bytes_max} bytes at the most.", bytes_max=bytes_max)
-    length = request.headers.get("content-length")
-    if length is not None and length.isdecimal() and int(length[:20]) > bytes_max:
-        raise too_large
+    whole: bytes | None = request.scope.get(WHOLE_BODY)
+    if whole is not None and len(whole) <= bytes_max:
+        return whole
+    length = header(request, b"content-length")
+    bytes_read = int(length[:20]) if length is not None and length.isdigit() else 0
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > bytes_max:
-            raise too_large
+    is_whole = False
+    while not is_whole and bytes_read <= bytes_max:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        bytes_read = len(body)
+        is_whole = not message.get("more_body", False)
+    if bytes_read > bytes_max:
+        raise PayloadTooLarge(f"The body may have {bytes_max} bytes at the most.", bytes_max=bytes_max)
     return body
+
+
+def header(request: Request, name: bytes) -> bytes | None:
+    """The first header of this name, which is in lower case."""
+    for each, value in request.scope["headers"]:
+        if each == name:
+            return bytes(value)
+    return None
 
 
 def require_json(request: Request) -> None:
     """Raises UnsupportedMediaType unless the body says that it is JSON."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    said = header(request, b"content-type") or b""
+    if said == b"application/json":
+        return
+    media_type = said.decode("latin-1").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType(f"The content type must be application/json, not {media_type[:100] or 'missing'}.")
 
@@ -186,7 +329,7 @@ def require_token(request: Request, token: str) -> None:
         raise Unauthorized("This path is for the desk's own services: show the internal token.")
 
 
-def single_parameters(request: Request, known: Sequence[str]) -> dict[str, str]:
+def single_parameters(request: Request, known: Collection[str]) -> dict[str, str]:
     """The query parameters; raises InvalidRequest naming each that is unknown or given twice."""
     reasons: list[tuple[str, str]] = []
     found: dict[str, str] = {}
@@ -199,48 +342,6 @@ def single_parameters(request: Request, known: Sequence[str]) -> dict[str, str]:
     if reasons:
         raise InvalidRequest.of_all(list(dict.fromkeys(reasons)))
     return found
-
-
-class Shell:
-    """The outermost layer: paths with and without their trailing slash, and the count of requests."""
-
-    def __init__(self, inner: ASGIApp, app: FastAPI) -> None:
-        self._inner = inner
-        self._service: str = app.state.service
-        self._instruments: Instruments = app.state.instruments
-        self._router = app.router
-        self._hot_paths: Mapping[object, str] = app.state.hot_paths
-        self._documented: dict[str, str] = {}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._inner(scope, receive, send)
-            return
-        scope["path"] = self._canonical(scope["path"])
-        started = time.perf_counter()
-        status = 500
-
-        async def counting_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._inner(scope, receive, counting_send)
-        finally:
-            # The route's pattern, never the path itself: clients must not be able to make new series.
-            path = getattr(scope.get("route"), "path", None) or self._hot_paths.get(scope.get("endpoint"), "(none)")
-            self._instruments.requests.labels(self._service, scope["method"], path, status).inc()
-            self._instruments.seconds.labels(self._service, path).observe(time.perf_counter() - started)
-
-    def _canonical(self, path: str) -> str:
-        """The path as it is documented, whether or not it came with a slash at its end."""
-        if not self._documented:
-            paths = [route.path for route in self._router.routes if isinstance(route, Route)]
-            self._documented = {known.rstrip("/"): known for known in paths}
-        bare = path.rstrip("/")
-        return self._documented.get(bare, bare or "/")
 
 
 _PROBLEM_SCHEMA = {
@@ -257,8 +358,8 @@ _PROBLEM_SCHEMA = {
 }
 
 
-def _add_common_routes(app: FastAPI, service: str, checks: Mapping[str, Check]) -> None:
-    identity = {"service": service, "version": __version__, "docs": "/docs", "status": "/readyz"}
+def _add_common_routes(app: Service, checks: Mapping[str, Check]) -> None:
+    identity = {"service": app.name, "version": __version__, "docs": "/docs", "status": "/readyz"}
 
     async def about(_: Request) -> Response:
         return FastJSON(identity)
@@ -274,7 +375,7 @@ def _add_common_routes(app: FastAPI, service: str, checks: Mapping[str, Check]) 
         return FastJSON({"status": "ready"})
 
     async def metrics(_: Request) -> Response:
-        return Response(generate_latest(app.state.instruments.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(app.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def docs(_: Request) -> Response:
         return get_swagger_ui_html(
@@ -285,21 +386,19 @@ def _add_common_routes(app: FastAPI, service: str, checks: Mapping[str, Check]) 
             swagger_favicon_url="/docs-files/favicon-32x32.png",
         )
 
-    add_hot_route(app, "/", "GET", about, _operation("Which service and version this is", identity))
-    add_hot_route(app, "/livez", "GET", live, _operation("Is the process alive (touches nothing)", {"status": "alive"}))
-    add_hot_route(
-        app,
+    app.add_hot_route("/", "GET", about, _operation("Which service and version this is", identity))
+    app.add_hot_route("/livez", "GET", live, _operation("Is the process alive (touches nothing)", {"status": "alive"}))
+    app.add_hot_route(
         "/readyz",
         "GET",
         ready,
         _operation("Can the service do its work", {"status": "ready"}, problems(NotReady)),
     )
     metrics_answer = {"200": {"description": "Prometheus text", "content": {"text/plain": {}}}}
-    add_hot_route(
-        app, "/metrics", "GET", metrics, {"tags": [_EVERY_SERVICE], "summary": "Metrics", "responses": metrics_answer}
+    app.add_hot_route(
+        "/metrics", "GET", metrics, {"tags": [_EVERY_SERVICE], "summary": "Metrics", "responses": metrics_answer}
     )
-    app.state.hot_paths[docs] = "/docs"
-    app.router.routes.append(Route("/docs", docs, include_in_schema=False))
+    app.get("/docs", include_in_schema=False)(docs)
     app.mount("/docs-files", StaticFiles(directory=str(files("buydesk") / "swagger")), name="docs-files")
 
 
@@ -324,21 +423,19 @@ async def _failure_of(check: Check) -> str | None:
     return None
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title, version=app.version, summary=app.summary, routes=app.routes, openapi_version="3.1.0"
-        )
-        for path, operations in app.state.hot_operations.items():
-            document.setdefault("paths", {}).setdefault(path, {}).update(operations)
-        operations = [operation for path in document["paths"].values() for operation in path.values()]
-        for operation in operations:
-            operation.setdefault("responses", {}).update(problems(InternalError))
-        # Swagger shows the groups in this order: first what the service is there for.
-        groups = {tag for operation in operations for tag in operation.get("tags", [])} - {_EVERY_SERVICE}
-        document["tags"] = [{"name": name} for name in (*sorted(groups, reverse=True), _EVERY_SERVICE)]
-        app.openapi_schema = document
-    return app.openapi_schema
+def _openapi(app: Service) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title, version=app.version, summary=app.summary, routes=app.routes, openapi_version="3.1.0"
+    )
+    for path, hot in app.operations.items():
+        document.setdefault("paths", {}).setdefault(path, {}).update(hot)
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    for operation in operations:
+        operation.setdefault("responses", {}).update(problems(InternalError))
+    # Swagger shows the groups in this order: first what the service is there for.
+    groups = {tag for operation in operations for tag in operation.get("tags", [])} - {_EVERY_SERVICE}
+    document["tags"] = [{"name": name} for name in (*sorted(groups, reverse=True), _EVERY_SERVICE)]
+    return document
 
 
 async def _on_desk_error(request: Request, error: Exception) -> Response:

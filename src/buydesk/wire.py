@@ -1,6 +1,7 @@
 """Orders between services: how placements, outcomes and stored orders cross HTTP. db_proxy's `POST /add/` speaks this.
 
-A price record travels with the first item that uses it; later items of the same list name it by its id.
+A price record travels with the first item that uses it; later items of the same list name it by its id. Documents leave
+here for msgspec, which writes ids and times as text by itself, faster than they could be made text before.
 """
 
 import uuid
@@ -8,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import msgspec
+
 from buydesk.errors import DeskError, InvalidRequest, problem, rebuild
 from buydesk.money import Currency, format_btc, format_cents, format_rate, parse_amount, parse_btc, parse_rate
 from buydesk.orders import (
     ANONYMOUS,
     NewOrder,
     Order,
+    OrderDocument,
     Outcome,
     Placed,
     Placement,
@@ -21,11 +25,11 @@ from buydesk.orders import (
     Replayed,
     order_document,
     parse_key,
+    placed_order,
     priced,
 )
 from buydesk.prices import PriceRecord, record_document, record_from
 from buydesk.reading import read_currency, read_id, read_integer, read_object, read_text, read_time
-from buydesk.times import format_time
 
 
 def placement_documents(items: Sequence[Placement]) -> list[dict[str, object]]:
@@ -34,12 +38,12 @@ def placement_documents(items: Sequence[Placement]) -> list[dict[str, object]]:
     documents = []
     for item in items:
         document: dict[str, object] = {
-            "id": str(item.order.id),
+            "id": item.order.id,
             "client": item.order.client,
             "client_order_id": item.order.client_order_id,
             "currency": item.order.currency.value,
             "amount": format_cents(item.order.amount_cents),
-            "deadline": format_time(item.deadline),
+            "deadline": item.deadline,
         }
         if isinstance(item.price, DeskError):
             document |= _problem_document(item.price)
@@ -48,7 +52,7 @@ def placement_documents(items: Sequence[Placement]) -> list[dict[str, object]]:
             rate_e8, satoshi = priced(item.order, record)
             document["exchange_rate"] = format_rate(rate_e8)
             document["bitcoin_amount"] = format_btc(satoshi)
-            document["price"] = str(record.id) if record.id in sent else record_document(record)
+            document["price"] = record.id if record.id in sent else record_document(record)
             sent.add(record.id)
         documents.append(document)
     return documents
@@ -83,7 +87,8 @@ def placement_from(document: object, records: dict[uuid.UUID, PriceRecord]) -> P
             if parse_rate(read_text(document[member])) != rate_e8:
                 raise ValueError("is not the rate of the price record")
             member = "bitcoin_amount"
-            if parse_btc(read_text(document[member])) != satoshi:
+            told = read_text(document[member])
+            if told != format_btc(satoshi) and parse_btc(told) != satoshi:
                 raise ValueError(f"must be {format_btc(satoshi)}, the amount at this rate, rounded up")
     except KeyError as error:
         raise InvalidRequest.of(member, "is missing") from error
@@ -100,22 +105,39 @@ def outcome_document(outcome: Outcome) -> dict[str, object]:
     return {"outcome": kind, "order": stored_document(outcome.order)}
 
 
-def outcome_from(document: object) -> Outcome:
-    """The outcome that `outcome_document` wrote; raises ValueError or LookupError for anything else."""
+def outcome_from(document: object, item: Placement) -> Outcome:
+    """The outcome of the item that `outcome_document` wrote; raises ValueError or LookupError for anything else."""
     outcome = read_object(document)
     match outcome["outcome"]:
         case "refused":
             return Refused(_problem(outcome))
         case "placed":
-            return Placed(order_from(outcome["order"]))
+            return Placed(_placed(read_object(outcome["order"]), item))
         case "replayed":
             return Replayed(order_from(outcome["order"]))
     raise ValueError("must be placed, replayed or refused")
 
 
-def stored_document(order: Order) -> dict[str, object]:
+class StoredDocument(OrderDocument, frozen=True, gc=False):
     """A stored order for the other services: what clients see, and what they do not."""
-    return order_document(order) | {"client": order.client, "representation": order.representation}
+
+    client: str
+    representation: int
+
+
+def stored_document(order: Order) -> StoredDocument:
+    """A stored order for the other services."""
+    shown = msgspec.structs.asdict(order_document(order))
+    return StoredDocument(**shown, client=order.client, representation=order.representation)
+
+
+def _placed(order: dict[str, object], item: Placement) -> Order:
+    """The item as it was stored. db_proxy refuses an item whose money differs from its price, so that only what the
+    ledger added to it has to be read."""
+    if read_id(order["id"]) != item.order.id or not isinstance(item.price, PriceRecord):
+        raise ValueError("is not the order that was sent")
+    number, created_at = read_integer(order["number"]), read_time(order["created_at"])
+    return placed_order(item.order, item.price, number, created_at, bool(read_integer(order["livemode"])))
 
 
 def order_from(document: object) -> Order:

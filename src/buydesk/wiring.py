@@ -9,7 +9,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from fastapi import FastAPI
 from pydantic import SecretStr
 
 from buydesk.backends.memory_health import MemoryHealthDesk
@@ -32,6 +31,7 @@ from buydesk.services import (
     health_check,
 )
 from buydesk.settings import Settings
+from buydesk.web import Service
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -47,7 +47,7 @@ class Closes(Protocol):
 class Wired:
     """The apps of the services that run in this process, and what has to be closed after them, in this order."""
 
-    apps: dict[str, FastAPI]
+    apps: dict[str, Service]
     reporters: dict[str, Reporter]
     backends: tuple[Closes, ...]
     ledger: OrderLedger
@@ -83,13 +83,13 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> Wired:
     source = _source(settings) if "api_updater" in services else None
     reporters = {name: Reporter(name, desk, settings) for name in SERVICES if name in services}
 
-    def app(name: str) -> FastAPI:
+    def app(name: str) -> Service:
         reporter = reporters[name]
         match name:
             case "create_buy_order":
                 return create_buy_order.create_app(settings, ledger, board, reporter)
             case "fetch_buy_orders":
-                return fetch_buy_orders.create_app(ledger, reporter)
+                return fetch_buy_orders.create_app(settings, ledger, reporter)
             case "db_proxy":
                 return db_proxy.create_app(settings, ledger, reporter)
             case "api_cache_proxy":

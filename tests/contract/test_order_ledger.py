@@ -5,10 +5,10 @@ import contextlib
 import random
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from buydesk.backends.memory_health import MemoryHealthDesk
 from buydesk.backends.postgres import PostgresLedger
@@ -114,11 +114,9 @@ async def test_a_repeat_by_id_returns_the_first_order(ledger: OrderLedger) -> No
 async def test_a_key_with_another_request_is_refused(ledger: OrderLedger, change: dict[str, object]) -> None:
     order = new_order(key="k")
     await place(ledger, placement(order=order))
-    other = replace(new_order(key="k"), **change)  # type: ignore[arg-type]
+    other = replace(new_order(key="k"), **change)
     assert codes(await place(ledger, placement(order=other))) == ["idempotency_key_reused"]
-    assert codes(await place(ledger, placement(order=replace(order, **change)))) == [  # type: ignore[arg-type]
-        "idempotency_key_reused"
-    ]
+    assert codes(await place(ledger, placement(order=replace(order, **change)))) == ["idempotency_key_reused"]
     assert (await ledger.exposure()).orders == 1
 
 

@@ -299,7 +299,7 @@ def drop(*path: str | int) -> Change:
     ("change", "complaint"),
     [
         (drop("id"), "id: is missing"),
-        (put("7", "id"), "id: badly formed hexadecimal UUID string"),
+        (put("7", "id"), "id: must be a UUID"),
         (put(7, "id"), "id: must be text"),
         (put(None, "as_of"), "as_of: must be text"),
         (put("yesterday", "as_of"), "as_of: must be an ISO 8601 time"),

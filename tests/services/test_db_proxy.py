@@ -13,13 +13,13 @@ import pytest
 
 from buydesk.backends.memory_health import MemoryHealthDesk
 from buydesk.errors import LedgerUnavailable, Overloaded, PriceUnavailable, WrongMode
-from buydesk.orders import Outcome, Placement, order_document
+from buydesk.orders import Order, Outcome, Placement
 from buydesk.prices import PriceRecord, record_document, record_from
 from buydesk.reporting import Reporter
 from buydesk.services.db_proxy import ADD_BYTES_MAX, ITEMS_MAX, create_app
 from buydesk.times import format_time, utc_now
 from buydesk.wire import placement_documents, stored_document
-from tests.ledgers import ModelLedger, placement, record, settings
+from tests.ledgers import ModelLedger, placement, record, settings, shown
 from tests.serving import served
 
 PRICE = record(EUR=4119191 * 10**6, ttl=3600)
@@ -90,6 +90,12 @@ def documents(*items: Placement) -> list[Document]:
     return made
 
 
+def internal(order: Order) -> Document:
+    """The order as the other services read it."""
+    document: Document = msgspec.to_builtins(stored_document(order))
+    return document
+
+
 def outcomes(results: list[Document]) -> list[str]:
     return [result["problem"]["code"] if result["outcome"] == "refused" else result["outcome"] for result in results]
 
@@ -107,16 +113,14 @@ async def test_a_list_gets_a_list_of_results_in_its_order(proxy: Proxy) -> None:
     results = await proxy.add(*documents(*items))
     assert outcomes(results) == ["placed", "placed", "replayed", "idempotency_key_reused", "price_unavailable"]
     first, second = proxy.ledger.stored
-    assert [results[place]["order"] for place in (0, 1, 2)] == [
-        stored_document(each) for each in (first, second, first)
-    ]
+    assert [results[place]["order"] for place in (0, 1, 2)] == [internal(each) for each in (first, second, first)]
 
 
 async def test_one_item_gets_one_result(proxy: Proxy) -> None:
     [document] = documents(placement(6900, price=PRICE))
     answer = await proxy.post(document)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
-    assert answer.json() == {"outcome": "placed", "order": stored_document(proxy.ledger.stored[0])}
+    assert answer.json() == {"outcome": "placed", "order": internal(proxy.ledger.stored[0])}
     assert (await proxy.post(document)).json()["outcome"] == "replayed"
 
 
@@ -181,7 +185,7 @@ async def test_the_brief_s_call_needs_no_token(proxy: Proxy) -> None:
     await proxy.add(*documents(*(placement(100 + cents, price=PRICE) for cents in range(12))))
     answer = await proxy.client.get("/get/?start=0&page_size=5")
     assert answer.status_code == 200
-    assert answer.json() == [order_document(order) for order in reversed(proxy.ledger.stored[7:])]
+    assert answer.json() == [shown(order) for order in reversed(proxy.ledger.stored[7:])]
     assert [order["number"] for order in (await proxy.client.get("/get")).json()] == list(range(12, 2, -1))
     assert (await proxy.client.get("/get/?start=12")).json() == []
 
@@ -203,7 +207,7 @@ async def test_bad_pages_are_named(proxy: Proxy, query: str, member: str) -> Non
 
 async def test_reads_for_the_other_services(proxy: Proxy) -> None:
     await proxy.add(*documents(*(placement(100 + cents, f"k{cents}", price=PRICE) for cents in range(6))))
-    stored = [stored_document(order) for order in proxy.ledger.stored]
+    stored = [internal(order) for order in proxy.ledger.stored]
 
     async def page(query: str) -> Document:
         document: Document = (await proxy.read(f"/page?{query}")).json()

@@ -1,6 +1,7 @@
 """fetch_buy_orders over real TCP: pages, links, look-ups, and what readers see while orders arrive."""
 
 import asyncio
+import contextlib
 import re
 import uuid
 from collections.abc import AsyncIterator
@@ -14,10 +15,10 @@ import pytest
 from buydesk.backends.memory_health import MemoryHealthDesk
 from buydesk.backends.postgres import PostgresLedger
 from buydesk.errors import LedgerUnavailable
-from buydesk.orders import Exposure, Order, Page, PageAfter, PageBefore, PageFrom, order_document
+from buydesk.orders import Exposure, Order, Page, PageAfter, PageBefore, PageFrom
 from buydesk.reporting import Reporter
-from buydesk.services.fetch_buy_orders import create_app
-from tests.ledgers import Databases, ModelLedger, fill, placement, record, settings
+from buydesk.services.fetch_buy_orders import FullPages, RenderedPage, create_app
+from tests.ledgers import Databases, ModelLedger, fill, placement, record, settings, shown
 from tests.serving import served
 
 N_MAX = 2**63 - 1
@@ -76,7 +77,8 @@ async def service() -> AsyncIterator[Reading]:
     """One service for all tests of this file; each gets it with an empty ledger."""
     ledger = Ledger()
     reporter = Reporter("fetch_buy_orders", MemoryHealthDesk(settings()), settings())
-    async with served(create_app(ledger, reporter)) as url, httpx2.AsyncClient(base_url=url) as client:
+    app = create_app(settings(page_cache_bytes_max=0), ledger, reporter)  # a ledger that is emptied changes full pages
+    async with served(app) as url, httpx2.AsyncClient(base_url=url) as client:
         yield Reading(ledger, client)
 
 
@@ -115,7 +117,7 @@ async def test_the_brief_s_call(desk: Reading) -> None:
     assert answer.headers["content-type"] == "application/json"
     document = answer.json()
     assert numbers(document) == [25, 24, 23]
-    assert document["data"][0] == order_document(desk.ledger.stored[-1])
+    assert document["data"][0] == shown(desk.ledger.stored[-1])
     assert document["page"] == {"start": 0, "page_size": 3, "total": 25}
     assert links(document) == {
         "self": "/get_orders/?start=0&page_size=3",
@@ -325,7 +327,7 @@ async def test_an_order_by_its_id(desk: Reading) -> None:
     order = desk.ledger.stored[3]
     for path in (f"/get_orders/{order.id}", f"/get_orders/{order.id}/", f"/get_orders/{str(order.id).upper()}"):
         answer = await desk.client.get(path)
-        assert (answer.status_code, answer.json()) == (200, order_document(order))
+        assert (answer.status_code, answer.json()) == (200, shown(order))
     is_problem(await desk.client.get(f"/get_orders/{uuid.uuid4()}"), 404, "order_not_found")
 
 
@@ -337,7 +339,7 @@ async def test_ids_that_are_not_uuids_are_named(desk: Reading, order_id: str) ->
 
 async def test_an_order_by_its_key(desk: Reading) -> None:
     answer = await desk.client.get("/get_orders/?client_order_id=key-4")
-    assert (answer.status_code, answer.json()) == (200, order_document(desk.ledger.stored[3]))
+    assert (answer.status_code, answer.json()) == (200, shown(desk.ledger.stored[3]))
     assert answer.json()["client_order_id"] == "key-4"
     is_problem(await desk.client.get("/get_orders/?client_order_id=key-26"), 404, "order_not_found")
     is_problem(await desk.client.get(f"/get_orders/?client_order_id={'k' * 255}"), 404, "order_not_found")
@@ -392,7 +394,66 @@ async def test_the_paths_are_documented_with_examples(desk: Reading) -> None:
         assert responses["200"]["content"]["application/json"]["example"]
     order = desk.ledger.stored[0]
     example = paths["/get_orders/"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
-    assert list(example["data"][0]) == list(order_document(order))
+    assert list(example["data"][0]) == list(shown(order))
+
+
+@contextlib.asynccontextmanager
+async def reading(page_cache_bytes_max: int) -> AsyncIterator[Reading]:
+    """A service with 12 orders and a page cache."""
+    given = settings(page_cache_bytes_max=page_cache_bytes_max)
+    ledger = Ledger()
+    app = create_app(given, ledger, Reporter("fetch_buy_orders", MemoryHealthDesk(given), given))
+    async with served(app) as url, httpx2.AsyncClient(base_url=url) as client:
+        desk = Reading(ledger, client)
+        await desk.add(12)
+        yield desk
+
+
+async def test_a_full_page_is_kept_and_needs_no_ledger_any_more() -> None:
+    async with reading(1_000_000) as desk:
+        first = await desk.client.get("/get_orders/?before=9&page_size=3")
+        await desk.add(1)
+        desk.ledger.fault = LedgerUnavailable("gone")
+        again = await desk.client.get("/get_orders/?before=9&page_size=3")
+        assert (again.status_code, again.content, again.headers["etag"]) == (200, first.content, first.headers["etag"])
+        has_it = await desk.client.get(
+            "/get_orders/?before=9&page_size=3", headers={"If-None-Match": first.headers["etag"]}
+        )
+        assert (has_it.status_code, has_it.content) == (304, b"")
+        assert "content-length" not in has_it.headers
+
+
+@pytest.mark.parametrize("query", ["start=0", "after=3", "before=9&page_size=3", "before=14&page_size=3", "before=4"])
+async def test_pages_that_may_change_are_read_each_time(query: str) -> None:
+    """The same page of another size, one beyond the newest order, and one that is not full."""
+    async with reading(1_000_000) as desk:
+        kept = (await desk.client.get("/get_orders/?before=9&page_size=4")).status_code
+        assert (kept, (await desk.client.get(f"/get_orders/?{query}")).status_code) == (200, 200)
+        desk.ledger.fault = LedgerUnavailable("gone")
+        assert (await desk.client.get("/get_orders/?before=9&page_size=4")).status_code == 200
+        expected = 200 if query == "before=9&page_size=3" else 503
+        assert (await desk.client.get(f"/get_orders/?{query}")).status_code == expected
+
+
+async def test_the_pages_least_asked_for_make_room() -> None:
+    async with reading(10**6) as desk:
+        size = len((await desk.client.get("/get_orders/?before=9&page_size=3")).content)
+    async with reading(2 * size + size // 2) as desk:
+        for before in (9, 8, 9, 7):
+            assert (await desk.client.get(f"/get_orders/?before={before}&page_size=3")).status_code == 200
+        desk.ledger.fault = LedgerUnavailable("gone")
+        statuses = [
+            (await desk.client.get(f"/get_orders/?before={before}&page_size=3")).status_code for before in (9, 8, 7)
+        ]
+        assert statuses == [200, 503, 200]
+
+
+async def test_a_page_that_two_ask_for_at_once_is_kept_once() -> None:
+    pages = FullPages(100)
+    page = RenderedPage(b"x" * 60, [], b"tag")
+    pages.keep(PageBefore(9), 3, page)
+    pages.keep(PageBefore(9), 3, page)
+    assert pages.find(PageBefore(9), 3) is page
 
 
 async def test_each_of_200_000_orders_is_read_once_while_eight_writers_add_more(
@@ -402,13 +463,13 @@ async def test_each_of_200_000_orders_is_read_once_while_eight_writers_add_more(
     dsn = await databases.new()
     await fill(dsn, stored)
     ledger = PostgresLedger(dsn, settings(), livemode=False)
-    app = create_app(ledger, Reporter("fetch_buy_orders", MemoryHealthDesk(settings()), settings()))
+    app = create_app(settings(), ledger, Reporter("fetch_buy_orders", MemoryHealthDesk(settings()), settings()))
     price = record()
-    reading = True
+    is_reading = True
 
     async def write() -> int:
         written = 0
-        while reading:
+        while is_reading:
             await ledger.place([placement(1, price=price)], 5)
             written += 1
             await asyncio.sleep(0.01)
@@ -422,7 +483,7 @@ async def test_each_of_200_000_orders_is_read_once_while_eight_writers_add_more(
             document = msgspec.json.decode((await client.get(at)).content)
             seen += numbers(document)
             at = links(document).get("next")
-        reading = False
+        is_reading = False
         written = sum(await asyncio.gather(*writers))
         total = (await client.get("/exposure")).json()["orders"]
     await ledger.close()

@@ -8,12 +8,17 @@ from typing import Any
 
 import asyncpg
 import pytest
+from alembic import command
 
 from buydesk.backends import migrate as migrations
 from buydesk.backends.migrate import migrate
+from buydesk.backends.postgres import PostgresLedger
 from buydesk.errors import CannotStart
+from buydesk.orders import PageFrom, Placed, Replayed
+from buydesk.sql import QUERIES, REVISION
+from buydesk.sql.rows import place_arguments
 from tests.conftest import PostgresServers
-from tests.ledgers import CAP_SATOSHI
+from tests.ledgers import CAP_SATOSHI, placement, settings
 
 _names = itertools.count()
 
@@ -62,6 +67,30 @@ async def test_a_second_run_changes_nothing_and_keeps_the_cap(dsn: str) -> None:
     before = await contents(dsn)
     await migrate(dsn, livemode=False, cap_satoshi=1)
     assert await contents(dsn) == before
+
+
+async def test_orders_placed_before_an_upgrade_are_kept_and_repeated(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade = command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0001"))
+        await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
+    items = [placement(100, "a"), placement(200), placement(300, "c")]
+    # The program of the version before calls it in the same way before and after.
+    placed = await run(dsn, QUERIES["place_orders"], *place_arguments(items))
+    assert placed[0]["outcomes"] == ["placed"] * 3
+    before = await run(dsn, "SELECT * FROM orders ORDER BY number")
+    assert (await contents(dsn))[-1] == ("0001",)
+
+    await migrate(dsn, livemode=False, cap_satoshi=1)
+    assert await run(dsn, "SELECT * FROM orders ORDER BY number") == before
+    assert (await contents(dsn))[-1] == (REVISION,)
+    ledger = PostgresLedger(dsn, settings(), livemode=False)
+    try:
+        outcomes = await ledger.place([placement(100, "a"), *items, placement(400, "d")], 5)
+        assert [type(outcome) for outcome in outcomes] == [Replayed] * 4 + [Placed]
+        assert [order.number for order in (await ledger.page(PageFrom(0), 9)).orders] == [4, 3, 2, 1]
+    finally:
+        await ledger.close()
 
 
 async def test_several_at_once_on_one_new_database_do_not_collide(dsn: str) -> None:
@@ -148,7 +177,7 @@ async def test_a_database_that_is_not_there_yet_is_waited_for(
     )
     await run(server.dsn_of("postgres"), f"CREATE DATABASE {name}")
     await migrating
-    assert (await contents(server.dsn_of(name)))[-1] == ("0001",)
+    assert (await contents(server.dsn_of(name)))[-1] == (REVISION,)
 
 
 async def test_a_server_that_does_not_come_is_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,17 +4,20 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from buydesk.backends.postgres import PostgresLedger
 from buydesk.errors import LedgerUnavailable, OutcomeUnknown, Overloaded, PriceUnavailable, WrongMode
-from buydesk.orders import Order, Outcome, PageFrom, Placement, Refused, Replayed, new_order_id
+from buydesk.money import Currency
+from buydesk.orders import NewOrder, Order, Outcome, PageFrom, Placement, Refused, Replayed, new_order_id
+from buydesk.sql import QUERIES, REVISION
+from buydesk.sql.rows import place_arguments
 from tests.ledgers import CAP_SATOSHI, Databases, new_order, placement, record, settings
 from tests.lines import Line, line_to_postgres
 
@@ -180,8 +183,8 @@ async def test_a_database_without_tables_says_how_to_get_them(own_dsn: str) -> N
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("UPDATE alembic_version SET version_num = '0000'", "at revision 0000, not 0001: run `buydesk migrate`"),
-        ("DELETE FROM alembic_version", "at revision none, not 0001: run `buydesk migrate`"),
+        ("UPDATE alembic_version SET version_num = '0000'", f"at revision 0000, not {REVISION}: run `buydesk migrate`"),
+        ("DELETE FROM alembic_version", f"at revision none, not {REVISION}: run `buydesk migrate`"),
         ("DROP TABLE alembic_version", "run `buydesk migrate`"),
         ("DELETE FROM exposure", "no exposure row: run `buydesk migrate`"),
     ],
@@ -196,7 +199,7 @@ async def test_a_database_that_is_not_migrated_to_the_end_is_not_ready(change: s
 
 async def test_a_newer_database_is_ready(own_dsn: str) -> None:
     async with session(own_dsn) as connection:
-        await connection.execute("UPDATE alembic_version SET version_num = '0002'")
+        await connection.execute("UPDATE alembic_version SET version_num = '9999'")
     async with ledger_at(own_dsn) as ledger:
         await ledger.check()
 
@@ -595,3 +598,107 @@ async def test_a_driver_that_cannot_decode_is_not_a_refusal(dsn: str, monkeypatc
             with pytest.raises(OutcomeUnknown):
                 await ledger.place([item], SECONDS)
         assert codes(await ledger.place([item], SECONDS)) == ["replayed"]
+
+
+async def test_repeats_are_answered_while_somebody_else_holds_the_row(dsn: str) -> None:
+    items = [placement(100, "a"), placement(200), placement(300, "c")]
+    async with ledger_at(dsn, lock_seconds_max=0.05) as ledger:
+        placed = await ledger.place(items, SECONDS)
+        async with row_held(dsn):
+            expected = [Replayed(order_of(outcome)) for outcome in placed]
+            assert await ledger.place(items, SECONDS) == expected
+            assert await ledger.place([items[2], items[2], items[1]], SECONDS) == [
+                expected[2],
+                expected[2],
+                expected[1],
+            ]
+            with pytest.raises(Overloaded):
+                await ledger.place([*items, placement()], SECONDS)
+    assert await stored(dsn) == [1, 2, 3]
+
+
+async def test_repeats_write_nothing(dsn: str) -> None:
+    items = [placement(100, "a"), placement(200)]
+    async with session(dsn) as connection:
+        for kind, is_written in (("placed", True), ("repeat", False)):
+            async with connection.transaction():
+                [row] = await connection.fetch(QUERIES["place_orders"], *place_arguments(items))
+                assert (row["outcomes"], row["numbers"]) == ([kind] * 2, [1, 2])
+                has_written = await connection.fetchval("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
+                assert has_written == is_written
+
+
+@pytest.mark.parametrize("version", [16, 18])
+async def test_what_is_committed_between_the_look_up_and_the_lock_is_seen(databases: Databases, version: int) -> None:
+    dsn = await databases.new(version)
+    rival = [placement(100, "a"), placement(200, "b")]
+    mine = [placement(300, "new"), placement(100, "a"), placement(999, "b"), rival[1]]
+    async with (
+        ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10) as ledger,
+        session(dsn) as other,
+        session(dsn) as watcher,
+    ):
+        async with other.transaction():
+            await other.fetch(QUERIES["place_orders"], *place_arguments(rival))
+            placing = asyncio.create_task(ledger.place(mine, SECONDS))
+            await waiting_backends(watcher)
+        outcomes = await placing
+        assert codes(outcomes) == ["placed", "replayed", "idempotency_key_reused", "replayed"]
+        assert [order_of(outcomes[place]).number for place in (0, 1, 3)] == [3, 1, 2]
+
+        async with other.transaction():
+            await other.fetch(QUERIES["place_orders"], *place_arguments([placement(400, "c")]))
+            placing = asyncio.create_task(ledger.place([placement(400, "c")], SECONDS))
+            await waiting_backends(watcher)
+        assert codes(await placing) == ["replayed"]
+    assert await stored(dsn) == [1, 2, 3, 4]
+
+
+async def test_what_is_rolled_back_between_the_look_up_and_the_lock_leaves_no_trace(dsn: str) -> None:
+    async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10) as ledger, session(dsn) as other:
+        undone = other.transaction()
+        await undone.start()
+        await other.fetch(QUERIES["place_orders"], *place_arguments([placement(100, "a")]))
+        placing = asyncio.create_task(ledger.place([placement(200, "a")], SECONDS))
+        async with session(dsn) as watcher:
+            await waiting_backends(watcher)
+        await undone.rollback()
+        assert codes(await placing) == ["placed"]
+    assert await stored(dsn) == [1]
+
+
+async def test_another_client_s_stored_key_is_no_repeat(dsn: str) -> None:
+    mine = placement(100, "a")
+    theirs = Placement(NewOrder(new_order_id(), "other", "a", Currency.EUR, 100), mine.price, mine.deadline)
+    async with ledger_at(dsn) as ledger:
+        assert codes(await ledger.place([mine], SECONDS)) == ["placed"]
+        assert codes(await ledger.place([theirs], SECONDS)) == ["placed"]
+        assert codes(await ledger.place([theirs, mine], SECONDS)) == ["replayed", "replayed"]
+    assert await stored(dsn) == [1, 2]
+
+
+@pytest.mark.parametrize("version", [16, 18])
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ("UPDATE orders SET price_id = gen_random_uuid()", asyncpg.ForeignKeyViolationError),
+        (
+            "INSERT INTO orders SELECT number + 1, amount_cents, rate_e8, satoshi, created_at, price_as_of, "
+            "gen_random_uuid(), gen_random_uuid(), representation, currency, client FROM orders",
+            asyncpg.ForeignKeyViolationError,
+        ),
+        ("DELETE FROM price_records", asyncpg.RestrictViolationError),
+        ("UPDATE price_records SET document = '{}'", asyncpg.RestrictViolationError),
+        ("TRUNCATE price_records", asyncpg.RestrictViolationError),
+    ],
+)
+async def test_no_order_is_without_its_price_record_whoever_writes_sql(
+    databases: Databases, version: int, change: str, error: type[Exception]
+) -> None:
+    dsn = await databases.new(version)
+    item = placement()
+    async with ledger_at(dsn) as ledger, session(dsn) as connection:
+        await ledger.place([item], SECONDS)
+        with pytest.raises(error):
+            await connection.execute(change)
+        assert await ledger.price_record(order_of((await ledger.place([item], SECONDS))[0]).price_id) == item.price

@@ -7,8 +7,10 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from fastapi import FastAPI, Request, Response
 from starlette.responses import StreamingResponse
@@ -20,6 +22,7 @@ from buydesk.reporting import Reporter
 from buydesk.settings import Settings
 from tests.serving import served
 
+LARGE = 8_000_000
 PATIENT = Settings(report_interval_seconds=3600)
 HASTY = Settings(report_interval_seconds=3600, request_seconds_max=0.1)
 GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -60,6 +63,16 @@ class Line:
         assert answer.body["status"] == answer.status
         await self.end()
         return answer
+
+    async def until(self, end: bytes) -> bytes:
+        return await self._reader.readuntil(end)
+
+    async def exactly(self, size: int) -> bytes:
+        return await self._reader.readexactly(size)
+
+    def abort(self) -> None:
+        """Gone, without a word."""
+        self._writer.transport.abort()
 
     async def rest(self) -> bytes:
         """All that comes until the connection ends."""
@@ -108,8 +121,13 @@ class Bench:
 
         reporter = Reporter("db_proxy", MemoryHealthDesk(PATIENT), PATIENT)
         app = web.service_app("db_proxy", "A bench.", {}, reporter, lifespan)
-        for path, endpoint in (("/body", body), ("/slow", slow), ("/part", part)):
-            web.add_hot_route(app, path, "POST", endpoint, {"responses": {}})
+
+        async def large(_: Request) -> Response:
+            return web.Answer(msgspec.json.encode("x" * LARGE))
+
+        for path, endpoint in (("/body", body), ("/slow", slow), ("/large", large)):
+            app.add_hot_route(path, "POST", endpoint, {"responses": {}})
+        app.add_documented_route("/part", "POST", part, {"responses": {}})
         return app
 
     async def line(self) -> Line:
@@ -118,9 +136,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench_of(settings: Settings) -> AsyncIterator[Bench]:
+async def bench_of(settings: Settings, **uvicorns: Any) -> AsyncIterator[Bench]:
     bench = Bench(settings)
-    async with served(bench.app(), settings=settings) as url, asyncio.timeout(20):
+    async with served(bench.app(), settings=settings, **uvicorns) as url, asyncio.timeout(20):
         bench.port = int(url.rpartition(":")[2])
         yield bench
         bench.go_on.set()
@@ -318,3 +336,152 @@ async def test_connections_beyond_their_number_are_refused_until_one_is_closed(
             await line.send(GET)
             status = (await line.answer()).status
             await line.close()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        POST + b"Content-Length: 2\r\n\r\n{}",
+        POST.replace(b"/body", b"/body/") + b"Content-Length: 2\r\n\r\n{}",
+        POST.replace(b"/body", b"/%62ody") + b"Content-Length: 2\r\n\r\n{}",
+        POST.replace(b"/body", b"/body?a=1") + b"Content-Length: 2\r\n\r\n{}",
+        POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        POST + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}",
+        POST.replace(b"1.1", b"1.0") + b"Content-Length: 2\r\n\r\n{}",
+    ],
+)
+async def test_a_hot_route_answers_alike_however_it_is_asked(bench: Bench, sent: bytes) -> None:
+    line = await bench.line()
+    await line.send(sent)
+    answer = await line.answer()
+    assert (answer.status, answer.body, answer.headers["content-type"]) == (200, {"bytes": 2}, "application/json")
+    if b"close" in sent or b"1.0" in sent:
+        assert answer.headers["connection"] == "close"
+        await line.end()
+
+
+async def test_a_hot_route_tells_a_client_that_asks_to_go_on(bench: Bench) -> None:
+    line = await bench.line()
+    await line.send(POST + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+    assert await line.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    await line.send(b"{}")
+    assert (await line.answer()).body == {"bytes": 2}
+
+
+async def test_a_hot_route_reads_no_body_that_is_too_large(bench: Bench) -> None:
+    line = await bench.line()
+    await line.send(POST + b"Content-Length: %d\r\n\r\n" % (web.BODY_BYTES_MAX + 1))
+    answer = await line.answer()
+    assert (answer.status, answer.body["code"]) == (413, "payload_too_large")
+
+
+async def test_requests_sent_at_once_are_answered_in_their_order(bench: Bench) -> None:
+    line = await bench.line()
+    await line.send(b"POST /slow HTTP/1.1\r\nHost: x\r\n\r\n" + POST + b"Content-Length: 1\r\n\r\nx" + GET)
+    await bench.called.wait()
+    bench.go_on.set()
+    assert [(await line.answer()).body for _ in range(3)] == [{"slow": True}, {"bytes": 1}, {"status": "alive"}]
+
+
+async def test_head_of_a_hot_route_has_no_body(bench: Bench) -> None:
+    line = await bench.line()
+    await line.send(GET.replace(b"GET", b"HEAD"))
+    assert b"content-length: 18\r\n" in await line.until(b"\r\n\r\n")
+    await line.send(GET)
+    assert (await line.answer()).body == {"status": "alive"}
+
+
+async def test_a_client_that_goes_before_its_answer_is_no_fault_of_ours(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = await bench.line()
+    await line.send(b"POST /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+    await bench.called.wait()
+    await line.close()
+    other = await bench.line()
+    await other.send(GET)
+    assert (await other.answer()).status == 200
+    bench.go_on.set()
+    await other.send(GET)
+    assert (await other.answer()).status == 200
+    assert [each for each in caplog.records if each.levelno > logging.INFO] == []
+
+
+async def test_a_client_that_does_not_read_gets_its_answers_when_it_does(bench: Bench) -> None:
+    line = await bench.line()
+    large = b"POST /large HTTP/1.1\r\nHost: x\r\n\r\n"
+    await line.send(large)
+    await line.until(b"\r\n\r\n")  # the first answer is on its way, and fills every buffer
+    await line.send(large + GET)
+    await asyncio.sleep(0.05)
+    assert len(await line.exactly(LARGE + 2)) == LARGE + 2
+    assert len((await line.answer()).body) == LARGE
+    assert (await line.answer()).body == {"status": "alive"}
+
+
+async def test_a_client_that_never_reads_and_goes_is_forgotten(bench: Bench) -> None:
+    line = await bench.line()
+    large = b"POST /large HTTP/1.1\r\nHost: x\r\n\r\n"
+    await line.send(large)
+    await line.until(b"\r\n\r\n")
+    await line.send(large)
+    await asyncio.sleep(0.05)
+    line.abort()
+    other = await bench.line()
+    await other.send(GET)
+    assert (await other.answer()).status == 200
+
+
+async def test_a_connection_at_rest_is_closed_in_time() -> None:
+    async with bench_of(PATIENT, timeout_keep_alive=0.05) as bench:
+        line, busy = await bench.line(), await bench.line()
+        await busy.send(GET)
+        assert (await busy.answer()).status == 200
+        await busy.send(b"POST /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        await line.send(GET)
+        assert (await line.answer()).status == 200
+        await line.end()
+        bench.go_on.set()
+        assert (await busy.answer()).body == {"slow": True}
+        await busy.end()
+
+
+class Recorder(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(
+    ("method", "parts", "written"),
+    [
+        ("GET", [b"head", b"body", b"more"], [b"headbody", b"more"]),
+        ("GET", [b"head"], [b"head"]),
+        ("HEAD", [b"head"], [b"head"]),
+        ("GET", [], []),
+    ],
+)
+def test_an_answer_is_written_at_once(method: str, parts: list[bytes], written: list[bytes]) -> None:
+    recorder = Recorder()
+    cycle: Any = SimpleNamespace(transport=recorder, response_started=False, scope={"method": method})
+    transport = protocol.OneWrite(cycle)
+    transport.write(b"100 Continue")
+    cycle.response_started = True
+    for part in parts:
+        transport.write(part)
+    assert not transport.is_closing()
+    transport.close()
+    assert transport.is_closing()
+    assert recorder.written == [b"100 Continue", *written]

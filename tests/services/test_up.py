@@ -27,6 +27,7 @@ from buydesk.local.ports import bind, close
 from buydesk.local.signals import stop_signals
 from buydesk.settings import PORTS, Settings, read_settings
 from buydesk.up import Parts, environment, internal_token, table, until_ready, up
+from buydesk.web import Service
 from buydesk.wiring import wire
 from tests.desks import free_offset
 from tests.ledgers import Databases, settings
@@ -271,9 +272,9 @@ async def test_every_signal_that_asks_a_desk_to_end_stops_it(number: signal.Sign
 async def test_less_than_a_second_to_drain_is_not_none() -> None:
     given = settings(port_offset=free_offset(), order_seconds_max=0.5, drain_seconds_max=0.9)
     entered, released = asyncio.Event(), asyncio.Event()
-    app = FastAPI(title="slow")
+    app = Service("db_proxy", "slow", lambda _: contextlib.nullcontext())
 
-    @app.get("/")
+    @app.get("/slow")
     async def slow() -> str:
         entered.set()
         await released.wait()
@@ -281,7 +282,7 @@ async def test_less_than_a_second_to_drain_is_not_none() -> None:
 
     async with httpx2.AsyncClient() as client:
         async with running.running({"db_proxy": app}, bind(given, ["db_proxy"]), given):
-            asking = asyncio.create_task(client.get(given.own_url("db_proxy")))
+            asking = asyncio.create_task(client.get(given.own_url("db_proxy") + "/slow"))
             await entered.wait()
             asyncio.get_running_loop().call_later(0.2, released.set)
         assert (await asking).json() == "done"

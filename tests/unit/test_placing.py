@@ -76,6 +76,18 @@ async def test_a_batch_has_a_bounded_size_and_keeps_the_order() -> None:
     assert [item for batch in ledger.batches for item in batch] == items
 
 
+@pytest.mark.parametrize(
+    ("orders", "batches"), [(1, [1]), (32, [32]), (33, [32, 1]), (63, [32, 31]), (100, [50, 32, 18])]
+)
+async def test_an_edge_sends_half_of_a_long_queue(orders: int, batches: list[int]) -> None:
+    ledger = Scripted()
+    async with PlacingQueue(ledger, settings(), "create_buy_order", halves=True) as placing:
+        items = [placement(100 + number) for number in range(orders)]
+        assert all(isinstance(outcome, Placed) for outcome in await answers(placing.put(items, soon(5))))
+    assert [len(batch) for batch in ledger.batches] == batches
+    assert [item for batch in ledger.batches for item in batch] == items
+
+
 async def test_leaving_finishes_what_was_accepted_and_takes_no_more() -> None:
     gate = asyncio.Event()
     ledger = Scripted(script=[gate])

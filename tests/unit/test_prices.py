@@ -163,7 +163,7 @@ def _changed(path: str, value: object) -> object:
     [
         ("", [], "an object"),
         ("", None, "an object"),
-        ("id", "7", "badly formed"),
+        ("id", "7", "must be a UUID"),
         ("id", 7, "text"),
         ("as_of", "2026-01-31T09:05:00", "ISO 8601"),
         ("as_of", "0001-01-01T00:00:00+23:59", "ISO 8601"),

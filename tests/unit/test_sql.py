@@ -120,14 +120,34 @@ async def test_a_page_of_a_thousand_orders_is_read_the_same_way(
         assert plan["Actual Rows"] == 1000
 
 
-async def test_placing_looks_repeats_up_by_index(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    items = [placement(100, f"filled-{number}") for number in range(1, ORDERS, ORDERS // 20)]
-    items += [placement(100) for _ in range(20)]
-    async with connection.transaction():
-        [row] = await connection.fetch(QUERIES["place_orders"], *place_arguments(items))
-        assert sorted(row["outcomes"]) == ["placed"] * 20 + ["repeat"] * 20
-        assert await connection.fetchval("SELECT pg_stat_get_xact_numscans('orders'::regclass)") == 0
-        assert await connection.fetchval("SELECT pg_stat_get_xact_numscans('orders_id_unique'::regclass)") > 0
+NEW = [f"new-{number}" for number in range(20)]
+STORED = [f"filled-{number}" for number in range(1, ORDERS, ORDERS // 20)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "kinds"), [(NEW, {"placed"}), (STORED, {"repeat"}), (NEW + STORED, {"placed", "repeat"})]
+)
+@pytest.mark.parametrize("of_the_ledger", [True, False])
+async def test_placing_goes_by_index_whatever_the_session_s_settings(
+    dsn: str, of_the_ledger: bool, keys: list[str], kinds: set[str]
+) -> None:
+    own = session_settings(settings()) if of_the_ledger else {}
+    connection = await asyncpg.connect(dsn, server_settings=own)
+    try:
+        if not await connection.fetchval("SELECT last_number FROM exposure"):
+            await fill(dsn, ORDERS)
+        await connection.execute("BEGIN")  # and never committed
+        [row] = await connection.fetch(QUERIES["place_orders"], *place_arguments([placement(100, key) for key in keys]))
+        assert set(row["outcomes"]) == kinds
+        scans = {
+            name: await connection.fetchval("SELECT pg_stat_get_xact_numscans($1::text::regclass)", name)
+            for name in ("orders", "price_records", "orders_id_unique", "orders_key_unique")
+        }
+        assert (scans["orders"], scans["price_records"]) == (0, 0)
+        assert scans["orders_id_unique"] > 0
+        assert scans["orders_key_unique"] > 0
+    finally:
+        await connection.close()
 
 
 def test_the_revision_the_program_asks_for_is_the_newest_migration_s() -> None:

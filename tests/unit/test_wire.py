@@ -1,8 +1,7 @@
 """Orders between services: what is written is read back the same, and whatever else arrives is refused by name."""
 
 import uuid
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import replace as replace_record
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from buydesk.errors import DeskError, ExposureCapExceeded, InvalidRequest, PriceStale, PriceUnavailable
 from buydesk.money import AMOUNT_CENTS_MAX, RATE_E8_MAX, RATE_E8_MIN, Currency
@@ -42,6 +42,11 @@ def received(documents: list[Document]) -> list[Placement]:
     return [placement_from(document, records) for document in sent(documents)]
 
 
+def arrived(outcome: Outcome) -> Outcome:
+    """The outcome of the example, as it arrives at the other side."""
+    return outcome_from(sent(outcome_document(outcome)), EXAMPLE_PLACEMENT)
+
+
 def of_one(**changes: Any) -> Document:
     """The document of a good item, with changes; `...` leaves a member out."""
     [document] = sent(placement_documents([placement(6900, "k", price=RECORD)]))
@@ -68,21 +73,21 @@ def test_a_price_record_travels_once_and_is_one_object_again() -> None:
     items = [
         placement(cents, price=price) for cents, price in ((100, RECORD), (200, other), (300, RECORD), (400, other))
     ]
-    documents = placement_documents(items)
+    documents = sent(placement_documents(items))
     assert [isinstance(document["price"], str) for document in documents] == [False, False, True, True]
-    arrived = received(documents)
-    assert arrived == items
-    assert arrived[0].price is arrived[2].price
+    read = received(documents)
+    assert read == items
+    assert read[0].price is read[2].price
 
 
 @pytest.mark.parametrize("problem", [PriceUnavailable("none"), PriceStale("old", retry_after_seconds=5, as_of="then")])
 def test_an_item_without_a_price_travels_with_its_problem(problem: DeskError) -> None:
     item = placement(100, price=problem)
-    [document] = placement_documents([item])
+    [document] = sent(placement_documents([item]))
     assert not {"price", "exchange_rate", "bitcoin_amount"} & set(document)
-    [arrived] = received([document])
-    assert replace(arrived, price=problem) == item
-    found = arrived.price
+    [placed] = received([document])
+    assert replace(placed, price=problem) == item
+    found = placed.price
     assert isinstance(found, type(problem))
     assert (found.detail, found.facts) == (problem.detail, problem.facts)
     assert found.retry_after_seconds == problem.retry_after_seconds
@@ -96,13 +101,17 @@ ORDER = replace(
 @pytest.mark.parametrize("order", [EXAMPLE_ORDER, ORDER])
 def test_a_stored_order_arrives_as_it_was_sent(order: Order) -> None:
     assert order_from(sent(stored_document(order))) == order
-    for outcome in (Placed(order), Replayed(order)):
-        assert outcome_from(sent(outcome_document(outcome))) == outcome
+    assert arrived(Replayed(order)) == Replayed(order)
+
+
+def test_a_placed_order_is_the_item_with_what_the_ledger_added() -> None:
+    order = replace(EXAMPLE_ORDER, number=2**40, livemode=True)
+    assert arrived(Placed(order)) == Placed(order)
 
 
 def test_a_refusal_arrives_with_its_facts_and_its_retry_after() -> None:
     problem = ExposureCapExceeded("full", retry_after_seconds=3, cap="1", used="1", available="0")
-    outcome = outcome_from(sent(outcome_document(Refused(problem))))
+    outcome = arrived(Refused(problem))
     assert isinstance(outcome, Refused)
     found = outcome.problem
     assert isinstance(found, ExposureCapExceeded)
@@ -126,7 +135,7 @@ BAD_ITEMS: list[tuple[Any, str, str]] = [
     ("x", "item", "must be an object"),
     (None, "item", "must be an object"),
     (of_one(id=...), "id", "is missing"),
-    (of_one(id="x"), "id", "badly formed hexadecimal UUID string"),
+    (of_one(id="x"), "id", "must be a UUID"),
     (of_one(id=5), "id", "must be text"),
     (of_one(client=...), "client", "is missing"),
     (of_one(client=""), "client", "must be 1 to 255 visible ASCII characters"),
@@ -152,7 +161,7 @@ BAD_ITEMS: list[tuple[Any, str, str]] = [
     (of_one(deadline=1700000000), "deadline", "must be text"),
     (of_one(price=...), "price", "is missing"),
     (of_one(price=None), "price", "record: must be an object"),
-    (of_one(price="x"), "price", "badly formed hexadecimal UUID string"),
+    (of_one(price="x"), "price", "must be a UUID"),
     (of_one(price=str(uuid.uuid4())), "price", "names a record that no earlier item brought"),
     (of_one(price=changed_price(rates=...)), "price", "rates: is missing"),
     (of_one(price=changed_price(rates={"EUR": "1.00"})), "price", "rates.GBP: is missing"),
@@ -207,12 +216,13 @@ def test_a_record_that_comes_again_with_other_rates_changes_nothing() -> None:
 def test_a_copy_of_a_record_that_was_shortened_keeps_its_own_end() -> None:
     records: dict[uuid.UUID, PriceRecord] = {}
     placement_from(of_one(), records)
-    shortened = replace(RECORD, expires_at=RECORD.expires_at - timedelta(seconds=30))
+    shortened = replace_record(RECORD, expires_at=RECORD.expires_at - timedelta(seconds=30))
     copy = placement_from(of_one(price=record_document(shortened)), records)
     assert copy.price == shortened
 
 
-GOOD = sent(outcome_document(Placed(EXAMPLE_ORDER)))
+GOOD = sent(outcome_document(Replayed(EXAMPLE_ORDER)))
+PLACED = sent(outcome_document(Placed(EXAMPLE_ORDER)))
 REFUSED = sent(outcome_document(Refused(PriceStale("old"))))
 
 
@@ -233,10 +243,23 @@ BAD_OUTCOMES: list[Any] = [
 
 
 def test_what_is_no_outcome_is_a_value_error_or_a_lookup_error() -> None:
-    read: Callable[[object], Outcome] = outcome_from
     for document in BAD_OUTCOMES:
         with pytest.raises((ValueError, LookupError)):
-            read(document)
+            outcome_from(document, EXAMPLE_PLACEMENT)
+
+
+@pytest.mark.parametrize("member", ["id", "number", "created_at", "livemode"])
+def test_what_the_ledger_added_has_to_be_there(member: str) -> None:
+    rest = {name: value for name, value in PLACED["order"].items() if name != member}
+    for order in (rest, rest | {member: None}, rest | {member: "x"}, rest | {member: 5.5}):
+        with pytest.raises((ValueError, LookupError)):
+            outcome_from(PLACED | {"order": order}, EXAMPLE_PLACEMENT)
+
+
+@pytest.mark.parametrize("item", [placement(6900), replace(EXAMPLE_PLACEMENT, price=PriceUnavailable("none"))])
+def test_another_order_than_the_one_sent_is_no_outcome(item: Placement) -> None:
+    with pytest.raises(ValueError, match="is not the order that was sent"):
+        outcome_from(PLACED, item)
 
 
 def test_deadlines_keep_their_microseconds() -> None:

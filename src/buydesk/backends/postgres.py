@@ -55,6 +55,9 @@ _NEVER_PLANNED = ("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_
 class PostgresLedger:
     """See OrderLedger. Connections are made when they are needed, so a service can start before its database."""
 
+    # A second call would only wait for the row that the first has locked.
+    batches_at_once = 1
+
     def __init__(self, database_url: str, settings: Settings, livemode: bool) -> None:
         self._database_url = database_url
         self._settings = settings

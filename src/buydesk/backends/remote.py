@@ -126,6 +126,9 @@ class RemoteService:
 class RemoteLedger(RemoteService):
     """OrderLedger, at db_proxy."""
 
+    # While db_proxy's database has one batch, the next one is on its way.
+    batches_at_once = 2
+
     def __init__(self, url: str, settings: Settings) -> None:
         super().__init__(url, settings, LedgerUnavailable)
 
@@ -134,7 +137,7 @@ class RemoteLedger(RemoteService):
         stored."""
         try:
             answers = await self.call("POST", "/add/", body=placement_documents(items), timeout_seconds=timeout_seconds)
-            return [outcome_from(answer) for _, answer in zip(items, answers, strict=True)]
+            return [outcome_from(answer, item) for answer, item in zip(answers, items, strict=True)]
         except _NEVER_SENT as error:
             raise self._no_answer(error) from error
         except InternalError as error:

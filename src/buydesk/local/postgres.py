@@ -45,7 +45,8 @@ _SETTINGS: Mapping[str, str] = {
     "full_page_writes": "on",
     "synchronous_commit": "on",
     "max_connections": "100",
-    "shared_buffers": "96MB",
+    # Keys are random: with millions stored, every order touches another page of their index. It is taken as it is used.
+    "shared_buffers": "256MB",
     "max_logical_replication_workers": "0",
     "timezone": "UTC",
     "log_timezone": "UTC",

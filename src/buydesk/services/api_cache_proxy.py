@@ -39,7 +39,7 @@ from buydesk.settings import Settings
 from buydesk.times import utc_now
 from buydesk.web import (
     FastJSON,
-    add_hot_route,
+    Service,
     answer,
     encode,
     problems,
@@ -62,7 +62,7 @@ _PRICE_HEADERS = {"Cache-Control": "no-store", "Access-Control-Allow-Origin": "*
 
 def create_app(
     settings: Settings, board: PriceBoard, reporter: Reporter, now: Callable[[], datetime] = utc_now
-) -> FastAPI:
+) -> Service:
     """The service. It closes none of what it is given."""
 
     @asynccontextmanager
@@ -94,10 +94,10 @@ def create_app(
         await board.publish(new)
         return FastJSON(record_document(new))
 
-    add_hot_route(app, "/record", "GET", record, _RECORD_OPERATION)
-    add_hot_route(app, "/v1/bpi/currentprice.json", "GET", coindesk, _COINDESK_OPERATION)
-    add_hot_route(app, "/history", "GET", history, _HISTORY_OPERATION)
-    add_hot_route(app, "/add/", "POST", add, _ADD_OPERATION)
+    app.add_hot_route("/record", "GET", record, _RECORD_OPERATION)
+    app.add_hot_route("/v1/bpi/currentprice.json", "GET", coindesk, _COINDESK_OPERATION)
+    app.add_documented_route("/history", "GET", history, _HISTORY_OPERATION)
+    app.add_hot_route("/add/", "POST", add, _ADD_OPERATION)
     return app
 
 

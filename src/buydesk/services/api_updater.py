@@ -15,7 +15,7 @@ from buydesk.prices import PriceBoard, PriceRecord, PriceSource, price_record, v
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
 from buydesk.times import utc_now
-from buydesk.web import service_app
+from buydesk.web import Service, service_app
 
 # A price board that was restarted, with or without what it held, shall have the price again at once, not at the next
 # tick: this often a board that is away is tried, and one that is there looked at.
@@ -24,7 +24,7 @@ BOARD_RETRY_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, source: PriceSource, board: PriceBoard, reporter: Reporter) -> FastAPI:
+def create_app(settings: Settings, source: PriceSource, board: PriceBoard, reporter: Reporter) -> Service:
     """The service. It closes none of what it is given."""
     updater = Updater(settings, source, board)
 

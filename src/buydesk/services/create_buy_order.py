@@ -6,12 +6,12 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI, Request, Response
 
 from buydesk import web
@@ -30,12 +30,13 @@ from buydesk.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
-from buydesk.money import Currency, format_cents, parse_amount
+from buydesk.money import Currency, parse_amount
 from buydesk.orders import (
     ANONYMOUS,
     KEY_CHARS_MAX,
     NewOrder,
     Order,
+    OrderDocument,
     OrderLedger,
     Placement,
     Refused,
@@ -51,7 +52,8 @@ from buydesk.times import utc_now
 from buydesk.wire import EXAMPLE_ORDER
 
 NAME = "create_buy_order"
-_MEMBERS = ("currency", "amount", "client_order_id")
+_MEMBERS = dict.fromkeys(("currency", "amount", "client_order_id")).keys()
+_CURRENCIES = dict(Currency.__members__)
 
 logger = logging.getLogger(f"buydesk.services.{NAME}")
 
@@ -120,10 +122,13 @@ class PriceAtHand:
             raise price
 
 
-def create_app(settings: Settings, ledger: OrderLedger, board: PriceBoard, reporter: Reporter) -> FastAPI:
+def create_app(settings: Settings, ledger: OrderLedger, board: PriceBoard, reporter: Reporter) -> web.Service:
     """The service over a ledger and a price board."""
     price = PriceAtHand(board, settings.price_feed, settings.price_refresh_seconds)
-    queue = PlacingQueue(ledger, settings, NAME)
+    queue = PlacingQueue(ledger, settings, NAME, halves=True)
+    seconds_max = settings.order_seconds_max
+    storable_for = timedelta(seconds=seconds_max + settings.clock_skew_seconds_max)
+    orders_url = f"{settings.url('fetch_buy_orders')}/get_orders/"
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -136,19 +141,18 @@ def create_app(settings: Settings, ledger: OrderLedger, board: PriceBoard, repor
     async def place_order(request: Request) -> Response:
         """The order of a request, placed: 201, or what refused it as a problem."""
         order = await read_order(request)
-        give_up_at = time.monotonic() + settings.order_seconds_max
-        deadline = timedelta(seconds=settings.order_seconds_max + settings.clock_skew_seconds_max)
-        placement = Placement(order, price.current(), utc_now() + deadline)
+        give_up_at = time.monotonic() + seconds_max
+        placement = Placement(order, price.current(), utc_now() + storable_for)
         [waiting] = queue.put([placement], give_up_at)
         outcome = await waiting.answer
-        if _expired_on_the_way(waiting, placement):
-            again = replace(placement, price=price.current())
+        if isinstance(outcome, Refused) and _expired_on_the_way(waiting, outcome.problem, placement):
+            again = msgspec.structs.replace(placement, price=price.current())
             if again.price != placement.price:
                 [waiting] = queue.put([again], give_up_at)
                 outcome = await waiting.answer
         if isinstance(outcome, Refused):
             raise outcome.problem
-        return _created(outcome.order, is_replay=outcome.order.id != order.id, settings=settings)
+        return created(outcome.order, orders_url, is_replay=outcome.order.id != order.id)
 
     app = web.service_app(
         NAME,
@@ -157,7 +161,7 @@ def create_app(settings: Settings, ledger: OrderLedger, board: PriceBoard, repor
         reporter,
         lifespan,
     )
-    web.add_hot_route(app, "/place_order/", "POST", place_order, _OPERATION)
+    app.add_hot_route("/place_order/", "POST", place_order, _OPERATION)
     return app
 
 
@@ -167,36 +171,38 @@ async def read_order(request: Request) -> NewOrder:
     Raises PayloadTooLarge, UnsupportedMediaType and InvalidRequest, which names every member that is wrong.
     """
     body = await web.read_body(request)
-    if request.url.query:
+    if request.scope["query_string"]:
         if body:
             raise InvalidRequest.of("body", "must be empty when the order is in the query")
         members: dict[str, object] = dict(web.single_parameters(request, _MEMBERS))
     else:
-        if body or "content-type" in request.headers:
+        if body or web.header(request, b"content-type") is not None:
             web.require_json(request)
         members = _members(body)
     reasons: list[tuple[str, str]] = []
-
-    def read(member: str, reader: Callable[[object], Any]) -> Any:
-        try:
-            if member not in members:
-                raise ValueError("is missing")
-            return reader(members[member])
-        except ValueError as error:
-            reasons.append((member, str(error)))
-
-    currency = read("currency", _currency)
-    amount_cents = read("amount", _amount_cents)
-    key = None
-    if "client_order_id" in members:
-        key = read("client_order_id", _key)
+    currency = _read(members, "currency", _currency, reasons)
+    amount_cents = _read(members, "amount", _amount_cents, reasons)
+    key = _read(members, "client_order_id", _key, reasons) if "client_order_id" in members else None
     header_key = _header_key(request, reasons)
-    if not reasons and key is not None and header_key is not None and key != header_key:
+    if key is not None and header_key is not None and key != header_key and not reasons:
         reasons.append(("client_order_id", "differs from the Idempotency-Key header"))
-    reasons += [(name, "is not a member of an order") for name in members if name not in _MEMBERS]
+    if not members.keys() <= _MEMBERS:
+        reasons += [(name, "is not a member of an order") for name in members if name not in _MEMBERS]
     if reasons:
         raise InvalidRequest.of_all(reasons)
     return NewOrder(new_order_id(), ANONYMOUS, key if key is not None else header_key, currency, amount_cents)
+
+
+def _read(
+    members: Mapping[str, object], member: str, reader: Callable[[object], Any], reasons: list[tuple[str, str]]
+) -> Any:
+    """The member through its reader, or one more reason."""
+    try:
+        if member not in members:
+            raise ValueError("is missing")
+        return reader(members[member])
+    except ValueError as error:
+        reasons.append((member, str(error)))
 
 
 class _Number(str):
@@ -205,28 +211,27 @@ class _Number(str):
     __slots__ = ()
 
 
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise InvalidRequest.of_all([(name, "is given more than once") for name in counts if counts[name] > 1])
+    return members
+
+
+def _no_number(name: str) -> object:
+    raise InvalidRequest.of("body", f"is not JSON: {name} is no JSON number")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_distinct, parse_float=_Number, parse_int=_Number, parse_constant=_no_number)
+
+
 def _members(body: bytes) -> dict[str, object]:
     if not body:
         raise InvalidRequest.of("body", 'is empty; send {"currency": "EUR", "amount": "69.00"} or use the query')
 
-    def distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        members = dict(pairs)
-        if len(members) < len(pairs):
-            counts = Counter(name for name, _ in pairs)
-            raise InvalidRequest.of_all([(name, "is given more than once") for name in counts if counts[name] > 1])
-        return members
-
-    def no_number(name: str) -> object:
-        raise InvalidRequest.of("body", f"is not JSON: {name} is no JSON number")
-
     try:
-        document = json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=distinct,
-            parse_float=_Number,
-            parse_int=_Number,
-            parse_constant=no_number,
-        )
+        document = _JSON.decode(body.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InvalidRequest.of("body", f"is not JSON: {error}"[:200]) from error
     except RecursionError as error:
@@ -237,13 +242,13 @@ def _members(body: bytes) -> dict[str, object]:
 
 
 def _currency(value: object) -> Currency:
-    known = f"must be one of {', '.join(Currency)}"
+    known = "must be one of EUR, GBP, USD"
     if not isinstance(value, str) or isinstance(value, _Number) or not value.isascii():
         raise ValueError(known)
-    try:
-        return Currency(value.upper())
-    except ValueError:
-        raise ValueError(known) from None
+    currency = _CURRENCIES.get(value.upper())
+    if currency is None:
+        raise ValueError(known)
+    return currency
 
 
 def _amount_cents(value: object) -> int:
@@ -260,10 +265,10 @@ def _key(value: object) -> str:
 
 def _header_key(request: Request, reasons: list[tuple[str, str]]) -> str | None:
     """The Idempotency-Key header, bare or as the quoted string of RFC 8941, in which \\ stands before " and \\."""
-    values = request.headers.getlist("idempotency-key")
+    values = [value for name, value in request.scope["headers"] if name == b"idempotency-key"]
     if not values:
         return None
-    text = values[0]
+    text = values[0].decode("latin-1")
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = re.sub(r'\\(["\\])', r"\1", text[1:-1])
     try:
@@ -275,15 +280,9 @@ def _header_key(request: Request, reasons: list[tuple[str, str]]) -> str | None:
         return None
 
 
-def _expired_on_the_way(waiting: Waiting, placement: Placement) -> bool:
+def _expired_on_the_way(waiting: Waiting, problem: DeskError, placement: Placement) -> bool:
     """Whether the ledger refused the price for its age, and the order may be priced anew: not after a lost answer."""
-    outcome = waiting.answer.result()
-    return (
-        isinstance(outcome, Refused)
-        and isinstance(outcome.problem, PriceStale)
-        and isinstance(placement.price, PriceRecord)
-        and not waiting.resent
-    )
+    return isinstance(problem, PriceStale) and isinstance(placement.price, PriceRecord) and not waiting.resent
 
 
 def _as_price_problem(error: DeskError) -> DeskError:
@@ -292,16 +291,25 @@ def _as_price_problem(error: DeskError) -> DeskError:
     return error
 
 
-def _created(order: Order, *, is_replay: bool, settings: Settings) -> Response:
-    data = f"Order was placed for {order.currency.value}:{format_cents(order.amount_cents)}"
-    headers = {"Location": f"{settings.url('fetch_buy_orders')}/get_orders/{order.id}"}
+class PlacedDocument(msgspec.Struct, frozen=True, gc=False):
+    """The body of a 201."""
+
+    data: str
+    order: OrderDocument
+
+
+def created(order: Order, orders_url: str, *, is_replay: bool) -> Response:
+    """The 201 of an order, which can be read below `orders_url`."""
+    shown = order_document(order)
+    headers = [(b"location", f"{orders_url}{order.id}".encode())]
     if is_replay:
-        headers["Idempotent-Replayed"] = "true"
-    body = web.encode({"data": data, "order": order_document(order)})
-    return Response(body, 201, headers, "application/json")
+        headers.append((b"idempotent-replayed", b"true"))
+    return web.Answer(
+        web.encode(PlacedDocument(f"Order was placed for {shown.currency}:{shown.amount}", shown)), 201, headers
+    )
 
 
-_EXAMPLE = {"data": "Order was placed for EUR:69.00", "order": order_document(EXAMPLE_ORDER)}
+_EXAMPLE = PlacedDocument("Order was placed for EUR:69.00", order_document(EXAMPLE_ORDER))
 _KEY_SCHEMA = {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX}
 _AMOUNT = "0 < amount < 1,000,000,000, a whole number of cents."
 _AMOUNT_SCHEMA = {"type": ["number", "string"], "description": _AMOUNT, "examples": ["69.00"]}

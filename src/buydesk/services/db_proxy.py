@@ -4,8 +4,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
@@ -72,7 +71,7 @@ _REFUSALS = web.problems(LedgerUnavailable, WrongMode, InvalidRequest)
 _GUARDED = _REFUSALS | web.problems(Unauthorized)
 
 
-def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> FastAPI:
+def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> web.Service:
     """The service over a ledger."""
     queue = PlacingQueue(ledger, settings, NAME)
 
@@ -93,7 +92,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> F
         answers = [outcome_document(outcome) for outcome in await _settle(queue, items, settings)]
         return web.FastJSON(answers if isinstance(document, list) else answers[0])
 
-    web.add_hot_route(app, "/add/", "POST", add, _ADD_OPERATION)
+    app.add_hot_route("/add/", "POST", add, _ADD_OPERATION)
     _add_reads(app, ledger, token)
     return app
 
@@ -115,9 +114,10 @@ async def _settle(queue: PlacingQueue, documents: Sequence[object], settings: Se
     """One outcome for each document; what is no placement is refused before the others go to the ledger together."""
     records: dict[uuid.UUID, PriceRecord] = {}
     read: list[Placement | Refused] = []
+    now = utc_now()
     for document in documents:
         try:
-            read.append(_plausible(placement_from(document, records), settings))
+            read.append(_plausible(placement_from(document, records), settings, now))
         except InvalidRequest as error:
             read.append(Refused(error))
     # Answers before the sender, which waits for order_seconds_max, has given up.
@@ -127,10 +127,9 @@ async def _settle(queue: PlacingQueue, documents: Sequence[object], settings: Se
     return [each if isinstance(each, Refused) else next(outcomes) for each in read]
 
 
-def _plausible(placement: Placement, settings: Settings) -> Placement:
+def _plausible(placement: Placement, settings: Settings, now: datetime) -> Placement:
     """The placement; a price that this desk would never have published becomes its price problem, so that a repeat is
     answered all the same. Raises InvalidRequest for a deadline that no edge of this desk would have given."""
-    now = utc_now()
     seconds_max = settings.order_seconds_max + 2 * settings.clock_skew_seconds_max
     if placement.deadline > now + timedelta(seconds=seconds_max):
         raise InvalidRequest.of("deadline", f"must be at most {seconds_max:g} s from now")
@@ -145,7 +144,7 @@ def _plausible(placement: Placement, settings: Settings) -> Placement:
             )
         except NotARecord as error:
             problem = PriceUnavailable(f"The ledger does not take this price record: {error}.", retry_after_seconds=5)
-            return replace(placement, price=problem)
+            return msgspec.structs.replace(placement, price=problem)
     return placement
 
 
@@ -241,7 +240,7 @@ _ADD_OPERATION = {
         "content": {
             "application/json": {
                 "schema": {"type": ["object", "array"], "maxItems": ITEMS_MAX},
-                "example": placement_documents([EXAMPLE_PLACEMENT]),
+                "example": msgspec.to_builtins(placement_documents([EXAMPLE_PLACEMENT])),
             }
         },
         "required": True,

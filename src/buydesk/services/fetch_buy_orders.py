@@ -3,8 +3,10 @@
 import hashlib
 import re
 import uuid
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 from fastapi import FastAPI, Request, Response
@@ -26,6 +28,7 @@ from buydesk.orders import (
     parse_key,
 )
 from buydesk.reporting import Reporter
+from buydesk.settings import Settings
 from buydesk.wire import EXAMPLE_ORDER
 
 NAME = "fetch_buy_orders"
@@ -34,8 +37,9 @@ _ANCHORS = ("start", "before", "after")
 _INTEGER = re.compile(r"[0-9]{1,19}", re.ASCII)
 
 
-def create_app(ledger: OrderLedger, reporter: Reporter) -> FastAPI:
+def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> web.Service:
     """The service over a ledger."""
+    full_pages = FullPages(settings.page_cache_bytes_max)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -49,7 +53,11 @@ def create_app(ledger: OrderLedger, reporter: Reporter) -> FastAPI:
         if "client_order_id" in parameters:
             return await by_key(parameters)
         anchor, page_size = read_page_request(parameters)
-        return _page_response(request, anchor, page_size, await ledger.page(anchor, page_size))
+        page = full_pages.find(anchor, page_size)
+        if page is None:
+            page = _rendered(anchor, page_size, await ledger.page(anchor, page_size))
+            full_pages.keep(anchor, page_size, page)
+        return _page_response(request, page)
 
     async def by_key(parameters: dict[str, str]) -> Response:
         others = [(name, "cannot be combined with client_order_id") for name in parameters if name != "client_order_id"]
@@ -76,9 +84,9 @@ def create_app(ledger: OrderLedger, reporter: Reporter) -> FastAPI:
         found = await ledger.exposure()
         return web.FastJSON(found.facts() | {"orders": found.orders})
 
-    web.add_hot_route(app, "/get_orders/", "GET", get_orders, _PAGE_OPERATION)
-    web.add_hot_route(app, "/get_orders/{order_id}", "GET", get_order, _ORDER_OPERATION)
-    web.add_hot_route(app, "/exposure", "GET", exposure, _EXPOSURE_OPERATION)
+    app.add_hot_route("/get_orders/", "GET", get_orders, _PAGE_OPERATION)
+    app.add_hot_route("/get_orders/{order_id}", "GET", get_order, _ORDER_OPERATION)
+    app.add_hot_route("/exposure", "GET", exposure, _EXPOSURE_OPERATION)
     return app
 
 
@@ -107,7 +115,42 @@ def read_page_request(parameters: dict[str, str]) -> tuple[Anchor, int]:
     return PageFrom(numbers.get("start", 0)), page_size
 
 
-def _page_response(request: Request, anchor: Anchor, page_size: int, page: Page) -> Response:
+class RenderedPage(NamedTuple):
+    """A page as it is answered; one with an ETag never changes."""
+
+    body: bytes
+    headers: list[tuple[bytes, bytes]]
+    etag: bytes | None
+
+
+class FullPages:
+    """Full `before` pages, as they were rendered: the last asked for, `bytes_max` of them. They never change."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_left = bytes_max
+        self._pages: OrderedDict[tuple[int, int], RenderedPage] = OrderedDict()
+
+    def find(self, anchor: Anchor, page_size: int) -> RenderedPage | None:
+        """The page, when it is kept."""
+        if not isinstance(anchor, PageBefore):
+            return None
+        page = self._pages.get((anchor.number, page_size))
+        if page is not None:
+            self._pages.move_to_end((anchor.number, page_size))
+        return page
+
+    def keep(self, anchor: Anchor, page_size: int, page: RenderedPage) -> None:
+        """Keeps the page if it never changes; gives up others for it, those first that were not asked for longest."""
+        if page.etag is None or not isinstance(anchor, PageBefore) or (anchor.number, page_size) in self._pages:
+            return
+        self._pages[anchor.number, page_size] = page
+        self._bytes_left -= len(page.body)
+        while self._bytes_left < 0:
+            _, given_up = self._pages.popitem(last=False)
+            self._bytes_left += len(given_up.body)
+
+
+def _rendered(anchor: Anchor, page_size: int, page: Page) -> RenderedPage:
     links = _links(anchor, page_size, [order.number for order in page.orders])
     about: dict[str, object] = {"page_size": page_size}
     if isinstance(anchor, PageFrom):
@@ -119,17 +162,19 @@ def _page_response(request: Request, anchor: Anchor, page_size: int, page: Page)
             "_links": {relation: {"href": href} for relation, href in links.items()},
         }
     )
-    headers = {
-        "Link": ", ".join(f'<{href}>; rel="{relation}"' for relation, href in links.items() if relation != "self")
-    }
-    if _never_changes(anchor, page_size, page):
-        etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
-        headers |= {"Cache-Control": "private, max-age=31536000, immutable", "ETag": etag}
-        if _has(request, etag):
-            return Response(status_code=304, headers=headers)
-    else:
-        headers["Cache-Control"] = "no-store"
-    return Response(body, 200, headers, "application/json")
+    link = ", ".join(f'<{href}>; rel="{relation}"' for relation, href in links.items() if relation != "self")
+    headers = [(b"link", link.encode())]
+    if not _never_changes(anchor, page_size, page):
+        return RenderedPage(body, [*headers, (b"cache-control", b"no-store")], None)
+    etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'.encode()
+    headers += [(b"cache-control", b"private, max-age=31536000, immutable"), (b"etag", etag)]
+    return RenderedPage(body, headers, etag)
+
+
+def _page_response(request: Request, page: RenderedPage) -> Response:
+    if page.etag is not None and _has(request, page.etag.decode()):
+        return web.Answer(b"", 304, page.headers)
+    return web.Answer(page.body, 200, page.headers)
 
 
 def _has(request: Request, etag: str) -> bool:

@@ -29,7 +29,7 @@ from buydesk.times import format_time, utc_now
 from buydesk.web import (
     CHECK_SECONDS_MAX,
     FastJSON,
-    add_hot_route,
+    Service,
     answer,
     problems,
     read_body,
@@ -61,7 +61,7 @@ def create_app(
     redis_check: Check | None,
     reporter: Reporter,
     now: Callable[[], datetime] = utc_now,
-) -> FastAPI:
+) -> Service:
     """The service. It closes none of what it is given. `redis_check` is None where no Redis is configured."""
 
     @asynccontextmanager
@@ -100,9 +100,9 @@ def create_app(
         overall = {"status": "ok" if fine else "degraded", "at": format_time(now())}
         return FastJSON({**overall, "services": services, **answers})
 
-    add_hot_route(app, "/report", "POST", report, _REPORT_OPERATION)
-    add_hot_route(app, "/status", "GET", status, _STATUS_OPERATION)
-    add_hot_route(app, "/reports", "GET", reports, _REPORTS_OPERATION)
+    app.add_hot_route("/report", "POST", report, _REPORT_OPERATION)
+    app.add_hot_route("/status", "GET", status, _STATUS_OPERATION)
+    app.add_hot_route("/reports", "GET", reports, _REPORTS_OPERATION)
     return app
 
 

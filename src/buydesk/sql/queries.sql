@@ -55,9 +55,13 @@ SELECT cap_satoshi, used_satoshi, last_number, livemode FROM exposure
 SELECT document FROM price_records WHERE id = $1::uuid
 
 -- name: place_orders
--- Places a batch; the function explains itself in its migration.
+-- Places a batch; the function explains itself in its migration. Some arrays come as text; deadlines are Unix times.
 SELECT outcomes, numbers, used_then, moment, cap, is_live
-FROM place_orders($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+FROM place_orders(
+    $1::text::uuid[], $2, $3, $4::text::text[], $5::text::bigint[], $6::text::bigint[], $7::text::bigint[],
+    ARRAY(SELECT to_timestamp(deadline) FROM unnest($8::text::float8[]) AS deadline),
+    $9::text::int[], $10::text::int[], $11::text::int[], $12, $13, $14, $15, $16
+)
 
 -- name: livemode
 -- Whether the database holds real orders.

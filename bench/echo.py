@@ -1,0 +1,66 @@
+"""The edge without a ledger: the same server, shell, validation and answer as the desk's; nothing is stored.
+
+What the desk does less in a second than this one is what storing costs. `python -m bench.echo PORT`.
+"""
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import uvloop
+from fastapi import FastAPI, Request, Response
+
+from buydesk import web
+from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk.local.ports import BACKLOG, allow_connections
+from buydesk.protocol import DeskConfig
+from buydesk.reporting import Reporter
+from buydesk.running import KEEP_ALIVE_SECONDS, Server
+from buydesk.services.create_buy_order import NAME, created, read_order
+from buydesk.settings import Settings
+from buydesk.wire import EXAMPLE_ORDER
+
+
+def create_app(settings: Settings) -> web.Service:
+    """The service: what it answers looks placed and is not."""
+    orders_url = f"{settings.url('fetch_buy_orders')}/get_orders/"
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+
+    async def place_order(request: Request) -> Response:
+        """A made-up order with what was asked for in it."""
+        new = await read_order(request)
+        order = msgspec.structs.replace(
+            EXAMPLE_ORDER,
+            id=new.id,
+            client_order_id=new.client_order_id,
+            currency=new.currency,
+            amount_cents=new.amount_cents,
+        )
+        return created(order, orders_url, is_replay=False)
+
+    reporter = Reporter(NAME, MemoryHealthDesk(settings), settings)
+    app = web.service_app("echo", "Answers orders without storing them", {}, reporter, lifespan)
+    app.add_hot_route("/place_order/", "POST", place_order, {})
+    return app
+
+
+async def serve(port: int) -> None:
+    """Serves until it is ended."""
+    allow_connections()
+    settings = Settings()
+    listener = socket.create_server(("127.0.0.1", port), backlog=BACKLOG)
+    config = DeskConfig(
+        create_app(settings), settings, lifespan="on", server_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS
+    )
+    await Server(config).serve(sockets=[listener])
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(int(sys.argv[1])))
