@@ -5,6 +5,7 @@ whole number of 10^-8 fiat units for one bitcoin (``rate_e8``). Outside it is de
 """
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
 
@@ -30,6 +31,10 @@ class Currency(StrEnum):
     EUR = "EUR"
     GBP = "GBP"
     USD = "USD"
+
+
+# By their codes; quicker than asking the class.
+CURRENCIES: Mapping[str, Currency] = dict(Currency.__members__)
 
 
 class NotMoney(ValueError):

@@ -5,7 +5,7 @@ from datetime import datetime
 
 import msgspec
 
-from buydesk.money import Currency
+from buydesk.money import CURRENCIES, Currency
 from buydesk.times import parse_time
 
 
@@ -34,10 +34,10 @@ def read_integer(value: object) -> int:
 
 
 def read_currency(value: object) -> Currency:
-    text = read_text(value)
-    if text not in Currency.__members__:
+    currency = CURRENCIES.get(read_text(value))
+    if currency is None:
         raise ValueError("must be EUR, GBP or USD")
-    return Currency(text)
+    return currency
 
 
 def read_id(value: object) -> uuid.UUID:

@@ -30,7 +30,7 @@ from buydesk.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
-from buydesk.money import Currency, parse_amount
+from buydesk.money import CURRENCIES, Currency, parse_amount
 from buydesk.orders import (
     ANONYMOUS,
     KEY_CHARS_MAX,
@@ -53,7 +53,6 @@ from buydesk.wire import EXAMPLE_ORDER
 
 NAME = "create_buy_order"
 _MEMBERS = dict.fromkeys(("currency", "amount", "client_order_id")).keys()
-_CURRENCIES = dict(Currency.__members__)
 
 logger = logging.getLogger(f"buydesk.services.{NAME}")
 
@@ -245,7 +244,7 @@ def _currency(value: object) -> Currency:
     known = "must be one of EUR, GBP, USD"
     if not isinstance(value, str) or isinstance(value, _Number) or not value.isascii():
         raise ValueError(known)
-    currency = _CURRENCIES.get(value.upper())
+    currency = CURRENCIES.get(value.upper())
     if currency is None:
         raise ValueError(known)
     return currency

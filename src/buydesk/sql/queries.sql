@@ -1,7 +1,7 @@
 -- name: page_from
 -- The page that leaves out the $1 newest orders: an index seek, the same for every $1, because numbers have no gaps.
-SELECT e.last_number AS total, e.livemode, o.number, o.id, o.created_at, o.client, o.client_order_id, o.currency,
-       o.amount_cents, o.rate_e8, o.satoshi, o.price_id, o.price_as_of, o.representation
+SELECT o.number, o.id, o.created_at, o.client, o.client_order_id, o.currency, o.amount_cents, o.rate_e8, o.satoshi,
+       o.price_id, o.price_as_of, e.livemode, o.representation, e.last_number AS total
 FROM exposure e
 LEFT JOIN LATERAL (
     SELECT number, id, created_at, client, client_order_id, currency, amount_cents, rate_e8, satoshi, price_id,
@@ -11,38 +11,38 @@ LEFT JOIN LATERAL (
 
 -- name: page_before
 -- The $2 highest numbers below $1.
-SELECT (SELECT livemode FROM exposure) AS livemode, number, id, created_at, client, client_order_id, currency,
-       amount_cents, rate_e8, satoshi, price_id, price_as_of, representation
+SELECT number, id, created_at, client, client_order_id, currency, amount_cents, rate_e8, satoshi, price_id,
+       price_as_of, (SELECT livemode FROM exposure) AS livemode, representation
 FROM orders
 WHERE number < $1::bigint
 ORDER BY number DESC LIMIT $2::int
 
 -- name: page_after
 -- The $2 lowest numbers above $1, lowest first.
-SELECT (SELECT livemode FROM exposure) AS livemode, number, id, created_at, client, client_order_id, currency,
-       amount_cents, rate_e8, satoshi, price_id, price_as_of, representation
+SELECT number, id, created_at, client, client_order_id, currency, amount_cents, rate_e8, satoshi, price_id,
+       price_as_of, (SELECT livemode FROM exposure) AS livemode, representation
 FROM orders
 WHERE number > $1::bigint
 ORDER BY number LIMIT $2::int
 
 -- name: orders_by_number
 -- The orders with these numbers.
-SELECT (SELECT livemode FROM exposure) AS livemode, number, id, created_at, client, client_order_id, currency,
-       amount_cents, rate_e8, satoshi, price_id, price_as_of, representation
+SELECT number, id, created_at, client, client_order_id, currency, amount_cents, rate_e8, satoshi, price_id,
+       price_as_of, (SELECT livemode FROM exposure) AS livemode, representation
 FROM orders
 WHERE number = ANY ($1::bigint[])
 
 -- name: order_by_id
 -- The order with this id.
-SELECT (SELECT livemode FROM exposure) AS livemode, number, id, created_at, client, client_order_id, currency,
-       amount_cents, rate_e8, satoshi, price_id, price_as_of, representation
+SELECT number, id, created_at, client, client_order_id, currency, amount_cents, rate_e8, satoshi, price_id,
+       price_as_of, (SELECT livemode FROM exposure) AS livemode, representation
 FROM orders
 WHERE id = $1::uuid
 
 -- name: order_by_key
 -- The order that holds a client's key.
-SELECT (SELECT livemode FROM exposure) AS livemode, number, id, created_at, client, client_order_id, currency,
-       amount_cents, rate_e8, satoshi, price_id, price_as_of, representation
+SELECT number, id, created_at, client, client_order_id, currency, amount_cents, rate_e8, satoshi, price_id,
+       price_as_of, (SELECT livemode FROM exposure) AS livemode, representation
 FROM orders
 WHERE client = $1::text AND client_order_id = $2::text
 

@@ -9,7 +9,7 @@ import asyncpg
 import msgspec
 
 from buydesk.errors import DeskError, ExposureCapExceeded, IdempotencyKeyReused, Overloaded
-from buydesk.money import Currency, format_btc
+from buydesk.money import CURRENCIES, format_btc
 from buydesk.orders import (
     REPRESENTATION,
     Exposure,
@@ -74,21 +74,23 @@ def _array_text(values: Sequence[object]) -> str:
 
 
 def order_of(row: asyncpg.Record) -> Order:
-    """The order of a row that one of the named queries returned."""
+    """The order of a row that one of the named queries returned: their columns stand in the order of its fields."""
+    number, order_id, created_at, client, key, currency, cents, rate_e8, satoshi, price_id, *rest = row
+    price_as_of, livemode, representation = rest[:3]  # what stands behind them is not the order's
     return Order(
-        number=row["number"],
-        id=row["id"],
-        created_at=row["created_at"],
-        client=row["client"],
-        client_order_id=row["client_order_id"],
-        currency=Currency(row["currency"]),
-        amount_cents=row["amount_cents"],
-        rate_e8=row["rate_e8"],
-        satoshi=row["satoshi"],
-        price_id=row["price_id"],
-        price_as_of=row["price_as_of"],
-        livemode=row["livemode"],
-        representation=row["representation"],
+        number,
+        order_id,
+        created_at,
+        client,
+        key,
+        CURRENCIES[currency],
+        cents,
+        rate_e8,
+        satoshi,
+        price_id,
+        price_as_of,
+        livemode,
+        representation,
     )
 
 
