@@ -214,7 +214,7 @@ async def fill(dsn: str, orders: int) -> None:
             SELECT n, 20, 2000000000000, 1000, now(), now(), gen_random_uuid(), p.id,
                    1, 'EUR', 'anonymous', 'filled-' || n
             FROM generate_series(1, {orders}) AS n, price_records p;
-            UPDATE exposure SET used_satoshi = {orders} * 1000, last_number = {orders};
+            UPDATE exposure SET used_satoshi = {orders}::bigint * 1000, last_number = {orders};
             """  # noqa: S608
         )
     finally:

@@ -17,6 +17,7 @@ from http import HTTPStatus
 from importlib.resources import files
 from itertools import accumulate
 from typing import Any, NamedTuple, cast
+from urllib.parse import parse_qsl
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -333,7 +334,7 @@ def single_parameters(request: Request, known: Collection[str]) -> dict[str, str
     """The query parameters; raises InvalidRequest naming each that is unknown or given twice."""
     reasons: list[tuple[str, str]] = []
     found: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
+    for name, value in parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True):
         if name not in known:
             reasons.append((name[:100], f"is not a parameter here; these are: {', '.join(known)}"))
         elif name in found:

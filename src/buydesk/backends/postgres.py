@@ -191,8 +191,11 @@ class PostgresLedger:
             raise _unavailable(error) from error
 
     async def _fetch_once(self, query: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
-        async with asyncio.timeout(self._settings.connect_seconds_max):
-            await self._reading.acquire()
+        if self._reading.locked():
+            async with asyncio.timeout(self._settings.connect_seconds_max):
+                await self._reading.acquire()
+        else:
+            await self._reading.acquire()  # at once
         try:
             async with self._connection(self._settings.connect_seconds_max) as connection:
                 rows: list[asyncpg.Record] = await connection.fetch(

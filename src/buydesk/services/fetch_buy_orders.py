@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
-from urllib.parse import urlencode
 
 from fastapi import FastAPI, Request, Response
 
@@ -194,23 +193,23 @@ def _never_changes(anchor: Anchor, page_size: int, page: Page) -> bool:
 def _links(anchor: Anchor, page_size: int, numbers: Sequence[int]) -> dict[str, str]:
     """Links by number, so that a reader who follows them while orders arrive sees each order exactly once."""
 
-    def href(**place: int) -> str:
-        return f"/get_orders/?{urlencode(place | {'page_size': page_size})}"
+    def href(name: str, number: int) -> str:
+        return f"/get_orders/?{name}={number}&page_size={page_size}"
 
     # An empty page is past the end: all that there is, or will be, is newer. Only an empty `after` page is at the top.
     newer_than, older_than = 0, 0
     if isinstance(anchor, PageFrom):
-        links = {"self": href(start=anchor.start)}
+        links = {"self": href("start", anchor.start)}
     elif isinstance(anchor, PageBefore):
-        links = {"self": href(before=anchor.number)}
+        links = {"self": href("before", anchor.number)}
     else:
-        links = {"self": href(after=anchor.number)}
+        links = {"self": href("after", anchor.number)}
         newer_than, older_than = anchor.number, min(anchor.number + 1, NUMBER_MAX)
     if numbers:
         newer_than, older_than = numbers[0], numbers[-1]
     if older_than > 1:
-        links["next"] = href(before=older_than)
-    links["prev"] = href(after=newer_than)
+        links["next"] = href("before", older_than)
+    links["prev"] = href("after", newer_than)
     return links
 
 
