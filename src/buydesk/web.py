@@ -87,7 +87,7 @@ class FastJSON(JSONResponse):
         return encode(content)
 
 
-class Answers(Collector):
+class Traffic(Collector):
     """Counts what one service answers, for Prometheus. In plain numbers: everything runs in one thread, and the locks
     of prometheus_client's own counters cost each request as much as reading its JSON."""
 
@@ -154,8 +154,8 @@ class Service(FastAPI):
         self._log = logging.getLogger(f"buydesk.services.{name}")
         self._paths: dict[object, str] = {}
         self._bare_paths: dict[str, str] = {}
-        self._answers = Answers(name)
-        registry.register(self._answers)
+        self._traffic = Traffic(name)
+        registry.register(self._traffic)
 
     def add_hot_route(self, path: str, method: str, endpoint: Endpoint, operation: Json) -> None:
         """A documented route that costs little. Its answer has a body: it is no stream."""
@@ -201,7 +201,7 @@ class Service(FastAPI):
         finally:
             # The route's pattern, never the path itself: clients must not be able to make new series.
             path = getattr(scope.get("route"), "path", None) or self._paths.get(scope.get("endpoint"), "(none)")
-            self._answers.count(scope["method"], path, status, time.perf_counter() - started)
+            self._traffic.count(scope["method"], path, status, time.perf_counter() - started)
 
     async def answer(self, hot: HotRoute, request: Request) -> Response:
         """The answer of a hot route, whatever happens; counted."""
@@ -215,7 +215,7 @@ class Service(FastAPI):
         except Exception as error:
             self._log.exception("%s %s failed", hot.method, hot.path)
             response = await _on_unexpected(request, error)
-        self._answers.count(hot.method, hot.path, response.status_code, time.perf_counter() - started)
+        self._traffic.count(hot.method, hot.path, response.status_code, time.perf_counter() - started)
         return response
 
     def _documented(self, path: str) -> str:
