@@ -95,7 +95,7 @@ class PlacingQueue:
     async def _work(self) -> None:
         while True:
             await self._arrived.wait()
-            if not self._closing:
+            if not self._closing:  # then it stays set: every worker has to hear of it
                 self._arrived.clear()
             while self._queue:
                 batch = [self._queue.popleft() for _ in range(self._batch_size())]

@@ -128,7 +128,7 @@ class DeskProtocol(HttpToolsProtocol):
         self.cycle.more_body = False  # uvicorn leaves it when the answer came before the end of the body
         if type(self.cycle) is HotCycle:
             self._answering = self.cycle
-            task = self.loop.create_task(self.cycle.run_asgi(None))
+            task = self.loop.create_task(self.cycle.answer())
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
 
@@ -255,8 +255,8 @@ class HotCycle(RequestResponseCycle):
         self._service = service
         self._hot = hot
 
-    async def run_asgi(self, app: Any) -> None:
-        """Answers; `app` is uvicorn's idea."""
+    async def answer(self) -> None:
+        """Asks the endpoint, and writes what it answers."""
         scope: Any = self.scope
         scope[WHOLE_BODY] = bytes(self.body)
         response = await self._service.answer(self._hot, Request(scope))

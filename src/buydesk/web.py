@@ -158,11 +158,10 @@ class Service(FastAPI):
         registry.register(self._traffic)
 
     def add_hot_route(self, path: str, method: str, endpoint: Endpoint, operation: Json) -> None:
-        """A documented route that costs little. Its answer has a body: it is no stream."""
+        """A documented route that costs little. Its path has no parameters, and its answer is no stream."""
         self.add_documented_route(path, method, endpoint, operation)
-        if "{" not in path:
-            hot = HotRoute(method, path, endpoint)
-            self.hot |= {(method, path): hot, (method, path.rstrip("/")): hot}
+        hot = HotRoute(method, path, endpoint)
+        self.hot |= {(method, path): hot, (method, path.rstrip("/")): hot}
 
     def add_documented_route(self, path: str, method: str, endpoint: Endpoint, operation: Json) -> None:
         """A plain Starlette route, documented by an OpenAPI operation object."""

@@ -62,10 +62,9 @@ class Bench:
             ("/parameters", "GET", _parameters),
             ("/refused", "GET", _refused),
             ("/broken", "GET", _broken),
-            ("/orders/{id}", "GET", _echo_id),
         ):
-            operation = {"summary": path, "responses": web.answer("Fine.", {"ok": True}) | web.problems(PriceStale)}
-            app.add_hot_route(path, method, endpoint, operation)
+            app.add_hot_route(path, method, endpoint, _operation(path))
+        app.add_documented_route("/orders/{id}", "GET", _echo_id, _operation("/orders/{id}"))
 
         @app.get("/typed/")
         async def typed(number: Annotated[int, Query(ge=1)]) -> Mapping[str, int]:
@@ -76,6 +75,10 @@ class Bench:
             return body
 
         return app
+
+
+def _operation(path: str) -> web.Json:
+    return {"summary": path, "responses": web.answer("Fine.", {"ok": True}) | web.problems(PriceStale)}
 
 
 async def _body(request: Request) -> Response:

@@ -84,7 +84,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
         return web.FastJSON(found.facts() | {"orders": found.orders})
 
     app.add_hot_route("/get_orders/", "GET", get_orders, _PAGE_OPERATION)
-    app.add_hot_route("/get_orders/{order_id}", "GET", get_order, _ORDER_OPERATION)
+    app.add_documented_route("/get_orders/{order_id}", "GET", get_order, _ORDER_OPERATION)
     app.add_hot_route("/exposure", "GET", exposure, _EXPOSURE_OPERATION)
     return app
 
