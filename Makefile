@@ -7,7 +7,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-emit-index-url --custom-compile-command "make lock" $(UPGRADE)
 export UV_SYSTEM_CERTS := 1
 
-.PHONY: help up test check bench audit lock hooks clean
+.PHONY: help up test check bench load audit lock hooks clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -31,13 +31,20 @@ check: .venv/.dev ## format, lint, types, imports, security, files: what .pre-co
 bench: .venv/.run ## measure the desk beside its baselines (needs wrk); ARGS="--quick" tries it, ARGS=--help lists more
 	@exec $(BIN)/python -m bench $(ARGS)
 
+load: .venv/.load ## make load on a desk that is up, for 20 s; ARGS=--ui opens a page for it, ARGS=--help lists more
+	@exec $(BIN)/python -m load $(ARGS)
+
 audit: .venv/.dev ## look the pinned packages up among known vulnerabilities (needs the network)
 	@$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements/run.txt
 
 lock: .venv/.run ## renew the pinned requirements after an edit; UPGRADE=--upgrade takes the newest
 	@$(LOCK) requirements/setup.in -o requirements/setup.txt
-	@$(LOCK) pyproject.toml requirements/run.in -o requirements/run.txt
-	@$(LOCK) pyproject.toml requirements/run.in requirements/dev.in -c requirements/run.txt -o requirements/dev.txt
+	@$(LOCK) pyproject.toml -o requirements/run.txt
+	@$(LOCK) pyproject.toml --extra sentry -c requirements/run.txt --excludes requirements/not-in-image.in \
+		-o requirements/image.txt
+	@$(LOCK) requirements/load.in -c requirements/run.txt -c requirements/image.txt -o requirements/load.txt
+	@$(LOCK) pyproject.toml --extra sentry requirements/load.in requirements/dev.in \
+		-c requirements/run.txt -c requirements/image.txt -c requirements/load.txt -o requirements/dev.txt
 
 hooks: .venv/.dev ## run the checks before every commit of yours
 	@$(BIN)/python -m pre_commit install
@@ -47,6 +54,9 @@ clean: ## remove what make made, not the desk's data
 
 .venv/.run: tools/setup requirements/setup.txt requirements/run.txt pyproject.toml
 	@tools/setup run
+
+.venv/.load: .venv/.run requirements/load.txt
+	@tools/setup load
 
 .venv/.dev: .venv/.run requirements/dev.txt
 	@tools/setup dev

@@ -34,7 +34,7 @@ def allow_connections() -> None:
 
 def clean_environment() -> dict[str, str]:
     """This process's environment without settings of a desk: what is measured is the desk as it comes."""
-    foreign = ("DATABASE_URL", "REDIS_URL", "PRICE_FEED")
+    foreign = ("DATABASE_URL", "REDIS_URL", "PRICE_FEED", "SENTRY_DSN")
     return {
         name: value for name, value in os.environ.items() if name not in foreign and not name.startswith("BUYDESK_")
     }

@@ -34,7 +34,7 @@ def free_offset() -> int:
 
 def environment(**given: str) -> dict[str, str]:
     """This process's environment without settings of a desk, and with those given."""
-    foreign = ("DATABASE_URL", "REDIS_URL", "PRICE_FEED")
+    foreign = ("DATABASE_URL", "REDIS_URL", "PRICE_FEED", "SENTRY_DSN")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUYDESK_", "COV_"))}
     return {name: value for name, value in kept.items() if name not in foreign} | given
 

@@ -51,9 +51,12 @@ def shapes(files: list[Path]) -> Iterator[str]:
 
 def missing_pins() -> Iterator[str]:
     """What is asked for is pinned: `make lock` was run after the last edit."""
-    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]
-    asked = {"setup": _asked("setup"), "run": _asked("run") | set(map(_name, project))}
-    asked["dev"] = asked["run"] | _asked("dev")
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    extras = {_name(each) for extra in project["optional-dependencies"].values() for each in extra}
+    asked = {"setup": _asked("setup"), "run": set(map(_name, project["dependencies"]))}
+    asked["image"] = asked["run"] - _asked("not-in-image") | extras
+    asked["load"] = _asked("load")
+    asked["dev"] = asked["run"] | extras | asked["load"] | _asked("dev")
     for part, names in asked.items():
         text = Path(f"requirements/{part}.txt").read_text()
         pinned = set(re.findall(r"^([a-z0-9-]+)==", text, re.MULTILINE))

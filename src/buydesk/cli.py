@@ -9,6 +9,7 @@ import click
 from buydesk import __version__, logs
 from buydesk.errors import CannotStart
 from buydesk.money import NotMoney, parse_btc
+from buydesk.sentry import require_sentry
 from buydesk.settings import PORTS, Settings, read_settings, variable
 
 # `up` and `serve` import what they need when they are called: `buydesk --help` answers at once, and the SQLAlchemy that
@@ -57,6 +58,7 @@ def up(separate: bool, **given: object) -> None:
     Ctrl-C or SIGTERM stops it, after finishing what was accepted. Its orders are there at the next start.
     """
     settings = read_settings(**{name: value for name, value in given.items() if value is not None})
+    require_sentry(settings)
     from buydesk.up import up as run  # noqa: PLC0415
 
     logs.configure(settings.log_level)
@@ -84,10 +86,25 @@ def serve(service: str) -> None:
     if "internal_token" not in settings.model_fields_set:
         name = variable("internal_token")
         raise CannotStart(f"{name} is missing: give all services the same secret, such as `openssl rand -hex 32`")
+    require_sentry(settings)
     from buydesk.running import serve as run  # noqa: PLC0415
 
     logs.configure(settings.log_level)
     _run(run(settings, service))
+
+
+@main.command()
+@click.argument("services", nargs=-1, required=True, type=click.Choice(sorted(PORTS)))
+def front(services: tuple[str, ...]) -> None:
+    """Pass the connections of SERVICES on, each from its port to the hosts that have its name, one after the other.
+
+    For containers, where several can be one service and only one can have the published port.
+    """
+    settings = read_settings()
+    from buydesk.local.front import front as run  # noqa: PLC0415
+
+    logs.configure(settings.log_level)
+    _run(run(settings, services))
 
 
 @main.command()

@@ -1,13 +1,18 @@
-"""Logs: everything goes to stdout, as JSON lines or, on a terminal, as text; and no password in any of it."""
+"""Logs: everything goes to stdout, as JSON lines or, on a terminal, as text; and no password in any of it.
+
+A line that is written while a request is worked on names that request's id.
+"""
 
 import logging
 import re
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
+from buydesk import request_ids
 from buydesk.times import format_time
 
 # The password of a URL ends at the last @ before the path: one that has a bare @ in it is hidden as a whole.
@@ -18,6 +23,13 @@ _QUERY_PASSWORD = re.compile(r"([?&]password=)[^\s&#'\"\\]*", re.IGNORECASE)
 def masked(text: str) -> str:
     """The text with the passwords of its URLs replaced by `***`."""
     return _QUERY_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1:***@", text))
+
+
+def request_id_of(record: logging.LogRecord) -> str | None:
+    """The id of the request that the record is about: one that was given as `extra`, otherwise that of the task that
+    logs. To be asked where it is logged, in that task."""
+    given: str | None = getattr(record, "request_id", None)
+    return given or request_ids.current()
 
 
 def configure(level: str, json: bool | None = None) -> None:
@@ -39,7 +51,7 @@ def configure(level: str, json: bool | None = None) -> None:
 
 
 class _JsonLines(JsonFormatter):
-    """One JSON object a line: time, level, logger, message, what was given as `extra`, exception."""
+    """One JSON object a line: time, level, logger, message, request_id, what was given as `extra`, exception."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -47,6 +59,12 @@ class _JsonLines(JsonFormatter):
             rename_fields={"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "exception"},
             reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's message once more, with escape codes
         )
+
+    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
+        super().add_fields(log_data, record, message_dict)
+        request_id = request_id_of(record)
+        if request_id is not None:
+            log_data["request_id"] = request_id
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # logging's name
         return _time_of(record)
@@ -65,7 +83,9 @@ class _Text(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         # Clients' text may be in it: it shall not be able to break the line or to steer the terminal.
         message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in record.message)
-        return f"{record.asctime} {record.levelname:<8} {record.name}: {message}"
+        request_id = request_id_of(record)
+        about = record.name if request_id is None else f"{record.name} [{request_id}]"
+        return f"{record.asctime} {record.levelname:<8} {about}: {message}"
 
     def usesTime(self) -> bool:  # noqa: N802  # logging's name
         return True

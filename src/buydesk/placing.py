@@ -3,6 +3,9 @@
 create_buy_order sends its batches to the ledger (db_proxy, when that runs elsewhere), db_proxy sends its own to
 PostgreSQL: both by `PlacingQueue`. One batch is under way at a time. A batch whose outcome is unknown is sent again,
 the same items with the same ids and prices, until their time is up.
+
+A batch is a request with an id of its own, which travels on with it (docs/decisions/0013). Where an order's answer is
+lost, or the ledger has a fault with it, what is logged names the order, its request and its batch.
 """
 
 import asyncio
@@ -14,7 +17,8 @@ from datetime import timedelta
 
 import msgspec
 
-from buydesk.errors import DeskError, LedgerUnavailable, OutcomeUnknown, Overloaded, WrongMode
+from buydesk import request_ids
+from buydesk.errors import DeskError, InternalError, LedgerUnavailable, OutcomeUnknown, Overloaded, WrongMode
 from buydesk.orders import OrderLedger, Outcome, Placement, Refused
 from buydesk.settings import Settings
 from buydesk.times import format_time
@@ -22,15 +26,18 @@ from buydesk.times import format_time
 # Halves are no smaller than this: a batch has a cost of its own, whatever is in it.
 SMALL_BATCH = 32
 _SWEEP_SECONDS = 0.25
+_NOT_TOLD = "the ledger could not tell"
 _NOT_THIS_TIME = (LedgerUnavailable, Overloaded, WrongMode)
 
 
 class Waiting(msgspec.Struct, eq=False):
-    """An order on its way to the ledger. `give_up_at` is monotonic time; `resent` says that an answer was lost."""
+    """An order on its way to the ledger. `give_up_at` is monotonic time; `resent` says that an answer was lost;
+    `request` is the id of the one that brought it."""
 
     item: Placement
     give_up_at: float
     answer: asyncio.Future[Outcome]
+    request: request_ids.Kept
     resent: bool = False
 
     def settle(self, outcome: Outcome) -> None:
@@ -86,8 +93,8 @@ class PlacingQueue:
             raise Overloaded("The service is stopping.", retry_after_seconds=1)
         if len(self._queue) + len(items) > self._settings.orders_waiting_max:
             raise Overloaded(f"{len(self._queue)} orders are waiting already.", retry_after_seconds=1)
-        loop = asyncio.get_running_loop()
-        added = [Waiting(item, give_up_at, loop.create_future()) for item in items]
+        loop, request = asyncio.get_running_loop(), request_ids.kept()
+        added = [Waiting(item, give_up_at, loop.create_future(), request) for item in items]
         self._queue += added
         self._arrived.set()
         return added
@@ -99,11 +106,15 @@ class PlacingQueue:
                 self._arrived.clear()
             while self._queue:
                 batch = [self._queue.popleft() for _ in range(self._batch_size())]
+                _begin(batch)
                 try:
                     await self._settle(batch)
                 except Exception:
-                    self._log.exception("a batch of %d orders failed unexpectedly", len(batch))
-                    self._refuse_unknown(each for each in batch if not each.answer.done())
+                    failed = [each for each in batch if not each.answer.done()]
+                    self._log.exception(
+                        "a batch of %d orders failed unexpectedly", len(batch), extra={"orders": _named(failed)}
+                    )
+                    self._refuse_unknown(failed)
             if self._closing:
                 return
 
@@ -124,8 +135,7 @@ class PlacingQueue:
             try:
                 outcomes = await self._ledger.place([each.item for each in left], min(seconds, self._sending_seconds))
             except OutcomeUnknown as error:
-                self._log.warning("outcome of %d orders unknown, sending them again: %s", len(left), error.detail)
-                left = self._lost(left)
+                left = self._lost(left, error.detail)
             except DeskError as error:
                 # Certainly not stored this time; what an earlier sending did is as unknown as before.
                 for each in left:
@@ -133,24 +143,30 @@ class PlacingQueue:
                         each.settle(Refused(error))
                 left = [each for each in left if each.resent]
             else:
-                left = self._lost(
-                    [each for each, outcome in zip(left, outcomes, strict=True) if not self._answer(each, outcome)]
-                )
+                answered = zip(left, outcomes, strict=True)
+                left = self._lost([each for each, outcome in answered if not self._answer(each, outcome)], _NOT_TOLD)
             if left:
                 await asyncio.sleep(self._settings.resend_pause_seconds)
 
-    @staticmethod
-    def _answer(each: Waiting, outcome: Outcome) -> bool:
+    def _answer(self, each: Waiting, outcome: Outcome) -> bool:
         if isinstance(outcome, Refused):
             problem = outcome.problem
             # Not stored this time proves nothing of an earlier sending: only the ledger itself has looked for that.
             if isinstance(problem, OutcomeUnknown) or (each.resent and isinstance(problem, _NOT_THIS_TIME)):
                 return False
+            if isinstance(problem, InternalError):
+                # The line of the request, which knows nothing of batches, so that both can be found from either.
+                known = {"request_id": request_ids.text(each.request), "batch": request_ids.current()}
+                self._log.warning("order %s met a fault: %s", each.item.order.id, problem.detail, extra=known)
         each.settle(outcome)
         return True
 
-    @staticmethod
-    def _lost(left: list[Waiting]) -> list[Waiting]:
+    def _lost(self, left: list[Waiting], why: str) -> list[Waiting]:
+        """The orders whose outcome is unknown, all of them; each is named in the log when it becomes one of them."""
+        if left:
+            names = _named(each for each in left if not each.resent)
+            told = {"orders": names} if names else None
+            self._log.warning("outcome of %d orders unknown, sending them again: %s", len(left), why, extra=told)
         for each in left:
             each.resent = True
         return left
@@ -179,6 +195,17 @@ class PlacingQueue:
             now = time.monotonic()
             while self._queue and self._queue[0].give_up_at <= now:
                 self._give_up_late([self._queue.popleft()])
+
+
+def _begin(batch: Sequence[Waiting]) -> None:
+    """A batch of one order goes under the id of the order's request: then one id leads over all hops."""
+    given = request_ids.text(batch[0].request) if len(batch) == 1 else None
+    request_ids.begin(given.encode() if given is not None else None)
+
+
+def _named(orders: Iterable[Waiting]) -> dict[str, str | None]:
+    """The orders' ids, each with the id of the request that brought it: for the log."""
+    return {str(each.item.order.id): request_ids.text(each.request) for each in orders}
 
 
 def outcome_unknown(item: Placement, settings: Settings) -> OutcomeUnknown:

@@ -7,6 +7,7 @@ is never sent where the answer to an earlier request on the connection belongs.
 
 import asyncio
 import logging
+from functools import cached_property
 from typing import Any
 
 import httptools
@@ -16,6 +17,7 @@ from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from buydesk import request_ids
 from buydesk.errors import DeskError, HeadersTooLarge, InvalidHttp, Overloaded, RequestTimeout
 from buydesk.settings import Settings
 from buydesk.web import BODY_BYTES_MAX, WHOLE_BODY, HotRoute, Service, problem_response
@@ -24,6 +26,7 @@ from buydesk.web import BODY_BYTES_MAX, WHOLE_BODY, HotRoute, Service, problem_r
 HEAD_BYTES_MAX = 64 * 1024
 # After a refusal what still comes is thrown away for so long: a close at once would cut off the refusal itself.
 LINGER_SECONDS = 1.0
+_GIVEN_ID = "buydesk.request_id"  # in the scope of a request for a hot route
 
 # At debug only: a client's fault is no report of ours.
 _log = logging.getLogger(__name__)
@@ -40,6 +43,11 @@ class DeskConfig(uvicorn.Config):
         self.request_seconds_max = settings.request_seconds_max
         self.connections_max = settings.connections_max
 
+    @cached_property
+    def hot(self) -> dict[tuple[bytes, bytes], HotRoute]:
+        """The service's hot routes by method and path, as they stand in a request."""
+        return {(method.encode(), path.encode()): hot for (method, path), hot in self.service.hot.items()}
+
 
 class DeskProtocol(HttpToolsProtocol):
     """One connection. Its only timer is left running over many requests, so that a quick one costs none."""
@@ -53,6 +61,7 @@ class DeskProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._service = config.service
+        self._hot = config.hot
         self._seconds_max = config.request_seconds_max
         self._connections_max = config.connections_max
         self._timer: asyncio.TimerHandle | None = None
@@ -137,20 +146,26 @@ class DeskProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             return None
         path, _, query = self.url.partition(b"?")
-        method = self.parser.get_method().decode("ascii")
-        hot = self._service.hot.get((method, path.decode("latin-1")))
+        hot = self._hot.get((self.parser.get_method(), path))
         if hot is None or self.expect_100_continue or self.parser.get_http_version() != "1.1":
             return None
+        given_id = None
         for name, value in self.headers:
-            if name in _UNUSUAL or (name == b"content-length" and int(value) > BODY_BYTES_MAX):
+            if name not in _TELLING:
+                continue
+            if name == request_ids.HEADER:
+                given_id = value
+            elif name != b"content-length" or int(value) > BODY_BYTES_MAX:
                 return None
-        self.scope = {  # type: ignore[typeddict-item]  # all that an endpoint of ours looks at
+        scope: Any = {  # all that an endpoint of ours looks at
             "type": "http",
-            "method": method,
+            "method": hot.method,
             "path": hot.path,
             "query_string": query,
             "headers": self.headers,
+            _GIVEN_ID: given_id,
         }
+        self.scope = scope
         return hot
 
     def _make_scope(self) -> None:
@@ -226,8 +241,10 @@ class DeskProtocol(HttpToolsProtocol):
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _problem(self, error: DeskError) -> bytes:
-        instance = self.scope.get("path", "/") if self._has_begun else "/"
-        return _written(problem_response(error, instance), self.server_state.default_headers, keep_alive=False)
+        instance, headers = (self.scope.get("path", "/"), self.headers) if self._has_begun else ("/", [])
+        request_id = request_ids.choose(request_ids.given_in(headers))
+        problem = problem_response(error, instance)
+        return _written(problem, self.server_state.default_headers, request_id, keep_alive=False)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -258,6 +275,7 @@ class HotCycle(RequestResponseCycle):
     async def answer(self) -> None:
         """Asks the endpoint, and writes what it answers."""
         scope: Any = self.scope
+        request_id = request_ids.begin(scope[_GIVEN_ID])
         scope[WHOLE_BODY] = bytes(self.body)
         response = await self._service.answer(self._hot, Request(scope))
         if self.flow.write_paused and not self.disconnected:
@@ -265,7 +283,7 @@ class HotCycle(RequestResponseCycle):
         if self.disconnected:
             return
         self.response_started = self.response_complete = True
-        self.transport.write(_written(response, self.default_headers, keep_alive=self.keep_alive))
+        self.transport.write(_written(response, self.default_headers, request_id, keep_alive=self.keep_alive))
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
@@ -273,16 +291,20 @@ class HotCycle(RequestResponseCycle):
 
 # uvicorn tells a cycle's event of each part of the body; a hot cycle does not wait for any.
 _UNHEARD = asyncio.Event()
-# Headers that change how a body is read, or what comes after the answer.
-_UNUSUAL = frozenset({b"transfer-encoding", b"upgrade"})
+# The headers that a hot route is told by: its request's id, and how the body is read or what comes after the answer.
+_TELLING = frozenset({request_ids.HEADER, b"content-length", b"transfer-encoding", b"upgrade"})
 
 
-def _written(response: Response, default_headers: list[tuple[bytes, bytes]], *, keep_alive: bool) -> bytes:
+def _written(
+    response: Response, default_headers: list[tuple[bytes, bytes]], request_id: bytes, *, keep_alive: bool
+) -> bytes:
     """The bytes of a whole answer, whose headers are our own."""
     lines = [b"%b: %b\r\n" % each for each in (*default_headers, *response.raw_headers)]
     if not keep_alive:
         lines.append(b"connection: close\r\n")
-    return b"".join((STATUS_LINE[response.status_code], *lines, b"\r\n", response.body))
+    return b"".join(
+        (STATUS_LINE[response.status_code], *lines, b"x-request-id: ", request_id, b"\r\n\r\n", response.body)
+    )
 
 
 class OneWrite(asyncio.Transport):

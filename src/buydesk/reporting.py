@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 
 from buydesk.errors import HealthUnavailable
 from buydesk.health import DATA_CHARS_MAX, STOPPED, HealthDesk, Level, Report
-from buydesk.logs import masked
+from buydesk.logs import masked, request_id_of
 from buydesk.settings import Settings
 
 LAST_WORDS_SECONDS_MAX = 1.0
@@ -156,7 +156,7 @@ class ReportHandler(logging.Handler):
     """Makes reports of warnings and worse: status 400 for a warning, 500 for what is worse.
 
     They are the report of the service that the logger is named after (`buydesk.services.<service>`), otherwise of
-    `default`: the process as a whole.
+    `default`: the process as a whole. The text begins with the id of the request that it is about, if it is about one.
     """
 
     def __init__(self, reporters: Mapping[str, Reporter], default: str) -> None:
@@ -171,6 +171,9 @@ class ReportHandler(logging.Handler):
             if record.exc_info and record.exc_info[1] is not None:
                 # A long message leaves room for the exception; masked first, because half a password shows as such.
                 text = f"{masked(text)[: DATA_CHARS_MAX // 2]} ({_described(record.exc_info[1])})"
+            request_id = request_id_of(record)
+            if request_id is not None:
+                text = f"[{request_id}] {text}"
             level: Level = "warning"
             if record.levelno >= logging.ERROR:
                 level = "critical" if record.levelno >= logging.CRITICAL else "error"

@@ -15,6 +15,7 @@ from buydesk.local.children import watch_supervisor
 from buydesk.local.ports import allow_connections, bind, close
 from buydesk.local.signals import stop_signals
 from buydesk.protocol import DeskConfig
+from buydesk.sentry import told
 from buydesk.settings import PORTS, Settings
 from buydesk.web import Service
 from buydesk.wiring import Wired, wire
@@ -88,14 +89,15 @@ async def serve(settings: Settings, service: str) -> None:
 @contextlib.asynccontextmanager
 async def served(wired: Wired, listeners: Mapping[str, socket.socket], settings: Settings) -> AsyncIterator[None]:
     """While entered, what is wired runs, and what it logs as wrong is reported."""
-    handler = wired.report_handler()
-    logging.getLogger().addHandler(handler)
-    try:
-        async with running(wired.apps, listeners, settings):
-            yield
-    finally:
-        logging.getLogger().removeHandler(handler)
-        await wired.close()
+    async with told(settings, wired.apps):
+        handler = wired.report_handler()
+        logging.getLogger().addHandler(handler)
+        try:
+            async with running(wired.apps, listeners, settings):
+                yield
+        finally:
+            logging.getLogger().removeHandler(handler)
+            await wired.close()
 
 
 async def _start(app: Service, listener: socket.socket, settings: Settings) -> tuple[Server, asyncio.Task[None]]:

@@ -1,15 +1,16 @@
-"""Settings: one frozen object, read once from the environment.
+"""Settings: one frozen object, read once from the environment (secrets also from files, in containers).
 
-Three variables have the names everybody uses (DATABASE_URL, REDIS_URL, PRICE_FEED); all others start with BUYDESK_. One
-that is unknown, or has no sense by itself or beside the others, fails at start by its name.
+Four variables have the names everybody uses (DATABASE_URL, REDIS_URL, PRICE_FEED, SENTRY_DSN); all others start with
+BUYDESK_. One that is unknown, or has no sense by itself or beside the others, fails at start by its name.
 """
 
 import os
+import re
 import secrets
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -24,24 +25,23 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from buydesk import addresses
 from buydesk.errors import CannotStart
 
 PREFIX = "BUYDESK_"
-# In the order of their start, each service after those that it asks; they are stopped the other way round: the edges
-# first, so that those behind them can finish what was accepted, and last health_check, which hears of all others.
-PORTS = {
-    "health_check": 8050,
-    "db_proxy": 8010,
-    "api_cache_proxy": 8002,
-    "api_updater": 8003,
-    "create_buy_order": 8001,
-    "fetch_buy_orders": 8020,
-}
+PORTS = addresses.PORTS
 # The services that clients or other services ask by their address.
 _ASKED = ("api_cache_proxy", "db_proxy", "fetch_buy_orders", "health_check")
 
+# Longer than every secret that somebody else made up: those of deploy/secrets, and any server's default.
+SECRET_CHARS_MIN = 16
+
+# Where containers find their secrets: a file for each, with the name of the variable it stands for.
+SECRETS_DIR = Path("/run/secrets")
+
 DATABASE_SCHEMES = ("postgresql://", "postgres://")
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+_DSN = re.compile(r"https?://[!-~]+@[!-~]+/[0-9]+", re.ASCII)
 
 
 def _http_url(url: str) -> str:
@@ -99,6 +99,12 @@ class Settings(BaseSettings):
         "sandbox", validation_alias=_shared_name("PRICE_FEED"), description="Recorded prices, or the exchanges'."
     )
 
+    sentry_dsn: SecretStr | None = Field(
+        None,
+        validation_alias=_shared_name("SENTRY_DSN"),
+        description="Where errors are told: a Sentry project; needs `buydesk[sentry]`.",
+    )
+
     host: Annotated[str, BeforeValidator(_not_empty)] = Field(
         "127.0.0.1", description="The address all services listen on."
     )
@@ -109,6 +115,10 @@ class Settings(BaseSettings):
     internal_token: SecretStr = Field(
         default_factory=lambda: SecretStr(secrets.token_urlsafe(32)),
         description="What the services show each other: visible ASCII; `up` makes one, `serve` requires it.",
+    )
+    refuse_default_secrets: bool = Field(
+        False,
+        description="Whether a secret of less than 16 characters, as defaults are, keeps a service from starting.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that is logged.")
     supervisor_fd: int | None = Field(None, description="Set by `up --separate`: the service ends when it closes.")
@@ -168,6 +178,13 @@ class Settings(BaseSettings):
             raise ValueError(f"must start with {' or '.join(schemes)}")
         return url
 
+    @field_validator("sentry_dsn")
+    @classmethod
+    def _is_dsn(cls, dsn: SecretStr | None) -> SecretStr | None:
+        if dsn is not None and not (_DSN.fullmatch(dsn.get_secret_value()) and _has_http_host(dsn.get_secret_value())):
+            raise ValueError("must be as Sentry gives it: https://KEY@HOST/PROJECT")
+        return dsn
+
     @field_validator("internal_token")
     @classmethod
     def _fits_a_header(cls, token: SecretStr) -> SecretStr:
@@ -207,6 +224,17 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _keep_secrets(self) -> Self:
+        secret = {"internal_token": self.internal_token.get_secret_value()}
+        if self.database_url is not None:
+            secret["database_url"] = _password(self.database_url.get_secret_value())
+        weak = [variable(field) for field in secret if len(secret[field]) < SECRET_CHARS_MIN]
+        if self.refuse_default_secrets and weak:
+            told = f"must hold a secret of your own, of at least {SECRET_CHARS_MIN} characters"
+            raise ValueError("; ".join(f"{each} {told}" for each in weak))
+        return self
+
+    @model_validator(mode="after")
     def _fill_urls(self) -> Self:
         for service in _ASKED:
             if not getattr(self, f"{service}_url"):
@@ -227,6 +255,13 @@ class Settings(BaseSettings):
         return f"http://{_reachable(self.host)}:{self.port(service)}"
 
 
+def _password(url: str) -> str:
+    try:
+        return unquote(urlsplit(url).password or "")
+    except ValueError:  # the driver will say what is wrong with it
+        return ""
+
+
 def _reachable(host: str) -> str:
     """The address, as a URL writes it, at which this host reaches what listens on `host`."""
     try:
@@ -245,18 +280,32 @@ def variable(field: str) -> str:
 
 
 def read_settings(**overrides: object) -> Settings:
-    """The settings of this process: environment first, then what the command line says.
+    """The settings of this process: what the command line says, or else its environment, or else a file in SECRETS_DIR.
 
     Raises CannotStart naming every variable that is unknown or has no sense; never its value, which may be a secret.
     """
     known = {variable(field) for field in Settings.model_fields}
-    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    files = {path.name: path for path in SECRETS_DIR.glob("*")}
+    unknown = sorted(name for name in {*os.environ, *files} if name.startswith(PREFIX) and name not in known)
     if unknown:
         raise CannotStart(f"unknown setting {', '.join(unknown)}: unset it, or see `buydesk serve --help` for names")
+    secret = {
+        field: _secret(files[variable(field)])
+        for field in Settings.model_fields
+        if variable(field) in files and not os.environ.get(variable(field))
+    }
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]  # checked by pydantic
+        return Settings(**{**secret, **overrides})  # type: ignore[arg-type]  # checked by pydantic
     except ValidationError as error:
         raise CannotStart("; ".join(_complaint(each["loc"], each["msg"]) for each in error.errors())) from None
+
+
+def _secret(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise CannotStart(f"{file.name}: {file} cannot be read: {why}") from error
 
 
 def _complaint(location: tuple[int | str, ...], message: str) -> str:

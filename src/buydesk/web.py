@@ -35,7 +35,7 @@ from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Message, Receive, Scope, Send
 
-from buydesk import __version__
+from buydesk import __version__, request_ids
 from buydesk.errors import (
     DeskError,
     InternalError,
@@ -59,6 +59,10 @@ BODY_BYTES_MAX = 16 * 1024
 WHOLE_BODY = "buydesk.body"
 CHECK_SECONDS_MAX = 3.0
 _EVERY_SERVICE = "every service"
+_ABOUT_IDS = (
+    "Every answer has an `X-Request-Id`, by which the desk's logs and reports name the request: the one that came with "
+    "it, if that is 1 to 64 letters, digits, `.`, `_` or `-`, otherwise a fresh one."
+)
 
 Json = Mapping[str, object]
 Check = Callable[[], Awaitable[None]]
@@ -133,7 +137,7 @@ class HotRoute(NamedTuple):
 
 class Service(FastAPI):
     """A service's app: the outermost layer, which knows hot routes, takes a documented path with and without its
-    trailing slash, and counts what is answered."""
+    trailing slash, gives each request its id, and counts what is answered."""
 
     def __init__(self, name: str, summary: str, lifespan: Lifespan) -> None:
         super().__init__(
@@ -180,30 +184,32 @@ class Service(FastAPI):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        request_id = request_ids.begin(request_ids.given_in(scope["headers"]))
+        status = 500
+
+        async def noting_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (request_ids.HEADER, request_id)]
+            await send(message)
+
         scope["path"] = self._documented(scope["path"])
         hot = self.hot.get((scope["method"], scope["path"]))
         if hot is not None:
             response = await self.answer(hot, Request(scope, receive))
-            await response(scope, receive, send)
+            await response(scope, receive, noting_send)
             return
         started = time.perf_counter()
-        status = 500
-
-        async def counting_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         try:
-            await super().__call__(scope, receive, counting_send)
+            await super().__call__(scope, receive, noting_send)
         finally:
             # The route's pattern, never the path itself: clients must not be able to make new series.
             path = getattr(scope.get("route"), "path", None) or self._paths.get(scope.get("endpoint"), "(none)")
             self._traffic.count(scope["method"], path, status, time.perf_counter() - started)
 
     async def answer(self, hot: HotRoute, request: Request) -> Response:
-        """The answer of a hot route, whatever happens; counted."""
+        """The answer of a hot route, whatever happens; counted. The request's id is begun before and added after."""
         started = time.perf_counter()
         try:
             response = await hot.endpoint(request)
@@ -425,7 +431,12 @@ async def _failure_of(check: Check) -> str | None:
 
 def _openapi(app: Service) -> dict[str, Any]:
     document = get_openapi(
-        title=app.title, version=app.version, summary=app.summary, routes=app.routes, openapi_version="3.1.0"
+        title=app.title,
+        version=app.version,
+        summary=app.summary,
+        description=_ABOUT_IDS,
+        routes=app.routes,
+        openapi_version="3.1.0",
     )
     for path, hot in app.operations.items():
         document.setdefault("paths", {}).setdefault(path, {}).update(hot)

@@ -35,6 +35,11 @@ NOT_RUN = {
     "make up ARGS=--separate": "test_separate.py does, and takes its time",
     "make test": "it runs this test",
     "make check": "CI runs it beside the tests",
+    "make load": "test_load.py does",
+    "docker compose up --build": "deploy/smoke does, where there is an engine",
+    "docker compose up -d --wait --scale create_buy_order=3 --scale db_proxy=2": "as above",
+    "docker compose up --build tests && docker compose rm -fsv tests": "it takes as long as `make test`",
+    "deploy/smoke": "CI runs it beside the tests",
 }
 # Codes that no client meets, and where they stay.
 INTERNAL_CODES = {
@@ -85,6 +90,11 @@ class Desk:
 
 
 Rule = Callable[[Desk, Example], Awaitable[list[str]]]
+
+
+async def elsewhere(_: Desk, example: Example) -> list[str]:
+    """What needs an engine is not run here."""
+    return [] if example.command in NOT_RUN else [f"give {example.command} a reason in NOT_RUN"]
 
 
 async def dry_run(desk: Desk, example: Example) -> list[str]:
@@ -139,6 +149,7 @@ async def serve(desk: Desk, example: Example) -> list[str]:
 # Every command block is of one of these forms, and of which it is says how it is run.
 RULES: dict[str, Rule] = {
     r"make .*": dry_run,
+    r"(docker compose|deploy/smoke).*": elsewhere,
     r"(id=\$\(curl .*\)\n)?curl (.|\n)*": ask,
     r"\. \.venv/bin/activate(\nbuydesk .*--help)+": finish,
     r"\. \.venv/bin/activate(\nexport .*)+\nbuydesk migrate\nbuydesk serve \w+": serve,

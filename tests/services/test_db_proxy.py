@@ -16,7 +16,7 @@ from buydesk.errors import LedgerUnavailable, Overloaded, PriceUnavailable, Wron
 from buydesk.orders import Order, Outcome, Placement
 from buydesk.prices import PriceRecord, record_document, record_from
 from buydesk.reporting import Reporter
-from buydesk.services.db_proxy import ADD_BYTES_MAX, ITEMS_MAX, create_app
+from buydesk.services.db_proxy import ADD_BYTES_MAX, ITEMS_MAX, ExposureSeen, create_app
 from buydesk.times import format_time, utc_now
 from buydesk.wire import placement_documents, stored_document
 from tests.ledgers import ModelLedger, placement, record, settings, shown
@@ -384,3 +384,23 @@ async def test_a_deadline_beyond_any_edge_s_is_refused(proxy: Proxy) -> None:
         [result] = await proxy.add(document | {"deadline": deadline})
         assert result["problem"]["errors"] == [{"member": "deadline", "reason": "must be at most 21 s from now"}]
     assert proxy.ledger.stored == []
+
+
+async def test_metrics_tell_the_exposure_that_readiness_saw_last(proxy: Proxy) -> None:
+    async def told() -> dict[str, float]:
+        lines = (await proxy.client.get("/metrics")).text.splitlines()
+        named = [line.split() for line in lines if line.startswith("buydesk_exposure_")]
+        return {name: float(value) for name, value in named}
+
+    await proxy.add(*documents(placement(6900, price=PRICE)))
+    sold = proxy.ledger.stored[0].satoshi
+    assert (await proxy.client.get("/readyz")).status_code == 200
+    assert await told() == {"buydesk_exposure_used_satoshi": sold, "buydesk_exposure_cap_satoshi": 100 * 10**8}
+    proxy.ledger.fault = LedgerUnavailable("gone")
+    assert (await proxy.client.get("/readyz")).status_code == 503
+    assert (await told())["buydesk_exposure_used_satoshi"] == sold
+
+
+async def test_before_the_first_check_nothing_is_told_of_the_exposure() -> None:
+    seen = ExposureSeen(ModelLedger())
+    assert list(seen.collect()) == []

@@ -3,10 +3,11 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from buydesk import settings as settings_module
 from buydesk.errors import CannotStart
 from buydesk.settings import PORTS, PREFIX, Settings, read_settings, variable
 
-SHARED_NAMES = {"DATABASE_URL", "REDIS_URL", "PRICE_FEED"}
+SHARED_NAMES = {"DATABASE_URL", "REDIS_URL", "PRICE_FEED", "SENTRY_DSN"}
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +71,11 @@ def test_the_command_line_wins_over_the_environment(field: str, monkeypatch: pyt
         ("DATABASE_URL", "mysql://u:hunter2@db/desk"),
         ("DATABASE_URL", "hunter2"),
         ("REDIS_URL", "http://:hunter2@r/0"),
+        ("SENTRY_DSN", "hunter2"),
+        ("SENTRY_DSN", "https://hunter2@/1"),
+        ("SENTRY_DSN", "https://hunter2@host/"),
+        ("SENTRY_DSN", "https://host/hunter2"),
+        ("SENTRY_DSN", "ftp://hunter2@host/1"),
         ("BUYDESK_DB_PROXY_URL", "db-proxy:8010/hunter2"),
         ("BUYDESK_DB_PROXY_URL", "ftp://hunter2"),
         ("BUYDESK_FETCH_BUY_ORDERS_URL", "http://"),
@@ -145,6 +151,11 @@ def test_a_redis_may_be_named_in_every_usual_way(url: str) -> None:
     assert read_settings(redis_url=url).redis_url == SecretStr(url)
 
 
+@pytest.mark.parametrize("dsn", ["https://key@sentry.example/1", "http://key:secret@[::1]:9000/sub/path/42"])
+def test_a_sentry_may_be_named_in_every_usual_way(dsn: str) -> None:
+    assert read_settings(sentry_dsn=dsn).sentry_dsn == SecretStr(dsn)
+
+
 def test_all_complaints_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BUYDESK_PORT_OFFSET", "-1")
     monkeypatch.setenv("BUYDESK_LOG_LEVEL", "LOUD")
@@ -202,3 +213,75 @@ def test_a_service_elsewhere_is_found_by_its_address(monkeypatch: pytest.MonkeyP
     settings = read_settings(port_offset=5)
     assert settings.url("db_proxy") == "http://db-proxy:8010"
     assert settings.own_url("db_proxy") == "http://127.0.0.1:8015"
+
+
+LONG = "a-secret-of-my-own-making"
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"internal_token": "changeme"}, ["BUYDESK_INTERNAL_TOKEN"]),
+        ({"internal_token": LONG, "database_url": "postgresql://postgres:changeme@h/db"}, ["DATABASE_URL"]),
+        ({"internal_token": LONG, "database_url": "postgresql://postgres@h/db"}, ["DATABASE_URL"]),
+        ({"internal_token": LONG, "database_url": f"postgresql://{LONG}@[h/db"}, ["DATABASE_URL"]),
+        (
+            {"internal_token": "short", "database_url": "postgres://u:p@h/db"},
+            ["BUYDESK_INTERNAL_TOKEN", "DATABASE_URL"],
+        ),
+    ],
+)
+def test_default_secrets_are_refused_where_that_is_asked_for(given: dict[str, str], named: list[str]) -> None:
+    assert read_settings(**given).refuse_default_secrets is False
+    with pytest.raises(CannotStart) as refused:
+        read_settings(refuse_default_secrets=True, **given)
+    assert [part.split()[0] for part in str(refused.value).split("; ")] == named
+    assert LONG not in str(refused.value)
+
+
+def test_secrets_of_one_s_own_are_taken() -> None:
+    url = "postgresql://postgres:" + LONG.replace("-", "%2d") + "@h/db"
+    read_settings(refuse_default_secrets=True, internal_token=LONG, database_url=url)
+
+
+@pytest.fixture
+def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(settings_module, "SECRETS_DIR", tmp_path)
+    return tmp_path
+
+
+def test_a_secret_comes_from_its_file(secrets: Path) -> None:
+    (secrets / "DATABASE_URL").write_text("postgresql://u:hunter2@db/desk\n")
+    (secrets / "BUYDESK_INTERNAL_TOKEN").write_text("hunter2")
+    (secrets / "another program's").write_text("x")
+    settings = read_settings()
+    assert settings.database_url == SecretStr("postgresql://u:hunter2@db/desk")
+    assert settings.internal_token == SecretStr("hunter2")
+    assert "internal_token" in settings.model_fields_set
+
+
+def test_a_variable_and_the_command_line_win_over_a_secret_file(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (secrets / "BUYDESK_INTERNAL_TOKEN").write_bytes(b"\xff")
+    monkeypatch.setenv("BUYDESK_INTERNAL_TOKEN", "here")
+    assert read_settings().internal_token == SecretStr("here")
+    (secrets / "BUYDESK_LOG_LEVEL").write_text("ERROR")
+    assert read_settings(log_level="DEBUG").log_level == "DEBUG"
+
+
+@pytest.mark.parametrize(("name", "content"), [("DATABASE_URL", b"hunter2"), ("BUYDESK_INTERNAL_TOKEN", b"")])
+def test_a_secret_file_without_sense_is_named(name: str, content: bytes, secrets: Path) -> None:
+    (secrets / name).write_bytes(content)
+    with pytest.raises(CannotStart, match=f"^{name}: must"):
+        read_settings()
+
+
+def test_a_secret_file_that_is_unknown_or_cannot_be_read_is_named(secrets: Path) -> None:
+    (secrets / "BUYDESK_INTERNAL_TOKEN").write_bytes(b"\xff")
+    with pytest.raises(CannotStart, match=r"^BUYDESK_INTERNAL_TOKEN: .* cannot be read: it is no text"):
+        read_settings()
+    (secrets / "DATABASE_URL").mkdir()
+    with pytest.raises(CannotStart, match=r"^DATABASE_URL: .* cannot be read: Is a directory"):
+        read_settings()
+    (secrets / "BUYDESK_TOKEN").write_text("hunter2")
+    with pytest.raises(CannotStart, match=r"^unknown setting BUYDESK_TOKEN:"):
+        read_settings()

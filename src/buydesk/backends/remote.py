@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 
+from buydesk import request_ids
 from buydesk.errors import (
     DeskError,
     HealthUnavailable,
@@ -74,8 +75,10 @@ class RemoteService:
         """
         timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=self._settings.connect_seconds_max)
         data = None if body is None else msgspec.json.encode(body)
+        request_id = request_ids.current()
+        headers = None if request_id is None else {request_ids.NAME: request_id}
         async with self.session().request(
-            method, self._url + path, data=data, params=query, timeout=timeout, allow_redirects=False
+            method, self._url + path, data=data, params=query, headers=headers, timeout=timeout, allow_redirects=False
         ) as response:
             document = msgspec.json.decode(await response.read())
             if response.status == 200:

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Annotated, Any
@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.security import HTTPBearer
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from buydesk import web
 from buydesk.errors import (
@@ -71,6 +73,25 @@ _REFUSALS = web.problems(LedgerUnavailable, WrongMode, InvalidRequest)
 _GUARDED = _REFUSALS | web.problems(Unauthorized)
 
 
+class ExposureSeen(Collector):
+    """The exposure as the last check of readiness saw it, for Prometheus: a scrape asks the database nothing."""
+
+    def __init__(self, ledger: OrderLedger) -> None:
+        self._ledger = ledger
+        self._seen: Exposure | None = None
+
+    async def check(self) -> None:
+        """Raises LedgerUnavailable when orders cannot be stored."""
+        await self._ledger.check()
+        self._seen = await self._ledger.exposure()
+
+    def collect(self) -> Iterator[Metric]:
+        """What prometheus_client asks for at every scrape; nothing before the first check."""
+        if self._seen is not None:
+            yield GaugeMetricFamily("buydesk_exposure_used_satoshi", "Sold in all.", self._seen.used_satoshi)
+            yield GaugeMetricFamily("buydesk_exposure_cap_satoshi", "May be sold in all.", self._seen.cap_satoshi)
+
+
 def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> web.Service:
     """The service over a ledger."""
     queue = PlacingQueue(ledger, settings, NAME)
@@ -80,7 +101,9 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
         async with queue:
             yield
 
-    app = web.service_app(NAME, "The ledger, over HTTP", {"database": ledger.check}, reporter, lifespan)
+    exposure = ExposureSeen(ledger)
+    app = web.service_app(NAME, "The ledger, over HTTP", {"database": exposure.check}, reporter, lifespan)
+    app.registry.register(exposure)
     token = settings.internal_token.get_secret_value()
 
     async def add(request: Request) -> Response:

@@ -1,0 +1,1 @@
+"""Load on a running desk, as its clients would make it: `make load`."""

@@ -1,0 +1,113 @@
+"""What an operator reads and sets up agrees with the desk: alerts, what is scraped, secrets, drawings, commands."""
+
+import re
+import stat
+import subprocess
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from buydesk.errors import CannotStart
+from buydesk.settings import PORTS, Settings, read_settings
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+RULES = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text(encoding="utf-8")
+DRAWN = {*PORTS, "PostgreSQL", "Redis", "exchanges", "clients"}
+
+
+def test_every_alert_has_its_paragraph() -> None:
+    alerts = re.findall(r"- alert: (\w+)", RULES)
+    explained = re.findall(r"^### (\w+)\n\n[A-Z]", PAGE.partition("## Alerts")[2], re.MULTILINE)
+    assert alerts == explained
+
+
+def test_every_alert_is_tested_to_fire() -> None:
+    tested = (ROOT / "deploy" / "prometheus" / "rules_test.yml").read_text(encoding="utf-8")
+    fired = re.findall(r"alertname: (\w+)\n\s+exp_alerts:\n", tested)
+    assert sorted(fired) == sorted(re.findall(r"- alert: (\w+)", RULES))
+
+
+def test_every_service_is_scraped_and_missed() -> None:
+    config = (ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
+    scraped = re.findall(r"names: \[(\w+)\], type: A, port: (\d+)", config)
+    assert {service: int(port) for service, port in scraped} == PORTS
+    assert set(re.findall(r'absent\(up\{job="buydesk", service="(\w+)"\}\)', RULES)) == set(PORTS)
+
+
+def test_in_production_nothing_but_the_proxy_has_a_published_port() -> None:
+    override = (ROOT / "deploy" / "compose.production.yaml").read_text(encoding="utf-8")
+    base = (
+        (ROOT / "compose.yaml").read_text(encoding="utf-8").partition("\nservices:\n")[2].partition("\nnetworks:\n")[0]
+    )
+    blocks = re.split(r"^  (?=\w+:$)", base, flags=re.MULTILINE)[1:]
+    published = {block.partition(":")[0] for block in blocks if "\n    ports:" in block}
+    assert published >= {"postgres", "api_redis", "health_check", "prometheus", "pg_admin"}
+    # These start only by their own name, and then on this machine only.
+    asked_for = {"locust", "pg_admin", "prometheus"}
+    kept = {
+        service
+        for service in published
+        if not re.search(rf"^  {service}: .*ports: !reset \[\]", override, re.MULTILINE)
+    }
+    assert kept == asked_for
+    assert re.findall(r"^    ports:$", override, re.MULTILINE) == ["    ports:"]
+    assert all("profiles: [" in block for block in blocks if block.partition(":")[0] in asked_for - {"pg_admin"})
+    assert re.search(r"^  pg_admin:\n    profiles: \[admin\]$", override, re.MULTILINE)
+
+
+def secrets_of(directory: Path) -> dict[str, str]:
+    files = {"internal_token": "internal_token", "database_url": "database_url"}
+    return {field: (directory / file).read_text().strip() for field, file in files.items()}
+
+
+def test_the_secrets_that_come_along_do_not_start_production() -> None:
+    local = {"internal_token": "changeme", "database_url": "postgresql://postgres:changeme@postgres:5432/buydesk"}
+    # A checkout has them as files, an image does not.
+    if (ROOT / "deploy" / "secrets").exists():
+        assert secrets_of(ROOT / "deploy" / "secrets") == local
+    assert isinstance(read_settings(**local), Settings)
+    for field, secret in local.items():
+        with pytest.raises(CannotStart, match="must hold a secret of your own"):
+            read_settings(refuse_default_secrets=True, **{"internal_token": "x" * 32, field: secret})
+
+
+def test_secrets_of_one_s_own_are_made_once_and_start_production(tmp_path: Path) -> None:
+    made = tmp_path / "secrets"
+    command = [str(ROOT / "deploy" / "new-secrets"), str(made)]
+    subprocess.run(command, check=True, capture_output=True)  # noqa: S603  # our own
+    secrets = secrets_of(made)
+    read_settings(refuse_default_secrets=True, **secrets)
+    assert (made / "postgres_password").read_text().strip() in secrets["database_url"]
+    assert len(set(secrets.values())) == len(secrets)
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    again = subprocess.run(command, check=False, capture_output=True)  # noqa: S603
+    assert again.returncode != 0
+    assert secrets_of(made) == secrets
+
+
+def test_the_drawings_name_every_service_and_have_the_same_arrows() -> None:
+    drawio = ET.parse(ROOT / "docs" / "architecture.drawio").getroot()  # noqa: S314  # our own
+    svg = ET.parse(ROOT / "docs" / "architecture.svg").getroot()  # noqa: S314
+    cells = {str(cell.get("id")): cell for cell in drawio.iter("mxCell")}
+    assert cells.keys() >= DRAWN
+    texts = " ".join(str(text.text) for text in svg.iter("{http://www.w3.org/2000/svg}text"))
+    for service, port in PORTS.items():
+        assert f"{service} :{port}" in str(cells[service].get("value"))
+        assert f"{service} :{port}" in texts
+    assert all(name in texts for name in DRAWN)
+    arrows = [
+        title.text
+        for title in svg.iterfind(".//{http://www.w3.org/2000/svg}polyline/{http://www.w3.org/2000/svg}title")
+    ]
+    edges = [f"{cell.get('source')} to {cell.get('target')}" for cell in cells.values() if cell.get("edge")]
+    assert sorted(map(str, arrows)) == sorted(edges)
+    assert "](docs/architecture.drawio)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", ["pg_dump", "pg_restore"])
+def test_backup_and_restore_are_the_commands_that_are_tried(command: str) -> None:
+    smoke = (ROOT / "deploy" / "smoke").read_text(encoding="utf-8")
+    [line] = re.findall(rf"^(docker compose exec -T postgres {command} .*?) ?[<>]\S+$", PAGE, re.MULTILINE)
+    assert line in smoke

@@ -1,0 +1,133 @@
+"""The files of the containers hold together, as far as that can be told without an engine (`deploy/smoke` has one)."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from buydesk import __version__
+from buydesk.settings import PORTS, Settings, variable
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+OTHERS = {"postgres": 5432, "pg_admin": 5050, "api_redis": 6379}
+DESK = [name for name, each in SERVICES.items() if str(each.get("image", "")).endswith("buydesk:local}")]
+# What is left out of `docker compose up`: another page tells how it is started.
+IN_PROFILES = {name for name, each in SERVICES.items() if "profiles" in each}
+
+
+def published(service: str) -> list[tuple[str, str]]:
+    """Address and port outside, port inside."""
+    found = []
+    for each in SERVICES[service].get("ports", []):
+        outside, _, inside = each.rpartition(":")
+        found.append((outside, inside))
+    return found
+
+
+def test_every_service_of_the_desk_runs_as_itself() -> None:
+    assert PORTS.keys() <= set(DESK)
+    for service in PORTS:
+        assert SERVICES[service]["command"] == ["serve", service]
+    assert SERVICES["migrate"]["command"][0] == "migrate"
+
+
+def test_every_port_is_published_once_as_it_is_and_on_loopback_only() -> None:
+    everything = [each for service in SERVICES if service not in IN_PROFILES for each in published(service)]
+    expected = {("127.0.0.1:${PORT_PREFIX:-}" + str(port), str(port)) for port in (PORTS | OTHERS).values()}
+    assert sorted(everything) == sorted(expected)
+    profiled = [each for service in IN_PROFILES for each in published(service)]
+    assert all(outside.startswith("127.0.0.1:") for outside, _ in profiled)
+
+
+def test_services_of_which_there_may_be_several_publish_nothing() -> None:
+    command, *services = SERVICES["front"]["command"]
+    assert command == "front"
+    assert {PORTS[service] for service in services} == {int(inside) for _, inside in published("front")}
+    for service in services:
+        assert published(service) == []
+
+
+@pytest.mark.parametrize("service", DESK)
+def test_a_service_may_do_nothing_that_it_need_not(service: str) -> None:
+    it = SERVICES[service]
+    assert it["read_only"] is True
+    assert it["cap_drop"] == ["ALL"]
+    assert it["security_opt"] == ["no-new-privileges:true"]
+    grace_seconds = float(it["stop_grace_period"].removesuffix("s"))
+    assert grace_seconds > Settings.model_fields["drain_seconds_max"].default
+
+
+@pytest.mark.parametrize("service", [name for name in SERVICES if name not in IN_PROFILES])
+def test_every_service_is_bounded_and_comes_back(service: str) -> None:
+    it = SERVICES[service]
+    assert it["restart"] == ("no" if service == "migrate" else "unless-stopped")
+    assert it["logging"]["options"].keys() == {"max-size", "max-file"}
+    assert "mem_limit" in it
+
+
+@pytest.mark.parametrize("service", DESK)
+def test_settings_are_known_and_hold_no_secret(service: str) -> None:
+    names = set(SERVICES[service].get("environment", {}))
+    known = {variable(field) for field in Settings.model_fields}
+    assert names <= known
+    assert names.isdisjoint({"DATABASE_URL", "BUYDESK_INTERNAL_TOKEN"})
+    assert set(SERVICES[service]["secrets"]) <= known
+
+
+def test_only_those_that_own_them_can_reach_the_database_and_redis() -> None:
+    in_data = {name for name, each in SERVICES.items() if "data" in each.get("networks", [])} - IN_PROFILES
+    assert in_data == {*OTHERS, "migrate", "db_proxy", "api_cache_proxy", "health_check"}
+    has_url = {name for name, each in SERVICES.items() if "DATABASE_URL" in each.get("secrets", [])}
+    assert has_url == {"migrate", "db_proxy"}
+
+
+def test_the_secrets_that_come_along_are_the_documented_defaults() -> None:
+    here = {path.name: path.read_text().strip() for path in (ROOT / "deploy" / "secrets").iterdir()}
+    assert here == {
+        "postgres_password": "changeme",
+        "internal_token": "changeme",
+        "database_url": "postgresql://postgres:changeme@postgres:5432/buydesk",
+    }
+    files = {each["file"] for each in COMPOSE["secrets"].values()}
+    assert files == {"${SECRETS_DIR:-./deploy/secrets}/" + name for name in here}
+
+
+def test_pgadmin_knows_the_database() -> None:
+    [server] = json.loads((ROOT / "deploy" / "pgadmin" / "servers.json").read_text())["Servers"].values()
+    environment = SERVICES["postgres"]["environment"]
+    assert (server["Host"], server["Port"]) == ("postgres", OTHERS["postgres"])
+    assert server["Username"] == environment["POSTGRES_USER"]
+    assert server["MaintenanceDB"] == environment["POSTGRES_DB"]
+
+
+def test_a_plain_up_starts_neither_tests_nor_load() -> None:
+    assert "tests" in IN_PROFILES
+    started = [each for name, each in SERVICES.items() if name not in IN_PROFILES]
+    waited_for = {other for each in started for other in each.get("depends_on", {})}
+    assert waited_for.isdisjoint(IN_PROFILES)
+
+
+def test_the_last_stage_is_small_and_runs_as_nobody() -> None:
+    last = DOCKERFILE.rpartition("\nFROM ")[2]
+    assert last.startswith("${PYTHON_IMAGE} AS desk\n")
+    assert re.search(r"^USER \d+:\d+$", last, re.MULTILINE)
+    assert 'ENTRYPOINT ["buydesk"]' in last
+    [health] = re.findall(r"^HEALTHCHECK .* CMD (\[.*\])$", last, re.MULTILINE)
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert json.loads(health)[0] in scripts
+    assert f"ARG VERSION={__version__}\n" in last
+    assert not re.search(r"apt-get|pip install", last)
+
+
+def test_what_is_installed_is_pinned_by_hash() -> None:
+    installing = [line for line in re.sub(r"\\\n", " ", DOCKERFILE).splitlines() if re.search(r"pip install", line)]
+    assert len(installing) >= 3
+    for line in installing:
+        assert "--require-hashes" in line or "--no-index" in line
