@@ -1,24 +1,25 @@
-"""Prices: quotes, the price record made of them, the freshness rule; the ports PriceBoard and PriceSource."""
+"""Prices: quotes, the price record made of them, the freshness rule; the ports PriceBoard and PriceSource.
+
+How quotes become a record is `pricing`'s, how a record is written as JSON `price_documents`'.
+"""
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
-from buydesk.errors import PriceStale, PriceSuperseded, PriceUnavailable, SourceFailed
-from buydesk.money import Currency, format_rate, parse_rate
-from buydesk.reading import read_currency, read_id, read_list, read_object, read_text, read_time
+from buydesk.errors import PriceStale, PriceSuperseded, PriceUnavailable
+from buydesk.money import Currency
 from buydesk.times import format_time
 
 Feed = Literal["sandbox", "live"]
 
 HISTORY_MINUTES_MAX = 24 * 60
+HISTORY_POINTS_MAX = 1000
 # For so long after its observation the last record is kept: to show history, and to tell stale from none.
 KEPT_FOR = timedelta(minutes=HISTORY_MINUTES_MAX)
 _RETRY_AFTER_SECONDS = 5
-
-_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +40,34 @@ class Quote:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A source, or one of its quotes, that was not used, and why."""
+    """A source that gave no quotes, or one of its quotes that was not used, and why."""
 
     source: str
     reason: str
+    quote: Quote | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """The limits of the pricing rule (`pricing.decide`). `version` changes whenever the rule itself does.
+
+    Limits in bp are basis points, a hundredth of a percent.
+    """
+
+    quote_age_seconds_max: int
+    spread_bp_max: int
+    deviation_bp_max: int
+    sources_min: int
+    version: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class PriceRecord:
-    """The market price at one moment, with its proof.
+    """The market price at one moment, with its proof: all quotes there were, the rule and when it was applied.
 
     `as_of` is when the oldest quote used was observed. The record may be used until `expires_at` and not longer.
-    `replayed_from` is the historic minute a sandbox record shows; None on the live feed.
+    `replayed_from` is the historic minute a sandbox record shows; None on the live feed. `rule` and `decided_at` are
+    None for records of the time before there was a rule: one source, its middle of bid and ask.
     """
 
     id: uuid.UUID
@@ -61,6 +78,8 @@ class PriceRecord:
     used: tuple[Quote, ...] = ()
     rejected: tuple[Rejection, ...] = ()
     replayed_from: datetime | None = None
+    rule: Rule | None = None
+    decided_at: datetime | None = None
 
     def require_fresh(self, now: datetime) -> None:
         """The freshness rule: raises PriceStale once `expires_at` has come. Reading a stale record is an error."""
@@ -74,10 +93,50 @@ class PriceRecord:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a source says when it is asked. `replayed_from` is the historic minute it replays; None for a market."""
+    """What a source says when it is asked: its quotes, and what of its answer could not be used.
+
+    `replayed_from` is the historic minute it replays; None for a market.
+    """
 
     quotes: tuple[Quote, ...]
+    rejected: tuple[Rejection, ...] = ()
     replayed_from: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PricePoint:
+    """A price record, as far as a chart needs it."""
+
+    id: uuid.UUID
+    as_of: datetime
+    rates_e8: Mapping[Currency, int]
+    replayed_from: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceState:
+    """How a source is. `detail` says what is wrong, "" when all of its last quotes were used.
+
+    `mids_e8` are of its last quotes, observed at `quoted_at`, however long ago: None before the first. `failures`
+    counts the last calls in a row that failed. Until `resting_until` it is left alone (its breaker is open).
+    """
+
+    source: str
+    detail: str
+    failures: int = 0
+    mids_e8: Mapping[Currency, int] | None = None
+    quoted_at: datetime | None = None
+    resting_until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FeedState:
+    """How all sources were when they were last asked. `problem` says why that made no new record, "" if it made one."""
+
+    at: datetime
+    feed: Feed
+    problem: str
+    sources: tuple[SourceState, ...]
 
 
 class NotARecord(ValueError):
@@ -117,8 +176,20 @@ class PriceBoard(Protocol):
         PriceBoardUnavailable."""
         ...
 
-    async def history(self, minutes: int) -> Sequence[PriceRecord]:
-        """The records observed within the last `minutes` (1 to HISTORY_MINUTES_MAX), oldest first."""
+    async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
+        """Records observed within the last `minutes` (1 to HISTORY_MINUTES_MAX), oldest first, the latest among them.
+
+        When there are more than `points` (1 to HISTORY_POINTS_MAX): the last of each of as many equal spans of time.
+        Costs as much as the points returned, however many records there are.
+        """
+        ...
+
+    async def tell(self, state: FeedState) -> None:
+        """Hangs how the sources are beside the record, in the place of what was told before."""
+        ...
+
+    async def feed_state(self) -> FeedState:
+        """What was told last; raises PriceUnavailable when nothing was."""
         ...
 
     async def check(self) -> None:
@@ -177,115 +248,3 @@ def require_plausible(
         raise NotARecord("expires_at", "must be later than as_of")
     if record.expires_at - record.as_of > timedelta(seconds=ttl_seconds_max):
         raise NotARecord("expires_at", f"must not be more than {ttl_seconds_max:g} s after as_of")
-
-
-def price_record(
-    quotes: Sequence[Quote],
-    rejected: Sequence[Rejection],
-    feed: Feed,
-    ttl: timedelta,
-    replayed_from: datetime | None = None,
-) -> PriceRecord:
-    """The record that one source's quotes make; raises SourceFailed unless every currency has exactly one quote."""
-    by_currency = {quote.currency: quote for quote in quotes}
-    missing = [currency.value for currency in Currency if currency not in by_currency]
-    if missing:
-        raise SourceFailed(f"There is no usable quote for {', '.join(missing)}.")
-    if len(quotes) > len(by_currency):
-        raise SourceFailed("There is more than one quote for a currency.")
-    as_of = min(quote.observed_at for quote in quotes)
-    return PriceRecord(
-        id=uuid.uuid4(),
-        as_of=as_of,
-        expires_at=as_of + ttl,
-        feed=feed,
-        rates_e8={currency: by_currency[currency].mid_e8 for currency in Currency},
-        used=tuple(by_currency.values()),
-        rejected=tuple(rejected),
-        replayed_from=replayed_from,
-    )
-
-
-def record_document(record: PriceRecord) -> dict[str, object]:
-    """The record as JSON members; `record_from` reads them back."""
-    return {
-        "id": str(record.id),
-        "as_of": format_time(record.as_of),
-        "expires_at": format_time(record.expires_at),
-        "feed": record.feed,
-        "replayed_from": format_time(record.replayed_from) if record.replayed_from else None,
-        "rates": {currency.value: format_rate(rate_e8) for currency, rate_e8 in record.rates_e8.items()},
-        "sources": {
-            "used": [
-                {
-                    "source": quote.source,
-                    "currency": quote.currency.value,
-                    "bid": format_rate(quote.bid_e8),
-                    "ask": format_rate(quote.ask_e8),
-                    "observed_at": format_time(quote.observed_at),
-                }
-                for quote in record.used
-            ],
-            "rejected": [{"source": each.source, "reason": each.reason} for each in record.rejected],
-        },
-    }
-
-
-def record_from(document: object) -> PriceRecord:
-    """The record of a document made by `record_document`; further members are ignored.
-
-    Raises NotARecord for anything else.
-    """
-    record = _read({"record": document}, "record", read_object)
-    sources = _read(record, "sources", read_object)
-    rates = _read(record, "rates", read_object)
-    return PriceRecord(
-        id=_read(record, "id", read_id),
-        as_of=_read(record, "as_of", read_time),
-        expires_at=_read(record, "expires_at", read_time),
-        feed=_read(record, "feed", _feed),
-        replayed_from=_read(record, "replayed_from", lambda value: None if value is None else read_time(value)),
-        rates_e8={currency: _read(rates, currency.value, _rate, "rates.") for currency in Currency},
-        used=tuple(
-            Quote(
-                _read(quote, "source", read_text, where),
-                _read(quote, "currency", read_currency, where),
-                _read(quote, "bid", _rate, where),
-                _read(quote, "ask", _rate, where),
-                _read(quote, "observed_at", read_time, where),
-            )
-            for where, quote in _items(sources, "used")
-        ),
-        rejected=tuple(
-            Rejection(_read(each, "source", read_text, where), _read(each, "reason", read_text, where))
-            for where, each in _items(sources, "rejected")
-        ),
-    )
-
-
-def _read(document: Mapping[str, object], name: str, reader: Callable[[object], _Read], where: str = "") -> _Read:
-    """A member through its reader; whatever is wrong with it becomes NotARecord with the path of the member."""
-    if name not in document:
-        raise NotARecord(where + name, "is missing")
-    try:
-        return reader(document[name])
-    except ValueError as error:
-        raise NotARecord(where + name, str(error)) from error
-
-
-def _items(sources: Mapping[str, object], name: str) -> list[tuple[str, Mapping[str, object]]]:
-    """The objects of a list below `sources`, each with the prefix of its members' paths."""
-    items = _read(sources, name, read_list, "sources.")
-    where = f"sources.{name}."
-    by_number = {str(number): item for number, item in enumerate(items)}
-    return [(f"{where}{number}.", _read(by_number, number, read_object, where)) for number in by_number]
-
-
-def _feed(value: object) -> Feed:
-    if value not in ("sandbox", "live"):
-        raise ValueError("must be sandbox or live")
-    return value
-
-
-def _rate(value: object) -> int:
-    return parse_rate(read_text(value))

@@ -28,7 +28,8 @@ from buydesk.orders import (
     placed_order,
     priced,
 )
-from buydesk.prices import PriceRecord, record_document, record_from
+from buydesk.price_documents import record_document, record_from
+from buydesk.prices import PriceRecord
 from buydesk.reading import read_currency, read_id, read_integer, read_object, read_text, read_time
 
 

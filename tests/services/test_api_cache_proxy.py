@@ -17,7 +17,8 @@ from buydesk.backends.memory_prices import MemoryPriceBoard
 from buydesk.backends.redis_prices import RedisPriceBoard
 from buydesk.coindesk import currentprice
 from buydesk.money import Currency
-from buydesk.prices import PriceRecord, Quote, Rejection, record_document
+from buydesk.price_documents import record_document
+from buydesk.prices import PriceRecord, Quote, Rejection
 from buydesk.reporting import Reporter
 from buydesk.services.api_cache_proxy import RECORD_BYTES_MAX, create_app
 from buydesk.settings import Settings

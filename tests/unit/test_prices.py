@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from buydesk.errors import PriceStale, PriceSuperseded, PriceUnavailable, SourceFailed
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
+from buydesk.price_documents import record_document, record_from
 from buydesk.prices import (
     KEPT_FOR,
     NotARecord,
@@ -18,8 +19,6 @@ from buydesk.prices import (
     Quote,
     Rejection,
     price_record,
-    record_document,
-    record_from,
     require_plausible,
     superseded,
     valid_record,

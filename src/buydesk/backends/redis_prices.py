@@ -16,15 +16,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from buydesk.errors import PriceBoardUnavailable
-from buydesk.prices import (
-    KEPT_FOR,
-    PriceRecord,
-    observed_by,
-    record_document,
-    record_from,
-    superseded,
-    valid_record,
-)
+from buydesk.price_documents import record_document, record_from
+from buydesk.prices import KEPT_FOR, PriceRecord, observed_by, superseded, valid_record
 from buydesk.settings import Settings
 from buydesk.times import utc_now
 

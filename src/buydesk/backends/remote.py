@@ -27,7 +27,8 @@ from buydesk.errors import (
 from buydesk.health import KeptReport, Level, Report, kept_from
 from buydesk.money import parse_btc
 from buydesk.orders import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, Placement
-from buydesk.prices import PriceRecord, record_document, record_from
+from buydesk.price_documents import record_document, record_from
+from buydesk.prices import PriceRecord
 from buydesk.settings import Settings
 from buydesk.wire import order_from, outcome_from, placement_documents
 

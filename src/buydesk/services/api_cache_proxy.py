@@ -23,17 +23,8 @@ from buydesk.errors import (
     UnsupportedMediaType,
 )
 from buydesk.money import RATE_SCALE, Currency
-from buydesk.prices import (
-    HISTORY_MINUTES_MAX,
-    NotARecord,
-    PriceBoard,
-    PriceRecord,
-    Quote,
-    Rejection,
-    record_document,
-    record_from,
-    require_plausible,
-)
+from buydesk.price_documents import record_document, record_from
+from buydesk.prices import HISTORY_MINUTES_MAX, NotARecord, PriceBoard, PriceRecord, Quote, Rejection, require_plausible
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
 from buydesk.times import utc_now

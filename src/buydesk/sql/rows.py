@@ -23,7 +23,8 @@ from buydesk.orders import (
     placed_order,
     priced,
 )
-from buydesk.prices import PriceRecord, record_document, stale
+from buydesk.price_documents import record_document
+from buydesk.prices import PriceRecord, stale
 
 
 def place_arguments(items: Sequence[Placement]) -> tuple[Any, ...]:
