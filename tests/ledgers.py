@@ -181,19 +181,20 @@ class Databases:
 
     def __init__(self, servers: "PostgresServers") -> None:
         self._servers = servers
-        self._templates: set[int] = set()
+        self._templates: set[tuple[int, bool]] = set()
 
-    async def new(self, version: Any = 18) -> str:
+    async def new(self, version: Any = 18, *, livemode: bool = False) -> str:
         """The DSN of a database of its own."""
         server = await self._servers.server(version)
         maintenance = await asyncpg.connect(server.dsn_of("postgres"))
         try:
-            if version not in self._templates:
-                await maintenance.execute("CREATE DATABASE template_ledger")
-                await migrate(server.dsn_of("template_ledger"), livemode=False, cap_satoshi=CAP_SATOSHI)
-                self._templates.add(version)
+            template = "template_live" if livemode else "template_ledger"
+            if (version, livemode) not in self._templates:
+                await maintenance.execute(f"CREATE DATABASE {template}")
+                await migrate(server.dsn_of(template), livemode=livemode, cap_satoshi=CAP_SATOSHI)
+                self._templates.add((version, livemode))
             name = f"ledger_{next(_names)}"
-            await maintenance.execute(f"CREATE DATABASE {name} TEMPLATE template_ledger")
+            await maintenance.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         finally:
             await maintenance.close()
         return server.dsn_of(name)

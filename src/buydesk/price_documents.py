@@ -19,6 +19,9 @@ from buydesk.prices import (
 from buydesk.reading import read_currency, read_id, read_integer, read_list, read_object, read_text, read_time
 from buydesk.times import format_time
 
+# No setting allows more, and a time of so many seconds can still be computed with.
+_LIMIT_MAX = 1_000_000
+
 _Read = TypeVar("_Read")
 
 
@@ -58,14 +61,7 @@ def record_from(document: object) -> PriceRecord:
         replayed_from=_optional(record, "replayed_from", read_time),
         rates_e8=_rates(_read(record, "rates", read_object), "rates."),
         used=tuple(_quote(quote, where) for where, quote in _items(sources, "used")),
-        rejected=tuple(
-            Rejection(
-                _read(each, "source", read_text, where),
-                _read(each, "reason", read_text, where),
-                _optional(each, "quote", lambda quote, where=where: _quote(read_object(quote), where + "quote.")),
-            )
-            for where, each in _items(sources, "rejected")
-        ),
+        rejected=tuple(_rejection(each, where) for where, each in _items(sources, "rejected")),
         rule=_optional(record, "rule", _rule),
         decided_at=_optional(record, "decided_at", read_time),
     )
@@ -119,17 +115,7 @@ def feed_state_from(document: object) -> FeedState:
         _read(state, "at", read_time),
         _read(state, "feed", _feed),
         _read(state, "problem", read_text),
-        tuple(
-            SourceState(
-                _read(each, "source", read_text, where),
-                _read(each, "detail", read_text, where),
-                _read(each, "failures", read_integer, where),
-                _optional(each, "mids", lambda mids, where=where: _some_rates(read_object(mids), where + "mids.")),
-                _optional(each, "quoted_at", read_time, where),
-                _optional(each, "resting_until", read_time, where),
-            )
-            for where, each in _items(state, "sources", "")
-        ),
+        tuple(_source_state(each, where) for where, each in _items(state, "sources", "")),
     )
 
 
@@ -139,6 +125,8 @@ def _read(document: Mapping[str, object], name: str, reader: Callable[[object], 
         raise NotARecord(where + name, "is missing")
     try:
         return reader(document[name])
+    except NotARecord:  # of a member further in, which it names
+        raise
     except ValueError as error:
         raise NotARecord(where + name, str(error)) from error
 
@@ -180,9 +168,37 @@ def _quote(quote: Mapping[str, object], where: str) -> Quote:
     )
 
 
+def _rejection(rejection: Mapping[str, object], where: str) -> Rejection:
+    quote = _optional(rejection, "quote", read_object, where)
+    return Rejection(
+        _read(rejection, "source", read_text, where),
+        _read(rejection, "reason", read_text, where),
+        None if quote is None else _quote(quote, f"{where}quote."),
+    )
+
+
+def _source_state(state: Mapping[str, object], where: str) -> SourceState:
+    mids = _optional(state, "mids", read_object, where)
+    return SourceState(
+        _read(state, "source", read_text, where),
+        _read(state, "detail", read_text, where),
+        _read(state, "failures", read_integer, where),
+        None if mids is None else _some_rates(mids, f"{where}mids."),
+        _optional(state, "quoted_at", read_time, where),
+        _optional(state, "resting_until", read_time, where),
+    )
+
+
 def _rule(value: object) -> Rule:
     rule = read_object(value)
-    return Rule(**{field.name: _read(rule, field.name, read_integer, "rule.") for field in fields(Rule)})
+    return Rule(**{field.name: _read(rule, field.name, _limit, "rule.") for field in fields(Rule)})
+
+
+def _limit(value: object) -> int:
+    limit = read_integer(value)
+    if not 0 <= limit <= _LIMIT_MAX:
+        raise ValueError(f"must be between 0 and {_LIMIT_MAX}")
+    return limit
 
 
 def _rates_document(rates_e8: Mapping[Currency, int]) -> dict[str, str]:

@@ -15,6 +15,8 @@ from buydesk.times import format_time
 
 Feed = Literal["sandbox", "live"]
 
+PRICE_TTL_SECONDS_MAX = 3600
+RULE_VERSION = 1
 HISTORY_MINUTES_MAX = 24 * 60
 HISTORY_POINTS_MAX = 1000
 # For so long after its observation the last record is kept: to show history, and to tell stale from none.
@@ -49,7 +51,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The limits of the pricing rule (`pricing.decide`). `version` changes whenever the rule itself does.
+    """The limits of the pricing rule (`pricing.decide`). RULE_VERSION changes whenever the rule itself does.
 
     Limits in bp are basis points, a hundredth of a percent.
     """
@@ -58,7 +60,7 @@ class Rule:
     spread_bp_max: int
     deviation_bp_max: int
     sources_min: int
-    version: int = 1
+    version: int = RULE_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,9 @@ class PriceRecord:
     rule: Rule | None = None
     decided_at: datetime | None = None
 
+    def __hash__(self) -> int:
+        return hash(self.id)  # its rates are a mapping, which has none
+
     def require_fresh(self, now: datetime) -> None:
         """The freshness rule: raises PriceStale once `expires_at` has come. Reading a stale record is an error."""
         if now >= self.expires_at:
@@ -89,6 +94,10 @@ class PriceRecord:
     def shortened(self, ttl: timedelta, now: datetime) -> "PriceRecord":
         """The record, valid for `ttl` from now at the most; nothing ever makes it valid for longer than it was."""
         return replace(self, expires_at=min(self.expires_at, now + ttl))
+
+    def point(self) -> "PricePoint":
+        """What history keeps of the record."""
+        return PricePoint(self.id, self.as_of, self.rates_e8, self.replayed_from)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +175,8 @@ class PriceBoard(Protocol):
     async def publish(self, record: PriceRecord) -> None:
         """Hangs a record; raises PriceSuperseded if a newer one hangs already, PriceBoardUnavailable.
 
-        One from the future (`observed_by`) is not newer: it gives way, and leaves the history.
+        One from the future (`observed_by`) is not newer: it gives way, and leaves the history. So does another one of
+        the same moment.
         The record that hangs may be published again: of its two `expires_at` the earlier one holds.
         """
         ...
@@ -179,17 +189,21 @@ class PriceBoard(Protocol):
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         """Records observed within the last `minutes` (1 to HISTORY_MINUTES_MAX), oldest first, the latest among them.
 
-        When there are more than `points` (1 to HISTORY_POINTS_MAX): the last of each of as many equal spans of time.
-        Costs as much as the points returned, however many records there are.
+        Those from the future (`observed_by`) are left out. When there are more than `points` (1 to
+        HISTORY_POINTS_MAX): the last one of each `history_span`, of as many spans, the newest. Costs as much as the
+        points returned, however many records there are. Raises PriceBoardUnavailable.
         """
         ...
 
     async def tell(self, state: FeedState) -> None:
-        """Hangs how the sources are beside the record, in the place of what was told before."""
+        """Hangs how the sources are beside the record, in the place of what was told before.
+
+        Raises PriceBoardUnavailable.
+        """
         ...
 
     async def feed_state(self) -> FeedState:
-        """What was told last; raises PriceUnavailable when nothing was."""
+        """What was told last; raises PriceUnavailable when nothing was within a day, PriceBoardUnavailable."""
         ...
 
     async def check(self) -> None:
@@ -228,6 +242,23 @@ def valid_record(hanging: PriceRecord | None, now: datetime, skew_seconds_max: f
     return hanging
 
 
+def told_state(told: FeedState | None, now: datetime) -> FeedState:
+    """What was told last, if that was within a day; raises PriceUnavailable."""
+    if told is None or now - told.at >= KEPT_FOR:
+        raise PriceUnavailable(
+            "Nothing has been told of the price sources within the last day.", retry_after_seconds=_RETRY_AFTER_SECONDS
+        )
+    return told
+
+
+def history_span(minutes: int, points: int) -> timedelta:
+    """How long one of `points` equal spans of so many minutes is, in whole microseconds.
+
+    Spans begin at multiples of it since the epoch: the points of a chart stay where they are from one look to the next.
+    """
+    return timedelta(minutes=minutes) / points
+
+
 def observed_by(now: datetime, skew_seconds_max: float) -> datetime:
     """The latest `as_of` that a record can have now. A later one is from the future, and any record replaces it."""
     return now + timedelta(seconds=skew_seconds_max)
@@ -248,3 +279,11 @@ def require_plausible(
         raise NotARecord("expires_at", "must be later than as_of")
     if record.expires_at - record.as_of > timedelta(seconds=ttl_seconds_max):
         raise NotARecord("expires_at", f"must not be more than {ttl_seconds_max:g} s after as_of")
+
+
+def require_plausible_state(state: FeedState, feed: Feed, skew_seconds_max: float, now: datetime) -> None:
+    """Raises NotARecord for the state of another feed, and for one from the future."""
+    if state.feed != feed:
+        raise NotARecord("feed", f"must be {feed}, the feed of this desk")
+    if state.at > observed_by(now, skew_seconds_max):
+        raise NotARecord("at", f"must not lie more than {skew_seconds_max:g} s in the future")

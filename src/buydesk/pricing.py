@@ -3,7 +3,8 @@
 For each currency:
 
 1. Quotes that no market shows are dropped: older than allowed or from the future, with a bid or ask outside the bounds
-   of a rate, a bid above the ask, an ask too far above the bid, and any but the first of the same source.
+   of a rate, a bid above the ask, an ask too far above the bid. So are all of a source that gives more than one: it
+   contradicts itself, and must not count twice.
 2. Those further from the median of the rest than `deviation_bp_max` are set aside: a single wrong source, however far
    off, cannot move the median beyond its neighbours, so it is the wrong one that is found.
 3. At least `sources_min` must be left, no two of them further apart than `deviation_bp_max`: two sources that disagree
@@ -13,6 +14,8 @@ For each currency:
 Nothing cleverer: of five quotes no better statistics can be made, and everybody can check this with a pencil. A record
 is made only when every currency has a price: a lasting fault in one shall be seen and mended, not sold around, and one
 that lasts a tick or two costs nothing, because the last record is still valid.
+
+A price far from the last one is either news or a fault that all sources share: it has to be seen twice (`held_back`).
 """
 
 import uuid
@@ -30,7 +33,7 @@ _BP = 10_000
 class Verdict:
     """What the rule makes of quotes: prices of some currencies, and for each other one why it has `missing` from them.
 
-    Every quote is in `used` or, with its reason, in `rejected`.
+    Every quote is in `used` or, with its reason, in `rejected`; there without the quote if it is no rate at all.
     """
 
     rates_e8: Mapping[Currency, int]
@@ -40,35 +43,41 @@ class Verdict:
 
 
 def decide(quotes: Sequence[Quote], now: datetime, rule: Rule) -> Verdict:
-    """The rule, applied to quotes at a time. The order of the quotes does not matter, except among those of one source
-    for one currency."""
+    """The rule, applied to quotes at a time. The order of the quotes does not matter."""
     rates_e8: dict[Currency, int] = {}
     missing: dict[Currency, str] = {}
     used: list[Quote] = []
     rejected: list[Rejection] = []
     for currency in Currency:
-        fit, set_aside = _apart(quotes, currency, now, rule)
-        rejected += set_aside
-        problem = _disagreement(fit, rule)
+        fit, dropped = _fit([quote for quote in quotes if quote.currency == currency], now, rule)
+        near, far = _near(fit, rule)
+        rejected += dropped + far
+        problem = _disagreement(near, rule)
         if problem:
             missing[currency] = problem
-            rejected += [Rejection(quote.source, problem, quote) for quote in fit]
+            rejected += [Rejection(quote.source, problem, quote) for quote in near]
         else:
-            rates_e8[currency] = median([quote.mid_e8 for quote in fit])
-            used += fit
+            rates_e8[currency] = median([quote.mid_e8 for quote in near])
+            used += near
     return Verdict(rates_e8, missing, tuple(used), tuple(rejected))
 
 
-def median(values: Sequence[int]) -> int:
-    """The middle value; of two middle values their mean, half a unit rounded up."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else -(-(ordered[middle - 1] + ordered[middle]) // 2)
+def held_back(
+    rates_e8: Mapping[Currency, int],
+    last_e8: Mapping[Currency, int] | None,
+    pending_e8: Mapping[Currency, int] | None,
+    *,
+    jump_bp_max: int,
+    deviation_bp_max: int,
+) -> list[Currency]:
+    """The currencies whose rate jumps from the `last` one and was not seen before; empty when the rates may be used.
 
-
-def differs(one_e8: int, other_e8: int, bp_max: int) -> bool:
-    """Whether the first rate is more than `bp_max` basis points of the other one away from it."""
-    return abs(one_e8 - other_e8) * _BP > other_e8 * bp_max
+    `pending` are the rates of the tick before if they were held back too or could not be published, None otherwise;
+    `last` is None before the first record.
+    """
+    if last_e8 is None or (pending_e8 is not None and not moved(rates_e8, pending_e8, deviation_bp_max)):
+        return []
+    return moved(rates_e8, last_e8, jump_bp_max)
 
 
 def moved(rates_e8: Mapping[Currency, int], before_e8: Mapping[Currency, int], bp_max: int) -> list[Currency]:
@@ -86,7 +95,10 @@ def record_of(
     ttl: timedelta,
     replayed_from: datetime | None = None,
 ) -> PriceRecord:
-    """The record of a verdict in which no currency is missing; `unanswered` are the sources that gave no quotes."""
+    """The record of a verdict in which no currency is missing; `unanswered` says which sources gave no quotes.
+
+    It keeps every quote that was decided on and no other, so that everybody can decide again (`proof`).
+    """
     as_of = min(quote.observed_at for quote in verdict.used)
     return PriceRecord(
         id=uuid.uuid4(),
@@ -95,43 +107,63 @@ def record_of(
         feed=feed,
         rates_e8=verdict.rates_e8,
         used=verdict.used,
-        rejected=(*verdict.rejected, *unanswered),
+        rejected=(*verdict.rejected, *(Rejection(each.source, each.reason) for each in unanswered)),
         replayed_from=replayed_from,
         rule=rule,
         decided_at=decided_at,
     )
 
 
-def _apart(
-    quotes: Sequence[Quote], currency: Currency, now: datetime, rule: Rule
-) -> tuple[list[Quote], list[Rejection]]:
-    """Steps 1 and 2: the quotes of a currency that are fit to agree, and the others."""
-    fit: dict[str, Quote] = {}
-    rejected = []
-    for quote in quotes:
-        if quote.currency != currency:
-            continue
-        if not _is_rate(quote.bid_e8) or not _is_rate(quote.ask_e8):
-            rejected.append(
-                Rejection(quote.source, f"the {currency} quote is no price of a bitcoin")
-            )  # nor can be kept
-            continue
-        reason = "is a second quote of the same source" if quote.source in fit else _unfit(quote, now, rule)
+def median(values: Sequence[int]) -> int:
+    """The middle value; of two middle values their mean, half a unit rounded up."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else -(-(ordered[middle - 1] + ordered[middle]) // 2)
+
+
+def differs(one_e8: int, other_e8: int, bp_max: int) -> bool:
+    """Whether the first rate is more than `bp_max` basis points of the other one away from it."""
+    return abs(one_e8 - other_e8) * _BP > other_e8 * bp_max
+
+
+def is_price(quote: Quote) -> bool:
+    """Whether the quote's bid and ask can be what a bitcoin costs: within the bounds of a rate, and no floats."""
+    return _is_rate(quote.bid_e8) and _is_rate(quote.ask_e8)
+
+
+def percent(bp: int) -> str:
+    """Basis points as people write them: 150 is ``"1.5 %"``."""
+    return f"{bp // 100}.{bp % 100:02d}".rstrip("0").rstrip(".") + " %"
+
+
+def listed(reasons: Mapping[Currency, str]) -> str:
+    """What is the matter with each currency: ``"EUR, USD: is older than 30 s; GBP: …"``, "" when nothing is."""
+    currencies: dict[str, list[str]] = {}
+    for currency, reason in reasons.items():
+        currencies.setdefault(reason, []).append(currency)
+    return "; ".join(f"{', '.join(each)}: {reason}" for reason, each in currencies.items())
+
+
+def _fit(quotes: Sequence[Quote], now: datetime, rule: Rule) -> tuple[list[Quote], list[Rejection]]:
+    """Step 1, for the quotes of one currency: those that are fit by themselves, and the others."""
+    fit: list[Quote] = []
+    dropped: list[Rejection] = []
+    possible = [quote for quote in quotes if is_price(quote)]
+    sources = [quote.source for quote in possible]
+    for quote in possible:
+        reason = "is not the only one of its source" if sources.count(quote.source) > 1 else _unfit(quote, now, rule)
         if reason:
-            rejected.append(Rejection(quote.source, reason, quote))
+            dropped.append(Rejection(quote.source, reason, quote))
         else:
-            fit[quote.source] = quote
-    if not fit:
-        return [], rejected
-    middle_e8 = median([quote.mid_e8 for quote in fit.values()])
-    near = []
-    for quote in fit.values():
-        if differs(quote.mid_e8, middle_e8, rule.deviation_bp_max):
-            reason = f"is more than {percent(rule.deviation_bp_max)} from the median"
-            rejected.append(Rejection(quote.source, reason, quote))
-        else:
-            near.append(quote)
-    return near, rejected
+            fit.append(quote)
+    if len(possible) < len(quotes):  # what is no rate cannot be written down either
+        impossible = [quote for quote in quotes if quote not in possible]
+        dropped += [Rejection(quote.source, f"{quote.currency}: is no price of a bitcoin") for quote in impossible]
+    return fit, dropped
+
+
+def _is_rate(rate_e8: int) -> bool:
+    return type(rate_e8) is int and RATE_E8_MIN <= rate_e8 <= RATE_E8_MAX
 
 
 def _unfit(quote: Quote, now: datetime, rule: Rule) -> str:
@@ -147,20 +179,27 @@ def _unfit(quote: Quote, now: datetime, rule: Rule) -> str:
     return ""
 
 
-def _is_rate(rate_e8: int) -> bool:
-    return RATE_E8_MIN <= rate_e8 <= RATE_E8_MAX
+def _near(fit: Sequence[Quote], rule: Rule) -> tuple[list[Quote], list[Rejection]]:
+    """Step 2: the quotes near their median, and the others."""
+    if not fit:
+        return [], []
+    near: list[Quote] = []
+    far: list[Rejection] = []
+    middle_e8 = median([quote.mid_e8 for quote in fit])
+    for quote in fit:
+        if differs(quote.mid_e8, middle_e8, rule.deviation_bp_max):
+            reason = f"is more than {percent(rule.deviation_bp_max)} from the median"
+            far.append(Rejection(quote.source, reason, quote))
+        else:
+            near.append(quote)
+    return near, far
 
 
-def _disagreement(fit: Sequence[Quote], rule: Rule) -> str:
+def _disagreement(near: Sequence[Quote], rule: Rule) -> str:
     """Step 3: why these quotes prove no price, "" when they do."""
-    if len(fit) < rule.sources_min:
-        return f"only {len(fit)} of at least {rule.sources_min} sources agree"
-    mids_e8 = [quote.mid_e8 for quote in fit]
+    if not near or len(near) < rule.sources_min:
+        return f"only {len(near)} of at least {rule.sources_min} sources agree"
+    mids_e8 = [quote.mid_e8 for quote in near]
     if differs(max(mids_e8), min(mids_e8), rule.deviation_bp_max):
         return f"the sources are more than {percent(rule.deviation_bp_max)} apart"
     return ""
-
-
-def percent(bp: int) -> str:
-    """Basis points as people write them: 150 is ``"1.5 %"``."""
-    return f"{bp // 100}.{bp % 100:02d}".rstrip("0").rstrip(".") + " %"

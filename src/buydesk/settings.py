@@ -8,7 +8,7 @@ import os
 import secrets
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from buydesk.errors import CannotStart
+from buydesk.prices import PRICE_TTL_SECONDS_MAX
 
 PREFIX = "BUYDESK_"
 # In the order of their start, each service after those that it asks; they are stopped the other way round: the edges
@@ -64,6 +65,9 @@ def _not_empty(given: object) -> object:
         raise ValueError("must not be empty")
     return given
 
+
+SandboxFault = Literal["source-down", "outlier", "disagree", "stale", "garbage"]
+SANDBOX_FAULTS: tuple[SandboxFault, ...] = get_args(SandboxFault)
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -140,7 +144,7 @@ class Settings(BaseSettings):
     )
 
     feed_interval_seconds: Seconds = Field(15, description="How often prices are asked for.")
-    price_ttl_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
+    price_ttl_seconds: Annotated[float, Field(gt=0, le=PRICE_TTL_SECONDS_MAX)] = Field(
         60, description="How long a price may be used after it was observed."
     )
     price_history_records_max: Count = Field(6000, description="Price records kept for history; the oldest go.")
@@ -151,7 +155,7 @@ class Settings(BaseSettings):
     )
     source_rest_seconds_max: Seconds = Field(240, description="The longest rest of a source that keeps failing.")
     quote_age_seconds_max: Count = Field(30, description="Older quotes prove no price.")
-    price_sources_min: Annotated[int, Field(ge=1, le=5)] = Field(2, description="Sources that must agree on a price.")
+    price_sources_min: Annotated[int, Field(ge=2, le=5)] = Field(2, description="Sources that must agree on a price.")
     price_deviation_bp_max: BasisPoints = Field(100, description="How far apart sources that agree may be, in 0.01 %.")
     price_spread_bp_max: BasisPoints = Field(
         1000, description="How far a quote's ask may lie above its bid, in 0.01 %."
@@ -160,7 +164,7 @@ class Settings(BaseSettings):
         500, description="A price further from the last one has to be seen twice in a row, in 0.01 %."
     )
     replay_speed: Annotated[float, Field(ge=0, le=10_000)] = Field(1, description="Historic minutes a minute.")
-    sandbox_fault: Literal["source-down", "outlier", "disagree", "stale", "garbage"] | None = Field(
+    sandbox_fault: SandboxFault | None = Field(
         None, description="How the sandbox's price sources misbehave, to see what the desk does."
     )
     bitfinex_url: HttpUrl = Field("https://api-pub.bitfinex.com", description="Bitfinex's address, or a mirror's.")
@@ -230,6 +234,11 @@ class Settings(BaseSettings):
             for one, relation, other, holds in rules
             if not holds
         ]
+        if self.sandbox_fault and self.price_feed == "live":
+            broken.append(
+                f"{variable('sandbox_fault')} ({self.sandbox_fault}) needs {variable('price_feed')}=sandbox: "
+                "nothing makes the exchanges misbehave"
+            )
         if broken:
             raise ValueError("; ".join(broken))
         return self
