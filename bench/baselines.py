@@ -2,6 +2,8 @@
 
 import contextlib
 import re
+import statistics
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from buydesk.local.programs import installed_programs
 PGBENCH_DATABASE = "bench_pgbench"
 PLAIN_DATABASE = "bench_plain"
 POSTGRES = 18
+BARE_CLIENTS = 16
 FIRST_PORT = 8001  # and more, until one is free
 
 
@@ -50,6 +53,18 @@ class Pgbench:
         if failed or placed != transactions:
             raise BenchFailed(f"pgbench made {transactions} orders, {failed} failed, and {placed} are there")
         return _number(r"tps = ([\d.]+)", printed)
+
+    async def bare_latency(self, rate: int, seconds: float) -> tuple[float, float]:
+        """p50 and p99, in ms, of the least that can be durable: a number inserted into a table without an index, one a
+        transaction, at a fixed rate, counted from when each was due. No HTTP, no cap, nothing to look up."""
+        with tempfile.TemporaryDirectory() as directory:
+            prefix = Path(directory) / "log"
+            options = ("--no-vacuum", "--protocol=prepared", f"--client={BARE_CLIENTS}", f"--rate={rate}", "--log")
+            command = (str(self._program), *options, f"--log-prefix={prefix}", f"--time={max(1, round(seconds))}")
+            script = f"--file={HERE / 'pgbench_bare.sql'}"
+            await output_of((*command, script), seconds + BEYOND_SECONDS_MAX, self._env)
+            hundredths = statistics.quantiles(_logged_ms(Path(directory)), n=100)
+        return hundredths[49], hundredths[98]
 
     async def _count(self) -> int:
         async with self._desk.database(PGBENCH_DATABASE) as database:
@@ -94,6 +109,11 @@ async def _served(module: str, directory: Path, env: dict[str, str]) -> AsyncIte
     async with running((*PYTHON, module, str(port)), log, env) as process:
         await until_placed(url, process, log)
         yield url
+
+
+def _logged_ms(directory: Path) -> list[float]:
+    """The latencies in pgbench's logs: the third column, in microseconds."""
+    return [int(line.split()[2]) / 1000 for file in directory.iterdir() for line in file.read_text().splitlines()]
 
 
 def _number(pattern: str, text: str) -> float:

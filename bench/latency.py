@@ -9,6 +9,7 @@ and that counts: a server that stalls cannot slow down the clock it is measured 
 import asyncio
 import gc
 import json
+import select
 import selectors
 import statistics
 import sys
@@ -124,14 +125,20 @@ async def run(url: str, rate: int, warmup_seconds: float, seconds: float) -> tup
     return load, measured
 
 
+class PreciseSelector(selectors.EpollSelector):
+    """epoll rounds time-outs to milliseconds, which is as long as an order takes; select does not."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is not None and timeout > 0:
+            select.select([self], [], [], timeout)
+            timeout = 0
+        return super().select(timeout)
+
+
 def main() -> int:
     url, rate, warmup_seconds, seconds, keys_file = sys.argv[1:]
 
-    def precise_loop() -> asyncio.AbstractEventLoop:
-        # epoll (and uvloop) round timers to milliseconds, which is as long as an order takes.
-        return asyncio.SelectorEventLoop(selectors.SelectSelector())
-
-    with asyncio.Runner(loop_factory=precise_loop) as runner:
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(PreciseSelector())) as runner:
         load, measured = runner.run(run(url, int(rate), float(warmup_seconds), float(seconds)))
     if load.failure:
         print(load.failure, file=sys.stderr)

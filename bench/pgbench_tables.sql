@@ -24,3 +24,6 @@ CREATE TABLE orders (
     client_order_id text
 );
 CREATE UNIQUE INDEX ON orders (client, client_order_id) WHERE client_order_id IS NOT NULL;
+
+-- What every durable order has to wait for at the least: one committed insert.
+CREATE TABLE bare (n int);

@@ -46,6 +46,8 @@ MEASURES: Mapping[str, Measure] = {
     "latency_p99": Measure("latency at the fixed rate, p99", "ms"),
     "echo_latency_p50": Measure("echo at the same rate, p50", "ms"),
     "echo_latency_p99": Measure("echo at the same rate, p99", "ms"),
+    "bare_latency_p50": Measure("one bare committed insert at the same rate (pgbench), p50", "ms"),
+    "bare_latency_p99": Measure("one bare committed insert at the same rate (pgbench), p99", "ms"),
     "page_near": Measure("a page of 10 below start=1,000", "ms"),
     "page_far": Measure("a page of 10 beyond four fifths of all orders", "ms"),
     "pages": Measure("pages of 10 at random places, 64 connections", "pages/s"),

@@ -121,7 +121,7 @@ class Bench:
             )
             if self._wants("latency"):
                 self._say(f"Latency at {RATE:,} orders/s")
-            await self._in_turn({"latency": partial(self._latencies, desk, echo_url)})
+            await self._in_turn({"latency": partial(self._latencies, desk, echo_url, pgbench)})
             self._results.add("memory", desk.python_peak_bytes() / 1e6)
 
     async def _many_stored(self) -> None:
@@ -229,7 +229,7 @@ class Bench:
         self._results.replays_proved += run.answers
         self._found("replays", run.per_second, "orders/s")
 
-    async def _latencies(self, desk: Desk, echo_url: str) -> None:
+    async def _latencies(self, desk: Desk, echo_url: str, pgbench: baselines.Pgbench) -> None:
         times = (self._plan.warmup_seconds, self._plan.seconds + 2 * (self._plan.rounds > 1))
         async with desk.database() as database:
             before = await settled(database)
@@ -240,6 +240,8 @@ class Bench:
             self._found(f"{name}latency_p90", latency.p90_ms, "ms")
             self._found(f"{name}latency_p99", latency.p99_ms, "ms")
             self._found(f"{name}latency_max", latency.max_ms, "ms")
+        for name, milliseconds in zip(("p50", "p99"), await pgbench.bare_latency(RATE, times[1]), strict=True):
+            self._found(f"bare_latency_{name}", milliseconds, "ms")
 
     async def _page_times(self, desk: Desk, far: int, last: int) -> None:
         """One reader; the pages a reader by `start` gets are never cached."""

@@ -134,7 +134,9 @@ class Settings(BaseSettings):
     resend_pause_seconds: Seconds = Field(0.2, description="Between two sendings of a batch of unknown outcome.")
     statement_seconds_max: Seconds = Field(2, description="PostgreSQL ends a statement of ours after this time.")
     lock_seconds_max: Seconds = Field(1, description="The longest wait for the exposure row.")
-    database_connections_max: Annotated[int, Field(ge=2, le=100)] = Field(6, description="Pool of one db_proxy.")
+    database_connections_max: Annotated[int, Field(ge=2, le=100)] = Field(
+        6, description="Connections of one db_proxy; one places orders, the others read."
+    )
     connect_seconds_max: Seconds = Field(2, description="The longest wait for a connection, to any server.")
     remote_seconds_max: Seconds = Field(3, description="The longest wait for another service's answer (not placing).")
     remote_connections_max: Count = Field(64, description="Connections one service keeps to another.")

@@ -227,12 +227,10 @@ async def test_a_read_only_database_is_unavailable_for_orders_and_readable(own_d
         with pytest.raises(LedgerUnavailable, match="read-only"):
             await ledger.check()
         assert (await ledger.order_by_key("anonymous", "k")).number == 1
-        # A session may outlast the fault (a standby that is promoted, another server behind the same name).
+        # A session would outlast the fault (a standby that is promoted, another server behind the same name).
         async with session(own_dsn) as connection:
             await connection.execute("SET default_transaction_read_only = off")
             await connection.execute(f"ALTER DATABASE {name} RESET ALL")
-        with pytest.raises(LedgerUnavailable):
-            await ledger.place([placement()], SECONDS)
         assert codes(await ledger.place([placement()], SECONDS)) == ["placed"]
 
 
@@ -316,6 +314,19 @@ async def test_a_statement_that_an_operator_cancels_is_certainly_not_stored(dsn:
     assert await stored(dsn) == []
 
 
+async def test_a_batch_waits_for_the_one_before_it_but_not_for_long(dsn: str) -> None:
+    limits: Any = {"lock_seconds_max": 10, "statement_seconds_max": 10, "connect_seconds_max": 0.2}
+    async with ledger_at(dsn, **limits) as ledger, session(dsn) as watcher:
+        await ledger.place([placement()], SECONDS)  # connected
+        async with row_held(dsn):
+            first = asyncio.create_task(ledger.place([placement()], SECONDS))
+            await waiting_backends(watcher)
+            with pytest.raises(LedgerUnavailable, match="TimeoutError"):
+                await ledger.place([placement()], SECONDS)
+        assert codes(await first) == ["placed"]
+    assert await stored(dsn) == [1, 2]
+
+
 async def test_cancelling_an_order_in_flight_hands_no_broken_connection_back(dsn: str) -> None:
     async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10, database_connections_max=2) as ledger:
         async with row_held(dsn), session(dsn) as watcher:
@@ -339,7 +350,7 @@ async def line(dsn: str, tmp_path: Path) -> AsyncIterator[tuple[str, Line]]:
 
 @contextlib.asynccontextmanager
 async def warm_ledger(through: str, **given: Any) -> AsyncIterator[PostgresLedger]:
-    """A ledger whose one connection has made all that it asks for before its statements."""
+    """A ledger whose two connections have made all that they ask for before their statements."""
     async with ledger_at(through, **given) as ledger:
         assert codes(await ledger.place([placement(key="warm")] * 2, SECONDS)) == ["placed", "replayed"]
         await ledger.exposure()
@@ -408,12 +419,12 @@ async def test_a_driver_that_lost_its_footing_leaves_the_outcome_unknown_and_its
         calls = wire.calls
         assert codes(await ledger.place([item], SECONDS)) == ["replayed"]
         assert (await ledger.exposure()).orders == 2
-        assert wire.calls == calls + 1
+        assert wire.calls == calls + 2  # the connection beside it was not trusted either
         wire.instead = b"D\x00\x00\x00\x06\x00\x63Z\x00\x00\x00\x05I"
         with pytest.raises(LedgerUnavailable, match="ProtocolError"):
             await ledger.exposure()
         assert (await ledger.exposure()).orders == 2
-        assert wire.calls == calls + 2
+        assert wire.calls == calls + 3
 
 
 async def test_a_kept_connection_that_died_does_not_fail_the_next_read(dsn: str, line: tuple[str, Line]) -> None:

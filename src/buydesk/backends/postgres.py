@@ -40,7 +40,7 @@ from buydesk.sql import QUERIES, REVISION
 from buydesk.sql.rows import order_of, outcome_of, place_arguments
 
 if TYPE_CHECKING:
-    Connection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    Connection = asyncpg.Connection[asyncpg.Record]
 
 logger = logging.getLogger("buydesk.services.db_proxy")
 
@@ -63,8 +63,9 @@ class PostgresLedger:
         self._database_url = database_url
         self._settings = settings
         self._livemode = livemode
-        # One connection is left to placing: many readers must not hold up an order.
-        self._reading = asyncio.Semaphore(settings.database_connections_max - 1)
+        # Orders have a connection of their own: readers must not hold them up, nor the bookkeeping of a pool.
+        self._placing: Connection | None = None
+        self._turn = asyncio.Lock()
         self._pool: asyncpg.Pool | None = None
 
     async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
@@ -72,8 +73,35 @@ class PostgresLedger:
         if not items:
             return []
         give_up_at = time.monotonic() + timeout_seconds
-        async with self._connection(min(timeout_seconds, self._settings.connect_seconds_max)) as connection:
-            return await self._settle(connection, items, give_up_at)
+        seconds = min(timeout_seconds, self._settings.connect_seconds_max)
+        async with self._placing_turn(seconds):
+            if self._placing is None or self._placing.is_closed():
+                self._placing = await self._connect(seconds)
+            try:
+                return await self._settle(self._placing, items, give_up_at)
+            except BaseException as error:
+                # Cancelled, cut, confused or led to a server that can only be read: the next call starts afresh.
+                self._placing.terminate()
+                if isinstance(error, OutcomeUnknown) and self._pool is not None:
+                    # Where one connection fell silent, those that idle beside it are likely to be as dead.
+                    await self._pool.expire_connections()
+                raise
+
+    @contextlib.asynccontextmanager
+    async def _placing_turn(self, timeout_seconds: float) -> AsyncIterator[None]:
+        """One batch at a time; raises LedgerUnavailable when that takes too long."""
+        if self._turn.locked():
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await self._turn.acquire()
+            except TimeoutError as error:
+                raise _unavailable(error) from error
+        else:
+            await self._turn.acquire()  # at once
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     async def _settle(self, connection: Connection, items: Sequence[Placement], give_up_at: float) -> Sequence[Outcome]:
         """One outcome each. A batch that was rolled back because of something in it is settled in halves, and these
@@ -175,7 +203,9 @@ class PostgresLedger:
             raise LedgerUnavailable("The database is read-only now.", retry_after_seconds=1)
 
     async def close(self) -> None:
-        """Closes the pool; what is under way is cut off."""
+        """Closes all connections; what is under way is cut off."""
+        if self._placing is not None:
+            self._placing.terminate()
         if self._pool is not None:
             self._pool.terminate()
 
@@ -192,46 +222,41 @@ class PostgresLedger:
             raise _unavailable(error) from error
 
     async def _fetch_once(self, query: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
-        if self._reading.locked():
-            async with asyncio.timeout(self._settings.connect_seconds_max):
-                await self._reading.acquire()
-        else:
-            await self._reading.acquire()  # at once
+        if self._pool is None:
+            self._pool = self._new_pool()
+        pool = await self._pool
+        connection = await pool.acquire(timeout=self._settings.connect_seconds_max)
         try:
-            async with self._connection(self._settings.connect_seconds_max) as connection:
-                rows: list[asyncpg.Record] = await connection.fetch(
-                    QUERIES[query], *arguments, timeout=self._settings.remote_seconds_max
-                )
-                return rows
-        finally:
-            self._reading.release()
-
-    @contextlib.asynccontextmanager
-    async def _connection(self, timeout_seconds: float) -> AsyncIterator[Connection]:
-        """A connection of the pool; raises LedgerUnavailable when there is none to be had, WrongMode."""
-        try:
-            if self._pool is None:
-                self._pool = self._new_pool()
-            pool = await self._pool
-            connection = await pool.acquire(timeout=timeout_seconds)
-        except _FAULTS as error:
-            raise _unavailable(error) from error
-        try:
-            yield connection
-        except BaseException as error:
-            # Cancelled, cut, confused or led to a server that can only be read: the next call starts afresh.
-            with contextlib.suppress(asyncpg.InterfaceError):  # a connection that is lost has left the pool by itself
+            rows: list[asyncpg.Record] = await connection.fetch(
+                QUERIES[query], *arguments, timeout=self._settings.remote_seconds_max
+            )
+        except BaseException:
+            # As above; a connection that is lost has left the pool by itself.
+            with contextlib.suppress(asyncpg.InterfaceError):
                 connection.terminate()
-            if isinstance(error, OutcomeUnknown):
-                # Where one connection fell silent, those that idle beside it are likely to be as dead.
-                await pool.expire_connections()
             raise
         finally:
             await pool.release(connection)
+        return rows
+
+    async def _connect(self, timeout_seconds: float) -> Connection:
+        """A new connection to place orders by; raises LedgerUnavailable, WrongMode."""
+        try:
+            connection: Connection = await asyncpg.connect(
+                self._database_url, timeout=timeout_seconds, server_settings=session_settings(self._settings)
+            )
+            try:
+                await self._require_mode(connection)
+            except BaseException:
+                connection.terminate()
+                raise
+        except _FAULTS as error:
+            raise _unavailable(error) from error
+        return connection
 
     async def _require_mode(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         """Asked of every new connection: the other mode's database must not even be read."""
-        livemode = await connection.fetchval(QUERIES["livemode"])
+        livemode = await connection.fetchval(QUERIES["livemode"], timeout=self._settings.connect_seconds_max)
         if livemode is None:
             raise LedgerUnavailable("The database has no exposure row: run `buydesk migrate`.", retry_after_seconds=1)
         if livemode != self._livemode:
@@ -243,11 +268,11 @@ class PostgresLedger:
         return asyncpg.create_pool(
             self._database_url,
             min_size=0,
-            max_size=self._settings.database_connections_max,
-            timeout=self._settings.connect_seconds_max,
+            max_size=self._settings.database_connections_max - 1,
             init=self._require_mode,
             # Our statements leave nothing behind in a session: the default reset would cost a round trip each time.
             reset=_keep_session,
+            timeout=self._settings.connect_seconds_max,
             server_settings=session_settings(self._settings),
         )
 

@@ -1,0 +1,1 @@
+INSERT INTO bare VALUES (1);
