@@ -144,6 +144,11 @@ class Board(MemoryPriceBoard):
         await super().tell(state)
         self.told.append(state)
 
+    async def latest(self) -> PriceRecord:
+        if self.is_away:
+            raise PriceBoardUnavailable("The board is away.")
+        return await super().latest()
+
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         if self.is_away:
             raise PriceBoardUnavailable("The board is away.")
@@ -251,7 +256,10 @@ async def test_sandbox_record_names_the_minute_it_replays(time: Time, board: Boa
     async def replay(by: Exchange) -> Observation:
         return replace(await well(by), replayed_from=HISTORIC)
 
-    await run_ticks(time, board, 1, [replay], [replay], [well])
+    async def replay_later(by: Exchange) -> Observation:
+        return replace(await well(by), replayed_from=HISTORIC + timedelta(minutes=1))
+
+    await run_ticks(time, board, 1, [replay_later], [replay], [well])
     assert (await board.latest()).replayed_from == HISTORIC
 
 
@@ -479,6 +487,19 @@ async def test_limit_of_a_jump_is_a_setting(time: Time, board: Board) -> None:
     assert board.prices() == [1000, 1060]
 
 
+async def test_how_far_two_sightings_of_a_jump_may_differ_is_a_setting(time: Time, board: Board) -> None:
+    prices = jump_of(1000, 1060, 1120)
+    await run_ticks(time, board, 3, prices, prices, price_deviation_bp_max=600)
+    assert board.prices() == [1000, 1120]
+
+
+async def test_published_price_is_no_pending_one(time: Time, board: Board) -> None:
+    """Where a jump may be smaller than what sources agree within."""
+    prices = jump_of(1000, 1008, 1008)
+    await run_ticks(time, board, 3, prices, prices, price_jump_bp_max=50)
+    assert board.prices() == [1000, 1008]
+
+
 async def test_price_that_could_not_be_published_counts_as_seen(time: Time, board: Board) -> None:
     async def be_away_at_the_second_tick() -> None:
         board.is_away = 1014 <= time.seconds < 1030
@@ -517,6 +538,7 @@ async def test_board_that_is_away_gets_the_price_within_a_second_of_its_return(
     running = updater(time, sources, board)
     await run(running)
     assert len(sources[0].asked_at) == len(board.published) == len(board.told) == 1
+    assert board.told[0].at == NOON
     await running.check()
     assert [line.partition(" ")[0] for line in logged()] == ["WARNING", "INFO"]
 
@@ -529,6 +551,16 @@ async def test_board_that_stays_away_gets_the_next_price_when_it_is_due(
     assert await failure_of(running) == "The board is away."
     assert board.told == []
     assert logged() == ["WARNING The price board cannot be used: The board is away."]
+
+
+async def test_service_is_not_ready_while_the_board_is_away_between_two_ticks(time: Time, board: Board) -> None:
+    async def go_away() -> None:
+        board.is_away = time.seconds > 1005
+
+    time.meanwhile = go_away
+    running = await run_ticks(time, board, 1, [well], [well])
+    assert len(board.published) == 1
+    assert await failure_of(running) == "The board is away."
 
 
 async def test_price_that_the_board_has_lost_hangs_again_within_a_second_and_as_it_was(
@@ -752,6 +784,31 @@ async def test_metrics_show_the_price_and_every_source(time: Time) -> None:
     assert ("buydesk_source_mid", "three", "USD") not in shown
     assert shown["buydesk_price_has_quorum",] == 1
     assert shown["buydesk_price_as_of_seconds",] == observed_at.timestamp()
+
+
+async def test_service_ends_what_it_does_before_it_has_stopped(time: Time) -> None:
+    publishing, ended = asyncio.Event(), asyncio.Event()
+
+    class Slow(Board):
+        async def publish(self, record: PriceRecord) -> None:
+            publishing.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.05)
+                ended.set()
+
+    async with served(app_of(exchanges(time, [now_well], [now_well]), Slow(time))):
+        await publishing.wait()
+    assert ended.is_set()
+
+
+async def test_metrics_show_when_there_is_no_quorum(time: Time, board: Board) -> None:
+    for second, has_quorum in ((well, 1), (closed, 0)):
+        running = await run_ticks(time, Board(time), 1, [well], [second])
+        [shown] = [each for each in FeedMetrics(running).collect() if each.name == "buydesk_price_has_quorum"]
+        assert [sample.value for sample in shown.samples] == [has_quorum]
+        time.seconds = 1000
 
 
 async def test_metrics_show_which_source_is_left_alone(time: Time, board: Board) -> None:

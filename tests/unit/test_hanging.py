@@ -140,13 +140,14 @@ async def test_board_that_is_away_is_offered_the_price_every_second_and_one_warn
     assert hanging.away == ""
 
 
+@pytest.mark.parametrize(("give_up_at", "slept"), [(1002.5, [1, 1]), (1002, [1]), (1000, [])])
 async def test_board_that_stays_away_is_given_up_before_the_next_tick(
-    time: Time, hanging: Hanging, board: Board
+    time: Time, hanging: Hanging, board: Board, give_up_at: float, slept: list[float]
 ) -> None:
     board.failure = AWAY
     with pytest.raises(PriceBoardUnavailable):
-        await hanging.publish(decided(), 1002.5)
-    assert time.slept == [1, 1]
+        await hanging.publish(decided(), give_up_at)
+    assert time.slept == slept
     assert hanging.last is None
     assert hanging.away == "The board is away."
 
@@ -300,6 +301,12 @@ async def test_record_that_another_updater_hung_is_left_alone(
     await hanging.keep(1015)
     assert len(board.published) == 2
     assert logged() == []
+
+
+async def test_board_is_not_looked_at_when_the_next_tick_is_due(time: Time, hanging: Hanging) -> None:
+    await hanging.publish(decided(), 1015)
+    await hanging.keep(1002)
+    assert time.slept == [1, 1]
 
 
 async def test_nothing_is_looked_at_before_there_is_a_price(time: Time, hanging: Hanging, board: Board) -> None:
