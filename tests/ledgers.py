@@ -39,7 +39,7 @@ from buydesk.orders import (
     order_document,
     priced,
 )
-from buydesk.prices import PriceRecord, Quote, stale
+from buydesk.prices import PriceRecord, Quote, Rule, stale
 from buydesk.settings import Settings
 from buydesk.times import utc_now
 
@@ -65,6 +65,8 @@ def record(rate_e8: int = 20_000 * 10**8, *, age: float = 0, ttl: float = 60, **
         "sandbox",
         rates_e8,
         tuple(Quote("test", currency, rate, rate, as_of) for currency, rate in rates_e8.items()),
+        rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=1),
+        decided_at=as_of,
     )
 
 

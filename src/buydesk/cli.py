@@ -46,7 +46,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--data-dir", type=click.Path(), help="Where everything is kept.  [default: ./data]")
+@click.option("--data-dir", type=click.Path(), help="Where everything is kept.  [default: ./data, or ./data-live]")
 @click.option("--port-offset", type=int, help="Shift all ports, so that several desks run side by side.")
 @click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
 @click.option("--feed", "price_feed", type=Live, help="Recorded prices, or the exchanges'.  [default: sandbox]")

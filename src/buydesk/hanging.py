@@ -73,10 +73,10 @@ class Hanging:
 
     async def last_rates(self, price: DecidedPrice, give_up_at: float) -> Mapping[Currency, int] | None:
         """The rates that were published before `price`, by whomever: None if there are none. Raises as `publish`."""
-        if self.last is not None:
-            return self.last.rates_e8
         points = await self._insist(partial(self._board.history, HISTORY_MINUTES_MAX, 1), price, give_up_at)
-        return points[-1].rates_e8 if points else None
+        if points:
+            return points[-1].rates_e8
+        return self.last.rates_e8 if self.last else None  # a board that was restarted has forgotten it
 
     async def tell(self, state: FeedState) -> None:
         """Tells the board how the sources are. Raises nothing: a failure is logged."""

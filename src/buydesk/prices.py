@@ -140,7 +140,7 @@ class SourceState:
 
 @dataclass(frozen=True, slots=True)
 class FeedState:
-    """How all sources were when they were last asked. `problem` says why that made no new record, "" if it made one."""
+    """How all sources were when they were last asked. `problem` says why that gave no price, "" if it did."""
 
     at: datetime
     feed: Feed
@@ -267,12 +267,17 @@ def observed_by(now: datetime, skew_seconds_max: float) -> datetime:
 def require_plausible(
     record: PriceRecord, feed: Feed, ttl_seconds_max: float, skew_seconds_max: float, now: datetime
 ) -> None:
-    """Raises NotARecord for a record of another feed, one from the future and one valid for longer than allowed.
+    """Raises NotARecord for a record of another feed, one without its proof, one from the future and one valid for
+    longer than allowed.
 
     Whatever the settings or the clock of its sender are, none of these may become a price.
     """
     if record.feed != feed:
         raise NotARecord("feed", f"must be {feed}, the feed of this desk")
+    if record.rule is None or record.decided_at is None:
+        raise NotARecord("rule", "must be there, with decided_at: a price needs its proof")
+    if not record.used:
+        raise NotARecord("sources.used", "must have the quotes that the price was made of")
     if record.as_of > observed_by(now, skew_seconds_max):
         raise NotARecord("as_of", f"must not lie more than {skew_seconds_max:g} s in the future")
     if record.expires_at <= record.as_of:

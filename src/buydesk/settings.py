@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     )
     price_history_records_max: Count = Field(6000, description="Price records kept for history; the oldest go.")
     price_refresh_seconds: Seconds = Field(1, description="How often create_buy_order looks at the price board.")
-    source_seconds_max: Seconds = Field(5, description="The longest wait for a price source.")
+    source_seconds_max: Seconds = Field(4, description="The longest wait for a price source.")
     source_rest_seconds: Seconds = Field(
         15, description="How long a source that failed three times in a row is left alone at first; doubled each time."
     )

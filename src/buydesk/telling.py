@@ -44,13 +44,11 @@ def new_session() -> "ClientSession":
     return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=READY_SECONDS_MAX))
 
 
-async def _worth_waiting(_: Collection[str]) -> bool:
+async def _never(_: Collection[str]) -> bool:
     return False
 
 
-async def until_ready(
-    session: "ClientSession", url: str, seconds_max: float, is_hopeless: IsHopeless = _worth_waiting
-) -> str:
+async def until_ready(session: "ClientSession", url: str, seconds_max: float, is_hopeless: IsHopeless = _never) -> str:
     """Returns "" when the service is ready, or else, in the end, what it says is missing."""
     told = _NO_ANSWER
     with contextlib.suppress(TimeoutError):

@@ -61,7 +61,9 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separa
     """Starts everything, to be ended by the stack in the reverse order; returns the table of what runs."""
     started, started_at = time.monotonic(), utc_now()
     given = tuple(variable(name) for name in OWNERS if getattr(settings, name) is not None)
-    data_dir = stack.enter_context(claimed(settings.data_dir or default_data_dir(settings.port_offset)))
+    data_dir = stack.enter_context(
+        claimed(settings.data_dir or default_data_dir(settings.port_offset, is_live=settings.price_feed == "live"))
+    )
     settings = settings.model_copy(update={"data_dir": data_dir, **_own_urls(settings)})
     if "internal_token" not in settings.model_fields_set:
         token = SecretStr(internal_token(data_dir / TOKEN_FILE))

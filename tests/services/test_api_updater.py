@@ -575,7 +575,7 @@ async def test_price_that_the_board_has_lost_hangs_again_within_a_second_and_as_
     assert board.published == [await board.latest()] * 2
 
 
-async def test_newer_price_on_the_board_stays_and_is_told(
+async def test_newer_price_on_the_board_stays_and_is_no_fault(
     time: Time, board: Board, logged: Callable[[], list[str]]
 ) -> None:
     await run_ticks(time, board, 1, [well], [well])
@@ -585,8 +585,21 @@ async def test_newer_price_on_the_board_stays_and_is_told(
     superseded = updater(earlier, exchanges(earlier, [well], [well]), board)
     await run(superseded)
     assert await board.latest() is hanging
-    assert "hangs already" in await failure_of(superseded)
-    assert [line.split(":")[0] for line in logged()] == ["WARNING No price was published"]
+    await superseded.check()
+    assert board.told[-1].problem == ""
+    assert logged() == []
+
+
+async def test_source_back_with_an_older_time_than_the_price_that_hangs_costs_nothing(time: Time, board: Board) -> None:
+    async def late(by: Exchange) -> Observation:
+        said = await well(by)
+        quotes = tuple(replace(each, observed_at=each.observed_at - timedelta(seconds=20)) for each in said.quotes)
+        return replace(said, quotes=quotes)
+
+    running = await run_ticks(time, board, 3, [well], [well], [closed, late, late])
+    await running.check()
+    assert [(each.as_of - NOON).total_seconds() for each in board.published] == [0, 10]
+    assert {each.problem for each in board.told} == {""}
 
 
 async def test_quotes_from_before_the_wall_clock_was_set_back_are_no_price(time: Time, board: Board) -> None:

@@ -237,6 +237,19 @@ async def test_status_other_than_200_is_refused_though_the_body_is_fine(status: 
     assert (await kraken_failure(answer)).startswith(f"status {status}")
 
 
+@pytest.mark.parametrize(
+    ("age", "seconds"), [("0", 0), ("25", 25), ("86400", 86_400), ("-5", 0), ("9" * 10, 0), ("²", 0), ("soon", 0)]
+)
+async def test_answer_out_of_a_cache_is_as_old_as_it_says(age: str, seconds: int) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        assert request.headers["Cache-Control"] == "no-cache"
+        return web.Response(headers={"Age": age}, body=kraken_answer(BOOKS))
+
+    async with answering(handler) as url, asking("kraken", url) as source:
+        quotes = (await source.quotes()).quotes
+    assert {quote.observed_at for quote in quotes} == {NOON - timedelta(seconds=seconds)}
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("location", ["/0/public/Ticker", "http://[", "file:///etc/passwd", ""])
 async def test_redirects_are_not_followed(status: int, location: str) -> None:

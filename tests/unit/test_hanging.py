@@ -75,6 +75,10 @@ class Board(MemoryPriceBoard):
     def lose(self) -> None:
         self._hanging = None
 
+    def forget(self) -> None:
+        self.lose()
+        self._points.clear()
+
     def _fail(self) -> None:
         if self.failure is not None:
             raise self.failure
@@ -203,10 +207,19 @@ async def test_newer_price_on_the_board_stays(hanging: Hanging, board: Board) ->
     assert hanging.away == ""
 
 
-async def test_last_rates_are_those_this_updater_published(hanging: Hanging, board: Board) -> None:
+async def test_last_rates_are_those_on_the_board_whoever_published_them(hanging: Hanging, board: Board) -> None:
     other = replace(RECORD, id=uuid.UUID(int=2), as_of=NOON + timedelta(seconds=1), rates_e8=OLD_RATES)
     await hanging.publish(decided(), 1015)
+    assert await hanging.last_rates(decided(), 1015) == RATES
     await board.publish(other)
+    assert await hanging.last_rates(decided(), 1015) == OLD_RATES
+
+
+async def test_last_rates_of_a_board_that_has_forgotten_them_are_those_this_updater_published(
+    hanging: Hanging, board: Board
+) -> None:
+    await hanging.publish(decided(), 1015)
+    board.forget()
     assert await hanging.last_rates(decided(), 1015) == RATES
 
 

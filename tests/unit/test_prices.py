@@ -18,6 +18,7 @@ from buydesk.prices import (
     PricePoint,
     PriceRecord,
     Quote,
+    Rule,
     history_span,
     require_plausible,
     require_plausible_state,
@@ -35,7 +36,14 @@ RECORD = PriceRecord(
     NOW + timedelta(seconds=58),
     "sandbox",
     dict.fromkeys(Currency, 2_000_000_000_000),
+    tuple(
+        Quote(source, currency, 2_000_000_000_000, 2_000_000_000_000, NOW - timedelta(seconds=2))
+        for source in ("one", "two")
+        for currency in Currency
+    ),
     replayed_from=NOW - timedelta(days=1000),
+    rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
+    decided_at=NOW - timedelta(seconds=1),
 )
 STATE = FeedState(NOW, "sandbox", "", ())
 
@@ -86,6 +94,9 @@ def test_a_record_within_all_bounds_is_plausible() -> None:
     ("changes", "member", "reason"),
     [
         ({"feed": "live"}, "feed", "must be sandbox, the feed of this desk"),
+        ({"rule": None}, "rule", "must be there, with decided_at: a price needs its proof"),
+        ({"decided_at": None}, "rule", "must be there, with decided_at: a price needs its proof"),
+        ({"used": ()}, "sources.used", "must have the quotes that the price was made of"),
         ({"as_of": NOW + timedelta(seconds=10) + TICK}, "as_of", "must not lie more than 10 s in the future"),
         ({"expires_at": RECORD.as_of}, "expires_at", "must be later than as_of"),
         ({"expires_at": RECORD.expires_at + TICK}, "expires_at", "must not be more than 60 s after as_of"),

@@ -1,6 +1,7 @@
 """api_updater: the loop that asks the feed's sources, makes a price of their quotes and publishes it."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -14,7 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from buydesk.asking import AskedSource
-from buydesk.errors import DeskError, PriceBoardUnavailable, PriceUnavailable
+from buydesk.errors import DeskError, PriceBoardUnavailable, PriceSuperseded, PriceUnavailable
 from buydesk.hanging import DecidedPrice, Hanging
 from buydesk.money import RATE_SCALE, Currency
 from buydesk.prices import FeedState, Observation, PriceBoard, PriceRecord, PriceSource, Rejection, Rule, SourceState
@@ -143,11 +144,13 @@ class Updater:
         if found.verdict.missing:
             return listed(found.verdict.missing)
         price = self._decided_price(found)
+        self._pending_e8 = found.verdict.rates_e8  # until it hangs
         last_e8 = await self._board.last_rates(price, next_tick_at)
-        self._pending_e8 = found.verdict.rates_e8
         if jump := self._jump(found.verdict.rates_e8, last_e8, pending_e8):
             return jump
-        await self._board.publish(price, next_tick_at)
+        # A newer price may hang: another updater's, or our own, when a source used now tells an older time.
+        with contextlib.suppress(PriceSuperseded):
+            await self._board.publish(price, next_tick_at)
         self._pending_e8 = None
         return ""
 

@@ -235,8 +235,9 @@ async def _sources(settings: Settings, board: PriceBoard, now: Callable[[], date
     """How the price sources are. `level` is critical when the last tick made no price, or there was none for long."""
     state = await board.feed_state()
     problem = state.problem
+    old_after_seconds = SOURCES_OLD_AFTER_INTERVALS * settings.feed_interval_seconds + settings.source_seconds_max
     # Either way: a clock that was set back since says nothing about them.
-    if abs(now() - state.at) > SOURCES_OLD_AFTER_INTERVALS * timedelta(seconds=settings.feed_interval_seconds):
+    if abs(now() - state.at) > timedelta(seconds=old_after_seconds):
         problem = f"The sources were last asked at {format_time(state.at)}: is api_updater running?"
     level = "critical" if problem else "warning" if any(each.detail for each in state.sources) else "ok"
     return {**feed_state_document(state), "ok": not problem, "level": level, "problem": problem}
@@ -270,7 +271,7 @@ _SOURCES_EXAMPLE = {
             "",
             (
                 SourceState("kraken", "", 0, EXAMPLE_RECORD.rates_e8, parse_time(_OBSERVED_AT)),
-                SourceState("gemini", "gemini gave no answer (TimeoutError).", 1),
+                SourceState("gemini", "gave no quote: no answer (TimeoutError)", 1),
             ),
         )
     ),

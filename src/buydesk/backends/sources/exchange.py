@@ -8,6 +8,7 @@ a number in it stays as it was written. Whether a book is too old, too wide or c
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,6 +27,7 @@ from buydesk.settings import Settings
 from buydesk.times import utc_now
 
 ANSWER_BYTES_MAX = 64 * 1024
+_SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
 # A request ends before its source would be given up: one of several that is slow does not cost the others' quotes.
 REQUEST_SHARE_MAX = 0.9
 
@@ -106,7 +108,11 @@ class ExchangeSource:
             self._session = aiohttp.ClientSession(
                 connector=_Connector(),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"User-Agent": f"buydesk/{__version__}", "Accept-Encoding": "identity"},
+                headers={
+                    "User-Agent": f"buydesk/{__version__}",
+                    "Accept-Encoding": "identity",
+                    "Cache-Control": "no-cache",
+                },
                 auto_decompress=False,
             )
         return self._session
@@ -116,6 +122,7 @@ class ExchangeSource:
         try:
             async with session.get(self._url + path, timeout=self._timeout, allow_redirects=False) as response:
                 body = await _body(response)
+                asked_at -= _age(response)
         except Unusable as error:
             return _Answer((), dict.fromkeys(currencies, str(error)))
         except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
@@ -176,6 +183,12 @@ def price(written: str, name: str) -> int:
         return parse_rate(written)
     except NotMoney as error:
         raise Unusable(f"the {name} {error}") from error
+
+
+def _age(response: aiohttp.ClientResponse) -> timedelta:
+    """How long a cache on the way has kept the answer, as far as it says so (RFC 9111, section 5.1)."""
+    written = response.headers.get("Age", "")
+    return timedelta(seconds=int(written)) if _SECONDS.fullmatch(written) else timedelta()
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
