@@ -236,7 +236,7 @@ def valid_record(hanging: PriceRecord | None, now: datetime, skew_seconds_max: f
     """
     if hanging is None or now - hanging.as_of >= KEPT_FOR or hanging.as_of > observed_by(now, skew_seconds_max):
         raise PriceUnavailable(
-            "No price has been observed within the last day.", retry_after_seconds=_RETRY_AFTER_SECONDS
+            "No price has been proven within the last day.", retry_after_seconds=_RETRY_AFTER_SECONDS
         )
     hanging.require_fresh(now)
     return hanging

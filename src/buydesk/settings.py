@@ -153,7 +153,7 @@ class Settings(BaseSettings):
     price_refresh_seconds: Seconds = Field(1, description="How often create_buy_order looks at the price board.")
     source_seconds_max: Seconds = Field(4, description="The longest wait for a price source.")
     source_rest_seconds: Seconds = Field(
-        15, description="How long a source that failed three times in a row is left alone at first; doubled each time."
+        20, description="How long a source that failed three times in a row is left alone at first; doubled each time."
     )
     source_rest_seconds_max: Seconds = Field(240, description="The longest rest of a source that keeps failing.")
     quote_age_seconds_max: Count = Field(30, description="Older quotes prove no price.")
