@@ -39,7 +39,7 @@ from buydesk.orders import (
     order_document,
     priced,
 )
-from buydesk.prices import PriceRecord, Quote, stale
+from buydesk.prices import PriceRecord, Quote, Rule, stale
 from buydesk.settings import Settings
 from buydesk.times import utc_now
 
@@ -65,6 +65,8 @@ def record(rate_e8: int = 20_000 * 10**8, *, age: float = 0, ttl: float = 60, **
         "sandbox",
         rates_e8,
         tuple(Quote("test", currency, rate, rate, as_of) for currency, rate in rates_e8.items()),
+        rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=1),
+        decided_at=as_of,
     )
 
 
@@ -181,19 +183,20 @@ class Databases:
 
     def __init__(self, servers: "PostgresServers") -> None:
         self._servers = servers
-        self._templates: set[int] = set()
+        self._templates: set[tuple[int, bool]] = set()
 
-    async def new(self, version: Any = 18) -> str:
+    async def new(self, version: Any = 18, *, livemode: bool = False) -> str:
         """The DSN of a database of its own."""
         server = await self._servers.server(version)
         maintenance = await asyncpg.connect(server.dsn_of("postgres"))
         try:
-            if version not in self._templates:
-                await maintenance.execute("CREATE DATABASE template_ledger")
-                await migrate(server.dsn_of("template_ledger"), livemode=False, cap_satoshi=CAP_SATOSHI)
-                self._templates.add(version)
+            template = "template_live" if livemode else "template_ledger"
+            if (version, livemode) not in self._templates:
+                await maintenance.execute(f"CREATE DATABASE {template}")
+                await migrate(server.dsn_of(template), livemode=livemode, cap_satoshi=CAP_SATOSHI)
+                self._templates.add((version, livemode))
             name = f"ledger_{next(_names)}"
-            await maintenance.execute(f"CREATE DATABASE {name} TEMPLATE template_ledger")
+            await maintenance.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         finally:
             await maintenance.close()
         return server.dsn_of(name)

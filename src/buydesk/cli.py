@@ -10,12 +10,13 @@ from buydesk import __version__, logs
 from buydesk.errors import CannotStart
 from buydesk.money import NotMoney, parse_btc
 from buydesk.sentry import require_sentry
-from buydesk.settings import PORTS, Settings, read_settings, variable
+from buydesk.settings import PORTS, SANDBOX_FAULTS, Settings, read_settings, variable
 
 # `up` and `serve` import what they need when they are called: `buydesk --help` answers at once, and the SQLAlchemy that
 # `migrate` loads stays out of the services' memory.
 
 Live = click.Choice(["sandbox", "live"])
+Fault = click.Choice(SANDBOX_FAULTS)
 
 
 class Commands(click.Group):
@@ -46,11 +47,12 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--data-dir", type=click.Path(), help="Where everything is kept.  [default: ./data]")
+@click.option("--data-dir", type=click.Path(), help="Where everything is kept.  [default: ./data, or ./data-live]")
 @click.option("--port-offset", type=int, help="Shift all ports, so that several desks run side by side.")
 @click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
 @click.option("--feed", "price_feed", type=Live, help="Recorded prices, or the exchanges'.  [default: sandbox]")
 @click.option("--replay-speed", type=float, help="How fast the sandbox's recorded time runs.  [default: 1]")
+@click.option("--sandbox-fault", type=Fault, help="Let the sandbox's price sources misbehave, to see what happens.")
 @click.option("--separate", is_flag=True, help="Each service in a process of its own, started again when it dies.")
 def up(separate: bool, **given: object) -> None:
     """Run a whole desk: PostgreSQL (embedded, unless DATABASE_URL is set), migrations and all six services.

@@ -1,6 +1,6 @@
-"""CoinDesk's retired price document, `/v1/bpi/currentprice.json`, made of a price record of ours.
+"""CoinDesk's retired price documents, made of a price record of ours: of all currencies, and of one.
 
-Programs written for it keep working. This is the one place where a price becomes a float: the document had one.
+Programs written for them keep working. This is the one place where a price becomes a float: the documents had one.
 """
 
 from datetime import UTC, datetime
@@ -21,21 +21,36 @@ _CURRENCIES = {
 
 
 def currentprice(record: PriceRecord) -> dict[str, object]:
-    """The document: its members in their order, its three times, its numbers as text and as floats."""
+    """`currentprice.json`: its members in their order, its three times, its numbers as text and as floats."""
     return {
         "time": _times(record.as_of.astimezone(UTC)),
         "disclaimer": _disclaimer(record),
         "chartName": "Bitcoin",
         "bpi": {
-            currency.value: {
-                "code": currency.value,
-                "symbol": symbol,
-                "rate": _rate_text(record.rates_e8[currency]),
-                "description": description,
-                "rate_float": _rounded(record.rates_e8[currency], 4) / 10**4,
-            }
-            for currency, (symbol, description) in _CURRENCIES.items()
+            currency.value: {"code": currency.value, "symbol": symbol, **_price(record, currency)}
+            for currency, (symbol, _) in _CURRENCIES.items()
         },
+    }
+
+
+def currentprice_of(record: PriceRecord, currency: Currency) -> dict[str, object]:
+    """`currentprice/{code}.json`: always the dollar, then the currency asked for; no symbols and no name of a chart."""
+    return {
+        "time": _times(record.as_of.astimezone(UTC)),
+        "disclaimer": _disclaimer(record),
+        "bpi": {
+            shown.value: {"code": shown.value, **_price(record, shown)}
+            for shown in dict.fromkeys((Currency.USD, currency))
+        },
+    }
+
+
+def _price(record: PriceRecord, currency: Currency) -> dict[str, object]:
+    rate_e8 = record.rates_e8[currency]
+    return {
+        "rate": _rate_text(rate_e8),
+        "description": _CURRENCIES[currency][1],
+        "rate_float": _rounded(rate_e8, 4) / 10**4,
     }
 
 

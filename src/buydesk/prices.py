@@ -1,24 +1,27 @@
-"""Prices: quotes, the price record made of them, the freshness rule; the ports PriceBoard and PriceSource."""
+"""Prices: quotes, the price record made of them, the freshness rule; the ports PriceBoard and PriceSource.
+
+How quotes become a record is `pricing`'s, how a record is written as JSON `price_documents`'.
+"""
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
-from buydesk.errors import PriceStale, PriceSuperseded, PriceUnavailable, SourceFailed
-from buydesk.money import Currency, format_rate, parse_rate
-from buydesk.reading import read_currency, read_id, read_list, read_object, read_text, read_time
+from buydesk.errors import PriceStale, PriceSuperseded, PriceUnavailable
+from buydesk.money import Currency
 from buydesk.times import format_time
 
 Feed = Literal["sandbox", "live"]
 
+PRICE_TTL_SECONDS_MAX = 3600
+RULE_VERSION = 1
 HISTORY_MINUTES_MAX = 24 * 60
+HISTORY_POINTS_MAX = 1000
 # For so long after its observation the last record is kept: to show history, and to tell stale from none.
 KEPT_FOR = timedelta(minutes=HISTORY_MINUTES_MAX)
 _RETRY_AFTER_SECONDS = 5
-
-_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +42,34 @@ class Quote:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A source, or one of its quotes, that was not used, and why."""
+    """A source that gave no quotes, or one of its quotes that was not used, and why."""
 
     source: str
     reason: str
+    quote: Quote | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """The limits of the pricing rule (`pricing.decide`). RULE_VERSION changes whenever the rule itself does.
+
+    Limits in bp are basis points, a hundredth of a percent.
+    """
+
+    quote_age_seconds_max: int
+    spread_bp_max: int
+    deviation_bp_max: int
+    sources_min: int
+    version: int = RULE_VERSION
 
 
 @dataclass(frozen=True, slots=True)
 class PriceRecord:
-    """The market price at one moment, with its proof.
+    """The market price at one moment, with its proof: all quotes there were, the rule and when it was applied.
 
     `as_of` is when the oldest quote used was observed. The record may be used until `expires_at` and not longer.
-    `replayed_from` is the historic minute a sandbox record shows; None on the live feed.
+    `replayed_from` is the historic minute a sandbox record shows; None on the live feed. `rule` and `decided_at` are
+    None for records of the time before there was a rule: one source, its middle of bid and ask.
     """
 
     id: uuid.UUID
@@ -61,6 +80,11 @@ class PriceRecord:
     used: tuple[Quote, ...] = ()
     rejected: tuple[Rejection, ...] = ()
     replayed_from: datetime | None = None
+    rule: Rule | None = None
+    decided_at: datetime | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.id)  # its rates are a mapping, which has none
 
     def require_fresh(self, now: datetime) -> None:
         """The freshness rule: raises PriceStale once `expires_at` has come. Reading a stale record is an error."""
@@ -71,13 +95,57 @@ class PriceRecord:
         """The record, valid for `ttl` from now at the most; nothing ever makes it valid for longer than it was."""
         return replace(self, expires_at=min(self.expires_at, now + ttl))
 
+    def point(self) -> "PricePoint":
+        """What history keeps of the record."""
+        return PricePoint(self.id, self.as_of, self.rates_e8, self.replayed_from)
+
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a source says when it is asked. `replayed_from` is the historic minute it replays; None for a market."""
+    """What a source says when it is asked: its quotes, and what of its answer could not be used.
+
+    `replayed_from` is the historic minute it replays; None for a market.
+    """
 
     quotes: tuple[Quote, ...]
+    rejected: tuple[Rejection, ...] = ()
     replayed_from: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PricePoint:
+    """A price record, as far as a chart needs it."""
+
+    id: uuid.UUID
+    as_of: datetime
+    rates_e8: Mapping[Currency, int]
+    replayed_from: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceState:
+    """How a source is. `detail` says what is wrong, "" when all of its last quotes were used.
+
+    `mids_e8` are of its last quotes, observed at `quoted_at`, however long ago: None before the first. `failures`
+    counts the last calls in a row that failed. Until `resting_until` it is left alone (its breaker is open).
+    """
+
+    source: str
+    detail: str
+    failures: int = 0
+    mids_e8: Mapping[Currency, int] | None = None
+    quoted_at: datetime | None = None
+    resting_until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FeedState:
+    """How all sources were when they were last asked. `problem` says why that gave no price, "" if it did."""
+
+    at: datetime
+    feed: Feed
+    problem: str
+    sources: tuple[SourceState, ...]
 
 
 class NotARecord(ValueError):
@@ -107,7 +175,8 @@ class PriceBoard(Protocol):
     async def publish(self, record: PriceRecord) -> None:
         """Hangs a record; raises PriceSuperseded if a newer one hangs already, PriceBoardUnavailable.
 
-        One from the future (`observed_by`) is not newer: it gives way, and leaves the history.
+        One from the future (`observed_by`) is not newer: it gives way, and leaves the history. So does another one of
+        the same moment.
         The record that hangs may be published again: of its two `expires_at` the earlier one holds.
         """
         ...
@@ -117,8 +186,24 @@ class PriceBoard(Protocol):
         PriceBoardUnavailable."""
         ...
 
-    async def history(self, minutes: int) -> Sequence[PriceRecord]:
-        """The records observed within the last `minutes` (1 to HISTORY_MINUTES_MAX), oldest first."""
+    async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
+        """Records observed within the last `minutes` (1 to HISTORY_MINUTES_MAX), oldest first, the latest among them.
+
+        Those from the future (`observed_by`) are left out. When there are more than `points` (1 to
+        HISTORY_POINTS_MAX): the last one of each `history_span`, of as many spans, the newest. Costs as much as the
+        points returned, however many records there are. Raises PriceBoardUnavailable.
+        """
+        ...
+
+    async def tell(self, state: FeedState) -> None:
+        """Hangs how the sources are beside the record, in the place of what was told before.
+
+        Raises PriceBoardUnavailable.
+        """
+        ...
+
+    async def feed_state(self) -> FeedState:
+        """What was told last; raises PriceUnavailable when nothing was within a day, PriceBoardUnavailable."""
         ...
 
     async def check(self) -> None:
@@ -151,10 +236,27 @@ def valid_record(hanging: PriceRecord | None, now: datetime, skew_seconds_max: f
     """
     if hanging is None or now - hanging.as_of >= KEPT_FOR or hanging.as_of > observed_by(now, skew_seconds_max):
         raise PriceUnavailable(
-            "No price has been observed within the last day.", retry_after_seconds=_RETRY_AFTER_SECONDS
+            "No price has been proven within the last day.", retry_after_seconds=_RETRY_AFTER_SECONDS
         )
     hanging.require_fresh(now)
     return hanging
+
+
+def told_state(told: FeedState | None, now: datetime) -> FeedState:
+    """What was told last, if that was within a day; raises PriceUnavailable."""
+    if told is None or now - told.at >= KEPT_FOR:
+        raise PriceUnavailable(
+            "Nothing has been told of the price sources within the last day.", retry_after_seconds=_RETRY_AFTER_SECONDS
+        )
+    return told
+
+
+def history_span(minutes: int, points: int) -> timedelta:
+    """How long one of `points` equal spans of so many minutes is, in whole microseconds.
+
+    Spans begin at multiples of it since the epoch: the points of a chart stay where they are from one look to the next.
+    """
+    return timedelta(minutes=minutes) / points
 
 
 def observed_by(now: datetime, skew_seconds_max: float) -> datetime:
@@ -165,12 +267,17 @@ def observed_by(now: datetime, skew_seconds_max: float) -> datetime:
 def require_plausible(
     record: PriceRecord, feed: Feed, ttl_seconds_max: float, skew_seconds_max: float, now: datetime
 ) -> None:
-    """Raises NotARecord for a record of another feed, one from the future and one valid for longer than allowed.
+    """Raises NotARecord for a record of another feed, one without its proof, one from the future and one valid for
+    longer than allowed.
 
     Whatever the settings or the clock of its sender are, none of these may become a price.
     """
     if record.feed != feed:
         raise NotARecord("feed", f"must be {feed}, the feed of this desk")
+    if record.rule is None or record.decided_at is None:
+        raise NotARecord("rule", "must be there, with decided_at: a price needs its proof")
+    if not record.used:
+        raise NotARecord("sources.used", "must have the quotes that the price was made of")
     if record.as_of > observed_by(now, skew_seconds_max):
         raise NotARecord("as_of", f"must not lie more than {skew_seconds_max:g} s in the future")
     if record.expires_at <= record.as_of:
@@ -179,113 +286,9 @@ def require_plausible(
         raise NotARecord("expires_at", f"must not be more than {ttl_seconds_max:g} s after as_of")
 
 
-def price_record(
-    quotes: Sequence[Quote],
-    rejected: Sequence[Rejection],
-    feed: Feed,
-    ttl: timedelta,
-    replayed_from: datetime | None = None,
-) -> PriceRecord:
-    """The record that one source's quotes make; raises SourceFailed unless every currency has exactly one quote."""
-    by_currency = {quote.currency: quote for quote in quotes}
-    missing = [currency.value for currency in Currency if currency not in by_currency]
-    if missing:
-        raise SourceFailed(f"There is no usable quote for {', '.join(missing)}.")
-    if len(quotes) > len(by_currency):
-        raise SourceFailed("There is more than one quote for a currency.")
-    as_of = min(quote.observed_at for quote in quotes)
-    return PriceRecord(
-        id=uuid.uuid4(),
-        as_of=as_of,
-        expires_at=as_of + ttl,
-        feed=feed,
-        rates_e8={currency: by_currency[currency].mid_e8 for currency in Currency},
-        used=tuple(by_currency.values()),
-        rejected=tuple(rejected),
-        replayed_from=replayed_from,
-    )
-
-
-def record_document(record: PriceRecord) -> dict[str, object]:
-    """The record as JSON members; `record_from` reads them back."""
-    return {
-        "id": str(record.id),
-        "as_of": format_time(record.as_of),
-        "expires_at": format_time(record.expires_at),
-        "feed": record.feed,
-        "replayed_from": format_time(record.replayed_from) if record.replayed_from else None,
-        "rates": {currency.value: format_rate(rate_e8) for currency, rate_e8 in record.rates_e8.items()},
-        "sources": {
-            "used": [
-                {
-                    "source": quote.source,
-                    "currency": quote.currency.value,
-                    "bid": format_rate(quote.bid_e8),
-                    "ask": format_rate(quote.ask_e8),
-                    "observed_at": format_time(quote.observed_at),
-                }
-                for quote in record.used
-            ],
-            "rejected": [{"source": each.source, "reason": each.reason} for each in record.rejected],
-        },
-    }
-
-
-def record_from(document: object) -> PriceRecord:
-    """The record of a document made by `record_document`; further members are ignored.
-
-    Raises NotARecord for anything else.
-    """
-    record = _read({"record": document}, "record", read_object)
-    sources = _read(record, "sources", read_object)
-    rates = _read(record, "rates", read_object)
-    return PriceRecord(
-        id=_read(record, "id", read_id),
-        as_of=_read(record, "as_of", read_time),
-        expires_at=_read(record, "expires_at", read_time),
-        feed=_read(record, "feed", _feed),
-        replayed_from=_read(record, "replayed_from", lambda value: None if value is None else read_time(value)),
-        rates_e8={currency: _read(rates, currency.value, _rate, "rates.") for currency in Currency},
-        used=tuple(
-            Quote(
-                _read(quote, "source", read_text, where),
-                _read(quote, "currency", read_currency, where),
-                _read(quote, "bid", _rate, where),
-                _read(quote, "ask", _rate, where),
-                _read(quote, "observed_at", read_time, where),
-            )
-            for where, quote in _items(sources, "used")
-        ),
-        rejected=tuple(
-            Rejection(_read(each, "source", read_text, where), _read(each, "reason", read_text, where))
-            for where, each in _items(sources, "rejected")
-        ),
-    )
-
-
-def _read(document: Mapping[str, object], name: str, reader: Callable[[object], _Read], where: str = "") -> _Read:
-    """A member through its reader; whatever is wrong with it becomes NotARecord with the path of the member."""
-    if name not in document:
-        raise NotARecord(where + name, "is missing")
-    try:
-        return reader(document[name])
-    except ValueError as error:
-        raise NotARecord(where + name, str(error)) from error
-
-
-def _items(sources: Mapping[str, object], name: str) -> list[tuple[str, Mapping[str, object]]]:
-    """The objects of a list below `sources`, each with the prefix of its members' paths."""
-    items = _read(sources, name, read_list, "sources.")
-    where = f"sources.{name}."
-    by_number = {str(number): item for number, item in enumerate(items)}
-    return [(f"{where}{number}.", _read(by_number, number, read_object, where)) for number in by_number]
-
-
-def _feed(value: object) -> Feed:
-    if value not in ("sandbox", "live"):
-        raise ValueError("must be sandbox or live")
-    return value
-
-
-def _rate(value: object) -> int:
-    return parse_rate(read_text(value))
+def require_plausible_state(state: FeedState, feed: Feed, skew_seconds_max: float, now: datetime) -> None:
+    """Raises NotARecord for the state of another feed, and for one from the future."""
+    if state.feed != feed:
+        raise NotARecord("feed", f"must be {feed}, the feed of this desk")
+    if state.at > observed_by(now, skew_seconds_max):
+        raise NotARecord("at", f"must not lie more than {skew_seconds_max:g} s in the future")

@@ -33,6 +33,12 @@ def read_integer(value: object) -> int:
     return value
 
 
+def read_boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
 def read_currency(value: object) -> Currency:
     currency = CURRENCIES.get(read_text(value))
     if currency is None:

@@ -14,8 +14,8 @@ NAME = "X-Request-Id"
 HEADER = NAME.lower().encode()
 
 BYTES_MAX = 64
-# An id as it is kept: one that came with its request as it came, one made here as its count. It is written out only where
-# somebody reads it: almost no request is logged.
+# An id as it is kept: one that was given as it came, one made here as its count. It is written out only where somebody
+# reads it: almost no request is logged.
 Kept = bytes | int | None
 
 _ALLOWED = (string.ascii_letters + string.digits + "._-").encode()

@@ -9,7 +9,7 @@ import re
 import secrets
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 from urllib.parse import unquote, urlsplit
 
 from pydantic import (
@@ -27,6 +27,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from buydesk import addresses
 from buydesk.errors import CannotStart
+from buydesk.prices import PRICE_TTL_SECONDS_MAX
 
 PREFIX = "BUYDESK_"
 PORTS = addresses.PORTS
@@ -65,8 +66,12 @@ def _not_empty(given: object) -> object:
     return given
 
 
+SandboxFault = Literal["source-down", "outlier", "disagree", "stale", "garbage"]
+SANDBOX_FAULTS: tuple[SandboxFault, ...] = get_args(SandboxFault)
+
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+BasisPoints = Annotated[int, Field(ge=1, le=10_000)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
@@ -151,13 +156,35 @@ class Settings(BaseSettings):
     )
 
     feed_interval_seconds: Seconds = Field(15, description="How often prices are asked for.")
-    price_ttl_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
+    price_ttl_seconds: Annotated[float, Field(gt=0, le=PRICE_TTL_SECONDS_MAX)] = Field(
         60, description="How long a price may be used after it was observed."
     )
     price_history_records_max: Count = Field(6000, description="Price records kept for history; the oldest go.")
     price_refresh_seconds: Seconds = Field(1, description="How often create_buy_order looks at the price board.")
-    source_seconds_max: Seconds = Field(5, description="The longest wait for a price source.")
+    source_seconds_max: Seconds = Field(4, description="The longest wait for a price source.")
+    source_rest_seconds: Seconds = Field(
+        20, description="How long a source that failed three times in a row is left alone at first; doubled each time."
+    )
+    source_rest_seconds_max: Seconds = Field(240, description="The longest rest of a source that keeps failing.")
+    quote_age_seconds_max: Count = Field(30, description="Older quotes prove no price.")
+    price_sources_min: Annotated[int, Field(ge=2, le=5)] = Field(2, description="Sources that must agree on a price.")
+    price_deviation_bp_max: BasisPoints = Field(100, description="How far apart sources that agree may be, in 0.01 %.")
+    price_spread_bp_max: BasisPoints = Field(
+        1000, description="How far a quote's ask may lie above its bid, in 0.01 %."
+    )
+    price_jump_bp_max: BasisPoints = Field(
+        500, description="A price further from the last one has to be seen twice in a row, in 0.01 %."
+    )
     replay_speed: Annotated[float, Field(ge=0, le=10_000)] = Field(1, description="Historic minutes a minute.")
+    sandbox_fault: SandboxFault | None = Field(
+        None, description="How the sandbox's price sources misbehave, to see what the desk does."
+    )
+    bitfinex_url: HttpUrl = Field("https://api-pub.bitfinex.com", description="Bitfinex's address, or a mirror's.")
+    bitstamp_url: HttpUrl = Field("https://www.bitstamp.net", description="Bitstamp's address, or a mirror's.")
+    coinbase_url: HttpUrl = Field(
+        "https://api.exchange.coinbase.com", description="Coinbase Exchange's address, or a mirror's."
+    )
+    gemini_url: HttpUrl = Field("https://api.gemini.com", description="Gemini's address, or a mirror's.")
     kraken_url: HttpUrl = Field("https://api.kraken.com", description="Kraken's address, or a mirror's.")
 
     request_seconds_max: Seconds = Field(10, description="A client has sent its whole request within this time.")
@@ -212,6 +239,13 @@ class Settings(BaseSettings):
                 "price_ttl_seconds",
                 self.feed_interval_seconds < self.price_ttl_seconds,
             ),
+            # Or a price would end before the next one comes.
+            (
+                "quote_age_seconds_max",
+                "less than",
+                "price_ttl_seconds",
+                self.quote_age_seconds_max < self.price_ttl_seconds,
+            ),
             ("batch_orders_max", "at most", "orders_waiting_max", self.batch_orders_max <= self.orders_waiting_max),
         ]
         broken = [
@@ -219,6 +253,11 @@ class Settings(BaseSettings):
             for one, relation, other, holds in rules
             if not holds
         ]
+        if self.sandbox_fault and self.price_feed == "live":
+            broken.append(
+                f"{variable('sandbox_fault')} ({self.sandbox_fault}) needs {variable('price_feed')}=sandbox: "
+                "nothing makes the exchanges misbehave"
+            )
         if broken:
             raise ValueError("; ".join(broken))
         return self

@@ -11,15 +11,12 @@ import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from functools import partial
-from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import SecretStr
 
-from buydesk import __version__
 from buydesk.errors import CannotStart, DeskError
 from buydesk.local import ports
 from buydesk.local.children import Child, Supervised, SupervisorPipe, supervise
@@ -29,29 +26,18 @@ from buydesk.local.programs import find_redis
 from buydesk.local.redis import EmbeddedRedis
 from buydesk.local.signals import stop_signals
 from buydesk.settings import PORTS, Settings, variable
+from buydesk.telling import READY_SECONDS_MAX, Parts, answers, new_session, table, until_ready, until_selling
+from buydesk.times import utc_now
 
 # Which service may know where PostgreSQL and Redis are. Nobody else has business there.
 OWNERS = {"database_url": ("db_proxy",), "redis_url": ("api_cache_proxy", "health_check")}
 COMMAND = (sys.executable, "-m", "buydesk")
 TOKEN_FILE = "internal-token"  # noqa: S105  # a file's name
-READY_SECONDS_MAX = 10.0
-READY_POLL_SECONDS = 0.05
 DATABASE_SECONDS_MAX = 30.0
 MIGRATE_SECONDS_MAX = 120.0
 GRACE_BEYOND_DRAIN_SECONDS = 3.0
 
-if TYPE_CHECKING:
-    from aiohttp import ClientSession
-
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What the desk runs on, in words."""
-
-    database: str
-    redis: str
 
 
 async def up(settings: Settings, *, separate: bool, say: Say) -> None:
@@ -73,8 +59,11 @@ async def up(settings: Settings, *, separate: bool, say: Say) -> None:
 
 async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separate: bool, say: Say) -> str:
     """Starts everything, to be ended by the stack in the reverse order; returns the table of what runs."""
-    started = time.monotonic()
-    data_dir = stack.enter_context(claimed(settings.data_dir or default_data_dir(settings.port_offset)))
+    started, started_at = time.monotonic(), utc_now()
+    given = tuple(variable(name) for name in OWNERS if getattr(settings, name) is not None)
+    data_dir = stack.enter_context(
+        claimed(settings.data_dir or default_data_dir(settings.port_offset, is_live=settings.price_feed == "live"))
+    )
     settings = settings.model_copy(update={"data_dir": data_dir, **_own_urls(settings)})
     if "internal_token" not in settings.model_fields_set:
         token = SecretStr(internal_token(data_dir / TOKEN_FILE))
@@ -97,10 +86,10 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separa
         from buydesk.wiring import wire  # noqa: PLC0415  # likewise
 
         await stack.enter_async_context(served(wire(settings), listeners, settings))
-    async with _session() as session:
+    async with new_session() as session:
         # A desk without a price is up all the same: it lists orders, answers repeats and says why it sells nothing.
-        missing = await until_ready(session, settings.own_url("create_buy_order"), READY_SECONDS_MAX)
-        return await table(session, settings, Parts(database, redis), time.monotonic() - started, missing)
+        missing = await until_selling(session, settings, started_at, READY_SECONDS_MAX)
+        return await table(session, settings, Parts(database, redis, given), time.monotonic() - started, missing)
 
 
 def _own_urls(settings: Settings) -> dict[str, str]:
@@ -216,7 +205,7 @@ async def _run_migrate(settings: Settings, wait_seconds: float) -> None:
 async def _start_separately(settings: Settings, stack: contextlib.AsyncExitStack) -> None:
     """Each service as a process of its own, started again when it dies; ended in the reverse order."""
     pipe = stack.enter_context(SupervisorPipe())
-    session = await stack.enter_async_context(_session())
+    session = await stack.enter_async_context(new_session())
     grace_seconds = settings.drain_seconds_max + GRACE_BEYOND_DRAIN_SECONDS
     waited_seconds = 0.0
     for service in PORTS:
@@ -224,7 +213,7 @@ async def _start_separately(settings: Settings, stack: contextlib.AsyncExitStack
             service,
             [*COMMAND, "serve", service],
             env=environment(settings, service) | pipe.env,
-            is_ready=partial(_answers, session, settings.own_url(service) + "/livez"),
+            is_ready=partial(answers, session, settings.own_url(service) + "/livez"),
             pass_fds=[pipe.fd],
         )
         await _keep_running(child, partial(child.stop, grace_seconds), stack)
@@ -242,85 +231,3 @@ def environment(settings: Settings, service: str) -> dict[str, str]:
         if value is not None and service in OWNERS.get(field, (service,)):
             env[variable(field)] = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
     return env
-
-
-def _session() -> "ClientSession":
-    import aiohttp  # noqa: PLC0415  # imported by now, with the services; at the top it would delay PostgreSQL's start
-
-    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=READY_SECONDS_MAX))
-
-
-async def until_ready(session: "ClientSession", url: str, seconds_max: float) -> str:
-    """Returns "" when the service is ready, or else, in the end, what it says is missing."""
-    missing = "it does not answer"
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds_max):
-            while True:
-                status, document = await _get(session, url + "/readyz")
-                if status == HTTPStatus.OK:
-                    return ""
-                if "missing" in document:
-                    missing = "; ".join(f"{each['what']} ({each['why']})" for each in document["missing"])
-                await asyncio.sleep(READY_POLL_SECONDS)
-    return missing
-
-
-async def _answers(session: "ClientSession", url: str) -> bool:
-    status, _ = await _get(session, url)
-    return status == HTTPStatus.OK
-
-
-async def _get(session: "ClientSession", url: str) -> tuple[int | None, dict[str, Any]]:
-    """The status and the JSON of the answer; None and nothing when there is none."""
-    import aiohttp  # noqa: PLC0415  # as in _session
-
-    try:
-        async with session.get(url) as response:
-            return response.status, dict(await response.json())
-    except (aiohttp.ClientError, TimeoutError, ValueError):
-        return None, {}
-
-
-async def _found(session: "ClientSession", url: str) -> dict[str, Any] | None:
-    """The JSON of a 200, None for anything else."""
-    status, document = await _get(session, url)
-    return document if status == HTTPStatus.OK else None
-
-
-async def table(session: "ClientSession", settings: Settings, parts: Parts, seconds: float, missing: str) -> str:
-    """What runs where, as its services tell it: addresses, database, feed, price, room under the cap, a call to try.
-
-    `missing` is what keeps orders from being taken, "" when nothing does.
-    """
-    is_sandbox = settings.price_feed == "sandbox"
-    kind = "SANDBOX: recorded prices, no real orders" if is_sandbox else "LIVE prices"
-    rows = [(name, settings.own_url(name), settings.own_url(name) + "/docs") for name in sorted(PORTS)]
-    width = max(len(name) for name, _, _ in rows) + 2
-    record = await _found(session, settings.own_url("api_cache_proxy") + "/record")
-    exposure = await _found(session, settings.own_url("fetch_buy_orders") + "/exposure")
-    price = "none: no orders are taken until there is one (see the log)"
-    if record is not None:
-        price = "1 BTC = " + ", ".join(f"{rate} {currency}" for currency, rate in record["rates"].items())
-    room = "unknown: the ledger does not answer (see the log)"
-    if exposure is not None:
-        room = "{available} of {cap} BTC can still be sold, {orders} orders are stored".format(**exposure)
-    about = {
-        "database": parts.database,
-        "redis": parts.redis,
-        "feed": kind + (f", replaying {record['replayed_from']}" if record and is_sandbox else ""),
-        "price": price,
-        "cap": room,
-        "data": str(settings.data_dir),
-    }
-    call = f"curl -X POST '{settings.own_url('create_buy_order')}/place_order/?currency=eur&amount=69'"
-    lines = [
-        f"buydesk {__version__} is up after {seconds:.1f} s" + (f", but not ready: {missing}" if missing else "."),
-        "",
-        *(f"  {name:<{width}}{address:<28}{docs}" for name, address, docs in rows),
-        "",
-        *(f"  {name:<{width}}{text}" for name, text in about.items()),
-        "",
-        "Try it (Ctrl-C stops the desk):",
-        f"  {call}",
-    ]
-    return "\n".join(lines)

@@ -173,6 +173,12 @@ class Service(FastAPI):
         self.operations.setdefault(path, {})[method.lower()] = operation
         self._paths[endpoint] = path
 
+    def allow(self, endpoint: object) -> str:
+        """The methods that the endpoint's path takes, its other endpoints' too, as the header names them; "" for a path
+        that is not documented here."""
+        methods = {method.upper() for method in self.operations.get(self._paths.get(endpoint, ""), ())}
+        return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
+
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, with the hot routes in it."""
         if self.openapi_schema is None:
@@ -465,7 +471,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if refusal.status_code == 400:
         return problem_response(InvalidRequest.of("body", "cannot be read"), request.url.path)
     if refusal.status_code == MethodNotAllowed.status:
-        allow = (refusal.headers or {}).get("Allow", "GET, HEAD")  # files of /docs name none
+        allow = cast("Service", request.app).allow(request.scope.get("endpoint"))
+        allow = allow or (refusal.headers or {}).get("Allow", "GET, HEAD")  # files of /docs name none
         detail = f"This path does not take {request.method}; it takes {allow}."
         return problem_response(MethodNotAllowed(detail, allow=allow), request.url.path)
     return problem_response(NotFound("There is nothing at this path; /docs lists what there is."), request.url.path)

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -28,8 +29,9 @@ from buydesk.orders import (
     placed_order,
     priced,
 )
-from buydesk.prices import PriceRecord, record_document, record_from
-from buydesk.reading import read_currency, read_id, read_integer, read_object, read_text, read_time
+from buydesk.price_documents import record_document, record_from
+from buydesk.prices import PriceRecord, Quote, Rejection, Rule
+from buydesk.reading import read_boolean, read_currency, read_id, read_integer, read_object, read_text, read_time
 
 
 def placement_documents(items: Sequence[Placement]) -> list[dict[str, object]]:
@@ -52,7 +54,7 @@ def placement_documents(items: Sequence[Placement]) -> list[dict[str, object]]:
             rate_e8, satoshi = priced(item.order, record)
             document["exchange_rate"] = format_rate(rate_e8)
             document["bitcoin_amount"] = format_btc(satoshi)
-            document["price"] = record.id if record.id in sent else record_document(record)
+            document["price"] = record.id if record.id in sent else _price_document(record)
             sent.add(record.id)
         documents.append(document)
     return documents
@@ -137,7 +139,7 @@ def _placed(order: dict[str, object], item: Placement) -> Order:
     if read_id(order["id"]) != item.order.id or not isinstance(item.price, PriceRecord):
         raise ValueError("is not the order that was sent")
     number, created_at = read_integer(order["number"]), read_time(order["created_at"])
-    return placed_order(item.order, item.price, number, created_at, bool(read_integer(order["livemode"])))
+    return placed_order(item.order, item.price, number, created_at, read_boolean(order["livemode"]))
 
 
 def order_from(document: object) -> Order:
@@ -156,7 +158,7 @@ def order_from(document: object) -> Order:
         satoshi=parse_btc(read_text(order["bitcoin_amount"])),
         price_id=read_id(order["price_id"]),
         price_as_of=read_time(order["price_as_of"]),
-        livemode=bool(read_integer(order["livemode"])),
+        livemode=read_boolean(order["livemode"]),
         representation=read_integer(order["representation"]),
     )
 
@@ -171,13 +173,25 @@ def _problem(document: Mapping[str, object]) -> DeskError:
     return rebuild(read_object(document["problem"]), None if retry_after is None else read_integer(retry_after))
 
 
+# For 15 seconds every list of orders brings the same record. To write it takes as long as to write ten orders, and to
+# read it as long as to read six.
+@lru_cache(maxsize=8)
+def _price_document(record: PriceRecord) -> dict[str, object]:
+    return record_document(record)
+
+
+@lru_cache(maxsize=8)
+def _record_from(document: bytes) -> PriceRecord:
+    return record_from(msgspec.json.decode(document))
+
+
 def _record(price: object, records: dict[uuid.UUID, PriceRecord]) -> PriceRecord:
     if isinstance(price, str):
         record = records.get(read_id(price))
         if record is None:
             raise ValueError("names a record that no earlier item brought")
         return record
-    record = record_from(price)
+    record = _record_from(msgspec.json.encode(price))
     known = records.setdefault(record.id, record)
     # A copy may have been shortened since; in all else a record never changes.
     if replace(known, expires_at=record.expires_at) != record:
@@ -190,12 +204,22 @@ def _name(value: object) -> str:
 
 
 # What the documents look like, for the OpenAPI documents of the services.
+_RATES_E8 = {Currency.EUR: 4119191000000, Currency.GBP: 3533089000000, Currency.USD: 4847888000000}
+_AS_OF = datetime(2026, 1, 31, 9, 4, 51, tzinfo=UTC)
 EXAMPLE_RECORD = PriceRecord(
     id=uuid.UUID("7c1c1c39-4a55-4d9b-a8b8-40a0fd0df7a3"),
-    as_of=datetime(2026, 1, 31, 9, 4, 51, tzinfo=UTC),
+    as_of=_AS_OF,
     expires_at=datetime(2026, 1, 31, 9, 5, 51, tzinfo=UTC),
     feed="sandbox",
-    rates_e8={Currency.EUR: 4119191000000, Currency.GBP: 3533089000000, Currency.USD: 4847888000000},
+    rates_e8=_RATES_E8,
+    used=tuple(
+        Quote(source, currency, rate_e8 - spread_e8, rate_e8 + spread_e8, _AS_OF)
+        for currency, rate_e8 in _RATES_E8.items()
+        for source, spread_e8 in (("sandbox-2", 200_000_000), ("sandbox-3", 400_000_000))
+    ),
+    rejected=(Rejection("sandbox-1", "gave no answer within 5 s"),),
+    rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
+    decided_at=datetime(2026, 1, 31, 9, 4, 51, 250_000, tzinfo=UTC),
 )
 EXAMPLE_PLACEMENT = Placement(
     NewOrder(uuid.UUID("01926e60-7a7c-7cc3-9c4e-3a1d1f1d8a35"), ANONYMOUS, None, Currency.EUR, 6900),

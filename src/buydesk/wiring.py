@@ -15,8 +15,8 @@ from buydesk.backends.memory_health import MemoryHealthDesk
 from buydesk.backends.memory_prices import MemoryPriceBoard
 from buydesk.backends.postgres import PostgresLedger
 from buydesk.backends.remote import RemoteHealthDesk, RemoteLedger, RemotePriceBoard
-from buydesk.backends.sources.kraken import Kraken
-from buydesk.backends.sources.replay import Replay
+from buydesk.backends.sources import exchanges
+from buydesk.backends.sources.replay import sandbox_sources
 from buydesk.errors import CannotStart, WrongMode
 from buydesk.health import SERVICES, HealthDesk
 from buydesk.orders import OrderLedger
@@ -80,7 +80,7 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> Wired:
     ledger = _ledger(settings, is_own="db_proxy" in services)
     board = _board(settings, is_own="api_cache_proxy" in services)
     desk = _desk(settings, is_own="health_check" in services)
-    source = _source(settings) if "api_updater" in services else None
+    sources = _sources(settings) if "api_updater" in services else []
     reporters = {name: Reporter(name, desk, settings) for name in SERVICES if name in services}
 
     def app(name: str) -> Service:
@@ -94,18 +94,16 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> Wired:
                 return db_proxy.create_app(settings, ledger, reporter)
             case "api_cache_proxy":
                 return api_cache_proxy.create_app(settings, board, reporter)
-            case "api_updater" if source is not None:
-                return api_updater.create_app(settings, source, board, reporter)
+            case "api_updater":
+                return api_updater.create_app(settings, sources, board, reporter)
             case _:
                 redis_check = desk.check if settings.redis_url else None
                 return health_check.create_app(
                     settings, desk, ledger.check, board, redis_check=redis_check, reporter=reporter
                 )
 
-    backends: list[Closes] = [ledger, board, desk]
-    if source is not None:
-        backends.insert(0, source)
-    return Wired({name: app(name) for name in reporters}, reporters, tuple(backends), ledger)
+    backends: tuple[Closes, ...] = (*sources, ledger, board, desk)
+    return Wired({name: app(name) for name in reporters}, reporters, backends, ledger)
 
 
 def _ledger(settings: Settings, *, is_own: bool) -> OrderLedger:
@@ -137,10 +135,10 @@ def _desk(settings: Settings, *, is_own: bool) -> HealthDesk:
     return RedisHealthDesk(_redis(settings.redis_url, settings), settings)
 
 
-def _source(settings: Settings) -> PriceSource:
+def _sources(settings: Settings) -> list[PriceSource]:
     if settings.price_feed == "live":
-        return Kraken(settings)
-    return Replay(settings, settings.data_dir / "replay.json" if settings.data_dir else None)
+        return exchanges(settings)
+    return sandbox_sources(settings, settings.data_dir / "replay.json" if settings.data_dir else None)
 
 
 def _redis(url: SecretStr, settings: Settings) -> "Redis":

@@ -33,6 +33,7 @@ REST = "…"
 NOT_RUN = {
     "make up": "it installs first; the desk here is started by the command behind it, and prints the same",
     "make up ARGS=--separate": "test_separate.py does, and takes its time",
+    'make up ARGS="--sandbox-fault disagree"': "test_prices.py does, with every fault",
     "make test": "it runs this test",
     "make check": "CI runs it beside the tests",
     "make load": "test_load.py does",
@@ -43,7 +44,6 @@ NOT_RUN = {
 }
 # Codes that no client meets, and where they stay.
 INTERNAL_CODES = {
-    "price_not_found": "db_proxy tells other services",
     "price_superseded": "api_cache_proxy tells api_updater",
     "source_failed": "api_updater logs it",
 }
@@ -150,7 +150,7 @@ async def serve(desk: Desk, example: Example) -> list[str]:
 RULES: dict[str, Rule] = {
     r"make .*": dry_run,
     r"(docker compose|deploy/smoke).*": elsewhere,
-    r"(id=\$\(curl .*\)\n)?curl (.|\n)*": ask,
+    r"(\w+=\$\(curl .*\)\n)?curl (.|\n)*": ask,
     r"\. \.venv/bin/activate(\nbuydesk .*--help)+": finish,
     r"\. \.venv/bin/activate(\nexport .*)+\nbuydesk migrate\nbuydesk serve \w+": serve,
 }

@@ -6,7 +6,6 @@ import socket
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from buydesk.settings import PORTS
 from tests.desks import buydesk, desk_up, free_offset
@@ -124,28 +123,6 @@ async def test_a_directory_that_cannot_be_made_is_one_line(open_directory: Path)
     assert "--data-dir" in await refusal("up", "--data-dir", str(in_the_way / "data"), "--port-offset", offset)
 
 
-async def test_the_live_feed_prices_orders_and_marks_them(data_dir: Path) -> None:
-    # Synthetic, in the shape that Kraken was recorded to answer in.
-    book = {"EUR": ("41191.90000", "41191.92000"), "GBP": ("35330.88", "35330.90"), "USD": ("48478.87", "48478.89")}
-    result = {f"XXBTZ{code}": {"b": [bid, "1", "1.0"], "a": [ask, "1", "1.0"]} for code, (bid, ask) in book.items()}
-
-    async def ticker(_: web.Request) -> web.Response:
-        return web.json_response({"error": [], "result": result})
-
-    exchange = web.Application()
-    exchange.router.add_get("/0/public/Ticker", ticker)
-    runner = web.AppRunner(exchange)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    env = {"BUYDESK_KRAKEN_URL": f"http://127.0.0.1:{runner.addresses[0][1]}"}
-    async with desk_up(data_dir, "--feed", "live", env=env) as desk, desk.client("create_buy_order") as client:
-        assert "SANDBOX" not in desk.printed
-        order = (await client.post("/place_order/?currency=eur&amount=69")).json()["order"]
-    await runner.cleanup()
-    assert (order["exchange_rate"], order["bitcoin_amount"], order["livemode"]) == ("41191.91", "0.00167509", True)
-
-
 async def test_the_other_mode_s_database_is_refused(data_dir: Path) -> None:
     async with desk_up(data_dir):
         pass
@@ -163,6 +140,10 @@ async def test_the_other_mode_s_database_is_refused(data_dir: Path) -> None:
         ({"DATABASE_URL": "postgresql://u:secret@127.0.0.1:1/x"}, "check DATABASE_URL"),
         ({"DATABASE_URL": "u:secret@127.0.0.1:1/x"}, "DATABASE_URL: must start with postgresql://"),
         ({"BUYDESK_INTERNAL_TOKEN": "secret\n"}, "BUYDESK_INTERNAL_TOKEN"),
+        (
+            {"BUYDESK_SANDBOX_FAULT": "stale", "PRICE_FEED": "live"},
+            "BUYDESK_SANDBOX_FAULT (stale) needs PRICE_FEED=sandbox",
+        ),
         ({"BUYDESK_DRAIN_SECONDS_MAX": "5"}, "BUYDESK_DRAIN_SECONDS_MAX (5) must be more"),
     ],
 )

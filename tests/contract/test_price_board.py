@@ -2,24 +2,43 @@
 
 import asyncio
 import contextlib
+import math
+import random
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from redis.asyncio import Redis
 
+from buydesk.backends import memory_prices
 from buydesk.backends.memory_health import MemoryHealthDesk
 from buydesk.backends.memory_prices import MemoryPriceBoard
 from buydesk.backends.redis_prices import RedisPriceBoard
 from buydesk.backends.remote import RemotePriceBoard
 from buydesk.errors import PriceBoardUnavailable, PriceStale, PriceSuperseded, PriceUnavailable
 from buydesk.money import Currency
-from buydesk.prices import HISTORY_MINUTES_MAX, PriceBoard, PriceRecord, Quote, Rejection
+from buydesk.price_documents import record_document
+from buydesk.prices import (
+    HISTORY_MINUTES_MAX,
+    HISTORY_POINTS_MAX,
+    FeedState,
+    PriceBoard,
+    PricePoint,
+    PriceRecord,
+    Quote,
+    Rejection,
+    Rule,
+    SourceState,
+)
 from buydesk.reporting import Reporter
 from buydesk.services.api_cache_proxy import create_app
 from buydesk.settings import Settings
+from buydesk.times import EPOCH
 from tests.serving import free_port, served
 
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
@@ -90,23 +109,49 @@ def record(as_of: datetime = NOON, rate_e8: int = 20_572_78 * 10**6) -> PriceRec
         feed="sandbox",
         rates_e8={Currency.EUR: rate_e8, Currency.GBP: 18_271_51 * 10**6, Currency.USD: 21_712_51 * 10**6 + 1},
         used=(Quote("one", Currency.EUR, rate_e8 - 3, rate_e8 + 3, as_of - MOMENT),),
-        rejected=(Rejection("ötħer", 'gave "no" answer\n'),),
+        rejected=(
+            Rejection("ötħer", 'gave "no" answer\n'),
+            Rejection("two", "is too far off", Quote("two", Currency.GBP, 10**8, 10**8, as_of)),
+        ),
         replayed_from=datetime(2023, 3, 9, tzinfo=UTC),
+        rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
+        decided_at=as_of + MOMENT,
     )
+
+
+def state(at: datetime = NOON, problem: str = "") -> FeedState:
+    rates = {Currency.EUR: 20_572_78 * 10**6, Currency.GBP: 18_271_51 * 10**6}
+    return FeedState(
+        at,
+        "sandbox",
+        problem,
+        (
+            SourceState("one", "", mids_e8=rates, quoted_at=at - MOMENT),
+            SourceState("ötħer", 'gave "no" answer\n', failures=4, resting_until=at + TTL),
+        ),
+    )
+
+
+async def whole_history(board: PriceBoard, minutes: int = 60) -> list[PricePoint]:
+    return list(await board.history(minutes, HISTORY_POINTS_MAX))
+
+
+def points_of(records: Sequence[PriceRecord]) -> list[PricePoint]:
+    return [each.point() for each in records]
 
 
 async def test_board_on_which_nothing_ever_hung_has_no_price(board: PriceBoard) -> None:
     with pytest.raises(PriceUnavailable) as refusal:
         await board.latest()
     assert refusal.value.retry_after_seconds == 5
-    assert list(await board.history(60)) == []
+    assert await whole_history(board) == []
 
 
 async def test_record_comes_back_as_it_was_published(board: PriceBoard) -> None:
     published = record()
     await board.publish(published)
     assert await board.latest() == published
-    assert list(await board.history(60)) == [published]
+    assert await whole_history(board) == points_of([published])
 
 
 async def test_newest_record_is_the_latest(board: PriceBoard) -> None:
@@ -114,7 +159,7 @@ async def test_newest_record_is_the_latest(board: PriceBoard) -> None:
     await board.publish(first)
     await board.publish(second)
     assert await board.latest() == second
-    assert list(await board.history(60)) == [first, second]
+    assert await whole_history(board) == points_of([first, second])
 
 
 async def test_older_record_is_refused_and_changes_nothing(board: PriceBoard) -> None:
@@ -124,7 +169,7 @@ async def test_older_record_is_refused_and_changes_nothing(board: PriceBoard) ->
         await board.publish(record(NOON - MOMENT))
     assert refusal.value.facts == {"as_of": "2026-01-31T12:00:00.123456Z"}
     assert await board.latest() == hanging
-    assert list(await board.history(60)) == [hanging]
+    assert await whole_history(board) == points_of([hanging])
 
 
 async def test_older_record_is_refused_even_when_the_hanging_one_has_expired(board: PriceBoard, clock: Clock) -> None:
@@ -152,18 +197,18 @@ async def test_record_from_the_future_is_no_price_once_the_clock_stepped_back_an
     present = record(clock.moment)
     await board.publish(present)
     assert await board.latest() == present
-    assert list(await board.history(60)) == [before, present]
+    assert await whole_history(board) == points_of([before, present])
     following = record(clock.moment + MOMENT)
     await board.publish(following)
-    assert list(await board.history(60)) == [before, present, following]
+    assert await whole_history(board) == points_of([before, present, following])
 
 
-async def test_another_record_of_the_same_moment_is_not_older(board: PriceBoard) -> None:
-    first, second = record(), record()
+async def test_another_record_of_the_same_moment_is_not_older_and_takes_its_place(board: PriceBoard) -> None:
+    first, second = sorted((record(), record()), key=lambda each: each.id, reverse=True)
     await board.publish(first)
     await board.publish(second)
     assert await board.latest() == second
-    assert {each.id for each in await board.history(60)} == {first.id, second.id}
+    assert await whole_history(board) == points_of([second])
 
 
 async def test_same_record_may_be_published_again_and_is_kept_once(board: PriceBoard) -> None:
@@ -171,7 +216,7 @@ async def test_same_record_may_be_published_again_and_is_kept_once(board: PriceB
     await board.publish(published)
     await board.publish(published)
     assert await board.latest() == published
-    assert list(await board.history(60)) == [published]
+    assert await whole_history(board) == points_of([published])
 
 
 async def test_publishing_again_may_shorten_a_record_and_never_extends_it(board: PriceBoard) -> None:
@@ -182,7 +227,7 @@ async def test_publishing_again_may_shorten_a_record_and_never_extends_it(board:
     assert await board.latest() == shorter
     await board.publish(published)
     assert await board.latest() == shorter
-    assert list(await board.history(60)) == [shorter]
+    assert await whole_history(board) == points_of([shorter])
 
 
 async def test_record_is_valid_until_it_expires_and_stale_from_then_on(board: PriceBoard, clock: Clock) -> None:
@@ -216,7 +261,7 @@ async def test_newer_record_ends_staleness(board: PriceBoard, clock: Clock) -> N
     newer = record(clock.moment)
     await board.publish(newer)
     assert await board.latest() == newer
-    assert list(await board.history(HISTORY_MINUTES_MAX)) == [newer]
+    assert await whole_history(board, HISTORY_MINUTES_MAX) == points_of([newer])
 
 
 async def test_history_has_what_was_observed_within_the_minutes_oldest_first(board: PriceBoard, clock: Clock) -> None:
@@ -224,16 +269,159 @@ async def test_history_has_what_was_observed_within_the_minutes_oldest_first(boa
     for each in records:
         clock.moment = each.as_of
         await board.publish(each)
-    assert list(await board.history(3)) == records[1:]
-    assert list(await board.history(1)) == records[3:]
-    assert list(await board.history(HISTORY_MINUTES_MAX)) == records
+    assert await whole_history(board, 3) == points_of(records[1:])
+    assert await whole_history(board, 1) == points_of(records[3:])
+    assert await whole_history(board, HISTORY_MINUTES_MAX) == points_of(records)
 
 
 async def test_history_is_bounded_and_loses_the_oldest(board: PriceBoard) -> None:
     records = [record(NOON + number * MOMENT) for number in range(RECORDS_MAX + 5)]
     for each in records:
         await board.publish(each)
-    assert list(await board.history(60)) == records[5:]
+    assert await whole_history(board) == points_of(records[5:])
+
+
+async def hang(board: PriceBoard, clock: Clock, moments: Sequence[datetime]) -> list[PricePoint]:
+    """The points of records observed at these moments, each published when it was observed."""
+    records = [record(moment) for moment in moments]
+    for each in records:
+        clock.moment = each.as_of
+        await board.publish(each)
+    return points_of(records)
+
+
+async def test_history_of_more_than_so_many_points_has_the_last_of_each_span(board: PriceBoard, clock: Clock) -> None:
+    every_five_minutes = await hang(
+        board, clock, [NOON - timedelta(minutes=5 * number) for number in range(11, -1, -1)]
+    )
+    # Spans of a quarter of an hour, the oldest four points of five: 11:10 is left out.
+    expected = [each for each in every_five_minutes if each.as_of.minute in (25, 40, 55, 0)]
+    assert list(await board.history(60, 4)) == expected
+    assert list(await board.history(60, 1)) == every_five_minutes[-1:]
+    assert list(await board.history(30, 3)) == [
+        each for each in every_five_minutes if each.as_of.minute in (45, 55, 0)
+    ], "spans of ten minutes begin at each ten minutes"
+    assert list(await board.history(60, 12)) == every_five_minutes
+    assert len(await board.history(60, 11)) == 11
+
+
+async def test_a_span_begins_with_its_first_microsecond(board: PriceBoard, clock: Clock) -> None:
+    quarter = NOON.replace(minute=15, second=0, microsecond=0)
+    points = await hang(board, clock, [quarter - MOMENT, quarter, quarter + 15 * 60 * MOMENT * 10**6 - MOMENT])
+    assert list(await board.history(30, 2)) == [points[0], points[2]]
+
+
+async def test_points_stay_where_they_are_while_time_goes_by(board: PriceBoard, clock: Clock) -> None:
+    await hang(board, clock, [NOON + timedelta(minutes=number) for number in range(100)])
+    earlier = await board.history(60, 7)
+    await hang(board, clock, [NOON + timedelta(minutes=number) for number in range(100, 105)])
+    later = await board.history(60, 7)
+    assert list(later)[:-2] == list(earlier)[-len(later) + 1 : -1]
+
+
+async def test_history_leaves_out_what_is_from_the_future(board: PriceBoard, clock: Clock, settings: Settings) -> None:
+    points = await hang(board, clock, [NOON, NOON + timedelta(minutes=1)])
+    clock.moment = points[1].as_of - timedelta(seconds=settings.clock_skew_seconds_max)
+    assert list(await board.history(60, 2)) == points
+    clock.moment -= MOMENT
+    assert list(await board.history(60, 2)) == points[:1]
+    assert list(await board.history(60, 1)) == points[:1]
+
+
+class NaiveHistory:
+    """What the history of a board is, as one would say it, at any cost."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.hanging: PriceRecord | None = None
+        self.points: list[PricePoint] = []
+
+    def observed_by(self) -> datetime:
+        return self.clock.moment + timedelta(seconds=self.settings.clock_skew_seconds_max)
+
+    def publish(self, new: PriceRecord) -> bool:
+        """Whether the record is taken."""
+        if self.hanging is not None and new.as_of < self.hanging.as_of <= self.observed_by():
+            return False
+        self.hanging = new
+        kept = [each for each in self.points if new.as_of - timedelta(days=1) < each.as_of < new.as_of]
+        self.points = [*kept, new.point()][-self.settings.price_history_records_max :]
+        return True
+
+    def history(self, minutes: int, points: int) -> list[PricePoint]:
+        since = self.clock.moment - timedelta(minutes=minutes)
+        recent = [each for each in self.points if since < each.as_of <= self.observed_by()]
+        if len(recent) <= points:
+            return recent
+        span = timedelta(minutes=minutes) / points
+        last_of_span = {(each.as_of - EPOCH) // span: each for each in recent}
+        return list(last_of_span.values())[-points:]
+
+
+async def play(board: PriceBoard, naive: NaiveHistory, draw: st.DataObject | random.Random, steps: int) -> None:
+    """Publishes, moves the clock both ways and asks for history at random; both must always say the same."""
+
+    def pick(low: int, high: int) -> int:
+        return draw.randint(low, high) if isinstance(draw, random.Random) else draw.draw(st.integers(low, high))
+
+    for _ in range(steps):
+        for _ in range(pick(0, 12)):
+            # Mostly as an updater does, sometimes of the same moment, older or ahead by a stepped clock.
+            naive.clock.moment += timedelta(seconds=(1, 15, 15, 900, 7200, -30)[pick(0, 5)], microseconds=pick(-1, 1))
+            new = record(naive.clock.moment - timedelta(seconds=(0, 0, 0, 1, 20, 100)[pick(0, 5)]))
+            if naive.publish(new):
+                await board.publish(new)
+            else:
+                with pytest.raises(PriceSuperseded):
+                    await board.publish(new)
+        minutes, points = (1, 7, 60, 1439, 1440)[pick(0, 4)], (1, 2, 3, 7, 240, 1000)[pick(0, 5)]
+        assert list(await board.history(minutes, points)) == naive.history(minutes, points)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_any_history_is_what_the_naive_one_is(
+    board: PriceBoard, settings: Settings, clock: Clock, seed: int
+) -> None:
+    draw = random.Random(seed)  # noqa: S311
+    await play(board, NaiveHistory(settings, clock), draw, steps=15)
+
+
+@given(st.data(), st.integers(1, 40))
+def test_any_history_in_memory_is_what_the_naive_one_is(data: st.DataObject, records_max: int) -> None:
+    settings, clock = Settings(price_history_records_max=records_max), Clock()
+    asyncio.run(play(MemoryPriceBoard(settings, clock), NaiveHistory(settings, clock), data, steps=4))
+
+
+@pytest.mark.parametrize("points", [1, 10, 100])
+async def test_history_in_memory_costs_as_much_as_its_points(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, points: int
+) -> None:
+    looked_at: list[PricePoint] = []
+
+    def counted(point: PricePoint) -> datetime:
+        looked_at.append(point)
+        return point.as_of
+
+    board = MemoryPriceBoard(Settings(), clock)
+    await hang(board, clock, [NOON + timedelta(seconds=15 * number) for number in range(6000)])
+    monkeypatch.setattr(memory_prices, "_as_of", counted)
+    assert len(await board.history(HISTORY_MINUTES_MAX, points)) == points
+    assert len(looked_at) <= (points + 2) * math.ceil(math.log2(6000))
+
+
+@pytest.mark.parametrize("points", [1, 10, 100])
+async def test_history_in_redis_costs_as_much_as_its_points(clock: Clock, redis_url: str, points: int) -> None:
+    async with (
+        redis_board(Settings(), clock, redis_url) as board,
+        Redis.from_url(redis_url, decode_responses=True) as client,
+    ):
+        await hang(board, clock, [NOON + timedelta(seconds=60 * number) for number in range(1000)])
+        await client.config_resetstat()
+        assert len(await board.history(HISTORY_MINUTES_MAX // 2, points)) == points
+        calls = {name: stats["calls"] for name, stats in (await client.info("commandstats")).items()}
+    assert calls["cmdstat_zrange"] == points
+    assert sum(calls[name] for name in calls if name.startswith("cmdstat_z")) == points + 1
 
 
 async def test_publishing_at_once_leaves_the_newest_hanging(board: PriceBoard) -> None:
@@ -243,7 +431,26 @@ async def test_publishing_at_once_leaves_the_newest_hanging(board: PriceBoard) -
     assert await board.latest() == records[-1]
     assert all(result is None or isinstance(result, PriceSuperseded) for result in results)
     kept = [shuffled[number] for number, result in enumerate(results) if result is None]
-    assert list(await board.history(60)) == sorted(kept, key=lambda each: each.as_of)
+    assert await whole_history(board) == points_of(sorted(kept, key=lambda each: each.as_of))
+
+
+async def test_what_was_told_of_the_sources_comes_back_until_it_is_told_anew(board: PriceBoard) -> None:
+    with pytest.raises(PriceUnavailable) as refusal:
+        await board.feed_state()
+    assert refusal.value.retry_after_seconds == 5
+    for told in (state(problem="only 1 of at least 2 sources agree"), state(NOON + MOMENT), state(NOON - TTL)):
+        await board.tell(told)
+        assert await board.feed_state() == told
+    assert await whole_history(board) == []
+
+
+async def test_what_was_told_is_forgotten_after_a_day(board: PriceBoard, clock: Clock) -> None:
+    await board.tell(state())
+    clock.moment = NOON + timedelta(days=1) - MOMENT
+    assert await board.feed_state() == state()
+    clock.moment += MOMENT
+    with pytest.raises(PriceUnavailable):
+        await board.feed_state()
 
 
 async def test_check_passes_while_the_board_is_there(board: PriceBoard) -> None:
@@ -251,7 +458,15 @@ async def test_check_passes_while_the_board_is_there(board: PriceBoard) -> None:
 
 
 async def assert_unavailable(board: PriceBoard) -> None:
-    for call in (board.publish(record()), board.latest(), board.history(60), board.check()):
+    calls = (
+        board.publish(record()),
+        board.latest(),
+        board.history(60, 5),
+        board.tell(state()),
+        board.feed_state(),
+        board.check(),
+    )
+    for call in calls:
         with pytest.raises(PriceBoardUnavailable) as refusal:
             await call
         assert refusal.value.retry_after_seconds == 1
@@ -288,8 +503,9 @@ async def test_every_key_in_redis_is_ours_and_expires_within_a_day(
 ) -> None:
     async with redis_board(settings, clock, redis_url) as board, Redis.from_url(redis_url) as client:
         await board.publish(record())
+        await board.tell(state())
         keys: list[bytes] = [key async for key in client.scan_iter()]
-        assert len(keys) == 2
+        assert len(keys) == 3
         for key in keys:
             assert key.startswith(b"buydesk:")
             assert 0 < await client.ttl(key) <= 24 * 3600
@@ -299,10 +515,13 @@ async def test_recorded_prices_left_in_redis_are_no_live_prices(clock: Clock, re
     live: Redis = Redis.from_url(redis_url)
     async with redis_board(Settings(), clock, redis_url) as sandbox:
         await sandbox.publish(record())
+        await sandbox.tell(state())
         board = RedisPriceBoard(live, Settings(price_feed="live"), clock)
         with pytest.raises(PriceUnavailable):
             await board.latest()
-        assert list(await board.history(60)) == []
+        with pytest.raises(PriceUnavailable):
+            await board.feed_state()
+        assert await whole_history(board) == []
         await board.close()
 
 
@@ -312,13 +531,11 @@ async def test_what_is_no_record_in_redis_is_never_a_price(
 ) -> None:
     async with redis_board(settings, clock, redis_url) as board, Redis.from_url(redis_url) as client:
         await client.hset("buydesk:prices:sandbox:hanging", "document", garbage)
-        await client.zadd(
-            "buydesk:prices:sandbox:history", {garbage: (NOON - datetime(1970, 1, 1, tzinfo=UTC)) / MOMENT}
-        )
-        with pytest.raises(PriceBoardUnavailable, match="not a price record"):
-            await board.latest()
-        with pytest.raises(PriceBoardUnavailable, match="not a price record"):
-            await board.history(60)
+        await client.zadd("buydesk:prices:sandbox:points", {garbage: (NOON - EPOCH) / MOMENT})
+        await client.set("buydesk:prices:sandbox:sources", garbage)
+        for call in (board.latest(), board.history(60, 5), board.feed_state()):
+            with pytest.raises(PriceBoardUnavailable, match="not a price record"):
+                await call
         published = record()
         await board.publish(published)
         assert await board.latest() == published
@@ -332,6 +549,39 @@ async def test_redis_client_that_decodes_answers_serves_as_well(
         board = RedisPriceBoard(client, settings, clock)
         published = record()
         await board.publish(published)
+        await board.tell(state())
         assert await board.latest() == published
-        assert list(await board.history(60)) == [published]
+        assert await whole_history(board) == points_of([published])
+        assert await board.feed_state() == state()
         await board.close()
+
+
+async def test_what_an_earlier_version_left_in_redis_is_a_price_and_no_history(
+    settings: Settings, clock: Clock, redis_url: str
+) -> None:
+    left = replace(record(), rejected=(), rule=None, decided_at=None)
+    document = record_document(left)
+    del document["rule"], document["decided_at"]
+    text, score = msgspec.json.encode(document), (left.as_of - EPOCH) // MOMENT
+    expires_at = (left.expires_at - EPOCH) // MOMENT
+    async with redis_board(settings, clock, redis_url) as board, Redis.from_url(redis_url) as client:
+        await client.zadd("buydesk:prices:sandbox:history", {text: score})
+        members: list[str | int | bytes] = [
+            "id",
+            str(left.id),
+            "as_of",
+            score,
+            "expires_at",
+            expires_at,
+            "document",
+            text,
+        ]
+        await client.hset("buydesk:prices:sandbox:hanging", items=members)
+        assert await board.latest() == left
+        assert await whole_history(board) == []
+        with pytest.raises(PriceSuperseded):
+            await board.publish(record(NOON - MOMENT))
+        newer = record(NOON + MOMENT)
+        await board.publish(newer)
+        assert await board.latest() == newer
+        assert await whole_history(board) == points_of([newer])

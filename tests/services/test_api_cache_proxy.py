@@ -1,7 +1,9 @@
 """api_cache_proxy over real TCP, on a board in memory."""
 
 import asyncio
+import html
 import json
+import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -15,11 +17,12 @@ from redis.asyncio import Redis
 from buydesk.backends.memory_health import MemoryHealthDesk
 from buydesk.backends.memory_prices import MemoryPriceBoard
 from buydesk.backends.redis_prices import RedisPriceBoard
-from buydesk.coindesk import currentprice
+from buydesk.coindesk import currentprice, currentprice_of
 from buydesk.money import Currency
-from buydesk.prices import PriceRecord, Quote, Rejection, record_document
+from buydesk.price_documents import feed_state_document, point_document, record_document
+from buydesk.prices import FeedState, PriceRecord, Quote, Rejection, Rule, SourceState
 from buydesk.reporting import Reporter
-from buydesk.services.api_cache_proxy import RECORD_BYTES_MAX, create_app
+from buydesk.services.api_cache_proxy import RECORD_BYTES_MAX, STATE_BYTES_MAX, create_app
 from buydesk.settings import Settings
 from tests.serving import free_port, served
 
@@ -75,10 +78,24 @@ def record(as_of: datetime = NOON, **members: Any) -> PriceRecord:
             Currency.USD: 21_712_51 * 10**6 + 1,
         },
         used=(Quote("one", Currency.EUR, 20_572_00 * 10**6, 20_573_56 * 10**6, as_of),),
-        rejected=(Rejection("another", "gave no answer"),),
+        rejected=(
+            Rejection("another", "gave no answer"),
+            Rejection("third", "is older than 30 s", Quote("third", Currency.EUR, 10**12, 10**12, as_of)),
+        ),
         replayed_from=datetime(2023, 3, 9, tzinfo=UTC),
+        rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=1),
+        decided_at=as_of + TTL / 60,
     )
     return replace(made, **members)
+
+
+def state(at: datetime = NOON, **members: Any) -> FeedState:
+    rates = {Currency.EUR: 20_572_78 * 10**6}
+    sources = (
+        SourceState("one", "", mids_e8=rates, quoted_at=at),
+        SourceState("another", "gave no answer", failures=3, resting_until=at + TTL),
+    )
+    return replace(FeedState(at, "sandbox", "only 1 of at least 2 sources agree", sources), **members)
 
 
 def assert_problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
@@ -120,18 +137,106 @@ async def test_retired_document_has_the_retired_members_only(
     assert response.text == json.dumps(currentprice(hanging), separators=(",", ":"))
 
 
-@pytest.mark.parametrize("path", ["/record", "/record/", "/v1/bpi/currentprice.json", "/v1/bpi/currentprice.json/"])
+async def test_record_shows_its_proof(client: httpx2.AsyncClient, board: MemoryPriceBoard) -> None:
+    await board.publish(record())
+    document = (await client.get("/record")).json()
+    noon = "2026-01-31T12:00:00.123456Z"
+    assert document["sources"] == {
+        "used": [{"source": "one", "currency": "EUR", "bid": "20572.00", "ask": "20573.56", "observed_at": noon}],
+        "rejected": [
+            {"source": "another", "reason": "gave no answer", "quote": None},
+            {
+                "source": "third",
+                "reason": "is older than 30 s",
+                "quote": {
+                    "source": "third",
+                    "currency": "EUR",
+                    "bid": "10000.00",
+                    "ask": "10000.00",
+                    "observed_at": noon,
+                },
+            },
+        ],
+    }
+    assert document["rule"] == {
+        "version": 1,
+        "quote_age_seconds_max": 30,
+        "spread_bp_max": 1000,
+        "deviation_bp_max": 100,
+        "sources_min": 1,
+    }
+    assert document["decided_at"] == "2026-01-31T12:00:01.123456Z"
+
+
+@pytest.mark.parametrize(
+    "code", ["EUR", "eur", "gBp", "USD", "eur.json", "EUR.JSON", "CHF", "", "eu", "%65ur", "%FF", "*"]
+)
+async def test_retired_document_of_one_currency_in_any_letter_case(
+    client: httpx2.AsyncClient, board: MemoryPriceBoard, code: str
+) -> None:
+    hanging = record()
+    await board.publish(hanging)
+    currency = {"eur": Currency.EUR, "gbp": Currency.GBP, "usd": Currency.USD, "%65ur": Currency.EUR}.get(code.lower())
+    for slash in ("", "/"):
+        response = await client.get(f"/v1/bpi/currentprice/{code}.json{slash}")
+        if currency is not None:
+            assert response.status_code == 200
+            assert response.text == json.dumps(currentprice_of(hanging, currency), separators=(",", ":"))
+        else:
+            assert_problem(response, 404, "not_found")
+
+
+async def test_unknown_currency_is_told_the_known_ones_also_without_a_price(client: httpx2.AsyncClient) -> None:
+    problem = assert_problem(await client.get("/v1/bpi/currentprice/CHF.json"), 404, "not_found")
+    assert problem["detail"] == "There are prices in EUR, GBP, USD only."
+    assert_problem(await client.get("/v1/bpi/currentprice/usd.json"), 503, "price_unavailable")
+
+
+def ticker(address: str) -> list[str]:
+    """A program as they were written for the retired service, with the standard library only."""
+
+    def fetched(path: str) -> Any:
+        with urllib.request.urlopen(f"{address}/v1/bpi/{path}", timeout=5) as answer:  # noqa: S310
+            return json.load(answer)
+
+    everything, euro = fetched("currentprice.json"), fetched("currentprice/EUR.json")
+    lines = [f"{everything['chartName']} at {everything['time']['updateduk']}"]
+    for code, price in everything["bpi"].items():
+        lines.append(f"{html.unescape(price['symbol'])} {price['rate']} ({price['description']}, {code})")
+    updated = datetime.fromisoformat(euro["time"]["updatedISO"])
+    dollars_a_euro = euro["bpi"]["USD"]["rate_float"] / euro["bpi"]["EUR"]["rate_float"]
+    exact = float(euro["bpi"]["EUR"]["rate"].replace(",", ""))
+    return [*lines, f"{updated:%H:%M} {dollars_a_euro:.4f} {exact:.2f}"]
+
+
+async def test_program_written_for_the_retired_service_needs_only_another_address(
+    client: httpx2.AsyncClient, board: MemoryPriceBoard
+) -> None:
+    await board.publish(record())
+    assert await asyncio.to_thread(ticker, str(client.base_url).rstrip("/")) == [
+        "Bitcoin at Jan 31, 2026 at 12:00 GMT",
+        "$ 21,712.51 (United States Dollar, USD)",
+        "£ 18,271.51 (British Pound Sterling, GBP)",
+        "€ 20,572.78 (Euro, EUR)",
+        "12:00 1.0554 20572.78",
+    ]
+
+
+PRICE_PATHS = ["/record", "/v1/bpi/currentprice.json", "/v1/bpi/currentprice/eur.json", "/history"]
+
+
+@pytest.mark.parametrize("path", [*PRICE_PATHS, *(f"{path}/" for path in PRICE_PATHS)])
 async def test_price_may_be_read_by_any_page_and_kept_by_nobody(
     client: httpx2.AsyncClient, board: MemoryPriceBoard, path: str
 ) -> None:
     await board.publish(record())
-    response = await client.get(path, params={"_": "1706702400"})
+    response = await client.get(path, params={} if "history" in path else {"_": "1706702400"})
     assert response.status_code == 200
     assert response.headers["Cache-Control"] == "no-store"
     assert response.headers["Access-Control-Allow-Origin"] == "*"
 
 
-@pytest.mark.parametrize("path", ["/record", "/v1/bpi/currentprice.json"])
+@pytest.mark.parametrize("path", PRICE_PATHS[:3])
 async def test_without_a_valid_price_there_is_a_problem_and_never_an_old_number(
     client: httpx2.AsyncClient, board: MemoryPriceBoard, clock: Clock, path: str
 ) -> None:
@@ -152,28 +257,40 @@ async def test_history_is_of_the_last_hour_unless_asked_for_more(
     records = [record(NOON - timedelta(minutes=minutes)) for minutes in (1439, 60, 59, 0)]
     for each in records:
         await board.publish(each)
-    documents = [record_document(each) for each in records]
+    documents = [point_document(each.point()) for each in records]
     assert (await client.get("/history")).json() == {"data": documents[2:]}
     assert (await client.get("/history/?minutes=1")).json() == {"data": documents[3:]}
-    response = await client.get("/history", params={"minutes": 1440})
+    response = await client.get("/history", params={"minutes": 1440, "points": 1000})
     assert response.json() == {"data": documents}
     assert response.headers["Content-Type"] == "application/json"
+    assert documents[0] == {
+        "id": str(records[0].id),
+        "as_of": "2026-01-30T12:01:00.123456Z",
+        "rates": {"EUR": "20572.78", "GBP": "18271.51", "USD": "21712.51000001"},
+        "replayed_from": "2023-03-09T00:00:00.000000Z",
+    }
 
 
-@pytest.mark.parametrize("count", [0, 1, 100, 101, 250])
-async def test_history_of_any_length_is_one_document(
-    client: httpx2.AsyncClient, board: MemoryPriceBoard, count: int
+@pytest.mark.parametrize(("points", "expected"), [(None, 240), (1, 1), (100, 100), (250, 250), (1000, 500)])
+async def test_history_has_so_many_points_at_the_most_and_the_latest_is_one_of_them(
+    client: httpx2.AsyncClient, board: MemoryPriceBoard, points: int | None, expected: int
 ) -> None:
-    records = [record(NOON - timedelta(seconds=count - number)) for number in range(count)]
+    records = [record(NOON - timedelta(hours=1) / 500 * number) for number in range(499, -1, -1)]
     for each in records:
         await board.publish(each)
-    assert [each["id"] for each in (await client.get("/history")).json()["data"]] == [str(each.id) for each in records]
+    data = (await client.get("/history", params={} if points is None else {"points": points})).json()["data"]
+    assert len(data) == expected
+    assert data == [point_document(each) for each in await board.history(60, points or 240)]
+    assert data[-1]["id"] == str(records[-1].id)
 
 
-@pytest.mark.parametrize("minutes", ["0", "1441", "-1", "x", "", "1.5", "9" * 5000, "\uff11", "1e2", " 1"])
-async def test_history_takes_whole_minutes_of_a_day(client: httpx2.AsyncClient, minutes: str) -> None:
-    detail = assert_invalid(await client.get("/history", params={"minutes": minutes}), "minutes")
-    assert detail == "minutes: must be a whole number from 1 to 1440"
+@pytest.mark.parametrize(("name", "maximum"), [("minutes", 1440), ("points", 1000)])
+@pytest.mark.parametrize("value", ["0", "1441", "-1", "x", "", "1.5", "9" * 5000, "\uff11", "1e2", " 1"])
+async def test_history_takes_whole_minutes_of_a_day_and_so_many_points(
+    client: httpx2.AsyncClient, name: str, maximum: int, value: str
+) -> None:
+    detail = assert_invalid(await client.get("/history", params={name: value}), name)
+    assert detail == f"{name}: must be a whole number from 1 to {maximum}"
 
 
 async def test_history_refuses_parameters_it_does_not_know_or_has_twice(client: httpx2.AsyncClient) -> None:
@@ -249,7 +366,7 @@ async def test_publishing_needs_the_internal_token(
     response = await client.post("/add/", json=record_document(record()), headers=headers)
     assert_problem(response, 401, "unauthorized")
     assert response.headers["WWW-Authenticate"] == "Bearer"
-    assert list(await board.history(60)) == []
+    assert list(await board.history(60, 1)) == []
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", None])
@@ -313,7 +430,6 @@ def drop(*path: str | int) -> Change:
         (put("market", "feed"), "feed: must be sandbox or live"),
         (put([], "feed"), "feed: must be sandbox or live"),
         (put("live", "feed"), "feed: must be sandbox, the feed of this desk"),
-        (drop("replayed_from"), "replayed_from: is missing"),
         (put(1678320000, "replayed_from"), "replayed_from: must be text"),
         (put([], "rates"), "rates: must be an object"),
         (drop("rates", "GBP"), "rates.GBP: is missing"),
@@ -332,6 +448,12 @@ def drop(*path: str | int) -> Change:
         (put(5, "sources", "used", 0, "source"), "sources.used.0.source: must be text"),
         (put([], "sources", "rejected", 0), "sources.rejected.0: must be an object"),
         (drop("sources", "rejected", 0, "reason"), "sources.rejected.0.reason: is missing"),
+        (put([], "sources", "rejected", 1, "quote"), "sources.rejected.1.quote: must be an object"),
+        (put("0", "sources", "rejected", 1, "quote", "ask"), "sources.rejected.1.quote.ask: must be an exchange rate"),
+        (put(5, "rule"), "rule: must be an object"),
+        (drop("rule", "spread_bp_max"), "rule.spread_bp_max: is missing"),
+        (put("1", "rule", "version"), "rule.version: must be an integer"),
+        (put("later", "decided_at"), "decided_at: must be an ISO 8601 time"),
     ],
 )
 async def test_document_that_is_no_record_of_this_desk_is_refused_naming_the_member(
@@ -360,6 +482,91 @@ async def test_refusal_does_not_repeat_a_long_value(client: httpx2.AsyncClient) 
         assert len(response.content) < 1000
 
 
+async def tell(client: httpx2.AsyncClient, document: object, path: str = "/sources/") -> httpx2.Response:
+    return await client.post(path, json=document, headers=AUTHORIZED)
+
+
+async def test_what_was_told_of_the_sources_is_shown_to_anybody(client: httpx2.AsyncClient) -> None:
+    assert assert_problem(await client.get("/sources"), 503, "price_unavailable")["detail"].startswith("Nothing")
+    for path in ("/sources/", "/sources"):
+        told = feed_state_document(state(at=NOON - TTL * len(path)))
+        response = await tell(client, told, path)
+        assert (response.status_code, response.json()) == (200, told)
+        for read in ("/sources", "/sources/"):
+            response = await client.get(read)
+            assert (response.status_code, response.json()) == (200, told)
+            assert response.headers["Access-Control-Allow-Origin"] == "*"
+            assert response.headers["Cache-Control"] == "no-store"
+    assert told["sources"] == [
+        {
+            "source": "one",
+            "detail": "",
+            "failures": 0,
+            "mids": {"EUR": "20572.78"},
+            "quoted_at": "2026-01-31T11:52:00.123456Z",
+            "resting_until": None,
+        },
+        {
+            "source": "another",
+            "detail": "gave no answer",
+            "failures": 3,
+            "mids": None,
+            "quoted_at": None,
+            "resting_until": "2026-01-31T11:53:00.123456Z",
+        },
+    ]
+
+
+async def test_telling_of_the_sources_needs_the_internal_token_json_and_few_bytes(client: httpx2.AsyncClient) -> None:
+    document = feed_state_document(state())
+    response = await client.post("/sources/", json=document)
+    assert_problem(response, 401, "unauthorized")
+    response = await client.post("/sources/", content=json.dumps(document).encode(), headers=AUTHORIZED)
+    assert_problem(response, 415, "unsupported_media_type")
+    assert_problem(await tell(client, document | {"padding": "x" * STATE_BYTES_MAX}), 413, "payload_too_large")
+    assert_invalid(await tell(client, document, "/sources/?at=now"), "at")
+    headers = AUTHORIZED | {"Content-Type": "application/json"}
+    assert_invalid(await client.post("/sources/", content=b"{", headers=headers), "body")
+    assert_problem(await client.get("/sources"), 503, "price_unavailable")
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (drop("at"), "at: is missing"),
+        (put("now", "at"), "at: must be an ISO 8601 time"),
+        (put("2026-01-31T12:00:10.123457Z", "at"), "at: must not lie more than 10 s in the future"),
+        (put("live", "feed"), "feed: must be sandbox, the feed of this desk"),
+        (put(None, "feed"), "feed: must be sandbox or live"),
+        (put(None, "problem"), "problem: must be text"),
+        (put({}, "sources"), "sources: must be a list"),
+        (put("one", "sources", 0), "sources.0: must be an object"),
+        (drop("sources", 1, "detail"), "sources.1.detail: is missing"),
+        (put("3", "sources", 1, "failures"), "sources.1.failures: must be an integer"),
+        (put([], "sources", 0, "mids"), "sources.0.mids: must be an object"),
+        (put("0", "sources", 0, "mids", "EUR"), "sources.0.mids.EUR: must be an exchange rate"),
+        (put(5, "sources", 0, "quoted_at"), "sources.0.quoted_at: must be text"),
+        (put("soon", "sources", 1, "resting_until"), "sources.1.resting_until: must be an ISO 8601 time"),
+    ],
+)
+async def test_document_that_is_no_state_of_this_desk_is_refused_naming_the_member(
+    client: httpx2.AsyncClient, change: Change, complaint: str
+) -> None:
+    document = json.loads(json.dumps(feed_state_document(state())))
+    change(document)
+    detail = assert_invalid(await tell(client, document), complaint.partition(":")[0])
+    assert detail.startswith(complaint)
+    assert_problem(await client.get("/sources"), 503, "price_unavailable")
+
+
+async def test_other_methods_are_told_both_that_the_sources_take(client: httpx2.AsyncClient) -> None:
+    response = await client.put("/sources", json={})
+    assert assert_problem(response, 405, "method_not_allowed")["allow"] == "GET, HEAD, POST"
+    assert response.headers["Allow"] == "GET, HEAD, POST"
+    assert (await client.post("/history")).headers["Allow"] == "GET, HEAD"
+    assert (await client.get("/add")).headers["Allow"] == "POST"
+
+
 async def test_service_is_ready_while_its_board_is_there(client: httpx2.AsyncClient) -> None:
     assert (await client.get("/readyz")).json() == {"status": "ready"}
 
@@ -376,8 +583,11 @@ async def test_without_redis_every_answer_says_so(settings: Settings) -> None:
         responses = await asyncio.gather(
             client.get("/record"),
             client.get("/v1/bpi/currentprice.json"),
+            client.get("/v1/bpi/currentprice/EUR.json"),
             client.get("/history"),
+            client.get("/sources"),
             add(client, record_document(record(now))),
+            tell(client, feed_state_document(state(now))),
         )
         for response in responses:
             assert_problem(response, 503, "price_board_unavailable")
@@ -395,7 +605,21 @@ async def test_documentation_has_every_path_with_examples_of_success_and_of_each
     codes = {
         ("/record", "get"): {"price_unavailable", "price_stale", "price_board_unavailable"},
         ("/v1/bpi/currentprice.json", "get"): {"price_unavailable", "price_stale", "price_board_unavailable"},
+        ("/v1/bpi/currentprice/{code}.json", "get"): {
+            "not_found",
+            "price_unavailable",
+            "price_stale",
+            "price_board_unavailable",
+        },
         ("/history", "get"): {"invalid_request", "price_board_unavailable"},
+        ("/sources/", "get"): {"price_unavailable", "price_board_unavailable"},
+        ("/sources/", "post"): {
+            "unauthorized",
+            "invalid_request",
+            "payload_too_large",
+            "unsupported_media_type",
+            "price_board_unavailable",
+        },
         ("/add/", "post"): {
             "unauthorized",
             "invalid_request",

@@ -1,30 +1,43 @@
-"""api_updater: its loop on clocks of the test's own, and the service as it runs."""
+"""api_updater: its loop over several sources on clocks of the test's own, and the service as it runs."""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from buydesk.backends.memory_health import MemoryHealthDesk
 from buydesk.backends.memory_prices import MemoryPriceBoard
 from buydesk.backends.remote import RemotePriceBoard
-from buydesk.errors import PriceBoardUnavailable, PriceUnavailable, SourceFailed
-from buydesk.money import Currency
-from buydesk.prices import Observation, PriceBoard, PriceRecord, Quote
+from buydesk.errors import PriceBoardUnavailable, PriceStale, PriceUnavailable, SourceFailed
+from buydesk.money import RATE_SCALE, Currency
+from buydesk.prices import (
+    FeedState,
+    Observation,
+    PriceBoard,
+    PricePoint,
+    PriceRecord,
+    PriceSource,
+    Quote,
+    Rejection,
+    Rule,
+)
 from buydesk.reporting import Reporter
 from buydesk.services import api_cache_proxy, api_updater
-from buydesk.services.api_updater import Updater, next_due
+from buydesk.services.api_updater import FeedMetrics, Updater, next_due, why_rejected
 from buydesk.settings import Settings
 from tests.serving import free_port, served
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 HISTORIC = datetime(2023, 3, 9, tzinfo=UTC)
+EUR, GBP, USD = Currency
+ALL = tuple(Currency)
 
 
 class Time:
@@ -32,18 +45,17 @@ class Time:
 
     def __init__(self, seconds_max: float = 15) -> None:
         self.seconds = 1000.0
-        self.slept: list[float] = []
         self.seconds_max = seconds_max
+        self.wall_is_off = timedelta()
         self.meanwhile: Callable[[], Awaitable[object]] | None = None
 
     def clock(self) -> float:
         return self.seconds
 
     def now(self) -> datetime:
-        return NOON + timedelta(seconds=self.seconds - 1000)
+        return NOON + timedelta(seconds=self.seconds - 1000) + self.wall_is_off
 
     async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
         if self.seconds + seconds >= 1000 + self.seconds_max:
             raise asyncio.CancelledError
         self.seconds += seconds
@@ -51,72 +63,99 @@ class Time:
             await self.meanwhile()
 
 
-Behaviour = Callable[[], Awaitable[Observation]]
+Behaviour = Callable[["Exchange"], Awaitable[Observation]]
 
 
 class Exchange:
-    """A stand-in for an exchange, which does one after the other what a test wants, the last for ever."""
+    """A stand-in for an exchange: at each tick it does the next thing of a list, the last for ever."""
 
-    name = "exchange"
-
-    def __init__(self, time: Time, *behaviours: Behaviour) -> None:
-        self.asked = 0
+    def __init__(self, time: Time, name: str, *behaviours: Behaviour) -> None:
+        self.time = time
+        self.name = name
         self.asked_at: list[float] = []
-        self._time = time
-        self._behaviours = behaviours or (self.answer,)
+        self._behaviours = behaviours or (at_price(1000),)
 
     async def quotes(self) -> Observation:
-        self.asked += 1
-        self.asked_at.append(self._time.seconds - 1000)
-        return await self._behaviours[min(self.asked, len(self._behaviours)) - 1]()
-
-    async def answer(self) -> Observation:
-        return observation(self._time.now())
+        self.asked_at.append(self.time.seconds - 1000)
+        return await self._behaviours[min(len(self.asked_at), len(self._behaviours)) - 1](self)
 
     async def close(self) -> None:
         raise AssertionError("the service closes nothing that it was given")
 
 
-def observation(observed_at: datetime, currencies: tuple[Currency, ...] = tuple(Currency)) -> Observation:
-    quotes = tuple(Quote("exchange", currency, 999 * 10**8, 1001 * 10**8, observed_at) for currency in currencies)
-    return Observation(quotes, HISTORIC)
+def seen(by: Exchange, units: float, currencies: Sequence[Currency], observed_at: datetime) -> Observation:
+    mid_e8 = int(units * RATE_SCALE)
+    return Observation(
+        tuple(Quote(by.name, currency, mid_e8 - 10**8, mid_e8 + 10**8, observed_at) for currency in currencies)
+    )
 
 
-def answering(time: Time) -> Behaviour:
-    async def answer() -> Observation:
-        return observation(time.now())
+def at_price(units: float, *, age_seconds: float = 0, currencies: Sequence[Currency] = ALL) -> Behaviour:
+    """So many units of each currency for a bitcoin."""
+
+    async def answer(by: Exchange) -> Observation:
+        return seen(by, units, currencies, by.time.now() - timedelta(seconds=age_seconds))
 
     return answer
 
 
 def failing(error: Exception) -> Behaviour:
-    async def fail() -> Observation:
+    async def fail(_: Exchange) -> Observation:
         raise error
 
     return fail
 
 
-def taking(time: Time, seconds: float) -> Behaviour:
-    async def take() -> Observation:
-        time.seconds += seconds
-        return observation(time.now())
+def taking(seconds: float) -> Behaviour:
+    async def take(by: Exchange) -> Observation:
+        by.time.seconds += seconds
+        return seen(by, 1000, ALL, by.time.now())
 
     return take
 
 
-def updater(time: Time, exchange: Exchange, board: PriceBoard, **settings: Any) -> Updater:
-    return Updater(Settings(**settings), exchange, board, now=time.now, clock=time.clock, sleep=time.sleep)
+async def hang(_: Exchange) -> Observation:
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
 
 
-async def run(updater: Updater) -> None:
-    with pytest.raises(asyncio.CancelledError):
-        await updater.run()
+closed = failing(SourceFailed("The exchange is closed."))
+well = at_price(1000)
 
 
-async def failure_of(updater: Updater) -> str:
-    with pytest.raises(PriceUnavailable) as refusal:
-        await updater.check()
-    return refusal.value.detail
+class Board(MemoryPriceBoard):
+    """A real board that remembers what it was told, and is away when a test says so."""
+
+    def __init__(self, time: Time, settings: Settings | None = None) -> None:
+        super().__init__(settings or Settings(), time.now)
+        self.published: list[PriceRecord] = []
+        self.told: list[FeedState] = []
+        self.is_away = False
+
+    async def publish(self, record: PriceRecord) -> None:
+        if self.is_away:
+            raise PriceBoardUnavailable("The board is away.")
+        await super().publish(record)
+        self.published.append(record)
+
+    async def tell(self, state: FeedState) -> None:
+        if self.is_away:
+            raise PriceBoardUnavailable("The board is away.")
+        await super().tell(state)
+        self.told.append(state)
+
+    async def latest(self) -> PriceRecord:
+        if self.is_away:
+            raise PriceBoardUnavailable("The board is away.")
+        return await super().latest()
+
+    async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
+        if self.is_away:
+            raise PriceBoardUnavailable("The board is away.")
+        return await super().history(minutes, points)
+
+    def prices(self) -> list[float]:
+        return [record.rates_e8[EUR] / RATE_SCALE for record in self.published]
 
 
 @pytest.fixture
@@ -125,63 +164,138 @@ def time() -> Time:
 
 
 @pytest.fixture
-def board(time: Time) -> MemoryPriceBoard:
-    return MemoryPriceBoard(Settings(), time.now)
-
-
-@contextlib.asynccontextmanager
-async def served_board(behind: MemoryPriceBoard, time: Time, port: int) -> AsyncIterator[str]:
-    """api_cache_proxy at a port, over a board in memory."""
-    settings = Settings(internal_token="the-token")
-    reporter = Reporter("api_cache_proxy", MemoryHealthDesk(settings), settings)
-    async with served(api_cache_proxy.create_app(settings, behind, reporter, time.now), port) as url:
-        yield url
+def board(time: Time) -> Board:
+    return Board(time)
 
 
 @pytest.fixture
-async def far_board() -> AsyncIterator[RemotePriceBoard]:
-    """A board whose service does not run."""
-    remote = RemotePriceBoard(f"http://127.0.0.1:{free_port()}", Settings(internal_token="the-token"))
-    yield remote
-    await remote.close()
+def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What the service logged until now, as "LEVEL message"."""
+    caplog.set_level(logging.INFO, "buydesk.services.api_updater")
+
+    def lines() -> list[str]:
+        of_service = [each for each in caplog.records if each.name == "buydesk.services.api_updater"]
+        return [f"{each.levelname} {each.getMessage()}" for each in of_service]
+
+    return lines
 
 
-def port_of(far_board: RemotePriceBoard) -> int:
-    return int(far_board._url.rpartition(":")[2])
+def exchanges(time: Time, *behaviours: Sequence[Behaviour]) -> list[Exchange]:
+    """An exchange for each list of behaviours, named one, two, three …"""
+    names = ("one", "two", "three", "four", "five")
+    return [Exchange(time, name, *each) for name, each in zip(names, behaviours, strict=False)]
 
 
-async def test_first_price_is_published_at_once(time: Time, board: MemoryPriceBoard) -> None:
-    await run(updater(time, Exchange(time), board, feed_interval_seconds=15, price_ttl_seconds=45))
-    published = await board.latest()
-    assert (published.as_of, published.expires_at) == (NOON, NOON + timedelta(seconds=45))
-    assert published.rates_e8 == dict.fromkeys(Currency, 1000 * 10**8)
-    assert len(published.used) == 3
-    assert (published.feed, published.replayed_from) == ("sandbox", HISTORIC)
+def updater(time: Time, sources: Sequence[PriceSource], board: PriceBoard, **settings: Any) -> Updater:
+    return Updater(Settings(**settings), sources, board, now=time.now, clock=time.clock, sleep=time.sleep)
 
 
-async def test_record_names_the_feed_of_the_settings(time: Time, board: MemoryPriceBoard) -> None:
-    await run(updater(time, Exchange(time), board, price_feed="live"))
+async def run(updater: Updater) -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await updater.run()
+
+
+async def run_ticks(
+    time: Time, board: PriceBoard, ticks: int, *behaviours: Sequence[Behaviour], **settings: Any
+) -> Updater:
+    """A desk's updater over exchanges that behave so, after that many ticks."""
+    time.seconds_max = 15 * ticks
+    running = updater(time, exchanges(time, *behaviours), board, **settings)
+    await run(running)
+    return running
+
+
+async def failure_of(updater: Updater) -> str:
+    with pytest.raises(PriceUnavailable) as refusal:
+        await updater.check()
+    return refusal.value.detail
+
+
+# --- one price of several sources
+
+
+async def test_first_price_is_published_at_once_with_its_proof(time: Time, board: Board) -> None:
+    over = [at_price(1001)], [well], [at_price(998)], [at_price(1500)], [closed]
+    running = await run_ticks(time, board, 1, *over, price_ttl_seconds=45)
+    record = await board.latest()
+    assert (record.as_of, record.expires_at, record.decided_at) == (NOON, NOON + timedelta(seconds=45), NOON)
+    assert record.rates_e8 == dict.fromkeys(Currency, 1000 * RATE_SCALE)
+    assert [each.source for each in record.used] == ["one", "two", "three"] * 3
+    assert [(each.source, each.reason) for each in record.rejected] == [
+        *[("four", "is more than 1 % from the median")] * 3,
+        ("five", "The exchange is closed"),
+    ]
+    assert (record.feed, record.replayed_from) == ("sandbox", None)
+    assert record.rule == Rule(30, 1000, 100, 2)
+    await running.check()
+    assert running.published is record
+
+
+async def test_limits_of_the_rule_are_settings(time: Time, board: Board) -> None:
+    limits = {
+        "quote_age_seconds_max": 5,
+        "price_spread_bp_max": 25,
+        "price_deviation_bp_max": 50,
+        "price_sources_min": 3,
+        "price_feed": "live",
+    }
+    await run_ticks(time, board, 1, [well], [well], [at_price(1004, age_seconds=5)], **limits)
+    assert (await board.latest()).rule == Rule(5, 25, 50, 3)
     assert (await board.latest()).feed == "live"
 
 
-async def test_a_new_price_is_published_every_interval(time: Time, board: MemoryPriceBoard) -> None:
+async def test_record_is_as_old_as_its_oldest_quote(time: Time, board: Board) -> None:
+    await run_ticks(time, board, 1, [at_price(1000, age_seconds=20)], [well], [at_price(1000, age_seconds=31)])
+    record = await board.latest()
+    assert record.as_of == NOON - timedelta(seconds=20)
+    assert record.expires_at == NOON + timedelta(seconds=40)
+    assert {each.reason for each in record.rejected} == {"is older than 30 s"}
+
+
+async def test_sandbox_record_names_the_minute_it_replays(time: Time, board: Board) -> None:
+    async def replay(by: Exchange) -> Observation:
+        return replace(await well(by), replayed_from=HISTORIC)
+
+    async def replay_later(by: Exchange) -> Observation:
+        return replace(await well(by), replayed_from=HISTORIC + timedelta(minutes=1))
+
+    await run_ticks(time, board, 1, [replay_later], [replay], [well])
+    assert (await board.latest()).replayed_from == HISTORIC
+
+
+async def test_source_that_lacks_one_currency_is_used_for_the_others(time: Time, board: Board) -> None:
+    async def without_pounds(by: Exchange) -> Observation:
+        quotes = seen(by, 1000, (EUR, USD), by.time.now()).quotes
+        return Observation(quotes, (Rejection(by.name, "GBP: no bid"),))
+
+    await run_ticks(time, board, 1, [without_pounds], [well], [well])
+    record = await board.latest()
+    assert [each.source for each in record.used if each.currency != GBP] == ["one", "two", "three"] * 2
+    assert [each.source for each in record.used if each.currency == GBP] == ["two", "three"]
+    assert record.rejected == (Rejection("one", "GBP: no bid"),)
+    assert board.told[0].sources[0].detail == "GBP: no bid"
+
+
+# --- the schedule
+
+
+async def test_a_new_price_is_published_every_interval(time: Time, board: Board) -> None:
+    await run_ticks(time, board, 4, [well], [well])
+    assert [(each.as_of - NOON).total_seconds() for each in board.published] == [0, 15, 30, 45]
+
+
+async def test_ticks_keep_to_their_schedule_however_long_they_take(time: Time, board: Board) -> None:
     time.seconds_max = 60
-    await run(updater(time, Exchange(time), board, feed_interval_seconds=15))
-    assert [(each.as_of - NOON).total_seconds() for each in await board.history(60)] == [0, 15, 30, 45]
+    sources = exchanges(time, [taking(0.25), taking(4), taking(0)], [well])
+    await run(updater(time, sources, board))
+    assert sources[0].asked_at == [0, 15, 30, 45]
 
 
-async def test_ticks_keep_to_their_schedule_however_long_they_take(time: Time, board: MemoryPriceBoard) -> None:
-    time.seconds_max = 60
-    exchange = Exchange(time, taking(time, 0.25), taking(time, 4), taking(time, 0))
-    await run(updater(time, exchange, board, feed_interval_seconds=15))
-    assert exchange.asked_at == [0, 15, 30, 45]
-
-
-async def test_ticks_that_were_missed_are_not_made_up_for(time: Time, board: MemoryPriceBoard) -> None:
+async def test_ticks_that_were_missed_are_not_made_up_for(time: Time, board: Board) -> None:
     time.seconds_max = 75
-    exchange = Exchange(time, taking(time, 40), answering(time))
-    await run(updater(time, exchange, board, feed_interval_seconds=15))
-    assert exchange.asked_at == [0, 45, 60]
+    sources = exchanges(time, [taking(40), well], [well])
+    await run(updater(time, sources, board))
+    assert sources[0].asked_at == [0, 45, 60]
 
 
 @pytest.mark.parametrize(
@@ -192,220 +306,365 @@ def test_next_tick_is_the_first_of_the_schedule_to_come(moment: float, due: floa
     assert next_due(100, moment, 15) == due
 
 
+async def test_all_sources_are_asked_at_once(time: Time, board: Board) -> None:
+    everybody = asyncio.Barrier(3)
+
+    async def answer_together(by: Exchange) -> Observation:
+        await everybody.wait()
+        return await well(by)
+
+    await run_ticks(time, board, 1, [answer_together], [answer_together], [answer_together])
+    assert len((await board.latest()).used) == 9
+
+
+# --- sources that fail
+
+
+async def test_source_that_hangs_costs_the_others_nothing_but_its_time_limit(time: Time, board: Board) -> None:
+    await run_ticks(time, board, 1, [hang], [well], [well], source_seconds_max=0.02)
+    assert Rejection("one", "gave no answer within 0.02 s") in (await board.latest()).rejected
+
+
+async def test_stopping_the_sources_one_by_one_it_sells_with_two_and_not_with_one_and_recovers(
+    time: Time, board: Board, logged: Callable[[], list[str]]
+) -> None:
+    over = [well], [well, well, well, closed, well], [well, well, closed, closed, well], [well, closed, closed, closed]
+    running = await run_ticks(time, board, 5, *over)
+    assert [(each.as_of - NOON).total_seconds() for each in board.published] == [0, 15, 30, 60]
+    assert [len(each.used) // 3 for each in board.published] == [4, 3, 2, 3]
+    no_price = "EUR, GBP, USD: only 1 of at least 2 sources agree"
+    assert [each.problem for each in board.told] == ["", "", "", no_price, ""]
+    await running.check()
+    assert logged() == [
+        "WARNING The price source four is not used as it should be: The exchange is closed",
+        "WARNING The price source three is not used as it should be: The exchange is closed",
+        "WARNING The price source two is not used as it should be: The exchange is closed",
+        f"CRITICAL There is no price, and no orders are taken when the last one has ended: {no_price}",
+        "INFO The price source two is all right again.",
+        "INFO The price source three is all right again.",
+        "INFO There is a price again.",
+    ]
+
+
+async def test_no_price_is_critical_at_the_tick_it_happens_and_again_only_when_its_reason_changes(
+    time: Time, board: Board, logged: Callable[[], list[str]]
+) -> None:
+    running = await run_ticks(time, board, 4, [well], [closed, closed, closed, well], [closed])
+    critical = [line for line in logged() if line.startswith("CRITICAL")]
+    assert critical == [
+        "CRITICAL There is no price, and no orders are taken when the last one has ended: "
+        "EUR, GBP, USD: only 1 of at least 2 sources agree"
+    ]
+    await running.check()
+    time.seconds, board.told = 1000, []
+    apart = at_price(1000, currencies=(EUR, USD))
+    running = await run_ticks(time, Board(time), 2, [well], [apart, closed])
+    assert len([line for line in logged() if line.startswith("CRITICAL")]) == 3
+    assert await failure_of(running) == "EUR, GBP, USD: only 1 of at least 2 sources agree"
+
+
+async def test_two_sources_that_disagree_publish_nothing(time: Time, board: Board) -> None:
+    running = await run_ticks(time, board, 1, [well], [at_price(1012)])
+    assert board.published == []
+    assert await failure_of(running) == "EUR, GBP, USD: the sources are more than 1 % apart"
+
+
+async def test_currency_without_a_price_holds_back_the_others(time: Time, board: Board) -> None:
+    euros = at_price(1000, currencies=(EUR,))
+    running = await run_ticks(time, board, 1, [well], [euros])
+    assert board.published == []
+    assert await failure_of(running) == "GBP, USD: only 1 of at least 2 sources agree"
+
+
+async def test_source_that_is_left_alone_with_a_good_quote_is_not_at_fault(
+    time: Time, board: Board, logged: Callable[[], list[str]]
+) -> None:
+    await run_ticks(time, board, 2, [well], [closed])
+    assert not [line for line in logged() if "source one" in line]
+    one, two = board.told[0].sources
+    assert one.detail == "EUR, GBP, USD: only 1 of at least 2 sources agree"
+    assert (one.failures, two.failures) == (0, 1)
+
+
+async def test_source_whose_quotes_are_set_aside_is_one_warning_and_one_word_when_it_is_well_again(
+    time: Time, board: Board, logged: Callable[[], list[str]]
+) -> None:
+    await run_ticks(time, board, 4, [well], [well], [well, at_price(700), at_price(700), well])
+    assert logged() == [
+        "WARNING The price source three is not used as it should be: EUR, GBP, USD: is more than 1 % from the median",
+        "INFO The price source three is all right again.",
+    ]
+
+
+async def test_old_price_is_never_published_again_while_the_sources_fail(time: Time, board: Board) -> None:
+    await run_ticks(time, board, 3, [well, closed], [well, closed])
+    assert len(board.published) == 1
+    assert (await board.latest()).expires_at == NOON + timedelta(seconds=60)
+    time.seconds = 1060
+    with pytest.raises(PriceStale):
+        await board.latest()
+
+
+async def test_source_that_keeps_failing_is_left_alone_for_a_while(time: Time, board: Board) -> None:
+    time.seconds_max = 15 * 12
+    sources = exchanges(time, [closed], [well], [well])
+    settings = {"source_rest_seconds": 15, "source_rest_seconds_max": 60}
+    await run(updater(time, sources, board, **settings))
+    assert sources[0].asked_at == [0, 15, 30, 45, 75, 135]
+    assert len(board.published) == 12
+    assert board.told[-1].sources[0].resting_until == NOON + timedelta(seconds=195)
+    left_alone = Rejection("one", "is left alone after 6 failures in a row; the last: The exchange is closed")
+    assert left_alone in board.published[-1].rejected
+
+
+# --- jumps
+
+
+def jump_of(*units: float) -> list[Behaviour]:
+    return [at_price(each) for each in units]
+
+
+JUMPED = "EUR, GBP, USD: more than 5 % from the last price, seen once only"
+
+
+async def test_jump_is_published_only_when_the_next_tick_agrees(
+    time: Time, board: Board, logged: Callable[[], list[str]]
+) -> None:
+    prices = jump_of(1000, 1060, 1065)
+    await run_ticks(time, board, 3, prices, prices)
+    assert board.prices() == [1000, 1065]
+    assert [each.problem for each in board.told] == ["", JUMPED, ""]
+    assert logged() == [
+        f"CRITICAL There is no price, and no orders are taken when the last one has ended: {JUMPED}",
+        "INFO There is a price again.",
+    ]
+
+
 @pytest.mark.parametrize(
-    ("behaviour", "reason"),
+    ("prices", "published"),
     [
-        (failing(SourceFailed("The exchange is closed.")), "The exchange is closed."),
-        (failing(RuntimeError("a fault")), "Something went wrong here (RuntimeError)."),
+        ((1000, 1050), [1000, 1050]),
+        ((1000, 1050.01), [1000]),
+        ((1000, 950), [1000, 950]),
+        ((1000, 949.99), [1000]),
+        ((1000, 1060, 1000, 1060, 1000), [1000, 1000, 1000]),
+        ((1000, 1060, 1080, 1081), [1000, 1081]),
+        ((1000, 1060, 1100, 1150), [1000]),
     ],
 )
-async def test_failing_source_publishes_nothing_and_does_not_end_the_loop(
-    time: Time, board: MemoryPriceBoard, caplog: pytest.LogCaptureFixture, behaviour: Behaviour, reason: str
+async def test_jump_is_pending_until_it_is_seen_twice_in_a_row(
+    time: Time, board: Board, prices: tuple[float, ...], published: list[float]
 ) -> None:
-    time.seconds_max = 30
-    failed = updater(time, Exchange(time, behaviour), board)
-    await run(failed)
-    assert list(await board.history(60)) == []
-    assert await failure_of(failed) == reason
-    assert [each.name for each in caplog.records] == ["buydesk.services.api_updater"] * 2
-    assert {each.levelno for each in caplog.records} <= {logging.WARNING, logging.ERROR}
+    await run_ticks(time, board, len(prices), jump_of(*prices), jump_of(*prices))
+    assert board.prices() == published
 
 
-async def test_quotes_that_lack_a_currency_publish_nothing(time: Time, board: MemoryPriceBoard) -> None:
-    async def euros() -> Observation:
-        return observation(time.now(), (Currency.EUR,))
-
-    failed = updater(time, Exchange(time, euros), board)
-    await run(failed)
-    assert await failure_of(failed) == "There is no usable quote for GBP, USD."
-    assert list(await board.history(60)) == []
+async def test_tick_without_a_price_drops_the_pending_one(time: Time, board: Board) -> None:
+    prices = [*jump_of(1000, 1060), closed, *jump_of(1060, 1060)]
+    await run_ticks(time, board, 5, prices, prices)
+    assert board.prices() == [1000, 1060]
+    assert [bool(each.problem) for each in board.told] == [False, True, True, True, False]
 
 
-async def test_two_quotes_for_a_currency_publish_nothing(time: Time, board: MemoryPriceBoard) -> None:
-    async def twice() -> Observation:
-        return observation(time.now(), (*Currency, Currency.EUR))
-
-    failed = updater(time, Exchange(time, twice), board)
-    await run(failed)
-    assert await failure_of(failed) == "There is more than one quote for a currency."
-
-
-async def test_old_price_is_never_published_again_while_the_source_fails(time: Time, board: MemoryPriceBoard) -> None:
-    time.seconds_max = 45
-    fails = failing(SourceFailed("The exchange is closed."))
-    failed = updater(time, Exchange(time, answering(time), fails), board)
-    await run(failed)
-    assert len(await board.history(60)) == 1
+async def test_old_record_ends_at_its_own_time_while_a_jump_is_pending(time: Time, board: Board) -> None:
+    prices = jump_of(1000, 1060)
+    await run_ticks(time, board, 2, prices, prices)
     assert (await board.latest()).expires_at == NOON + timedelta(seconds=60)
-    assert await failure_of(failed) == "The exchange is closed."
 
 
-async def test_source_that_recovers_is_published_again(time: Time, board: MemoryPriceBoard) -> None:
-    time.seconds_max = 30
-    healed = updater(time, Exchange(time, failing(SourceFailed("no")), answering(time)), board)
-    await run(healed)
-    await healed.check()
-    assert (await board.latest()).as_of == NOON + timedelta(seconds=15)
+async def test_first_price_after_a_start_is_compared_with_the_boards_history(time: Time, board: Board) -> None:
+    await run_ticks(time, board, 1, [well], [well])
+    restarted = jump_of(1060, 1061)
+    time.seconds_max = 45
+    time.seconds += 10
+    await run(updater(time, exchanges(time, restarted, restarted), board))
+    assert board.prices() == [1000, 1061]
 
 
-async def test_source_that_hangs_is_given_up_after_its_time_limit(time: Time, board: MemoryPriceBoard) -> None:
-    failed = updater(time, Exchange(time, hang), board, source_seconds_max=0.02)
-    await run(failed)
-    assert await failure_of(failed) == "exchange gave no answer within 0.02 s."
+async def test_limit_of_a_jump_is_a_setting(time: Time, board: Board) -> None:
+    prices = jump_of(1000, 1060)
+    await run_ticks(time, board, 2, prices, prices, price_jump_bp_max=600)
+    assert board.prices() == [1000, 1060]
 
 
-async def test_quotes_that_have_expired_on_arrival_are_not_published(time: Time, board: MemoryPriceBoard) -> None:
-    async def late() -> Observation:
-        seen = observation(time.now())
-        time.seconds += 60
-        return seen
-
-    failed = updater(time, Exchange(time, late), board, price_ttl_seconds=60)
-    await run(failed)
-    assert "could be used until" in await failure_of(failed)
-    assert list(await board.history(60)) == []
+async def test_how_far_two_sightings_of_a_jump_may_differ_is_a_setting(time: Time, board: Board) -> None:
+    prices = jump_of(1000, 1060, 1120)
+    await run_ticks(time, board, 3, prices, prices, price_deviation_bp_max=600)
+    assert board.prices() == [1000, 1120]
 
 
-async def test_newer_price_on_the_board_stays_and_is_told(
-    time: Time, board: MemoryPriceBoard, caplog: pytest.LogCaptureFixture
+async def test_published_price_is_no_pending_one(time: Time, board: Board) -> None:
+    """Where a jump may be smaller than what sources agree within."""
+    prices = jump_of(1000, 1008, 1008)
+    await run_ticks(time, board, 3, prices, prices, price_jump_bp_max=50)
+    assert board.prices() == [1000, 1008]
+
+
+async def test_price_that_could_not_be_published_counts_as_seen(time: Time, board: Board) -> None:
+    async def be_away_at_the_second_tick() -> None:
+        board.is_away = 1014 <= time.seconds < 1030
+
+    time.meanwhile = be_away_at_the_second_tick
+    prices = jump_of(1000, 1045, 1055)
+    await run_ticks(time, board, 3, prices, prices)
+    assert board.prices() == [1000, 1055]
+
+
+# --- what the board is told, and boards that are away
+
+
+async def test_board_is_told_after_every_tick_how_each_source_is(time: Time, board: Board) -> None:
+    await run_ticks(time, board, 2, [well], [well], [at_price(1500), closed])
+    assert [(each.at - NOON).total_seconds() for each in board.told] == [0, 15]
+    assert {each.feed for each in board.told} == {"sandbox"}
+    first, second = (each.sources for each in board.told)
+    assert [each.source for each in first] == ["one", "two", "three"]
+    assert [each.detail for each in first] == ["", "", "EUR, GBP, USD: is more than 1 % from the median"]
+    assert [each.detail for each in second] == ["", "", "The exchange is closed"]
+    assert [each.failures for each in second] == [0, 0, 1]
+    assert [each.quoted_at for each in second] == [NOON + timedelta(seconds=15)] * 2 + [NOON]
+    assert second[2].mids_e8 == dict.fromkeys(Currency, 1500 * RATE_SCALE)
+
+
+async def test_board_that_is_away_gets_the_price_within_a_second_of_its_return(
+    time: Time, board: Board, logged: Callable[[], list[str]]
 ) -> None:
-    await run(updater(time, Exchange(time), board))
-    hanging = await board.latest()
-    earlier = Time(seconds_max=10)
-    earlier.seconds -= 5
-    superseded = updater(earlier, Exchange(earlier), board)
-    await run(superseded)
-    assert await board.latest() == hanging
-    assert "hangs already" in await failure_of(superseded)
-    assert len(caplog.records) == 1
+    async def come_back() -> None:
+        board.is_away = time.seconds < 1003
 
-
-async def test_board_that_is_away_is_offered_the_same_price_every_second_and_one_warning(
-    time: Time, board: MemoryPriceBoard, far_board: RemotePriceBoard, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def come_back() -> None:
-            if len(time.slept) == 3:
-                await stack.enter_async_context(served_board(board, time, port_of(far_board)))
-
-        time.meanwhile = come_back
-        exchange = Exchange(time)
-        healed = updater(time, exchange, far_board, feed_interval_seconds=15)
-        await run(healed)
-        assert (await far_board.latest()).as_of == NOON
-        await healed.check()
-    assert exchange.asked == 1
-    warnings = [each for each in caplog.records if each.name == "buydesk.services.api_updater"]
-    assert [each.levelno for each in warnings] == [logging.WARNING]
+    board.is_away = True
+    time.meanwhile = come_back
+    sources = exchanges(time, [well], [well])
+    running = updater(time, sources, board)
+    await run(running)
+    assert len(sources[0].asked_at) == len(board.published) == len(board.told) == 1
+    assert board.told[0].at == NOON
+    await running.check()
+    assert [line.partition(" ")[0] for line in logged()] == ["WARNING", "INFO"]
 
 
 async def test_board_that_stays_away_gets_the_next_price_when_it_is_due(
-    time: Time, far_board: RemotePriceBoard, caplog: pytest.LogCaptureFixture
+    time: Time, board: Board, logged: Callable[[], list[str]]
 ) -> None:
-    time.seconds_max = 3.5
-    exchange = Exchange(time)
-    failed = updater(time, exchange, far_board, feed_interval_seconds=2.5)
-    await run(failed)
-    assert time.slept == [1, 1, 0.5, 1]
-    assert exchange.asked == 2
-    assert "gave no answer" in await failure_of(failed)
-    assert len(caplog.records) == 3
+    board.is_away = True
+    running = await run_ticks(time, board, 3, [well], [well])
+    assert await failure_of(running) == "The board is away."
+    assert board.told == []
+    assert logged() == ["WARNING The price board cannot be used: The board is away."]
 
 
-async def test_price_that_expires_while_the_board_is_away_is_not_offered_any_more(
-    time: Time, far_board: RemotePriceBoard
-) -> None:
-    async def two_seconds_before_it_expires() -> Observation:
-        return observation(time.now() - timedelta(seconds=58))
+async def test_service_is_not_ready_while_the_board_is_away_between_two_ticks(time: Time, board: Board) -> None:
+    async def go_away() -> None:
+        board.is_away = time.seconds > 1005
 
-    exchange = Exchange(time, two_seconds_before_it_expires)
-    failed = updater(time, exchange, far_board, feed_interval_seconds=15, price_ttl_seconds=60)
-    await run(failed)
-    assert time.slept == [1, 1, 13]
-    assert "could be used until" in await failure_of(failed)
-
-
-class Restarting(MemoryPriceBoard):
-    """A board that loses everything, is away, or fails at the seconds a test says."""
-
-    def __init__(self, time: Time, **at: Callable[[float], bool]) -> None:
-        super().__init__(Settings(), time.now)
-        self._time = time
-        self._at = at
-        self.published: list[PriceRecord] = []
-
-    async def publish(self, record: PriceRecord) -> None:
-        self.published.append(record)
-        await super().publish(record)
-
-    async def latest(self) -> PriceRecord:
-        seconds = self._time.seconds - 1000
-        if self._at.get("away", never)(seconds):
-            raise PriceBoardUnavailable("The board is away.")
-        if self._at.get("loses", never)(seconds):
-            self._hanging = None
-        return await super().latest()
-
-
-def never(_: float) -> bool:
-    return False
+    time.meanwhile = go_away
+    running = await run_ticks(time, board, 1, [well], [well])
+    assert len(board.published) == 1
+    assert await failure_of(running) == "The board is away."
 
 
 async def test_price_that_the_board_has_lost_hangs_again_within_a_second_and_as_it_was(
-    time: Time, caplog: pytest.LogCaptureFixture
+    time: Time, board: Board
 ) -> None:
-    board = Restarting(time, loses=lambda seconds: seconds == 5)
-    with caplog.at_level(logging.INFO, "buydesk"):
-        exchange = Exchange(time)
-        await run(updater(time, exchange, board))
-    assert exchange.asked == 1
+    async def lose() -> None:
+        if time.seconds == 1005:
+            board._hanging = None
+
+    time.meanwhile = lose
+    await run_ticks(time, board, 1, [well], [well])
     assert board.published == [await board.latest()] * 2
-    assert [each.levelno for each in caplog.records] == [logging.INFO]
 
 
-async def test_lost_price_is_hung_again_until_it_expires_and_not_longer(time: Time) -> None:
-    time.seconds_max = 60
-    board = Restarting(time, loses=lambda _: True)
-    fails = failing(SourceFailed("The exchange is closed."))
-    failed = updater(time, Exchange(time, answering(time), fails), board, price_ttl_seconds=20)
-    await run(failed)
-    # Every second but the 15th, when the source is asked instead, and not in the 20th.
-    assert len(board.published) == 19
-    assert {each.expires_at for each in board.published} == {NOON + timedelta(seconds=20)}
-    assert await failure_of(failed) == "The exchange is closed."
-
-
-async def test_board_that_is_away_between_ticks_is_one_warning_each_time(
-    time: Time, caplog: pytest.LogCaptureFixture
+async def test_newer_price_on_the_board_stays_and_is_no_fault(
+    time: Time, board: Board, logged: Callable[[], list[str]]
 ) -> None:
-    board = Restarting(time, away=lambda seconds: 2 <= seconds <= 5 or 8 <= seconds <= 9)
-    watched = updater(time, Exchange(time), board)
-    await run(watched)
-    await watched.check()
-    assert [each.getMessage() for each in caplog.records] == [
-        "The price board cannot be looked at: The board is away."
-    ] * 2
+    await run_ticks(time, board, 1, [well], [well])
+    hanging = await board.latest()
+    earlier = Time(seconds_max=5)
+    earlier.wall_is_off = -timedelta(seconds=5)
+    superseded = updater(earlier, exchanges(earlier, [well], [well]), board)
+    await run(superseded)
+    assert await board.latest() is hanging
+    await superseded.check()
+    assert board.told[-1].problem == ""
+    assert logged() == []
 
 
-async def test_record_that_another_updater_hung_is_left_alone(time: Time, caplog: pytest.LogCaptureFixture) -> None:
-    board = Restarting(time)
+async def test_source_back_with_an_older_time_than_the_price_that_hangs_costs_nothing(time: Time, board: Board) -> None:
+    async def late(by: Exchange) -> Observation:
+        said = await well(by)
+        quotes = tuple(replace(each, observed_at=each.observed_at - timedelta(seconds=20)) for each in said.quotes)
+        return replace(said, quotes=quotes)
 
-    async def shorten() -> None:
-        if len(time.slept) == 3:
-            hanging = await board.latest()
-            await MemoryPriceBoard.publish(board, replace(hanging, expires_at=time.now()))
-
-    time.meanwhile = shorten
-    await run(updater(time, Exchange(time), board))
-    assert len(board.published) == 1
-    assert caplog.records == []
+    running = await run_ticks(time, board, 3, [well], [well], [closed, late, late])
+    await running.check()
+    assert [(each.as_of - NOON).total_seconds() for each in board.published] == [0, 10]
+    assert {each.problem for each in board.told} == {""}
 
 
-def app_of(exchange: Exchange, board: PriceBoard, **settings: Any) -> Any:
+async def test_quotes_from_before_the_wall_clock_was_set_back_are_no_price(time: Time, board: Board) -> None:
+    async def answer_and_step_back(by: Exchange) -> Observation:
+        said = await well(by)
+        by.time.wall_is_off = -timedelta(seconds=1)
+        return said
+
+    running = await run_ticks(time, board, 1, [answer_and_step_back], [well])
+    assert board.published == []
+    assert await failure_of(running) == "EUR, GBP, USD: only 1 of at least 2 sources agree"
+
+
+async def test_validity_is_counted_from_the_decision_on_a_clock_that_does_not_step(time: Time, board: Board) -> None:
+    """The board is away for a minute, and meanwhile the wall clock steps back: the price is not offered any more."""
+
+    async def come_back_late() -> None:
+        if time.seconds == 1030:
+            time.wall_is_off = -timedelta(seconds=9)
+        board.is_away = time.seconds < 1031
+
+    board.is_away = True
+    time.meanwhile = come_back_late
+    time.seconds_max = 45
+    over = exchanges(time, [at_price(1000, age_seconds=30)], [well])
+    running = updater(time, over, board, price_ttl_seconds=60, feed_interval_seconds=50)
+    await run(running)
+    assert "could be used until 2026-01-31T12:00:30" in await failure_of(running)
+    assert board.published == []
+
+
+async def test_fault_that_is_not_foreseen_ends_one_tick_only(time: Time, logged: Callable[[], list[str]]) -> None:
+    class Broken(Board):
+        async def publish(self, record: PriceRecord) -> None:
+            if time.seconds < 1015:
+                raise RuntimeError("a fault")
+            await super().publish(record)
+
+    board = Broken(time)
+    running = await run_ticks(time, board, 2, [well], [well])
+    assert board.told[0].problem == "Something went wrong here (RuntimeError)."
+    assert board.told[1].problem == ""
+    await running.check()
+    assert logged() == ["ERROR No price was published"]
+
+
+def test_what_was_wrong_with_a_source_is_listed_by_currency() -> None:
+    quote = Quote("one", EUR, 1, 1, NOON)
+    rejected = [
+        Rejection("one", "is old", quote),
+        Rejection("one", "USD: is no price of a bitcoin"),
+        Rejection("other", "is new", replace(quote, source="other")),
+        Rejection("one", "is old", replace(quote, currency=GBP)),
+    ]
+    assert why_rejected("one", rejected) == "USD: is no price of a bitcoin; EUR, GBP: is old"
+    assert why_rejected("two", rejected) == ""
+
+
+# --- the service as it runs
+
+
+def app_of(sources: Sequence[PriceSource], board: PriceBoard, **settings: Any) -> Any:
     chosen = Settings(**settings)
     reporter = Reporter("api_updater", MemoryHealthDesk(chosen), chosen)
-    return api_updater.create_app(chosen, exchange, board, reporter)
+    return api_updater.create_app(chosen, sources, board, reporter)
 
 
 @contextlib.asynccontextmanager
@@ -414,72 +673,190 @@ async def asking(url: str) -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
-async def answer_now() -> Observation:
-    return observation(datetime.now(UTC))
-
-
-async def hang() -> Observation:
-    await asyncio.Event().wait()
-    raise AssertionError("unreachable")
+async def now_well(by: Exchange) -> Observation:
+    return seen(by, 1000, ALL, datetime.now(UTC))
 
 
 async def test_service_publishes_while_it_runs_and_not_after(time: Time) -> None:
     third_asked = asyncio.Event()
 
-    async def third() -> Observation:
+    async def third(by: Exchange) -> Observation:
         third_asked.set()
-        return await answer_now()
+        return await now_well(by)
 
-    exchange, board = Exchange(time, answer_now, answer_now, third), MemoryPriceBoard(Settings())
-    async with served(app_of(exchange, board, feed_interval_seconds=0.01)):
+    sources = exchanges(time, [now_well, now_well, third], [now_well])
+    board = MemoryPriceBoard(Settings())
+    async with served(app_of(sources, board, feed_interval_seconds=0.01)):
         await third_asked.wait()
-    assert len(await board.history(60)) == exchange.asked >= 3
+    asked = len(sources[0].asked_at)
+    assert asked >= 3
+    assert len(await board.history(60, 1000)) in (asked - 1, asked)
     assert not [task for task in asyncio.all_tasks() if "Updater" in repr(task)]
 
 
+async def test_service_publishes_to_a_board_far_away_once_it_is_there_and_tells_it_of_the_sources(time: Time) -> None:
+    settings = Settings(internal_token="the-token", feed_interval_seconds=0.5, price_ttl_seconds=60)
+    port = free_port()
+    far = RemotePriceBoard(f"http://127.0.0.1:{port}", settings)
+    behind = MemoryPriceBoard(settings)
+    reporter = Reporter("api_cache_proxy", MemoryHealthDesk(settings), settings)
+    sources = exchanges(time, [now_well], [now_well], [closed])
+    app = api_updater.create_app(settings, sources, far, reporter)
+    async with asyncio.timeout(30), served(app) as url, asking(url) as client:
+        while "gave no answer" not in (await client.get("/readyz")).text:
+            await asyncio.sleep(0.01)
+        async with served(api_cache_proxy.create_app(settings, behind, reporter), port):
+            while (await client.get("/readyz")).status_code != 200:
+                await asyncio.sleep(0.01)
+            while True:
+                with contextlib.suppress(PriceUnavailable):
+                    state = await far.feed_state()
+                    break
+                await asyncio.sleep(0.01)
+            record = await far.latest()
+    await far.close()
+    assert len(record.used) == 6
+    assert [each.detail for each in state.sources] == ["", "", "The exchange is closed"]
+
+
 async def test_service_is_ready_only_when_the_last_tick_published(time: Time) -> None:
-    opened, closed, failed, asked_again = (asyncio.Event() for _ in range(4))
+    opened, closing, failed, asked_again = (asyncio.Event() for _ in range(4))
 
-    async def wait_for_opening() -> Observation:
+    async def wait_for_opening(by: Exchange) -> Observation:
         await opened.wait()
-        return await answer_now()
+        return await now_well(by)
 
-    async def fail_when_closed() -> Observation:
+    async def fail_when_closed(_: Exchange) -> Observation:
         asked_again.set()
-        await closed.wait()
+        await closing.wait()
         raise SourceFailed("The exchange is closed.")
 
-    async def hang_after_failure() -> Observation:
+    async def hang_after_failure(by: Exchange) -> Observation:
         failed.set()
-        return await hang()
+        return await hang(by)
 
-    exchange = Exchange(time, wait_for_opening, fail_when_closed, hang_after_failure)
-    app = app_of(exchange, MemoryPriceBoard(Settings()), feed_interval_seconds=0.01, source_seconds_max=60)
+    sources = exchanges(time, [wait_for_opening, fail_when_closed, hang_after_failure], [now_well])
+    app = app_of(sources, MemoryPriceBoard(Settings()), feed_interval_seconds=0.01, source_seconds_max=60)
     async with served(app) as url, asking(url) as client:
         missing = (await client.get("/readyz")).json()["missing"]
         assert missing == [{"what": "prices", "why": "No price has been published yet."}]
         opened.set()
         await asked_again.wait()
         assert (await client.get("/readyz")).json() == {"status": "ready"}
-        closed.set()
+        closing.set()
         await failed.wait()
         missing = (await client.get("/readyz")).json()["missing"]
-        assert missing == [{"what": "prices", "why": "The exchange is closed."}]
+        no_price = "EUR, GBP, USD: only 1 of at least 2 sources agree"
+        assert missing == [{"what": "prices", "why": no_price}]
 
 
-async def test_service_stops_at_once_though_its_source_hangs(time: Time, board: MemoryPriceBoard) -> None:
+async def test_service_stops_at_once_though_a_source_hangs(time: Time, board: Board) -> None:
     asked = asyncio.Event()
 
-    async def hang_when_asked() -> Observation:
+    async def hang_when_asked(by: Exchange) -> Observation:
         asked.set()
-        return await hang()
+        return await hang(by)
 
-    async with asyncio.timeout(5), served(app_of(Exchange(time, hang_when_asked), board, source_seconds_max=3600)):
+    app = app_of(exchanges(time, [hang_when_asked]), board, source_seconds_max=3600)
+    async with asyncio.timeout(5), served(app):
         await asked.wait()
 
 
-async def test_service_serves_only_what_every_service_serves(time: Time, board: MemoryPriceBoard) -> None:
-    async with served(app_of(Exchange(time), board)) as url, asking(url) as client:
+async def test_metrics_show_the_price_and_every_source(time: Time) -> None:
+    asked_again = asyncio.Event()
+
+    async def hang_at_the_end(by: Exchange) -> Observation:
+        asked_again.set()
+        return await hang(by)
+
+    observed_at = datetime.now(UTC)
+
+    async def known(by: Exchange) -> Observation:
+        return seen(by, 1000.25, ALL, observed_at)
+
+    async def far(by: Exchange) -> Observation:
+        return seen(by, 1500, (EUR,), observed_at)
+
+    sources = exchanges(time, [known], [known], [far], [closed, hang_at_the_end])
+    app = app_of(sources, MemoryPriceBoard(Settings()), feed_interval_seconds=0.01, source_seconds_max=60)
+    async with served(app) as url, asking(url) as client:
+        await asked_again.wait()
+        shown = shown_by((await client.get("/metrics")).text)
+    for source, up, used, mid, failures in (
+        ("one", 1, 1, 1000.25, 0),
+        ("three", 1, 0, 1500, 0),
+        ("four", 0, 0, None, 1),
+    ):
+        assert shown["buydesk_source_up", source] == up
+        assert shown["buydesk_source_used", source] == used
+        assert shown["buydesk_source_resting", source] == 0
+        assert shown["buydesk_source_failures_total", source] == failures
+        assert shown.get(("buydesk_source_mid", source, "EUR")) == mid
+        assert shown.get(("buydesk_source_quoted_at_seconds", source)) == (observed_at.timestamp() if mid else None)
+    assert shown["buydesk_source_mid", "one", "USD"] == 1000.25
+    assert ("buydesk_source_mid", "three", "USD") not in shown
+    assert shown["buydesk_price_has_quorum",] == 1
+    assert shown["buydesk_price_as_of_seconds",] == observed_at.timestamp()
+
+
+async def test_service_ends_what_it_does_before_it_has_stopped(time: Time) -> None:
+    publishing, ended = asyncio.Event(), asyncio.Event()
+
+    class Slow(Board):
+        async def publish(self, record: PriceRecord) -> None:
+            publishing.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.05)
+                ended.set()
+
+    async with served(app_of(exchanges(time, [now_well], [now_well]), Slow(time))):
+        await publishing.wait()
+    assert ended.is_set()
+
+
+async def test_metrics_show_when_there_is_no_quorum(time: Time, board: Board) -> None:
+    for second, has_quorum in ((well, 1), (closed, 0)):
+        running = await run_ticks(time, Board(time), 1, [well], [second])
+        [shown] = [each for each in FeedMetrics(running).collect() if each.name == "buydesk_price_has_quorum"]
+        assert [sample.value for sample in shown.samples] == [has_quorum]
+        time.seconds = 1000
+
+
+async def test_metrics_show_which_source_is_left_alone(time: Time, board: Board) -> None:
+    running = await run_ticks(time, board, 3, [closed], [well], [well])
+    [resting] = [each for each in FeedMetrics(running).collect() if each.name == "buydesk_source_resting"]
+    assert [sample.value for sample in resting.samples] == [1, 0, 0]
+
+
+def shown_by(metrics: str) -> dict[tuple[str, ...], float]:
+    """The values of what Prometheus reads, by name, source and currency."""
+    samples = [sample for family in text_string_to_metric_families(metrics) for sample in family.samples]
+    labels = ("source", "currency")
+    return {
+        (each.name, *(each.labels[label] for label in labels if label in each.labels)): each.value for each in samples
+    }
+
+
+async def test_metrics_before_the_first_price_show_no_quorum(time: Time, board: Board) -> None:
+    asked = asyncio.Event()
+
+    async def hang_when_asked(by: Exchange) -> Observation:
+        asked.set()
+        return await hang(by)
+
+    app = app_of(exchanges(time, [hang_when_asked]), board, source_seconds_max=60)
+    async with served(app) as url, asking(url) as client:
+        await asked.wait()
+        shown = shown_by((await client.get("/metrics")).text)
+    assert shown["buydesk_price_has_quorum",] == 0
+    assert shown["buydesk_source_failures_total", "one"] == 0
+    assert not {"buydesk_price_as_of_seconds", "buydesk_source_up"} & {name for name, *_ in shown}
+
+
+async def test_service_serves_only_what_every_service_serves(time: Time, board: Board) -> None:
+    async with served(app_of(exchanges(time, [well]), board)) as url, asking(url) as client:
         assert (await client.get("/")).json()["service"] == "api_updater"
         paths = (await client.get("/openapi.json")).json()["paths"]
         assert set(paths) == {"/", "/livez", "/readyz", "/metrics"}

@@ -442,6 +442,20 @@ async def test_the_price_at_hand_ends_at_its_own_time_whatever_the_clock_and_the
         await price.check()
 
 
+async def test_a_price_at_hand_that_was_shortened_on_the_board_ends() -> None:
+    board = Board(settings())
+    price = PriceAtHand(board, "sandbox", 1)
+    at_hand = record()
+    await board.publish(at_hand)
+    await price.refresh()
+    board.fault = stale(at_hand.as_of - timedelta(seconds=1), at_hand.expires_at)  # of a record before it
+    await price.refresh()
+    assert price.current() == at_hand
+    board.fault = stale(at_hand.as_of, at_hand.expires_at)
+    await price.refresh()
+    assert isinstance(price.current(), PriceStale)
+
+
 async def test_a_fault_of_one_look_at_the_board_does_not_end_the_looking(caplog: pytest.LogCaptureFixture) -> None:
     board = Board(settings())
     board.fault = ZeroDivisionError("a fault")

@@ -14,7 +14,8 @@ import pytest
 from buydesk.backends.memory_health import MemoryHealthDesk
 from buydesk.errors import LedgerUnavailable, Overloaded, PriceUnavailable, WrongMode
 from buydesk.orders import Order, Outcome, Placement
-from buydesk.prices import PriceRecord, record_document, record_from
+from buydesk.price_documents import record_document, record_from
+from buydesk.prices import PriceRecord
 from buydesk.reporting import Reporter
 from buydesk.services.db_proxy import ADD_BYTES_MAX, ITEMS_MAX, ExposureSeen, create_app
 from buydesk.times import format_time, utc_now

@@ -16,6 +16,8 @@ from buydesk.backends.memory_health import MemoryHealthDesk
 from buydesk.backends.postgres import PostgresLedger
 from buydesk.errors import LedgerUnavailable
 from buydesk.orders import Exposure, Order, Page, PageAfter, PageBefore, PageFrom
+from buydesk.price_documents import record_document, record_from
+from buydesk.prices import PriceRecord
 from buydesk.reporting import Reporter
 from buydesk.services.fetch_buy_orders import FullPages, RenderedPage, create_app
 from tests.ledgers import Databases, ModelLedger, fill, placement, record, settings, shown
@@ -45,6 +47,10 @@ class Ledger(ModelLedger):
     async def order_by_key(self, client: str, client_order_id: str) -> Order:
         self._fail()
         return await super().order_by_key(client, client_order_id)
+
+    async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
+        self._fail()
+        return await super().price_record(price_id)
 
     async def exposure(self) -> Exposure:
         self._fail()
@@ -331,9 +337,36 @@ async def test_an_order_by_its_id(desk: Reading) -> None:
     is_problem(await desk.client.get(f"/get_orders/{uuid.uuid4()}"), 404, "order_not_found")
 
 
+async def test_the_price_an_order_was_made_at_by_its_price_id(desk: Reading) -> None:
+    order = desk.ledger.stored[3]
+    price = desk.ledger.records[order.price_id]
+    for path in (f"/prices/{order.price_id}", f"/prices/{order.price_id}/", f"/prices/{str(order.price_id).upper()}"):
+        answer = await desk.client.get(path)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+        assert answer.json() == record_document(price)
+        assert record_from(answer.json()) == price
+    is_problem(await desk.client.get(f"/prices/{uuid.uuid4()}"), 404, "price_not_found")
+    is_problem(await desk.client.get(f"/prices/{order.id}"), 404, "price_not_found")
+
+
+async def test_a_price_record_never_changes_and_may_be_kept(desk: Reading) -> None:
+    path = f"/prices/{desk.ledger.stored[3].price_id}"
+    first = await desk.client.get(path)
+    assert first.headers["cache-control"] == "private, max-age=31536000, immutable"
+    assert re.fullmatch(r'"[0-9a-f]{24}"', first.headers["etag"])
+    unchanged = await desk.client.get(path, headers={"If-None-Match": first.headers["etag"]})
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+    assert unchanged.headers["etag"] == first.headers["etag"]
+    other = await desk.client.get(path, headers={"If-None-Match": '"other"'})
+    assert (other.status_code, other.content) == (200, first.content)
+    none = await desk.client.get(f"/prices/{uuid.uuid4()}")
+    assert "immutable" not in none.headers.get("cache-control", "")
+
+
+@pytest.mark.parametrize("path", ["get_orders", "prices"])
 @pytest.mark.parametrize("order_id", ["1", "x", "01926e60-7a7c-7cc3-9c4e-3a1d1f1d8a3", "%00", "a" * 5000, "-1", "null"])
-async def test_ids_that_are_not_uuids_are_named(desk: Reading, order_id: str) -> None:
-    document = is_problem(await desk.client.get(f"/get_orders/{order_id}"), 422, "invalid_request")
+async def test_ids_that_are_not_uuids_are_named(desk: Reading, path: str, order_id: str) -> None:
+    document = is_problem(await desk.client.get(f"/{path}/{order_id}"), 422, "invalid_request")
     assert document["errors"] == [{"member": "id", "reason": "must be a UUID"}]
 
 
@@ -346,7 +379,8 @@ async def test_an_order_by_its_key(desk: Reading) -> None:
 
 
 async def test_parameters_where_there_are_none_are_named(desk: Reading) -> None:
-    for path in (f"/get_orders/{desk.ledger.stored[0].id}?start=1", "/exposure?start=1"):
+    order = desk.ledger.stored[0]
+    for path in (f"/get_orders/{order.id}?start=1", f"/prices/{order.price_id}?start=1", "/exposure?start=1"):
         document = is_problem(await desk.client.get(path), 422, "invalid_request")
         assert [each["member"] for each in document["errors"]] == ["start"]
 
@@ -362,7 +396,10 @@ async def test_the_exposure(desk: Reading) -> None:
     }
 
 
-@pytest.mark.parametrize("path", ["/get_orders/", f"/get_orders/{uuid.uuid4()}", "/get_orders/?client_order_id=k"])
+@pytest.mark.parametrize(
+    "path",
+    ["/get_orders/", f"/get_orders/{uuid.uuid4()}", "/get_orders/?client_order_id=k", f"/prices/{uuid.uuid4()}"],
+)
 async def test_without_the_ledger_reads_are_unavailable(desk: Reading, path: str) -> None:
     desk.ledger.fault = LedgerUnavailable("PostgreSQL is away", retry_after_seconds=1)
     for each in (path, "/exposure"):
@@ -374,7 +411,7 @@ async def test_without_the_ledger_reads_are_unavailable(desk: Reading, path: str
 
 
 async def test_wrong_methods_and_paths(desk: Reading) -> None:
-    for path in ("/get_orders/", "/exposure", f"/get_orders/{uuid.uuid4()}"):
+    for path in ("/get_orders/", "/exposure", f"/get_orders/{uuid.uuid4()}", f"/prices/{uuid.uuid4()}"):
         answer = await desk.client.post(path)
         is_problem(answer, 405, "method_not_allowed")
         assert "GET" in answer.headers["allow"]
@@ -386,6 +423,7 @@ async def test_the_paths_are_documented_with_examples(desk: Reading) -> None:
     expected = {
         "/get_orders/": {"200", "304", "404", "422", "503"},
         "/get_orders/{order_id}": {"200", "404", "422", "503"},
+        "/prices/{price_id}": {"200", "304", "404", "422", "503"},
         "/exposure": {"200", "422", "503"},
     }
     for path, statuses in expected.items():
@@ -395,6 +433,9 @@ async def test_the_paths_are_documented_with_examples(desk: Reading) -> None:
     order = desk.ledger.stored[0]
     example = paths["/get_orders/"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
     assert list(example["data"][0]) == list(shown(order))
+    example = paths["/prices/{price_id}"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
+    assert record_document(record_from(example)) == example
+    assert example["sources"]["used"]
 
 
 @contextlib.asynccontextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -25,7 +26,7 @@ from buydesk.backends.remote import RemoteHealthDesk
 from buydesk.errors import LedgerUnavailable
 from buydesk.health import SERVICES, HealthDesk, Report
 from buydesk.money import Currency
-from buydesk.prices import PriceRecord
+from buydesk.prices import FeedState, PriceRecord, SourceState
 from buydesk.reporting import Reporter
 from buydesk.services import health_check
 from buydesk.services.health_check import create_app
@@ -34,6 +35,8 @@ from tests.serving import free_port, served
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 ALIVE: dict[str, object] = {"level": "info", "service": "db_proxy", "status": 200, "data": "ready"}
+QUOTED = SourceState("kraken", "", 0, dict.fromkeys(Currency, 20_000 * 10**8), NOON)
+RESTING = SourceState("gemini", "no answer (TimeoutError)", 3, None, None, NOON + timedelta(seconds=15))
 HOURLY = Settings(report_interval_seconds=3600)
 
 
@@ -79,6 +82,11 @@ class Bench:
             await self.desk.report(Report("info", service, 200, "ready"))
         rates = dict.fromkeys(Currency, 20_000 * 10**8)
         await self.board.publish(PriceRecord(uuid.uuid4(), NOON, NOON + timedelta(seconds=60), "sandbox", rates))
+        await self.tell(QUOTED)
+
+    async def tell(self, *sources: SourceState, problem: str = "", age_seconds: float = 0) -> None:
+        at = self.now - timedelta(seconds=age_seconds)
+        await self.board.tell(FeedState(at, "sandbox", problem, sources))
 
 
 @pytest.fixture
@@ -368,6 +376,72 @@ async def test_price_that_is_missing_or_stale_is_told_by_its_code(bench: Bench, 
     assert status["status"] == "degraded"
 
 
+async def test_sources_that_all_are_fine_are_told_one_by_one(bench: Bench, client: httpx2.AsyncClient) -> None:
+    await bench.all_alive()
+    status = (await client.get("/status")).json()
+    assert status["sources"] == {
+        "ok": True,
+        "level": "ok",
+        "problem": "",
+        "at": "2026-01-31T12:00:00.000000Z",
+        "feed": "sandbox",
+        "sources": [
+            {
+                "source": "kraken",
+                "detail": "",
+                "failures": 0,
+                "mids": {"EUR": "20000.00", "GBP": "20000.00", "USD": "20000.00"},
+                "quoted_at": "2026-01-31T12:00:00.000000Z",
+                "resting_until": None,
+            }
+        ],
+    }
+
+
+async def test_one_source_down_is_a_warning_and_the_desk_is_fine(bench: Bench, client: httpx2.AsyncClient) -> None:
+    await bench.all_alive()
+    await bench.tell(QUOTED, RESTING)
+    status = (await client.get("/status")).json()
+    assert (status["status"], status["sources"]["ok"], status["sources"]["level"]) == ("ok", True, "warning")
+    assert status["sources"]["sources"][1] == {
+        "source": "gemini",
+        "detail": "no answer (TimeoutError)",
+        "failures": 3,
+        "mids": None,
+        "quoted_at": None,
+        "resting_until": "2026-01-31T12:00:15.000000Z",
+    }
+
+
+async def test_sources_that_prove_no_price_are_critical_while_the_last_one_is_still_valid(
+    bench: Bench, client: httpx2.AsyncClient
+) -> None:
+    await bench.all_alive()
+    await bench.tell(QUOTED, RESTING, problem="EUR: only 1 of at least 2 sources agree")
+    status = (await client.get("/status")).json()
+    assert (status["status"], status["price"]["ok"]) == ("degraded", True)
+    sources = status["sources"]
+    assert (sources["ok"], sources["level"]) == (False, "critical")
+    assert sources["problem"] == "EUR: only 1 of at least 2 sources agree"
+
+
+@pytest.mark.parametrize("age_seconds", [49.1, -49.1])  # later: the clock was set back
+async def test_sources_that_nobody_asked_for_three_intervals_are_critical(
+    bench: Bench, client: httpx2.AsyncClient, age_seconds: float
+) -> None:
+    await bench.tell(QUOTED, age_seconds=age_seconds)
+    sources = (await client.get("/status")).json()["sources"]
+    assert (sources["ok"], sources["level"]) == (False, "critical")
+    assert re.fullmatch(r"The sources were last asked at \S+Z: is api_updater running\?", sources["problem"])
+    await bench.tell(QUOTED, age_seconds=49)
+    assert (await client.get("/status")).json()["sources"]["ok"]
+
+
+async def test_sources_that_nobody_told_of_are_not_ok(client: httpx2.AsyncClient) -> None:
+    sources = (await client.get("/status")).json()["sources"]
+    assert (sources["ok"], sources["level"], sources["code"]) == (False, "critical", "price_unavailable")
+
+
 async def test_parts_that_fail_spoil_no_other_part(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -426,9 +500,12 @@ async def test_every_operation_is_documented_with_examples(client: httpx2.AsyncC
 
 async def test_documented_status_has_the_members_of_a_real_one(bench: Bench, client: httpx2.AsyncClient) -> None:
     def shape(value: object) -> object:
+        if isinstance(value, list):
+            return [shape(member) for member in value]
         return {name: shape(member) for name, member in value.items()} if isinstance(value, dict) else None
 
     await bench.all_alive()
+    await bench.tell(QUOTED, RESTING)
     document = (await client.get("/openapi.json")).json()
     example = document["paths"]["/status"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
     assert shape(example) == shape((await client.get("/status")).json())

@@ -35,6 +35,7 @@ from buydesk.errors import (
 )
 from buydesk.health import KeptReport, Report
 from buydesk.orders import Outcome, PageAfter, PageBefore, PageFrom, Placed, Refused, Replayed
+from buydesk.prices import FeedState
 from buydesk.reporting import Reporter
 from buydesk.services import db_proxy
 from tests.ledgers import ModelLedger, at, placement, record, settings
@@ -56,7 +57,8 @@ READS: dict[str, Call] = {
 }
 BOARD_CALLS: dict[str, Call] = {
     "latest": lambda board: board.latest(),
-    "history": lambda board: board.history(5),
+    "history": lambda board: board.history(5, 10),
+    "feed_state": lambda board: board.feed_state(),
 }
 DESK_CALLS: dict[str, Call] = {
     "reports": lambda desk: desk.reports("db_proxy", None, 5),
@@ -64,6 +66,7 @@ DESK_CALLS: dict[str, Call] = {
 }
 WRITES: dict[str, Call] = {
     "publish": lambda board: board.publish(record()),
+    "tell": lambda board: board.tell(FeedState(at(2026, 1, 31, 9, 5), "sandbox", "", ())),
     "report": lambda desk: desk.report(Report("info", "db_proxy", 200, "x")),
 }
 
@@ -128,7 +131,11 @@ async def failure_of(awaitable: Awaitable[object]) -> DeskError:
     ("kind", "calls", "unavailable"),
     [
         (RemoteLedger, {**READS, "check": lambda remote: remote.check()}, LedgerUnavailable),
-        (RemotePriceBoard, {**BOARD_CALLS, "publish": WRITES["publish"]}, PriceBoardUnavailable),
+        (
+            RemotePriceBoard,
+            {**BOARD_CALLS, "publish": WRITES["publish"], "tell": WRITES["tell"]},
+            PriceBoardUnavailable,
+        ),
         (RemoteHealthDesk, {**DESK_CALLS, "report": WRITES["report"]}, HealthUnavailable),
     ],
 )
@@ -404,6 +411,7 @@ async def test_publishing_and_reporting_need_only_be_taken(answering: tuple[Answ
     answers.say(None)
     async with opened(RemotePriceBoard, url) as board, opened(RemoteHealthDesk, url) as desk:
         await WRITES["publish"](board)
+        await WRITES["tell"](board)
         await WRITES["report"](desk)
 
 

@@ -7,31 +7,42 @@ import re
 import runpy
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import httpx2
 import pytest
 from click.testing import CliRunner
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 
 from buydesk import cli, logs, running
 from buydesk import up as up_module
+from buydesk.backends.postgres import PostgresLedger
 from buydesk.backends.redis_health import RedisHealthDesk
 from buydesk.backends.redis_prices import RedisPriceBoard
-from buydesk.backends.sources.kraken import Kraken
+from buydesk.backends.remote import RemoteLedger
+from buydesk.backends.sources import EXCHANGES
+from buydesk.backends.sources.exchange import ExchangeSource
+from buydesk.backends.sources.replay import SandboxSource
 from buydesk.errors import CannotStart
 from buydesk.local.ports import bind, close
 from buydesk.local.signals import stop_signals
+from buydesk.price_documents import feed_state_document
+from buydesk.prices import FeedState
 from buydesk.settings import PORTS, Settings, read_settings
-from buydesk.up import Parts, environment, internal_token, table, until_ready, up
+from buydesk.telling import Parts, new_session, sandbox_command, table, until_ready, until_selling
+from buydesk.times import utc_now
+from buydesk.up import environment, internal_token, up
 from buydesk.web import Service
 from buydesk.wiring import wire
 from tests.desks import free_offset
 from tests.ledgers import Databases, settings
-from tests.serving import served
+from tests.serving import free_port, served
 
 
 @pytest.fixture(autouse=True)
@@ -125,25 +136,51 @@ async def test_servers_elsewhere_are_used_and_none_started(
     assert "PostgreSQL" not in "".join(said[:1])
 
 
-async def test_a_desk_without_a_price_is_up_and_says_so(
-    data_dir: Path, databases: Databases, monkeypatch: pytest.MonkeyPatch
+def at_closed_ports() -> dict[str, str]:
+    """Exchanges that cannot be reached."""
+    url = f"http://127.0.0.1:{free_port()}"
+    return {f"{exchange.name}_url": url for exchange in EXCHANGES}
+
+
+async def test_a_live_desk_that_reaches_no_exchange_says_which_and_how_to_run_the_sandbox(
+    data_dir: Path, databases: Databases
 ) -> None:
-    monkeypatch.setattr(up_module, "READY_SECONDS_MAX", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as nobody_answers:
-        url = f"http://127.0.0.1:{nobody_answers.getsockname()[1]}"
-        dsn = await databases.new()
-        given = settings(
-            data_dir=data_dir, port_offset=free_offset(), database_url=dsn, kraken_url=url, source_seconds_max=0.2
-        )
-        async with running_up(given.model_copy(update={"price_feed": "sandbox", "replay_speed": 1})):
-            pass
-        live = settings(data_dir=data_dir, port_offset=free_offset(), price_feed="live", kraken_url=url)
-        async with running_up(live) as said:
-            assert (await buy(live)).json()["code"] == "price_unavailable"
-    table = next(each for each in said if "Try it" in each)
-    assert re.match(r"buydesk \S+ is up after \d+\.\d s, but not ready: price \(.+\)\n", table)
-    assert "none: no orders are taken until there is one" in table
-    assert "LIVE prices" in table
+    dsn = await databases.new(livemode=True)
+    live = settings(
+        data_dir=data_dir, port_offset=free_offset(), price_feed="live", database_url=dsn, **at_closed_ports()
+    )
+    started = time.monotonic()
+    async with running_up(live) as said:
+        seconds = time.monotonic() - started
+        assert (await buy(live)).json()["code"] == "price_unavailable"
+    told = next(each for each in said if "Try it" in each)
+    assert seconds < 10
+    assert re.match(r"buydesk \S+ is up after \d+\.\d s, but not ready: price \(.+\)\n", told)
+    assert "LIVE prices" in told
+    assert "none: no orders are taken until there is one" in told
+    assert "\nNo orders are taken: there is no price (" in told
+    for exchange in EXCHANGES:
+        assert re.search(rf"^  {exchange.name} +.*ClientConnectorError", told, re.MULTILINE), told
+    assert f"\n  {sandbox_command(live, ['DATABASE_URL'])}\n" in told
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["one process", "six processes"])
+async def test_a_sandbox_whose_sources_disagree_says_so_and_takes_no_orders(data_dir: Path, separate: bool) -> None:
+    given = settings(data_dir=data_dir, port_offset=free_offset(), sandbox_fault="disagree")
+    async with running_up(given, separate=separate) as said:
+        assert (await buy(given)).json()["code"] == "price_unavailable"
+    told = next(each for each in said if "Try it" in each)
+    assert "SANDBOX: recorded prices, no real orders, with the fault disagree" in told
+    assert "\nNo orders are taken: there is no price (" in told
+    assert "--feed sandbox" not in told
+
+
+async def test_a_desk_that_sells_with_a_source_down_says_which_one(data_dir: Path) -> None:
+    given = settings(data_dir=data_dir, port_offset=free_offset(), sandbox_fault="source-down")
+    async with running_up(given) as said:
+        assert (await buy(given)).status_code == 201
+    told = next(each for each in said if "Try it" in each)
+    assert re.search(r"\nNot all price sources are well:\n  sandbox-1 +\S.*\n\nTry it", told), told
 
 
 async def test_stopped_while_it_starts_it_ends_what_it_started(data_dir: Path) -> None:
@@ -323,10 +360,13 @@ async def test_wiring_takes_own_backends_for_own_ports_and_remote_ones_for_the_o
     given = settings(redis_url=redis_url, price_feed="live", database_url="postgresql://x")
     wired = wire(given, PORTS)
     kinds = [type(backend) for backend in wired.backends]
-    assert kinds[0] is Kraken
+    assert kinds[:6] == [ExchangeSource] * 5 + [PostgresLedger]
     assert RedisPriceBoard in kinds
     assert RedisHealthDesk in kinds
     await wired.close()
+    alone = wire(settings(), ["api_updater"])
+    assert [type(backend) for backend in alone.backends][:6] == [SandboxSource] * 5 + [RemoteLedger]
+    assert SandboxSource not in map(type, wire(settings(), ["health_check"]).backends)
     with pytest.raises(CannotStart, match="REDIS_URL"):
         wire(settings(redis_url="redis://x?db=nonsense&socket_timeout=nonsense"), ["health_check"])
     with pytest.raises(CannotStart, match="DATABASE_URL is missing"):
@@ -353,7 +393,7 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
     called: list[tuple[Any, ...]] = []
 
     async def fake_up(given: Settings, *, separate: bool, say: object) -> None:
-        called.append((given.port_offset, given.replay_speed, separate))
+        called.append((given.port_offset, given.replay_speed, given.sandbox_fault, separate))
 
     async def fake_serve(given: Settings, service: str) -> None:
         called.append((given.internal_token.get_secret_value(), service))
@@ -368,14 +408,15 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
     monkeypatch.setattr("buydesk.local.front.front", fake_front)
     monkeypatch.setattr("buydesk.running.serve", fake_serve)
     monkeypatch.setattr("buydesk.backends.migrate.migrate", fake_migrate)
-    assert runner.invoke(cli.main, ["up", "--port-offset", "5", "--replay-speed", "60", "--separate"]).exit_code == 0
+    arguments = ["--port-offset", "5", "--replay-speed", "60", "--sandbox-fault", "outlier", "--separate"]
+    assert runner.invoke(cli.main, ["up", *arguments]).exit_code == 0
     monkeypatch.setenv("BUYDESK_INTERNAL_TOKEN", "t")
     assert runner.invoke(cli.main, ["serve", "db_proxy"]).exit_code == 0
     monkeypatch.setenv("DATABASE_URL", "postgresql://x")
     assert runner.invoke(cli.main, ["migrate", "--cap", "0.5", "--wait", "3"]).exit_code == 0
     assert runner.invoke(cli.main, ["front", "db_proxy", "create_buy_order"]).exit_code == 0
     assert called == [
-        (5, 60.0, True),
+        (5, 60.0, "outlier", True),
         ("t", "db_proxy"),
         ("postgresql://x", False, 50_000_000, 3.0),
         (0, ("db_proxy", "create_buy_order")),
@@ -390,6 +431,10 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
         (["up", "--port-offset", "-1"], "BUYDESK_PORT_OFFSET"),
         (["up", "--data-dir", ""], "BUYDESK_DATA_DIR: must not be empty"),
         (["up", "--host", ""], "BUYDESK_HOST: must not be empty"),
+        (
+            ["up", "--feed", "live", "--sandbox-fault", "stale"],
+            "BUYDESK_SANDBOX_FAULT (stale) needs PRICE_FEED=sandbox",
+        ),
     ],
 )
 def test_what_keeps_a_command_from_starting_is_one_line(runner: CliRunner, arguments: list[str], said: str) -> None:
@@ -413,21 +458,76 @@ def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 async def test_a_service_that_never_answers_is_waited_for_so_long_and_not_longer() -> None:
-    async with aiohttp.ClientSession() as session, served(FastAPI()) as url:
+    async with new_session() as session, served(FastAPI()) as url:
         assert await until_ready(session, url, 0.2) == "it does not answer"
+
+
+def refusing(missing: Mapping[str, str]) -> FastAPI:
+    """A service that is not ready, for these reasons."""
+    app = FastAPI()
+    told = [{"what": what, "why": why} for what, why in missing.items()]
+    app.get("/readyz")(lambda: JSONResponse({"missing": told}, 503))
+    return app
+
+
+def knowing(at: datetime, problem: str) -> FastAPI:
+    """A price board that was told of the sources."""
+    app = FastAPI()
+    state = feed_state_document(FeedState(at, "live", problem, ()))
+    app.get("/sources")(lambda: state)
+    return app
+
+
+@pytest.mark.parametrize(
+    ("missing", "age_seconds", "problem", "is_hopeless"),
+    [
+        ({"price": "none"}, 0, "they disagree", True),
+        ({"price": "none"}, 0, "", False),  # one is on its way
+        ({"price": "none"}, 0.001, "they disagree", False),  # another run's
+        ({"ledger": "starts", "price": "none"}, 0, "they disagree", False),  # the ledger may come any moment
+    ],
+)
+async def test_waiting_for_a_price_ends_when_the_sources_prove_none(
+    missing: dict[str, str], age_seconds: float, problem: str, is_hopeless: bool
+) -> None:
+    given, since = settings(port_offset=free_offset()), utc_now()
+    board = knowing(since - timedelta(seconds=age_seconds), problem)
+    services = {"create_buy_order": refusing(missing), "api_cache_proxy": board}
+    async with contextlib.AsyncExitStack() as stack:
+        session = await stack.enter_async_context(new_session())
+        for name, app in services.items():
+            await stack.enter_async_context(served(app, given.port(name)))
+        started = time.monotonic()
+        told = await until_selling(session, given, since, 30 if is_hopeless else 0.3)
+        waited_seconds = time.monotonic() - started
+    assert told == "; ".join(f"{what} ({why})" for what, why in missing.items())
+    assert waited_seconds < 10 if is_hopeless else waited_seconds >= 0.3
 
 
 async def test_the_table_says_what_does_not_answer() -> None:
     given = settings(port_offset=free_offset())
-    async with aiohttp.ClientSession() as session:
+    async with new_session() as session:
         said = await table(session, given, Parts("here", "there"), 1.0, "everything")
     assert "is up after 1.0 s, but not ready: everything\n" in said
     assert "none: no orders are taken" in said
+    assert "\nNo orders are taken: there is no price.\n" in said
     assert "unknown: the ledger does not answer" in said
     price_port, orders_port = given.port("api_cache_proxy"), given.port("fetch_buy_orders")
-    async with aiohttp.ClientSession() as session, served(FastAPI(), price_port), served(FastAPI(), orders_port):
+    async with new_session() as session, served(FastAPI(), price_port), served(FastAPI(), orders_port):
         with_another_there = await table(session, given, Parts("here", "there"), 1.0, "everything")
     assert with_another_there == said
+
+
+def test_the_sandbox_s_command_is_exact_and_leaves_the_live_orders_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    live = settings(data_dir=Path("/with a blank/data"), price_feed="live")
+    monkeypatch.setattr("sys.argv", [".venv/bin/buydesk", "up", "--feed", "live"])
+    assert sandbox_command(live) == ".venv/bin/buydesk up --feed sandbox --data-dir '/with a blank/data-sandbox'"
+    monkeypatch.setattr("sys.argv", ["/somewhere/buydesk/__main__.py"])
+    shifted = live.model_copy(update={"port_offset": 7, "data_dir": Path("/data")})
+    assert sandbox_command(shifted, ["DATABASE_URL", "REDIS_URL"]) == (
+        f"env -u DATABASE_URL -u REDIS_URL {sys.executable} -m buydesk up --feed sandbox"
+        " --data-dir /data-sandbox --port-offset 7"
+    )
 
 
 def test_settings_are_read_with_the_command_line_on_top(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,8 @@ def test_the_data_directory_is_here_unless_postgres_cannot_get_here(
 ) -> None:
     assert default_data_dir(0, account=STRANGER, working_directory=open_path) == open_path / "data"
     assert default_data_dir(7, account=STRANGER, working_directory=open_path) == open_path / "data-7"
+    live = default_data_dir(7, is_live=True, account=STRANGER, working_directory=open_path)
+    assert live == open_path / "data-live-7"
     monkeypatch.chdir(open_path)
     assert default_data_dir(0) == open_path / "data"
     open_path.chmod(0o700)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from buydesk.coindesk import currentprice
+from buydesk.coindesk import currentprice, currentprice_of
 from buydesk.money import Currency, parse_rate
 from buydesk.prices import PriceRecord
 
@@ -47,6 +47,22 @@ def test_document_is_the_recorded_one_but_for_its_disclaimer() -> None:
 
 def test_members_stand_in_the_recorded_order() -> None:
     assert list(document_of(record(datetime(2024, 8, 18, tzinfo=UTC)))) == list(recorded())
+
+
+@pytest.mark.parametrize("currency", Currency)
+def test_document_of_one_currency_has_the_dollar_too_and_neither_symbols_nor_the_name_of_a_chart(
+    currency: Currency,
+) -> None:
+    # As retired answers that others have kept show: {"time": …, "disclaimer": …, "bpi": {"USD": …, "EUR": …}}.
+    expected = recorded()
+    del expected["chartName"]
+    shown = {"USD": expected["bpi"]["USD"]} | {currency.value: expected["bpi"][currency.value]}
+    for price in shown.values():
+        del price["symbol"]
+    expected["bpi"] = shown
+    made = json.loads(json.dumps(currentprice_of(record(datetime(2024, 8, 18, 4, 19, 23, tzinfo=UTC)), currency)))
+    expected["disclaimer"] = made["disclaimer"]
+    assert json.dumps(made) == json.dumps(expected), "the order of the members counts too"
 
 
 @pytest.mark.parametrize(

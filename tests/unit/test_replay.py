@@ -1,26 +1,30 @@
-"""The sandbox's source: which minute it shows, at which time, and what it remembers."""
+"""The sandbox's sources: which minute they show, at which time, what they remember, and how they misbehave."""
 
 import gzip
 import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from buydesk.backends.sources import replay
-from buydesk.backends.sources.replay import SERIES, Replay, load_series, turned
+from buydesk.backends.sources.replay import SERIES, load_series, sandbox_sources, turned
+from buydesk.errors import SourceFailed
 from buydesk.money import Currency, format_rate
-from buydesk.prices import Observation, price_record
-from buydesk.settings import Settings
+from buydesk.prices import Observation, PriceSource, Quote, Rule
+from buydesk.pricing import Verdict, decide, differs
+from buydesk.settings import SANDBOX_FAULTS, SandboxFault, Settings
 
 DATA = Path(replay.__file__).parents[2] / "data"
 START = datetime(2023, 3, 9, tzinfo=UTC)
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 MINUTES = 12_960
+RULE = Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2)
+FIRST_RATES = {"EUR": "20572.78", "GBP": "18271.51", "USD": "21712.51"}
 
 
 class Clock:
@@ -46,8 +50,40 @@ def state_path(tmp_path: Path) -> Path:
     return tmp_path / "replay.json"
 
 
-def source(clock: Clock, state_path: Path | None = None, speed: float = 1) -> Replay:
-    return Replay(Settings(replay_speed=speed), state_path, clock.wall, clock)
+# So short a tick that every question of a test that moves the clock is one of its own.
+def sources(
+    clock: Clock,
+    state_path: Path | None = None,
+    speed: float = 1,
+    fault: SandboxFault | None = None,
+    interval_seconds: float = 0.5,
+) -> list[PriceSource]:
+    given = Settings(replay_speed=speed, sandbox_fault=fault, feed_interval_seconds=interval_seconds)
+    return sandbox_sources(given, state_path, clock.wall, clock)
+
+
+def source(clock: Clock, state_path: Path | None = None, speed: float = 1) -> PriceSource:
+    """The one in the middle, whose prices are the closes."""
+    return sources(clock, state_path, speed)[2]
+
+
+async def asked(sources: Sequence[PriceSource]) -> list[Quote]:
+    """The quotes of all that answer."""
+    quotes: list[Quote] = []
+    for each in sources:
+        try:
+            quotes += (await each.quotes()).quotes
+        except SourceFailed:
+            continue
+    return quotes
+
+
+async def decided(sources: Sequence[PriceSource], clock: Clock) -> Verdict:
+    return decide(await asked(sources), clock.wall(), RULE)
+
+
+def texts(verdict: Verdict) -> dict[str, str]:
+    return {currency.value: format_rate(rate_e8) for currency, rate_e8 in verdict.rates_e8.items()}
 
 
 def kept(state_path: Path) -> dict[str, float]:
@@ -55,11 +91,15 @@ def kept(state_path: Path) -> dict[str, float]:
     return document
 
 
+def delete(path: Path) -> None:
+    path.unlink()
+
+
 def names_in(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir()]
 
 
-async def minute_of(source: Replay) -> int:
+async def minute_of(source: PriceSource) -> int:
     seen = await source.quotes()
     assert seen.replayed_from is not None
     minutes, rest = divmod(seen.replayed_from - START, timedelta(minutes=1))
@@ -113,30 +153,124 @@ def test_series_is_small_and_loads_fast() -> None:
 
 async def test_first_quotes_are_the_first_closes_observed_now(clock: Clock) -> None:
     seen = await source(clock).quotes()
-    assert rates(seen) == {"EUR": "20572.78", "GBP": "18271.51", "USD": "21712.51"}
+    assert rates(seen) == FIRST_RATES
     assert seen.replayed_from == START
     assert {quote.observed_at for quote in seen.quotes} == {clock.wall()}
 
 
 async def test_bid_and_ask_lie_closely_around_the_close(clock: Clock) -> None:
     for quote in (await source(clock).quotes()).quotes:
-        assert quote.source == "replay"
+        assert quote.source == "sandbox-3"
         assert quote.bid_e8 < quote.mid_e8 < quote.ask_e8
         assert quote.ask_e8 - quote.bid_e8 <= quote.mid_e8 // 1000
 
 
-async def test_quotes_make_a_record_that_names_its_historic_minute(clock: Clock) -> None:
-    seen = await source(clock).quotes()
-    made = price_record(seen.quotes, (), "sandbox", timedelta(seconds=60), seen.replayed_from)
-    assert (made.as_of, made.replayed_from) == (clock.wall(), START)
+async def test_five_sources_differ_a_little_and_their_price_is_the_close(clock: Clock) -> None:
+    five = sources(clock)
+    assert [each.name for each in five] == [f"sandbox-{number}" for number in range(1, 6)]
+    for _ in range(20):
+        verdict = await decided(five, clock)
+        [third] = [rates(await five[2].quotes())]
+        assert texts(verdict) == third
+        assert (len(verdict.used), verdict.rejected) == (15, ())
+        for currency, rate_e8 in verdict.rates_e8.items():
+            mids = {quote.mid_e8 for quote in verdict.used if quote.currency == currency}
+            assert len(mids) == 5
+            assert not any(differs(mid_e8, rate_e8, 10) for mid_e8 in mids)
+        clock.seconds += 60 * 600
+
+
+async def test_all_who_ask_within_half_a_tick_see_the_same_minute_however_fast_it_runs(clock: Clock) -> None:
+    five = sources(clock, speed=10_000, interval_seconds=15)
+    first = await five[0].quotes()
+    clock.seconds += 7.4  # 1233 minutes of the series
+    assert [(await each.quotes()).replayed_from for each in five] == [first.replayed_from] * 5
+    clock.seconds += 7.6
+    shown = [(await each.quotes()).replayed_from for each in five]
+    assert shown == [START + timedelta(minutes=2500)] * 5
+
+
+async def test_position_is_kept_once_a_tick(clock: Clock, state_path: Path) -> None:
+    five = sources(clock, state_path)
+    await asked(five)
+    delete(state_path)
+    await asked(five)
+    assert names_in(state_path.parent) == []
+    clock.seconds += 30
+    await asked(five)
+    assert kept(state_path) == {"position_minutes": 0.5}
+
+
+@pytest.mark.parametrize("fault", ["source-down", "outlier", "garbage"])
+async def test_one_source_that_misbehaves_costs_no_price(clock: Clock, fault: SandboxFault) -> None:
+    verdict = await decided(sources(clock, fault=fault), clock)
+    assert verdict.missing == {}
+    assert {quote.source for quote in verdict.used} == {"sandbox-2", "sandbox-3", "sandbox-4", "sandbox-5"}
+    for quote in (await source(clock).quotes()).quotes:
+        assert not differs(verdict.rates_e8[quote.currency], quote.mid_e8, 2)
+    assert {each.source for each in verdict.rejected} == ({"sandbox-1"} if fault != "source-down" else set())
+
+
+async def test_source_that_is_down_says_so_and_the_others_go_on(clock: Clock) -> None:
+    first, *others = sources(clock, fault="source-down")
+    with pytest.raises(SourceFailed, match="sandbox-1 gives no answer"):
+        await first.quotes()
+    assert len(await asked(others)) == 12
+
+
+async def test_outlier_is_thirty_percent_too_low(clock: Clock) -> None:
+    first, _, third, *_ = sources(clock, fault="outlier")
+    low, right = (await first.quotes()).quotes, (await third.quotes()).quotes
+    assert [round(quote.mid_e8 / one.mid_e8, 5) for quote, one in zip(low, right, strict=True)] == [0.7] * 3
+
+
+async def test_garbage_is_crossed_astronomic_and_zero(clock: Clock) -> None:
+    verdict = await decided(sources(clock, fault="garbage"), clock)
+    assert [(each.reason, each.quote is None) for each in verdict.rejected] == [
+        ("has a bid above its ask", False),
+        ("GBP: is no price of a bitcoin", True),
+        ("USD: is no price of a bitcoin", True),
+    ]
+
+
+async def test_sources_that_disagree_are_two_percent_apart_and_make_no_price(clock: Clock) -> None:
+    five = sources(clock, fault="disagree")
+    verdict = await decided(five, clock)
+    assert (verdict.rates_e8, set(verdict.missing)) == ({}, set(Currency))
+    mids = [quote.mid_e8 for quote in await asked(five) if quote.currency == Currency.EUR]
+    assert [round(mid_e8 / mids[2], 5) for mid_e8 in mids] == [0.96, 0.98, 1, 1.02, 1.04]
+
+
+async def test_clocks_that_stand_still_make_a_price_until_the_quotes_are_too_old(clock: Clock) -> None:
+    five = sources(clock, fault="stale")
+    first_seen = clock.wall()
+    assert texts(await decided(five, clock)) == FIRST_RATES
+    clock.seconds += 30
+    assert texts(await decided(five, clock)).keys() == FIRST_RATES.keys()
+    clock.seconds += 0.5
+    verdict = await decided(five, clock)
+    assert verdict.rates_e8 == {}
+    assert {each.reason for each in verdict.rejected} == {"is older than 30 s"}
+    assert {each.quote.observed_at for each in verdict.rejected if each.quote} == {first_seen}
+
+
+@pytest.mark.parametrize("fault", SANDBOX_FAULTS)
+async def test_series_goes_on_whatever_the_fault(clock: Clock, fault: SandboxFault) -> None:
+    five = sources(clock, fault=fault)
+    assert await minute_of(five[1]) == 0
+    clock.seconds += 120
+    await asked(five)
+    assert await minute_of(five[4]) == 2
+    for each in five:
+        await each.close()
 
 
 async def test_position_moves_with_the_clock_by_whole_minutes(clock: Clock) -> None:
     replaying = source(clock)
     assert await minute_of(replaying) == 0
-    clock.seconds += 59.5
+    clock.seconds += 59
     assert await minute_of(replaying) == 0
-    clock.seconds += 0.5
+    clock.seconds += 1
     assert await minute_of(replaying) == 1
 
 
@@ -274,10 +408,12 @@ async def test_position_that_cannot_be_kept_costs_no_price_and_one_warning_until
     assert await minute_of(replaying) == 1
     assert len(caplog.records) == 1
     directory.mkdir()
+    clock.seconds += 60
     await replaying.quotes()
-    assert kept(directory / "replay.json") == {"position_minutes": 1}
+    assert kept(directory / "replay.json") == {"position_minutes": 2}
     (directory / "replay.json").unlink()
     directory.rmdir()
+    clock.seconds += 60
     await replaying.quotes()
     assert len(caplog.records) == 2
 

@@ -5,7 +5,7 @@ from pydantic import SecretStr
 
 from buydesk import settings as settings_module
 from buydesk.errors import CannotStart
-from buydesk.settings import PORTS, PREFIX, Settings, read_settings, variable
+from buydesk.settings import PORTS, PREFIX, SANDBOX_FAULTS, Settings, read_settings, variable
 
 SHARED_NAMES = {"DATABASE_URL", "REDIS_URL", "PRICE_FEED", "SENTRY_DSN"}
 
@@ -85,6 +85,10 @@ def test_the_command_line_wins_over_the_environment(field: str, monkeypatch: pyt
         ("BUYDESK_HEALTH_CHECK_URL", "http://host:0"),
         ("BUYDESK_KRAKEN_URL", "https://host/?hunter2"),
         ("BUYDESK_KRAKEN_URL", "https://host\n"),
+        ("BUYDESK_SANDBOX_FAULT", "hunter2"),
+        ("BUYDESK_PRICE_SOURCES_MIN", "1"),
+        ("BUYDESK_PRICE_DEVIATION_BP_MAX", "0.5"),
+        ("BUYDESK_GEMINI_URL", "gemini"),
         ("BUYDESK_INTERNAL_TOKEN", "hunter2\n"),
         ("BUYDESK_INTERNAL_TOKEN", "hunter2 and more"),
         ("BUYDESK_INTERNAL_TOKEN", "hunter2é"),
@@ -116,19 +120,35 @@ def test_nothing_is_no_value_on_the_command_line(field: str) -> None:
             "BUYDESK_LOCK_SECONDS_MAX (1) must be at most BUYDESK_STATEMENT_SECONDS_MAX (0.5)",
         ),
         (
-            {"price_ttl_seconds": 15},
+            {"price_ttl_seconds": 15, "quote_age_seconds_max": 10},
             "BUYDESK_FEED_INTERVAL_SECONDS (15) must be less than BUYDESK_PRICE_TTL_SECONDS (15)",
         ),
         (
             {"orders_waiting_max": 499},
             "BUYDESK_BATCH_ORDERS_MAX (500) must be at most BUYDESK_ORDERS_WAITING_MAX (499)",
         ),
+        (
+            {"quote_age_seconds_max": 60},
+            "BUYDESK_QUOTE_AGE_SECONDS_MAX (60) must be less than BUYDESK_PRICE_TTL_SECONDS (60)",
+        ),
+        (
+            {"sandbox_fault": "stale", "price_feed": "live"},
+            "BUYDESK_SANDBOX_FAULT (stale) needs PRICE_FEED=sandbox: nothing makes the exchanges misbehave",
+        ),
     ],
 )
-def test_settings_that_do_not_fit_together_are_named(given: dict[str, float], said: str) -> None:
+def test_settings_that_do_not_fit_together_are_named(given: dict[str, object], said: str) -> None:
     with pytest.raises(CannotStart) as refused:
         read_settings(**given)
     assert str(refused.value) == said
+
+
+@pytest.mark.parametrize("fault", SANDBOX_FAULTS)
+def test_the_sandbox_may_be_told_to_misbehave(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUYDESK_SANDBOX_FAULT", fault)
+    assert read_settings().sandbox_fault == fault
+    with pytest.raises(CannotStart, match=r"^BUYDESK_SANDBOX_FAULT .* needs PRICE_FEED=sandbox"):
+        read_settings(price_feed="live")
 
 
 def test_settings_that_just_fit_together_are_taken() -> None:
@@ -136,6 +156,7 @@ def test_settings_that_just_fit_together_are_taken() -> None:
         drain_seconds_max=8.1,
         lock_seconds_max=2,
         feed_interval_seconds=59.9,
+        quote_age_seconds_max=59,
         batch_orders_max=500,
         orders_waiting_max=500,
     )

@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from buydesk.errors import DeskError, ExposureCapExceeded, InvalidRequest, PriceStale, PriceUnavailable
 from buydesk.money import AMOUNT_CENTS_MAX, RATE_E8_MAX, RATE_E8_MIN, Currency
 from buydesk.orders import NewOrder, Order, Outcome, Placed, Placement, Refused, Replayed, new_order_id, priced
-from buydesk.prices import PriceRecord, record_document
+from buydesk.price_documents import record_document
+from buydesk.prices import PriceRecord
 from buydesk.wire import (
     EXAMPLE_ORDER,
     EXAMPLE_PLACEMENT,

@@ -1,55 +1,83 @@
 """MemoryPriceBoard: the price board of a desk without Redis; it lasts as long as the process that owns it."""
 
-import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from uuid import UUID
+from operator import attrgetter
 
-from buydesk.prices import KEPT_FOR, PriceRecord, observed_by, superseded, valid_record
+from buydesk.prices import (
+    KEPT_FOR,
+    FeedState,
+    PricePoint,
+    PriceRecord,
+    history_span,
+    observed_by,
+    superseded,
+    told_state,
+    valid_record,
+)
 from buydesk.settings import Settings
-from buydesk.times import utc_now
+from buydesk.times import EPOCH, utc_now
+
+_as_of = attrgetter("as_of")
 
 
 class MemoryPriceBoard:
-    """PriceBoard, in this process. Keeps a day of records, `settings.price_history_records_max` at the most."""
+    """PriceBoard, in this process. Keeps a day of points, `settings.price_history_records_max` at the most."""
 
     def __init__(self, settings: Settings, now: Callable[[], datetime] = utc_now) -> None:
         self._records_max = settings.price_history_records_max
         self._skew_seconds_max = settings.clock_skew_seconds_max
         self._now = now
         self._hanging: PriceRecord | None = None
-        # In the order of observation: when an older record takes the place of one from the future, newer ones leave.
-        self._records: dict[UUID, PriceRecord] = {}
+        self._points: list[PricePoint] = []  # in the order of their observation, no two of the same moment
+        self._told: FeedState | None = None
 
     async def publish(self, record: PriceRecord) -> None:
         """See PriceBoard."""
         hanging = self._hanging
         if hanging is not None and hanging.id == record.id:
-            if record.expires_at >= hanging.expires_at:
-                return
-        elif hanging is not None and record.as_of < hanging.as_of <= observed_by(self._now(), self._skew_seconds_max):
+            if record.expires_at < hanging.expires_at:
+                self._hanging = record
+            return
+        if hanging is not None and record.as_of < hanging.as_of <= observed_by(self._now(), self._skew_seconds_max):
             raise superseded(hanging.as_of)
-        while self._records and next(reversed(self._records.values())).as_of > record.as_of:
-            self._records.popitem()
-        self._hanging = self._records[record.id] = record
-        while len(self._records) > self._records_max or self._oldest().as_of <= record.as_of - KEPT_FOR:
-            del self._records[self._oldest().id]
+        self._hanging = record
+        del self._points[bisect_left(self._points, record.as_of, key=_as_of) :]
+        self._points.append(record.point())
+        too_old = bisect_right(self._points, record.as_of - KEPT_FOR, key=_as_of)
+        del self._points[: max(too_old, len(self._points) - self._records_max)]
 
     async def latest(self) -> PriceRecord:
         """See PriceBoard."""
         return valid_record(self._hanging, self._now(), self._skew_seconds_max)
 
-    async def history(self, minutes: int) -> Sequence[PriceRecord]:
+    async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         """See PriceBoard."""
-        since = self._now() - timedelta(minutes=minutes)
-        recent = itertools.takewhile(lambda record: record.as_of > since, reversed(self._records.values()))
-        return list(recent)[::-1]
+        now = self._now()
+        first = bisect_right(self._points, now - timedelta(minutes=minutes), key=_as_of)
+        end = bisect_right(self._points, observed_by(now, self._skew_seconds_max), key=_as_of)
+        if end - first <= points:
+            return self._points[first:end]
+        span = history_span(minutes, points)
+        found: list[PricePoint] = []
+        while first < end and len(found) < points:
+            last = self._points[end - 1]
+            found.append(last)
+            span_start = last.as_of - (last.as_of - EPOCH) % span
+            end = bisect_left(self._points, span_start, first, end, key=_as_of)
+        return found[::-1]
+
+    async def tell(self, state: FeedState) -> None:
+        """See PriceBoard."""
+        self._told = state
+
+    async def feed_state(self) -> FeedState:
+        """See PriceBoard."""
+        return told_state(self._told, self._now())
 
     async def check(self) -> None:
         """See PriceBoard: memory is always there."""
 
     async def close(self) -> None:
         """See PriceBoard: there is nothing to close."""
-
-    def _oldest(self) -> PriceRecord:
-        return next(iter(self._records.values()))

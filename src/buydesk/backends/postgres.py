@@ -33,7 +33,8 @@ from buydesk.orders import (
     Placement,
     Refused,
 )
-from buydesk.prices import PriceRecord, record_from
+from buydesk.price_documents import record_from
+from buydesk.prices import PriceRecord
 from buydesk.settings import Settings
 from buydesk.sql import QUERIES, REVISION
 from buydesk.sql.rows import order_of, outcome_of, place_arguments

@@ -1,14 +1,14 @@
 """RedisPriceBoard: the price board in Redis 6.2 or newer, or Valkey.
 
-Two keys a feed, so that recorded and live prices never mix: a hash with the record that hangs, and a sorted set with
-the documents of the last day by the time of their observation. Expiry in Redis only bounds memory: whether a record is
-valid is judged by its `expires_at`.
+Three keys a feed, so that recorded and live prices never mix: a hash with the record that hangs, a sorted set with the
+points of the last day by the time of their observation, and what was told of the sources. Expiry in Redis only bounds
+memory: whether a record is valid is judged by its `expires_at`.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import cast
 
 import msgspec
@@ -16,45 +16,74 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from buydesk.errors import PriceBoardUnavailable
-from buydesk.prices import (
-    KEPT_FOR,
-    PriceRecord,
-    observed_by,
+from buydesk.price_documents import (
+    feed_state_document,
+    feed_state_from,
+    point_document,
+    point_from,
     record_document,
     record_from,
+)
+from buydesk.prices import (
+    KEPT_FOR,
+    FeedState,
+    PricePoint,
+    PriceRecord,
+    history_span,
+    observed_by,
     superseded,
+    told_state,
     valid_record,
 )
 from buydesk.settings import Settings
-from buydesk.times import utc_now
+from buydesk.times import EPOCH, utc_now
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-# A day of documents takes a while to read; other work goes on between slices of this many.
-_SLICE_RECORDS = 100
+# So many points take a millisecond to read; other work goes on between slices of them.
+_SLICE_POINTS = 100
 
-# Hangs the record unless a newer one hangs that is not from the future (later than ARGV[7]); returns the as_of of that
+# Hangs the record unless a newer one hangs that is not from the future (later than ARGV[8]); returns the as_of of that
 # one, otherwise 0. What is newer leaves the history: it is from the future, or was hung before it. One script, because
 # the comparison and the writing must not be torn apart by another updater. Times are whole microseconds, which are
 # exact in Lua's numbers until the year 2255.
 _PUBLISH = """
-local id, as_of, expires_at, document = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-local kept_for, records_max, observed_by = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local hanging = redis.call('HMGET', KEYS[1], 'id', 'as_of', 'expires_at', 'document')
+local id, as_of, expires_at, document, point = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
+local kept_for, records_max, observed_by = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local hanging = redis.call('HMGET', KEYS[1], 'id', 'as_of', 'expires_at')
 if hanging[1] == id then
-  if expires_at >= tonumber(hanging[3]) then return 0 end
-  redis.call('ZREM', KEYS[2], hanging[4])
+  if expires_at < tonumber(hanging[3]) then
+    redis.call('HSET', KEYS[1], 'expires_at', ARGV[3], 'document', document)
+  end
+  return 0
 elseif hanging[1] and as_of < tonumber(hanging[2]) and tonumber(hanging[2]) <= observed_by then
   return tonumber(hanging[2])
 end
 redis.call('HSET', KEYS[1], 'id', id, 'as_of', ARGV[2], 'expires_at', ARGV[3], 'document', document)
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '(' .. ARGV[2], '+inf')
-redis.call('ZADD', KEYS[2], ARGV[2], document)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], ARGV[2], '+inf')
+redis.call('ZADD', KEYS[2], ARGV[2], point)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', as_of - kept_for * 1000000))
 redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -records_max - 1)
 redis.call('EXPIRE', KEYS[1], kept_for)
 redis.call('EXPIRE', KEYS[2], kept_for)
 return 0
+"""
+
+# The points observed after ARGV[1] and not after ARGV[2], newest first. When they are more than ARGV[3]: from the
+# newest down, each time the last one before the span (of ARGV[4] microseconds) that the one found before lies in.
+_HISTORY = """
+local since, upper, points, span = '(' .. ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+if redis.call('ZCOUNT', KEYS[1], since, upper) <= points then
+  return redis.call('ZRANGE', KEYS[1], upper, since, 'BYSCORE', 'REV')
+end
+local found = {}
+while #found < points do
+  local last = redis.call('ZRANGE', KEYS[1], upper, since, 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES')
+  if not last[1] then break end
+  found[#found + 1] = last[1]
+  local as_of = tonumber(last[2])
+  upper = '(' .. string.format('%.0f', as_of - math.fmod(as_of, span))
+end
+return found
 """
 
 
@@ -68,7 +97,9 @@ class RedisPriceBoard:
         self._skew_seconds_max = settings.clock_skew_seconds_max
         self._now = now
         self._hanging_key = f"buydesk:prices:{settings.price_feed}:hanging"
-        self._history_key = f"buydesk:prices:{settings.price_feed}:history"
+        # Not "history": earlier versions kept whole records under that name, which expire by themselves.
+        self._points_key = f"buydesk:prices:{settings.price_feed}:points"
+        self._sources_key = f"buydesk:prices:{settings.price_feed}:sources"
 
     async def publish(self, record: PriceRecord) -> None:
         """See PriceBoard. Publishing again after a lost answer changes nothing."""
@@ -77,34 +108,57 @@ class RedisPriceBoard:
             _microseconds(record.as_of),
             _microseconds(record.expires_at),
             msgspec.json.encode(record_document(record)),
+            msgspec.json.encode(point_document(record.point())),
             int(KEPT_FOR.total_seconds()),
             self._records_max,
             _microseconds(observed_by(self._now(), self._skew_seconds_max)),
         )
         async with self._faults():
             newer = await cast(
-                "Awaitable[int]", self._client.eval(_PUBLISH, 2, self._hanging_key, self._history_key, *arguments)
+                "Awaitable[int]", self._client.eval(_PUBLISH, 2, self._hanging_key, self._points_key, *arguments)
             )
         if newer:
-            raise superseded(_EPOCH + newer * _MICROSECOND)
+            raise superseded(EPOCH + newer * _MICROSECOND)
 
     async def latest(self) -> PriceRecord:
         """See PriceBoard."""
         async with self._faults():
             document = await cast("Awaitable[bytes | None]", self._client.hget(self._hanging_key, "document"))
-            hanging = None if document is None else _record(document)
+            hanging = None if document is None else record_from(msgspec.json.decode(document))
         return valid_record(hanging, self._now(), self._skew_seconds_max)
 
-    async def history(self, minutes: int) -> Sequence[PriceRecord]:
+    async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         """See PriceBoard."""
-        since = _microseconds(self._now() - timedelta(minutes=minutes))
+        now = self._now()
+        arguments = (
+            _microseconds(now - timedelta(minutes=minutes)),
+            _microseconds(observed_by(now, self._skew_seconds_max)),
+            points,
+            history_span(minutes, points) // _MICROSECOND,
+        )
         async with self._faults():
-            documents = cast("list[bytes]", await self._client.zrangebyscore(self._history_key, f"({since}", "+inf"))
-            records: list[PriceRecord] = []
-            for start in range(0, len(documents), _SLICE_RECORDS):
-                records += map(_record, documents[start : start + _SLICE_RECORDS])
+            documents = await cast(
+                "Awaitable[list[bytes]]", self._client.eval(_HISTORY, 1, self._points_key, *arguments)
+            )
+            found: list[PricePoint] = []
+            for end in range(len(documents), 0, -_SLICE_POINTS):
+                newest_first = documents[max(0, end - _SLICE_POINTS) : end]
+                found += [point_from(msgspec.json.decode(document)) for document in reversed(newest_first)]
                 await asyncio.sleep(0)
-        return records
+        return found
+
+    async def tell(self, state: FeedState) -> None:
+        """See PriceBoard."""
+        document = msgspec.json.encode(feed_state_document(state))
+        async with self._faults():
+            await self._client.set(self._sources_key, document, ex=KEPT_FOR)
+
+    async def feed_state(self) -> FeedState:
+        """See PriceBoard."""
+        async with self._faults():
+            document = await self._client.get(self._sources_key)
+            told = None if document is None else feed_state_from(msgspec.json.decode(document))
+        return told_state(told, self._now())
 
     async def check(self) -> None:
         """See PriceBoard."""
@@ -127,9 +181,5 @@ class RedisPriceBoard:
             raise PriceBoardUnavailable("Redis holds something that is not a price record.") from error
 
 
-def _record(document: bytes) -> PriceRecord:
-    return record_from(msgspec.json.decode(document))
-
-
 def _microseconds(moment: datetime) -> int:
-    return (moment - _EPOCH) // _MICROSECOND
+    return (moment - EPOCH) // _MICROSECOND

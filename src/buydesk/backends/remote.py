@@ -28,7 +28,8 @@ from buydesk.errors import (
 from buydesk.health import KeptReport, Level, Report, kept_from
 from buydesk.money import parse_btc
 from buydesk.orders import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, Placement
-from buydesk.prices import PriceRecord, record_document, record_from
+from buydesk.price_documents import feed_state_document, feed_state_from, point_from, record_document, record_from
+from buydesk.prices import FeedState, PricePoint, PriceRecord
 from buydesk.settings import Settings
 from buydesk.wire import order_from, outcome_from, placement_documents
 
@@ -195,13 +196,21 @@ class RemotePriceBoard(RemoteService):
         """See PriceBoard."""
         return await self.read(record_from, "/record")
 
-    async def history(self, minutes: int) -> Sequence[PriceRecord]:
+    async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         """See PriceBoard."""
 
-        def shape(document: Any) -> list[PriceRecord]:
-            return [record_from(each) for each in document["data"]]
+        def shape(document: Any) -> list[PricePoint]:
+            return [point_from(each) for each in document["data"]]
 
-        return await self.read(shape, "/history", minutes=minutes)
+        return await self.read(shape, "/history", minutes=minutes, points=points)
+
+    async def tell(self, state: FeedState) -> None:
+        """See PriceBoard."""
+        await self.write("/sources/", feed_state_document(state))
+
+    async def feed_state(self) -> FeedState:
+        """See PriceBoard."""
+        return await self.read(feed_state_from, "/sources")
 
 
 class RemoteHealthDesk(RemoteService):

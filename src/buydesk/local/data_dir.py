@@ -23,13 +23,14 @@ _SYNC_THREADS = 16
 
 
 def default_data_dir(
-    port_offset: int, *, account: Account | None = None, working_directory: Path | None = None
+    port_offset: int, *, is_live: bool = False, account: Account | None = None, working_directory: Path | None = None
 ) -> Path:
-    """Where a desk keeps everything unless told: ``data`` (``data-N`` with a port offset N) in the working directory.
+    """Where a desk keeps everything unless told: ``data`` in the working directory, ``data-live`` of a live desk, with
+    ``-N`` for a port offset N.
 
     As root, when PostgreSQL's account cannot get there, the directory of that name in ROOT_DATA_DIR.
     """
-    name = f"data-{port_offset}" if port_offset else "data"
+    name = "data" + ("-live" if is_live else "") + (f"-{port_offset}" if port_offset else "")
     nearby = (working_directory or Path.cwd()) / name
     return nearby if closed_part(account or server_account(), nearby) is None else ROOT_DATA_DIR / name
 

@@ -3,17 +3,19 @@
 import asyncio
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 import msgspec
 from fastapi import FastAPI, Request, Response
-from starlette.responses import StreamingResponse
 
-from buydesk.coindesk import currentprice
+from buydesk.coindesk import currentprice, currentprice_of
 from buydesk.errors import (
     InvalidRequest,
+    NotFound,
     PayloadTooLarge,
     PriceBoardUnavailable,
     PriceStale,
@@ -22,17 +24,27 @@ from buydesk.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from buydesk.money import RATE_SCALE, Currency
+from buydesk.money import CURRENCIES, RATE_SCALE, Currency
+from buydesk.price_documents import (
+    feed_state_document,
+    feed_state_from,
+    point_document,
+    record_document,
+    record_from,
+)
 from buydesk.prices import (
     HISTORY_MINUTES_MAX,
+    HISTORY_POINTS_MAX,
+    FeedState,
     NotARecord,
     PriceBoard,
     PriceRecord,
     Quote,
     Rejection,
-    record_document,
-    record_from,
+    Rule,
+    SourceState,
     require_plausible,
+    require_plausible_state,
 )
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
@@ -41,7 +53,6 @@ from buydesk.web import (
     FastJSON,
     Service,
     answer,
-    encode,
     problems,
     read_body,
     require_json,
@@ -51,13 +62,17 @@ from buydesk.web import (
 )
 
 HISTORY_MINUTES = 60
+HISTORY_POINTS = 240
 TTL_SECONDS_MAX = 3600
 RECORD_BYTES_MAX = 256 * 1024
-# A day of records takes a while to write; other requests are answered between slices of this many.
-_SLICE_RECORDS = 100
+STATE_BYTES_MAX = 64 * 1024
+# So many points take a millisecond to write; other requests are answered between slices of them.
+_SLICE_POINTS = 100
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,4}", re.ASCII)
 # Nothing on the way may keep a price for longer than it is valid; browsers may read it from any page, as CoinDesk's.
 _PRICE_HEADERS = {"Cache-Control": "no-store", "Access-Control-Allow-Origin": "*"}
+
+_Read = TypeVar("_Read")
 
 
 def create_app(
@@ -79,10 +94,25 @@ def create_app(
     async def coindesk(_: Request) -> Response:
         return FastJSON(currentprice(await board.latest()), headers=_PRICE_HEADERS)
 
+    async def coindesk_of(request: Request) -> Response:
+        currency = CURRENCIES.get(request.path_params["code"].upper())
+        if currency is None:
+            raise NotFound(f"There are prices in {', '.join(CURRENCIES)} only.")
+        return FastJSON(currentprice_of(await board.latest(), currency), headers=_PRICE_HEADERS)
+
     async def history(request: Request) -> Response:
-        minutes = _whole_number(single_parameters(request, ("minutes",)), "minutes", HISTORY_MINUTES_MAX)
-        records = await board.history(HISTORY_MINUTES if minutes is None else minutes)
-        return StreamingResponse(_history_json(records), media_type="application/json")
+        asked = single_parameters(request, ("minutes", "points"))
+        minutes = _whole_number(asked, "minutes", HISTORY_MINUTES_MAX) or HISTORY_MINUTES
+        points = _whole_number(asked, "points", HISTORY_POINTS_MAX) or HISTORY_POINTS
+        found = await board.history(minutes, points)
+        documents: list[object] = []
+        for start in range(0, len(found), _SLICE_POINTS):
+            documents += map(point_document, found[start : start + _SLICE_POINTS])
+            await asyncio.sleep(0)
+        return FastJSON({"data": documents}, headers=_PRICE_HEADERS)
+
+    async def sources(_: Request) -> Response:
+        return FastJSON(feed_state_document(await board.feed_state()), headers=_PRICE_HEADERS)
 
     async def add(request: Request) -> Response:
         require_token(request, token)
@@ -94,10 +124,21 @@ def create_app(
         await board.publish(new)
         return FastJSON(record_document(new))
 
+    async def tell(request: Request) -> Response:
+        require_token(request, token)
+        require_json(request)
+        single_parameters(request, ())
+        state = parse_state(await read_body(request, STATE_BYTES_MAX), settings, now())
+        await board.tell(state)
+        return FastJSON(feed_state_document(state))
+
     app.add_hot_route("/record", "GET", record, _RECORD_OPERATION)
     app.add_hot_route("/v1/bpi/currentprice.json", "GET", coindesk, _COINDESK_OPERATION)
-    app.add_documented_route("/history", "GET", history, _HISTORY_OPERATION)
+    app.add_documented_route("/v1/bpi/currentprice/{code}.json", "GET", coindesk_of, _COINDESK_OF_OPERATION)
+    app.add_hot_route("/history", "GET", history, _HISTORY_OPERATION)
     app.add_hot_route("/add/", "POST", add, _ADD_OPERATION)
+    app.add_hot_route("/sources/", "GET", sources, _SOURCES_OPERATION)
+    app.add_hot_route("/sources/", "POST", tell, _TELL_OPERATION)
     return app
 
 
@@ -106,14 +147,36 @@ def parse_record(body: bytes, settings: Settings, now: datetime) -> PriceRecord:
 
     A record that is not plausible here (`require_plausible`) is wrong too.
     """
-    try:
-        new = record_from(msgspec.json.decode(body))
+
+    def plausible(document: object) -> PriceRecord:
+        new = record_from(document)
         require_plausible(new, settings.price_feed, settings.price_ttl_seconds, settings.clock_skew_seconds_max, now)
+        return new
+
+    return _parsed(body, plausible)
+
+
+def parse_state(body: bytes, settings: Settings, now: datetime) -> FeedState:
+    """The state of the sources that a JSON body is; raises InvalidRequest naming what is wrong.
+
+    One that is not plausible here (`require_plausible_state`) is wrong too.
+    """
+
+    def plausible(document: object) -> FeedState:
+        state = feed_state_from(document)
+        require_plausible_state(state, settings.price_feed, settings.clock_skew_seconds_max, now)
+        return state
+
+    return _parsed(body, plausible)
+
+
+def _parsed(body: bytes, reader: Callable[[object], _Read]) -> _Read:
+    try:
+        return reader(msgspec.json.decode(body))
     except NotARecord as error:
         raise InvalidRequest.of(error.member, error.reason) from error
     except (ValueError, RecursionError) as error:
         raise InvalidRequest.of("body", "must be JSON") from error
-    return new
 
 
 def _whole_number(parameters: Mapping[str, str], name: str, maximum: int) -> int | None:
@@ -125,16 +188,25 @@ def _whole_number(parameters: Mapping[str, str], name: str, maximum: int) -> int
     return int(text)
 
 
-async def _history_json(records: Sequence[PriceRecord]) -> AsyncIterator[bytes]:
-    yield b'{"data":['
-    for start in range(0, len(records), _SLICE_RECORDS):
-        documents = map(record_document, records[start : start + _SLICE_RECORDS])
-        yield (b"," if start else b"") + b",".join(map(encode, documents))
-        await asyncio.sleep(0)
-    yield b"]}"
+def _parameter(name: str, description: str, maximum: int, default: int | None = None) -> dict[str, object]:
+    """An OpenAPI query parameter that is a whole number from 1 to its maximum."""
+    schema = {"type": "integer", "minimum": 1, "maximum": maximum} | ({"default": default} if default else {})
+    return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
 _AT = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
+
+
+def _quotes(currency: Currency, *mids_cents: int) -> list[Quote]:
+    """An example's quotes of a currency, one a source, each with 5 cents to either side."""
+    cent_e8 = RATE_SCALE // 100
+    return [
+        Quote(source, currency, (mid - 5) * cent_e8, (mid + 5) * cent_e8, _AT)
+        for source, mid in zip(("bitstamp", "coinbase", "kraken"), mids_cents, strict=True)
+    ]
+
+
+_FAR = replace(_quotes(Currency.EUR, 20_572_78, 20_572_78, 20_990_00)[2], source="gemini")
 _EXAMPLE = PriceRecord(
     id=uuid.UUID("0b6f3a52-3c1e-4f0a-9a55-0d8a2f1c7e11"),
     as_of=_AT,
@@ -145,49 +217,90 @@ _EXAMPLE = PriceRecord(
         Currency.GBP: 18_271_51 * RATE_SCALE // 100,
         Currency.USD: 21_712_51 * RATE_SCALE // 100,
     },
-    used=(Quote("kraken", Currency.EUR, 20_572_73 * RATE_SCALE // 100, 20_572_83 * RATE_SCALE // 100, _AT),),
-    rejected=(Rejection("other", "gave no answer (TimeoutError)"),),
+    used=(
+        *_quotes(Currency.EUR, 20_572_78, 20_570_12, 20_574_40),
+        *_quotes(Currency.GBP, 18_271_51, 18_269_03, 18_272_95),
+        *_quotes(Currency.USD, 21_712_51, 21_709_88, 21_714_07),
+    ),
+    rejected=(
+        Rejection("gemini", "is more than 1 % from the median", _FAR),
+        Rejection("bitfinex", "gave no answer within 5 s"),
+    ),
+    rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
+    decided_at=_AT + timedelta(seconds=1),
+)
+_STATE_EXAMPLE = FeedState(
+    at=_AT + timedelta(seconds=1),
+    feed="live",
+    problem="",
+    sources=(
+        SourceState("kraken", "", mids_e8=_EXAMPLE.rates_e8, quoted_at=_AT),
+        SourceState("bitfinex", "gave no answer within 5 s", failures=3, resting_until=_AT + timedelta(seconds=16)),
+    ),
 )
 _NO_PRICE = problems(PriceUnavailable, PriceStale, PriceBoardUnavailable)
 _RECORD_OPERATION = {
     "summary": "The current price record",
-    "description": "Valid until `expires_at` and not longer; never an old price. Beside the exact record it has the "
-    "members of CoinDesk's retired document.",
+    "description": "Valid until `expires_at` and not longer; never an old price. With its proof: the quotes used and "
+    "rejected, the rule and when it was applied. Beside the exact record it has the members of CoinDesk's retired "
+    "document.",
     "responses": answer("The price", record_document(_EXAMPLE) | currentprice(_EXAMPLE)) | _NO_PRICE,
 }
 _COINDESK_OPERATION = {
     "summary": "The current price, exactly in the shape of CoinDesk's retired document",
     "responses": answer("The price", currentprice(_EXAMPLE)) | _NO_PRICE,
 }
-_HISTORY_OPERATION = {
-    "summary": "Past price records, oldest first",
+_COINDESK_OF_OPERATION = {
+    "summary": "The current price in dollars and one currency, in the shape of CoinDesk's retired document",
     "parameters": [
         {
-            "name": "minutes",
-            "in": "query",
-            "description": "Those observed within the last so many minutes.",
-            "schema": {
-                "type": "integer",
-                "minimum": 1,
-                "maximum": HISTORY_MINUTES_MAX,
-                "default": HISTORY_MINUTES,
-            },
+            "name": "code",
+            "in": "path",
+            "required": True,
+            "description": "The currency, in any letter case.",
+            "schema": {"type": "string", "enum": list(CURRENCIES)},
+            "example": "EUR",
         }
     ],
-    "responses": answer("The records", {"data": [record_document(_EXAMPLE)]})
+    "responses": answer("The price", currentprice_of(_EXAMPLE, Currency.EUR)) | problems(NotFound) | _NO_PRICE,
+}
+_HISTORY_OPERATION = {
+    "summary": "Past prices, oldest first",
+    "description": "Those observed within the last `minutes`, the latest among them. When there are more than "
+    "`points`: the last one of each span of `minutes` / `points`. Spans begin at multiples of their length: the points "
+    "of a chart stay where they are from one look to the next.",
+    "parameters": [
+        _parameter("minutes", "Those observed within the last so many minutes.", HISTORY_MINUTES_MAX, HISTORY_MINUTES),
+        _parameter("points", "So many at the most.", HISTORY_POINTS_MAX, HISTORY_POINTS),
+    ],
+    "responses": answer("The prices", {"data": [point_document(_EXAMPLE.point())]})
     | problems(InvalidRequest, PriceBoardUnavailable),
+}
+_SOURCES_OPERATION = {
+    "summary": "How the price sources are",
+    "description": "As they were when they were last asked: the last quotes of each, what is wrong with it, and until "
+    "when it is left alone. `problem` says why there was no new price then.",
+    "responses": answer("The state of all sources", feed_state_document(_STATE_EXAMPLE))
+    | problems(PriceUnavailable, PriceBoardUnavailable),
+}
+_TELL_OPERATION = {
+    "summary": "Tell how the price sources are (internal)",
+    "description": "Needs `Authorization: Bearer <internal token>`. Replaces what was told before.",
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"type": "object"}, "example": feed_state_document(_STATE_EXAMPLE)}},
+    },
+    "responses": answer("The state as told", feed_state_document(_STATE_EXAMPLE))
+    | problems(Unauthorized, InvalidRequest, PayloadTooLarge, UnsupportedMediaType, PriceBoardUnavailable),
 }
 _ADD_OPERATION = {
     "summary": "Publish a price record (internal)",
     "description": "Needs `Authorization: Bearer <internal token>`. Publishing the current record again is fine and "
     "never makes it valid for longer.",
     "parameters": [
-        {
-            "name": "ttl",
-            "in": "query",
-            "description": "Seconds from now after which the record is not valid any more. Only ever shortens.",
-            "schema": {"type": "integer", "minimum": 1, "maximum": TTL_SECONDS_MAX},
-        }
+        _parameter(
+            "ttl", "Seconds from now after which the record is not valid any more. Only ever shortens.", TTL_SECONDS_MAX
+        )
     ],
     "requestBody": {
         "required": True,

@@ -1,32 +1,36 @@
-"""api_updater: the loop that asks the feed's source for prices and publishes them. Nobody calls it."""
+"""api_updater: the loop that asks the feed's sources, makes a price of their quotes and publishes it."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from fastapi import FastAPI
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-from buydesk.errors import DeskError, PriceBoardUnavailable, PriceStale, PriceSuperseded, PriceUnavailable, SourceFailed
-from buydesk.prices import PriceBoard, PriceRecord, PriceSource, price_record, valid_record
+from buydesk.asking import AskedSource
+from buydesk.errors import DeskError, PriceBoardUnavailable, PriceSuperseded, PriceUnavailable
+from buydesk.hanging import DecidedPrice, Hanging
+from buydesk.money import RATE_SCALE, Currency
+from buydesk.prices import FeedState, Observation, PriceBoard, PriceRecord, PriceSource, Rejection, Rule, SourceState
+from buydesk.pricing import Verdict, decide, held_back, listed, percent, record_of
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
 from buydesk.times import utc_now
 from buydesk.web import Service, service_app
 
-# A price board that was restarted, with or without what it held, shall have the price again at once, not at the next
-# tick: this often a board that is away is tried, and one that is there looked at.
-BOARD_RETRY_SECONDS = 1.0
-
 _log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, source: PriceSource, board: PriceBoard, reporter: Reporter) -> Service:
+def create_app(settings: Settings, sources: Sequence[PriceSource], board: PriceBoard, reporter: Reporter) -> Service:
     """The service. It closes none of what it is given."""
-    updater = Updater(settings, source, board)
+    updater = Updater(settings, sources, board)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -37,9 +41,21 @@ def create_app(settings: Settings, source: PriceSource, board: PriceBoard, repor
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
 
-    return service_app(
+    app = service_app(
         "api_updater", "Asks for prices and publishes them", {"prices": updater.check}, reporter, lifespan
     )
+    app.registry.register(FeedMetrics(updater))
+    return app
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one tick found out; `moment` is `decided_at` on the monotonic clock, in seconds."""
+
+    answers: Sequence[Observation]
+    verdict: Verdict
+    moment: float
+    decided_at: datetime
 
 
 class Updater:
@@ -48,111 +64,205 @@ class Updater:
     def __init__(
         self,
         settings: Settings,
-        source: PriceSource,
+        sources: Sequence[PriceSource],
         board: PriceBoard,
         *,
         now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._feed = settings.price_feed
-        self._ttl = timedelta(seconds=settings.price_ttl_seconds)
-        self._interval_seconds = settings.feed_interval_seconds
-        self._source_seconds_max = settings.source_seconds_max
-        self._source = source
-        self._board = board
+        self.sources = [AskedSource(source, settings, now=now, clock=clock) for source in sources]
+        self.states: tuple[SourceState, ...] = ()
+        self.has_quorum = False
+        self._settings = settings
+        self._rule = rule_of(settings)
+        self._board = Hanging(board, settings.clock_skew_seconds_max, _log, now=now, clock=clock, sleep=sleep)
+        self._journal = Journal()
         self._now = now
         self._clock = clock
-        self._sleep = sleep
-        self._failure: str | None = "No price has been published yet."
-        self._skew_seconds_max = settings.clock_skew_seconds_max
-        self._published: PriceRecord | None = None
-        self._is_board_seen = True
+        self._problem = "No price has been published yet."
+        self._decided_at = now()
+        self._pending_e8: Mapping[Currency, int] | None = None
+
+    @property
+    def published(self) -> PriceRecord | None:
+        """The last record that this updater published, valid or not."""
+        return self._board.last
 
     async def run(self) -> None:
-        """Asks and publishes every interval, the first time at once, until cancelled."""
+        """Asks, decides and publishes every interval, the first time at once, until cancelled."""
+        interval_seconds = self._settings.feed_interval_seconds
         due = self._clock()
         while True:
-            await self._tick(due + self._interval_seconds)
-            due = next_due(due, self._clock(), self._interval_seconds)
-            await self._keep_hanging(due)
+            await self._tick(due + interval_seconds)
+            due = next_due(due, self._clock(), interval_seconds)
+            await self._board.keep(due)
 
     async def check(self) -> None:
-        """Raises PriceUnavailable unless the last price was published."""
-        if self._failure is not None:
-            raise PriceUnavailable(self._failure, retry_after_seconds=math.ceil(self._interval_seconds))
+        """Raises PriceUnavailable unless the last tick published a price and the board can be used."""
+        problem = self._problem or self._board.away
+        if problem:
+            raise PriceUnavailable(problem, retry_after_seconds=math.ceil(self._settings.feed_interval_seconds))
 
     async def _tick(self, next_tick_at: float) -> None:
+        """One round, whatever happens in it, and word of it to the board."""
         try:
-            await self._publish(await self._observe(), next_tick_at)
+            self._problem = await self._publish(await self._ask(), next_tick_at)
+            self._journal.price(self._problem)
+        except PriceBoardUnavailable as error:  # which is in the log already
+            self._problem = error.detail
         except DeskError as error:
-            self._failure = error.detail
+            self._problem = error.detail
             _log.warning("No price was published: %s", error.detail)
-        except Exception as error:  # a fault of one answer must not end the prices of all later ones
-            self._failure = f"Something went wrong here ({type(error).__name__})."
+        except Exception as error:  # a fault of one tick must not end the prices of all later ones
+            self._problem = f"Something went wrong here ({type(error).__name__})."
             _log.exception("No price was published")
+        await self._board.tell(FeedState(self._decided_at, self._settings.price_feed, self._problem, self.states))
 
-    async def _observe(self) -> PriceRecord:
-        try:
-            async with asyncio.timeout(self._source_seconds_max):
-                seen = await self._source.quotes()
-        except TimeoutError as error:
-            raise SourceFailed(f"{self._source.name} gave no answer within {self._source_seconds_max:g} s.") from error
-        return price_record(seen.quotes, (), self._feed, self._ttl, seen.replayed_from)
+    async def _ask(self) -> Round:
+        """Asks all sources at once and applies the rule to what they say."""
+        answers = await asyncio.gather(*(source.ask() for source in self.sources))
+        quotes = [quote for answer in answers for quote in answer.quotes]
+        moment, decided_at = self._clock(), self._now()
+        self._decided_at = decided_at
+        verdict = decide(quotes, decided_at, self._rule)
+        self.has_quorum = not verdict.missing
+        self._see_sources(answers, verdict)
+        return Round(answers, verdict, moment, decided_at)
 
-    async def _publish(self, record: PriceRecord, next_tick_at: float) -> None:
-        """Offers the record, until it hangs, has expired or the next one is due, to a board that is away."""
-        is_first = True
-        while True:
-            record.require_fresh(self._now())
-            try:
-                await self._board.publish(record)
-            except PriceBoardUnavailable as error:
-                if self._clock() + BOARD_RETRY_SECONDS >= next_tick_at:
-                    raise
-                self._failure = error.detail
-                if is_first:
-                    _log.warning("No price was published yet: %s", error.detail)
-                is_first = False
-                await self._sleep(BOARD_RETRY_SECONDS)
-            else:
-                self._failure = None
-                self._published = record
-                return
+    def _see_sources(self, answers: Sequence[Observation], verdict: Verdict) -> None:
+        """A source is at fault for all that was rejected, but not for being left alone with a quote that was fit."""
+        rejected = [each for answer in answers for each in answer.rejected] + list(verdict.rejected)
+        shared = verdict.missing.values()
+        own = [each for each in rejected if each.reason not in shared]
+        self.states = tuple(source.state(why_rejected(source.name, rejected)) for source in self.sources)
+        self._journal.sources({source.name: why_rejected(source.name, own) for source in self.sources})
 
-    async def _keep_hanging(self, due: float) -> None:
-        """Waits until the next tick is due, and hangs the last record again when the board has lost it."""
-        while due - self._clock() > BOARD_RETRY_SECONDS and (record := self._still_valid()) is not None:
-            await self._sleep(BOARD_RETRY_SECONDS)
-            await self._hang_again(record)
-        await self._sleep(max(0, due - self._clock()))
+    async def _publish(self, found: Round, next_tick_at: float) -> str:
+        """Publishes the price that was found; returns why there is none to publish, "" if it hangs."""
+        pending_e8, self._pending_e8 = self._pending_e8, None
+        if found.verdict.missing:
+            return listed(found.verdict.missing)
+        price = self._decided_price(found)
+        self._pending_e8 = found.verdict.rates_e8  # until it hangs
+        last_e8 = await self._board.last_rates(price, next_tick_at)
+        if jump := self._jump(found.verdict.rates_e8, last_e8, pending_e8):
+            return jump
+        # A newer price may hang: another updater's, or our own, when a source used now tells an older time.
+        with contextlib.suppress(PriceSuperseded):
+            await self._board.publish(price, next_tick_at)
+        self._pending_e8 = None
+        return ""
 
-    def _still_valid(self) -> PriceRecord | None:
-        try:
-            return valid_record(self._published, self._now(), self._skew_seconds_max)
-        except (PriceUnavailable, PriceStale):
-            return None
+    def _decided_price(self, found: Round) -> DecidedPrice:
+        record = record_of(
+            found.verdict,
+            [each for answer in found.answers for each in answer.rejected],
+            self._settings.price_feed,
+            rule=self._rule,
+            decided_at=found.decided_at,
+            ttl=timedelta(seconds=self._settings.price_ttl_seconds),
+            replayed_from=min((each.replayed_from for each in found.answers if each.replayed_from), default=None),
+        )
+        return DecidedPrice(record, found.moment + (record.expires_at - found.decided_at).total_seconds())
 
-    async def _hang_again(self, record: PriceRecord) -> None:
-        """Never makes it valid for longer: the board gets it as it was first published."""
-        try:
-            record.require_fresh(self._now())
-            try:
-                await self._board.latest()
-            except PriceUnavailable:
-                await self._board.publish(record)
-                _log.info("The price board had lost the price, which hangs there again.")
-        except (PriceStale, PriceSuperseded):
-            pass  # it has expired, or the board has another updater's: nothing to mend
-        except Exception as error:  # of whatever kind: the next tick comes, and says what it cannot do
-            if self._is_board_seen:
-                _log.warning("The price board cannot be looked at: %s", error)
-            self._is_board_seen = False
-            return
-        self._is_board_seen = True
+    def _jump(
+        self,
+        rates_e8: Mapping[Currency, int],
+        last_e8: Mapping[Currency, int] | None,
+        pending_e8: Mapping[Currency, int] | None,
+    ) -> str:
+        jump_bp_max = self._settings.price_jump_bp_max
+        jumped = held_back(
+            rates_e8,
+            last_e8,
+            pending_e8,
+            jump_bp_max=jump_bp_max,
+            deviation_bp_max=self._settings.price_deviation_bp_max,
+        )
+        return listed(dict.fromkeys(jumped, f"more than {percent(jump_bp_max)} from the last price, seen once only"))
+
+
+class Journal:
+    """What the updater logs of sources and prices, and with that reports: each change once."""
+
+    def __init__(self) -> None:
+        self._bad: Collection[str] = ()
+        self._problem = ""
+
+    def sources(self, wrong: Mapping[str, str]) -> None:
+        """What is wrong with each source, "" when nothing is."""
+        for source, why in wrong.items():
+            if why and source not in self._bad:
+                _log.warning("The price source %s is not used as it should be: %s", source, why)
+            elif not why and source in self._bad:
+                _log.info("The price source %s is all right again.", source)
+        self._bad = {source for source, why in wrong.items() if why}
+
+    def price(self, problem: str) -> None:
+        """Why there is no price, "" when there is one."""
+        if problem and problem != self._problem:
+            _log.critical("There is no price, and no orders are taken when the last one has ended: %s", problem)
+        elif self._problem and not problem:
+            _log.info("There is a price again.")
+        self._problem = problem
+
+
+class FeedMetrics(Collector):
+    """How the sources and the price are, for Prometheus. Times are seconds since 1970."""
+
+    def __init__(self, updater: Updater) -> None:
+        self._updater = updater
+
+    def collect(self) -> Iterator[Metric]:
+        """What prometheus_client asks for at every scrape."""
+        up = _gauge("source_up", "1 when the source gave quotes at the last tick.", "source")
+        used = _gauge("source_used", "1 when all quotes of the source were used at the last tick.", "source")
+        resting = _gauge("source_resting", "1 while the source is left alone, after failures.", "source")
+        quoted_at = _gauge("source_quoted_at_seconds", "When the source's last quotes were observed.", "source")
+        mid = _gauge("source_mid", "The middle of the source's last bid and ask.", "source", "currency")
+        for state in self._updater.states:
+            up.add_metric([state.source], not state.failures)
+            used.add_metric([state.source], not state.detail)
+            resting.add_metric([state.source], state.resting_until is not None)
+            if state.quoted_at is not None:
+                quoted_at.add_metric([state.source], state.quoted_at.timestamp())
+            for currency, mid_e8 in (state.mids_e8 or {}).items():
+                mid.add_metric([state.source, currency], mid_e8 / RATE_SCALE)
+        failures = CounterMetricFamily("buydesk_source_failures", "Calls of the source that failed.", labels=["source"])
+        for source in self._updater.sources:
+            failures.add_metric([source.name], source.failures_total)
+        quorum = _gauge("price_has_quorum", "1 when at the last tick enough sources agreed on a price.")
+        quorum.add_metric([], self._updater.has_quorum)
+        as_of = _gauge("price_as_of_seconds", "When the last published price was observed.")
+        if self._updater.published is not None:
+            as_of.add_metric([], self._updater.published.as_of.timestamp())
+        yield from (up, used, resting, quoted_at, mid, failures, quorum, as_of)
+
+
+def rule_of(settings: Settings) -> Rule:
+    """The pricing rule with the limits of the settings."""
+    return Rule(
+        quote_age_seconds_max=settings.quote_age_seconds_max,
+        spread_bp_max=settings.price_spread_bp_max,
+        deviation_bp_max=settings.price_deviation_bp_max,
+        sources_min=settings.price_sources_min,
+    )
+
+
+def _gauge(name: str, documentation: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"buydesk_{name}", documentation, labels=labels)
 
 
 def next_due(due: float, moment: float, interval: float) -> float:
     """The first time of the schedule after `moment`: ticks that were missed are not made up for."""
     missed = max(0, math.floor((moment - due) / interval))
     return due + (missed + 1) * interval
+
+
+def why_rejected(source: str, rejected: Sequence[Rejection]) -> str:
+    """What was wrong with what the source said, "" when nothing was."""
+    own = [each for each in rejected if each.source == source]
+    of_quotes = listed({each.quote.currency: each.reason for each in own if each.quote is not None})
+    others = [each.reason for each in own if each.quote is None]
+    return "; ".join([*others, of_quotes] if of_quotes else others)

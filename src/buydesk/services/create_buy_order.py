@@ -48,7 +48,7 @@ from buydesk.placing import PlacingQueue, Waiting
 from buydesk.prices import Feed, PriceBoard, PriceRecord, stale
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
-from buydesk.times import utc_now
+from buydesk.times import format_time, utc_now
 from buydesk.wire import EXAMPLE_ORDER
 
 NAME = "create_buy_order"
@@ -89,12 +89,14 @@ class PriceAtHand:
         return stale(self._record.as_of, self._record.expires_at)
 
     async def refresh(self) -> None:
-        """Looks at the board once. What is at hand stays so until its own end, whatever the board says."""
+        """Looks at the board once. What is at hand stays so until its own end, unless the board says that this came."""
         started = self._monotonic()
         try:
             record = await self._board.latest()
         except DeskError as error:
             self._problem = _as_price_problem(error)
+            if isinstance(error, PriceStale) and self._has_seen(error.facts.get("as_of")):
+                self._usable_until = started
             return
         if record.feed != self._feed:
             told = f"The price board shows {record.feed} prices and this service is {self._feed}: check PRICE_FEED."
@@ -104,6 +106,10 @@ class PriceAtHand:
         if self._record is not None and self._record.id == record.id:
             usable_until = min(usable_until, self._usable_until)
         self._record, self._usable_until = record, usable_until
+
+    def _has_seen(self, as_of: object) -> bool:
+        """Whether a record that was observed then is the one at hand, which was shortened, or a later one."""
+        return self._record is not None and str(as_of) >= format_time(self._record.as_of)
 
     async def keep_fresh(self) -> None:
         """Refreshes for as long as the service runs."""

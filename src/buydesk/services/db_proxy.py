@@ -44,7 +44,8 @@ from buydesk.orders import (
     order_document,
 )
 from buydesk.placing import PlacingQueue
-from buydesk.prices import NotARecord, PriceRecord, record_document, require_plausible
+from buydesk.price_documents import record_document
+from buydesk.prices import NotARecord, PriceRecord, require_plausible
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
 from buydesk.times import utc_now

@@ -1,4 +1,5 @@
-"""fetch_buy_orders: lists orders newest first, finds one, and tells how much of the cap is used."""
+"""fetch_buy_orders: lists orders newest first, finds one or the price record it was priced with, and tells how much of
+the cap is used."""
 
 import hashlib
 import re
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from fastapi import FastAPI, Request, Response
 
 from buydesk import web
-from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound
+from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound, PriceNotFound
 from buydesk.orders import (
     ANONYMOUS,
     KEY_CHARS_MAX,
@@ -26,9 +27,10 @@ from buydesk.orders import (
     order_document,
     parse_key,
 )
+from buydesk.price_documents import record_document
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
-from buydesk.wire import EXAMPLE_ORDER
+from buydesk.wire import EXAMPLE_ORDER, EXAMPLE_RECORD
 
 NAME = "fetch_buy_orders"
 PAGE_SIZE = 10
@@ -70,12 +72,12 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
 
     async def get_order(request: Request) -> Response:
         """One order by its id."""
-        web.single_parameters(request, ())
-        try:
-            order_id = uuid.UUID(request.path_params["order_id"])
-        except ValueError as error:
-            raise InvalidRequest.of("id", "must be a UUID") from error
-        return web.FastJSON(order_document(await ledger.order(order_id)))
+        return web.FastJSON(order_document(await ledger.order(_read_id(request))))
+
+    async def get_price(request: Request) -> Response:
+        """The price record that orders were priced with."""
+        record = await ledger.price_record(_read_id(request))
+        return _page_response(request, _immutable(web.encode(record_document(record)), []))
 
     async def exposure(request: Request) -> Response:
         """What is sold and what can still be."""
@@ -85,8 +87,19 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
 
     app.add_hot_route("/get_orders/", "GET", get_orders, _PAGE_OPERATION)
     app.add_documented_route("/get_orders/{order_id}", "GET", get_order, _ORDER_OPERATION)
+    app.add_documented_route("/prices/{price_id}", "GET", get_price, _PRICE_OPERATION)
     app.add_hot_route("/exposure", "GET", exposure, _EXPOSURE_OPERATION)
     return app
+
+
+def _read_id(request: Request) -> uuid.UUID:
+    """The id that the path ends in; raises InvalidRequest."""
+    web.single_parameters(request, ())
+    [text] = request.path_params.values()
+    try:
+        return uuid.UUID(text)
+    except ValueError as error:
+        raise InvalidRequest.of("id", "must be a UUID") from error
 
 
 def read_page_request(parameters: dict[str, str]) -> tuple[Anchor, int]:
@@ -115,7 +128,7 @@ def read_page_request(parameters: dict[str, str]) -> tuple[Anchor, int]:
 
 
 class RenderedPage(NamedTuple):
-    """A page as it is answered; one with an ETag never changes."""
+    """A page, or a price record, as it is answered; one with an ETag never changes."""
 
     body: bytes
     headers: list[tuple[bytes, bytes]]
@@ -165,6 +178,11 @@ def _rendered(anchor: Anchor, page_size: int, page: Page) -> RenderedPage:
     headers = [(b"link", link.encode())]
     if not _never_changes(anchor, page_size, page):
         return RenderedPage(body, [*headers, (b"cache-control", b"no-store")], None)
+    return _immutable(body, headers)
+
+
+def _immutable(body: bytes, headers: list[tuple[bytes, bytes]]) -> RenderedPage:
+    """What never changes: who has it need not ask again."""
     etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'.encode()
     headers += [(b"cache-control", b"private, max-age=31536000, immutable"), (b"etag", etag)]
     return RenderedPage(body, headers, etag)
@@ -224,6 +242,10 @@ _PAGE_EXAMPLE = {
 }
 
 
+def _id_parameter(name: str) -> dict[str, object]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+
+
 def _parameter(name: str, description: str, lowest: int, highest: int) -> dict[str, object]:
     schema = {"type": "integer", "minimum": lowest, "maximum": highest}
     return {"name": name, "in": "query", "description": description, "schema": schema}
@@ -247,11 +269,19 @@ _PAGE_OPERATION = {
 _ORDER_OPERATION = {
     "tags": ["orders"],
     "summary": "One order by its id",
-    "parameters": [
-        {"name": "order_id", "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
-    ],
+    "parameters": [_id_parameter("order_id")],
     "responses": web.answer("The order", _ORDER_EXAMPLE)
     | web.problems(InvalidRequest, OrderNotFound, LedgerUnavailable),
+}
+_PRICE_OPERATION = {
+    "tags": ["orders"],
+    "summary": "The price record that orders were priced with, by an order's `price_id`",
+    "description": "The proof of a price: every quote there was, used or rejected and why, the rule with its limits, "
+    "and the time at which it was applied. It never changes.",
+    "parameters": [_id_parameter("price_id")],
+    "responses": web.answer("The price record", record_document(EXAMPLE_RECORD))
+    | {"304": {"description": "The record that the client has (If-None-Match)"}}
+    | web.problems(InvalidRequest, PriceNotFound, LedgerUnavailable),
 }
 _EXPOSURE_OPERATION = {
     "tags": ["orders"],

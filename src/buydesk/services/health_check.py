@@ -22,10 +22,11 @@ from buydesk.errors import (
     UnsupportedMediaType,
 )
 from buydesk.health import HealthDesk, KeptReport, Level, Report, kept_document, service_state
-from buydesk.prices import PriceBoard
+from buydesk.price_documents import feed_state_document
+from buydesk.prices import FeedState, PriceBoard, SourceState
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
-from buydesk.times import format_time, utc_now
+from buydesk.times import format_time, parse_time, utc_now
 from buydesk.web import (
     CHECK_SECONDS_MAX,
     FastJSON,
@@ -37,9 +38,12 @@ from buydesk.web import (
     service_app,
     single_parameters,
 )
+from buydesk.wire import EXAMPLE_RECORD
 
 REPORTS_LIMIT = 100
 REPORTS_LIMIT_MAX = 1000
+# The state of the sources is told every interval: when it is older than so many, nobody asks them any more.
+SOURCES_OLD_AFTER_INTERVALS = 3
 
 Part = dict[str, object]
 Check = Callable[[], Awaitable[None]]
@@ -89,10 +93,12 @@ def create_app(
             "database": _part("database", _checked(ledger_check)),
             "redis": _part("redis", _checked(redis_check)),
             "price": _part("price", _price(board, now)),
+            "sources": _part("sources", _sources(settings, board, now)),
             "host": _part("host", asyncio.to_thread(_host, settings)),
         }
         answers = dict(zip(parts, await asyncio.gather(*parts.values()), strict=True))
         unknown = {name: {"state": "unknown", "last_report": None} for name in health.SERVICES}
+        answers["sources"].setdefault("level", "critical")  # what cannot be told of may be as bad as that
         services = cast("dict[str, Part]", answers["reports"].pop("services", unknown))
         fine = all(part["ok"] for part in answers.values()) and all(
             services[name]["state"] == "alive" for name in health.SERVICES
@@ -225,6 +231,18 @@ async def _price(board: PriceBoard, now: Callable[[], datetime]) -> Part:
     }
 
 
+async def _sources(settings: Settings, board: PriceBoard, now: Callable[[], datetime]) -> Part:
+    """How the price sources are. `level` is critical when the last tick made no price, or there was none for long."""
+    state = await board.feed_state()
+    problem = state.problem
+    old_after_seconds = SOURCES_OLD_AFTER_INTERVALS * settings.feed_interval_seconds + settings.source_seconds_max
+    # Either way: a clock that was set back since says nothing about them.
+    if abs(now() - state.at) > timedelta(seconds=old_after_seconds):
+        problem = f"The sources were last asked at {format_time(state.at)}: is api_updater running?"
+    level = "critical" if problem else "warning" if any(each.detail for each in state.sources) else "ok"
+    return {**feed_state_document(state), "ok": not problem, "level": level, "problem": problem}
+
+
 def _host(settings: Settings) -> Part:
     """What the machine has left; bytes and percent. Called in a thread: asking a disk can take long."""
     memory = psutil.virtual_memory()
@@ -243,6 +261,22 @@ def _parameter(name: str, schema: Mapping[str, object], description: str) -> Par
 
 
 _AT = "2026-01-31T09:05:00.000000Z"
+_OBSERVED_AT = "2026-01-31T09:04:55.800000Z"
+_SOURCES_EXAMPLE = {
+    "ok": True,
+    **feed_state_document(
+        FeedState(
+            parse_time(_AT),
+            "live",
+            "",
+            (
+                SourceState("kraken", "", 0, EXAMPLE_RECORD.rates_e8, parse_time(_OBSERVED_AT)),
+                SourceState("gemini", "gave no quote: no answer (TimeoutError)", 1),
+            ),
+        )
+    ),
+    "level": "warning",
+}
 _EXAMPLE = {"level": "info", "service": "db_proxy", "status": 200, "data": "ready"}
 _KEPT_EXAMPLE = {**_EXAMPLE, "arrived_at": _AT}
 _LEVEL_SCHEMA = {"type": "string", "enum": list(health.LEVELS), "description": "Any letter case."}
@@ -293,7 +327,8 @@ _STATUS_OPERATION = {
     "summary": "How the desk is",
     "description": "Always answers 200: `status` is `ok` when every part is and all six services are `alive`, "
     "otherwise `degraded`. A part that is not `ok` says why. A service is `unknown` while nothing was heard of it "
-    "since the reports were lost, or while they cannot be read.",
+    "since the reports were lost, or while they cannot be read. Of the `sources` one that is down is a `warning`; "
+    "when they prove no price it is `critical`, and `problem` says why.",
     "responses": answer(
         "How every part is",
         {
@@ -308,9 +343,10 @@ _STATUS_OPERATION = {
             "price": {
                 "ok": True,
                 "age_seconds": 4.2,
-                "as_of": "2026-01-31T09:04:55.800000Z",
+                "as_of": _OBSERVED_AT,
                 "expires_at": "2026-01-31T09:05:55.800000Z",
             },
+            "sources": _SOURCES_EXAMPLE,
             "host": {
                 "ok": True,
                 "cpu_percent": 12.5,

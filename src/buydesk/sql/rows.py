@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import asyncpg
@@ -23,7 +24,8 @@ from buydesk.orders import (
     placed_order,
     priced,
 )
-from buydesk.prices import PriceRecord, record_document, stale
+from buydesk.price_documents import record_document
+from buydesk.prices import PriceRecord, stale
 
 
 def place_arguments(items: Sequence[Placement]) -> tuple[Any, ...]:
@@ -58,13 +60,16 @@ def place_arguments(items: Sequence[Placement]) -> tuple[Any, ...]:
                 key_slot,
             )
         )
-    prices = [
-        (record.id, record.as_of, record.expires_at, msgspec.json.encode(record_document(record)).decode())
-        for _, record in records.values()
-    ]
+    prices = [(record.id, record.as_of, record.expires_at, _document_text(record)) for _, record in records.values()]
     price_columns = zip(*prices, strict=True) if prices else ((),) * 4
     ids, clients, keys, *rest = map(list, zip(*rows, strict=True))
     return _array_text(ids), clients, keys, *map(_array_text, rest), *map(list, price_columns), REPRESENTATION
+
+
+# Batch after batch is priced with the same record.
+@lru_cache(maxsize=8)
+def _document_text(record: PriceRecord) -> str:
+    return msgspec.json.encode(record_document(record)).decode()
 
 
 def _array_text(values: Sequence[object]) -> str:

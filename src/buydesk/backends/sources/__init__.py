@@ -1,0 +1,17 @@
+"""Where prices come from. The exchanges of the live feed are listed here; a new one is a small file and a line."""
+
+from buydesk.backends.sources.bitfinex import BITFINEX
+from buydesk.backends.sources.bitstamp import BITSTAMP
+from buydesk.backends.sources.coinbase import COINBASE
+from buydesk.backends.sources.exchange import ExchangeSource
+from buydesk.backends.sources.gemini import GEMINI
+from buydesk.backends.sources.kraken import KRAKEN
+from buydesk.prices import PriceSource
+from buydesk.settings import Settings
+
+EXCHANGES = (BITFINEX, BITSTAMP, COINBASE, GEMINI, KRAKEN)
+
+
+def exchanges(settings: Settings) -> list[PriceSource]:
+    """The sources of the live feed, each at the address that `settings` has for it."""
+    return [ExchangeSource(each, getattr(settings, f"{each.name}_url"), settings) for each in EXCHANGES]

@@ -1,7 +1,9 @@
-"""Replay: the price source of the sandbox. It shows recorded minutes as if they happened now.
+"""Replay: the price sources of the sandbox. They show recorded minutes as if those happened now.
 
-The position in the series moves with the clock times a speed. At either end the series runs back, so there is never a
-jump. The position survives a restart in a small file.
+Five sources share one position in the series, each a little off its closes, so that their median is the close itself.
+The position moves with the clock times a speed. At either end the series runs back, so there is never a jump. The
+position survives a restart in a small file. A fault (`settings.sandbox_fault`) shows what the desk does with sources
+that misbehave.
 """
 
 import gzip
@@ -12,20 +14,28 @@ from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from importlib.resources import files
 from itertools import accumulate
 from pathlib import Path
 
 import msgspec
 
+from buydesk.errors import SourceFailed
 from buydesk.money import CENTS_PER_UNIT, RATE_SCALE, Currency
-from buydesk.prices import Observation, Quote
+from buydesk.prices import Observation, PriceSource, Quote
 from buydesk.settings import Settings
 from buydesk.times import utc_now
 
 SERIES = "btc_minutes_2023-03-09_17.txt.gz"
-# Bid and ask lie this part of the close below and above it.
-HALF_SPREAD_PARTS = 10_000
+# How far from the close each source's middle of bid and ask lies, in parts of it: in the middle the close itself.
+OFFSET_PARTS = {"sandbox-1": -6, "sandbox-2": -2, "sandbox-3": 0, "sandbox-4": 3, "sandbox-5": 5}
+# With the fault `disagree`: 2 % from one to the next.
+APART_PARTS = {"sandbox-1": -400, "sandbox-2": -200, "sandbox-3": 0, "sandbox-4": 200, "sandbox-5": 400}
+# The source that a fault of one source befalls.
+FAULTY = "sandbox-1"
+OUTLIER_PARTS = -3_000
+PARTS = 10_000
 _E8_PER_CENT = RATE_SCALE // CENTS_PER_UNIT
 
 _log = logging.getLogger(__name__)
@@ -44,54 +54,109 @@ class Series:
         return len(self.closes_cents[Currency.EUR])
 
 
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """The minute that the replay has come to: nothing is interpolated."""
+
+    replayed_from: datetime
+    closes_cents: Mapping[Currency, int]
+
+
 class _State(msgspec.Struct, frozen=True):
     """What the file keeps: how far the replay is, in minutes since it began, there and back counted as one round."""
 
     position_minutes: float
 
 
-class Replay:
-    """PriceSource of recorded minutes. With `state_path` None the position is kept in memory only.
+def sandbox_sources(
+    settings: Settings,
+    state_path: Path | None,
+    now: Callable[[], datetime] = utc_now,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[PriceSource]:
+    """The five sources of the sandbox. With `state_path` None the position is kept in memory only.
 
     `clock` counts seconds, monotonically. The time between two processes does not move the position.
     """
+    replay = Replay(settings, state_path, clock)
+    fault = settings.sandbox_fault
+    parts = dict(APART_PARTS if fault == "disagree" else OFFSET_PARTS)
+    if fault == "outlier":
+        parts[FAULTY] = OUTLIER_PARTS
+    if fault == "stale":
+        now = cache(now)  # the clock of all of them stands still at its first reading
+    return [SandboxSource(name, parts[name], replay, now, fault if name == FAULTY else None) for name in parts]
 
-    name = "replay"
+
+class SandboxSource:
+    """PriceSource: one of the five, so many parts off the closes. `fault` is what befalls this one."""
+
+    def __init__(self, name: str, parts: int, replay: "Replay", now: Callable[[], datetime], fault: str | None) -> None:
+        self.name = name
+        self._parts = parts
+        self._replay = replay
+        self._now = now
+        self._fault = fault
+
+    async def quotes(self) -> Observation:
+        """The minute that the replay has come to, as this source sees it now; raises SourceFailed for its fault."""
+        minute = self._replay.minute()
+        if self._fault == "source-down":
+            raise SourceFailed(f"{self.name} gives no answer (a fault that was asked for).")
+        quotes_of = self._nonsense if self._fault == "garbage" else self._seen
+        return Observation(quotes_of(minute, self._now()), replayed_from=minute.replayed_from)
+
+    async def close(self) -> None:
+        """See PriceSource: there is nothing to close."""
+
+    def _seen(self, minute: Minute, observed_at: datetime) -> tuple[Quote, ...]:
+        quotes = []
+        for currency, close_cents in minute.closes_cents.items():
+            middle_cents = close_cents * (PARTS + self._parts) // PARTS
+            half_spread_cents = middle_cents // PARTS
+            bid_cents, ask_cents = middle_cents - half_spread_cents, middle_cents + half_spread_cents
+            quotes.append(Quote(self.name, currency, bid_cents * _E8_PER_CENT, ask_cents * _E8_PER_CENT, observed_at))
+        return tuple(quotes)
+
+    def _nonsense(self, minute: Minute, observed_at: datetime) -> tuple[Quote, ...]:
+        """A bid above its ask, 10^30 of a currency for a bitcoin, and a bitcoin for nothing."""
+        close_e8 = minute.closes_cents[Currency.EUR] * _E8_PER_CENT
+        return (
+            Quote(self.name, Currency.EUR, close_e8 + RATE_SCALE, close_e8, observed_at),
+            Quote(self.name, Currency.GBP, 10**30 * RATE_SCALE, 10**30 * RATE_SCALE, observed_at),
+            Quote(self.name, Currency.USD, 0, 0, observed_at),
+        )
+
+
+class Replay:
+    """The position in the series, moved and kept once a tick, however many sources ask in it."""
 
     def __init__(
-        self,
-        settings: Settings,
-        state_path: Path | None,
-        now: Callable[[], datetime] = utc_now,
-        clock: Callable[[], float] = time.monotonic,
+        self, settings: Settings, state_path: Path | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._series = load_series()
         self._speed = settings.replay_speed
+        # All sources are asked at once; what comes sooner than this belongs to the same tick.
+        self._same_tick_seconds = settings.feed_interval_seconds / 2
         self._state_path = state_path
-        self._now = now
         self._clock = clock
         self._position_minutes = 0.0 if state_path is None else _read_position(state_path)
         self._moved_at: float | None = None
         self._can_write = True
 
-    async def quotes(self) -> Observation:
-        """The minute that the replay has come to, observed now: nothing is interpolated. Never raises."""
-        self._move()
-        self._keep_position()
-        minute = turned(int(self._position_minutes), self._series.minutes)
-        observed_at = self._now()
-        return Observation(
-            quotes=tuple(
-                _quote(currency, closes[minute], observed_at) for currency, closes in self._series.closes_cents.items()
-            ),
-            replayed_from=self._series.start + timedelta(minutes=minute),
+    def minute(self) -> Minute:
+        """Where the replay is now; the same for all who ask within a tick. Never raises."""
+        moment = self._clock()
+        if self._moved_at is None or moment - self._moved_at >= self._same_tick_seconds:
+            self._move(moment)
+            self._keep_position()
+        index = turned(int(self._position_minutes), self._series.minutes)
+        return Minute(
+            self._series.start + timedelta(minutes=index),
+            {currency: closes[index] for currency, closes in self._series.closes_cents.items()},
         )
 
-    async def close(self) -> None:
-        """See PriceSource: there is nothing to close."""
-
-    def _move(self) -> None:
-        moment = self._clock()
+    def _move(self, moment: float) -> None:
         if self._moved_at is not None:
             self._position_minutes += (moment - self._moved_at) / 60 * self._speed
         self._moved_at = moment
@@ -132,12 +197,6 @@ def load_series() -> Series:
 def _round(minutes: int) -> int:
     """There and back, in minutes: both ends are shown once."""
     return 2 * (minutes - 1)
-
-
-def _quote(currency: Currency, close_cents: int, observed_at: datetime) -> Quote:
-    close_e8 = close_cents * _E8_PER_CENT
-    half_spread_e8 = close_e8 // HALF_SPREAD_PARTS
-    return Quote(Replay.name, currency, close_e8 - half_spread_e8, close_e8 + half_spread_e8, observed_at)
 
 
 def _read_position(path: Path) -> float:

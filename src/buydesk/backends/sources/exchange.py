@@ -1,0 +1,237 @@
+"""What all exchanges have in common: they are asked within limits, and believed nothing that is not a price.
+
+An exchange is described in a small file of its own: what is asked for, and where a currency's book is in the answer.
+An answer is a stranger's. Its bytes and its time are bounded, it leads nowhere else, and nothing in it becomes a float:
+a number in it stays as it was written. Whether a book is too old, too wide or crossed is the rule's to judge
+(`pricing`), so that the record shows it.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from http.client import responses
+from typing import NoReturn
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+
+from buydesk import __version__
+from buydesk.errors import SourceFailed
+from buydesk.money import Currency, NotMoney, parse_rate
+from buydesk.prices import Observation, Quote, Rejection
+from buydesk.settings import Settings
+from buydesk.times import utc_now
+
+ANSWER_BYTES_MAX = 64 * 1024
+_SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
+# A request ends before its source would be given up: one of several that is slow does not cost the others' quotes.
+REQUEST_SHARE_MAX = 0.9
+
+
+class Unusable(ValueError):
+    """An answer, or a book in it, that cannot be used; the message says why in a few words of ours."""
+
+
+class Number(str):
+    """A number of a JSON document as it was written. It is no text: an exchange that mixes them up is refused."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """The best bid and ask for a bitcoin (`rate_e8` units); `time` is the exchange's own, None if it tells none."""
+
+    bid_e8: int
+    ask_e8: int
+    time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What there is to know about an exchange.
+
+    `requests` are paths, with their queries, and the currencies whose books their answers hold. `book` finds the one of
+    a currency in an answer (a decoded JSON document, its numbers as Number), raises Unusable, and does nothing else.
+    """
+
+    name: str
+    requests: Mapping[str, tuple[Currency, ...]]
+    book: Callable[[object, Currency], Book]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    quotes: tuple[Quote, ...]
+    missing: Mapping[Currency, str]
+
+
+class ExchangeSource:
+    """PriceSource: an exchange at an address."""
+
+    def __init__(self, exchange: Exchange, url: str, settings: Settings, now: Callable[[], datetime] = utc_now) -> None:
+        self.name = exchange.name
+        self._exchange = exchange
+        self._url = url.rstrip("/")
+        self._timeout = aiohttp.ClientTimeout(
+            total=settings.source_seconds_max * REQUEST_SHARE_MAX, sock_connect=settings.connect_seconds_max
+        )
+        self._skew = timedelta(seconds=settings.clock_skew_seconds_max)
+        self._now = now
+        self._session: aiohttp.ClientSession | None = None
+
+    async def quotes(self) -> Observation:
+        """The quotes of the currencies that it has a usable book of; raises SourceFailed when there is none at all."""
+        session = self._pool()
+        asked = self._exchange.requests.items()
+        answers = await asyncio.gather(*(self._ask(session, path, currencies) for path, currencies in asked))
+        quotes = tuple(quote for answer in answers for quote in answer.quotes)
+        missing = {currency: reason for answer in answers for currency, reason in answer.missing.items()}
+        if not quotes:
+            raise SourceFailed(f"{self.name} gave no quote: {_listed(missing)}.")
+        return Observation(
+            quotes, tuple(Rejection(self.name, f"{currency}: {reason}") for currency, reason in missing.items())
+        )
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _pool(self) -> aiohttp.ClientSession:
+        """Made at the first call, because it belongs to the running loop. What is not unpacked cannot grow."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=_Connector(),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={
+                    "User-Agent": f"buydesk/{__version__}",
+                    "Accept-Encoding": "identity",
+                    "Cache-Control": "no-cache",
+                },
+                auto_decompress=False,
+            )
+        return self._session
+
+    async def _ask(self, session: aiohttp.ClientSession, path: str, currencies: tuple[Currency, ...]) -> _Answer:
+        asked_at = self._now()
+        try:
+            async with session.get(self._url + path, timeout=self._timeout, allow_redirects=False) as response:
+                body = await _body(response)
+                asked_at -= _age(response)
+        except Unusable as error:
+            return _Answer((), dict.fromkeys(currencies, str(error)))
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
+            return _Answer((), dict.fromkeys(currencies, f"no answer ({type(error).__name__})"))
+        books, missing = parse(self._exchange, body, currencies)
+        quotes = []
+        for currency, book in books.items():
+            if book.time is not None and book.time - asked_at > self._skew:
+                missing[currency] = f"a time more than {self._skew.total_seconds():g} s in the future"
+            else:
+                # An own time may lie a little ahead of ours, as clocks do: we saw it no later than now.
+                observed_at = asked_at if book.time is None else min(book.time, asked_at)
+                quotes.append(Quote(self.name, currency, book.bid_e8, book.ask_e8, observed_at))
+        return _Answer(tuple(quotes), missing)
+
+
+def parse(
+    exchange: Exchange, body: bytes, currencies: tuple[Currency, ...]
+) -> tuple[dict[Currency, Book], dict[Currency, str]]:
+    """The books in an answer, and for each currency without one the reason. Raises nothing, whatever the bytes are."""
+    books, missing = {}, {}
+    try:
+        answer = json.loads(body.decode(), parse_int=Number, parse_float=Number, parse_constant=_not_a_number)
+    except (ValueError, RecursionError):
+        return {}, dict.fromkeys(currencies, "the answer is not JSON")
+    for currency in currencies:
+        try:
+            books[currency] = exchange.book(answer, currency)
+        except Unusable as error:
+            missing[currency] = str(error)
+    return books, missing
+
+
+def member(document: object, name: str) -> object:
+    """A member of an object; raises Unusable."""
+    if not isinstance(document, dict) or name not in document:
+        raise Unusable(f"no member {name}")
+    return document[name]
+
+
+def text(value: object, name: str) -> str:
+    """A value that is text, as it is; raises Unusable."""
+    if not isinstance(value, str) or isinstance(value, Number):
+        raise Unusable(f"the {name} is not text")
+    return value
+
+
+def number(value: object, name: str) -> str:
+    """A value that is a number, as it was written; raises Unusable."""
+    if not isinstance(value, Number):
+        raise Unusable(f"the {name} is not a number")
+    return str(value)
+
+
+def price(written: str, name: str) -> int:
+    """The `rate_e8` of plain decimal text with at most 8 places; raises Unusable."""
+    try:
+        return parse_rate(written)
+    except NotMoney as error:
+        raise Unusable(f"the {name} {error}") from error
+
+
+def _age(response: aiohttp.ClientResponse) -> timedelta:
+    """How long a cache on the way has kept the answer, as far as it says so (RFC 9111, section 5.1)."""
+    written = response.headers.get("Age", "")
+    return timedelta(seconds=int(written)) if _SECONDS.fullmatch(written) else timedelta()
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """The body of a 200; raises Unusable, and what aiohttp raises."""
+    if response.status != 200:
+        raise Unusable(f"status {response.status} {responses.get(response.status, '')}".rstrip())
+    return await response.read()
+
+
+class _Line(ResponseHandler):
+    """A connection that ends an answer with Unusable after ANSWER_BYTES_MAX: of whatever they are.
+
+    A bound on the body alone is not enough: of "100 Continue", say, a server may send any number before it.
+    """
+
+    _left = ANSWER_BYTES_MAX
+
+    def data_received(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left >= 0:
+            super().data_received(data)
+            return
+        error = Unusable(f"an answer of more than {ANSWER_BYTES_MAX} bytes")
+        self.set_exception(error)  # to whom waits for the head of the answer
+        if self._payload is not None:
+            self._payload.set_exception(error)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Makes a new connection for each request, so that each has its own bound. They are seldom."""
+
+    def __init__(self) -> None:
+        super().__init__(force_close=True)
+        # aiohttp has no public place for it; tests flood it.
+        self._factory = partial(_Line, loop=self._loop)  # type: ignore[assignment]  # as good as its base
+
+
+def _not_a_number(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _listed(missing: Mapping[Currency, str]) -> str:
+    """The reasons; one that all currencies share is told once."""
+    if len(set(missing.values())) == 1:
+        return next(iter(missing.values()))
+    return "; ".join(f"{currency}: {reason}" for currency, reason in missing.items())

@@ -1,0 +1,262 @@
+"""A price that can be proved, or no order: real desks over stand-ins for the exchanges, and over a sandbox that fails.
+
+Nothing here needs the internet. The desks' times are short, so that a price grows old while a test looks on.
+"""
+
+import asyncio
+import re
+import shlex
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from buydesk.orders import ANONYMOUS, REPRESENTATION
+from buydesk.price_documents import record_from
+from buydesk.proof import doubts
+from buydesk.settings import SandboxFault
+from buydesk.wire import order_from
+from tests.desks import Running, buydesk, desk_up, free_offset
+from tests.exchanges import exchanges
+from tests.serving import free_port
+
+SECONDS_MAX = 40
+# Only faster than in real life: nothing else is changed.
+QUICK = {
+    "BUYDESK_FEED_INTERVAL_SECONDS": "0.4",
+    "BUYDESK_QUOTE_AGE_SECONDS_MAX": "3",
+    "BUYDESK_PRICE_TTL_SECONDS": "5",
+    "BUYDESK_PRICE_REFRESH_SECONDS": "0.1",
+    "BUYDESK_SOURCE_REST_SECONDS": "0.5",
+    "BUYDESK_SOURCE_REST_SECONDS_MAX": "1",
+}
+# What the sandbox's first minute costs.
+CLOSES = {"EUR": "20572.78", "GBP": "18271.51", "USD": "21712.51"}
+
+
+@pytest.fixture
+def data_dir(open_directory: Path, request: pytest.FixtureRequest) -> Path:
+    return open_directory / f"p{abs(hash(request.node.name)) % 10**6}"
+
+
+@dataclass(frozen=True)
+class Client:
+    """Somebody who uses a desk over HTTP, and nothing else."""
+
+    desk: Running
+    http: httpx2.AsyncClient
+
+    async def get(self, service: str, path: str) -> httpx2.Response:
+        return await self.http.get(self.desk.url(service) + path)
+
+    async def buy(self, key: str | None = None, currency: str = "eur") -> httpx2.Response:
+        headers = {"Idempotency-Key": key} if key else {}
+        url = f"{self.desk.url('create_buy_order')}/place_order/?currency={currency}&amount=69"
+        return await self.http.post(url, headers=headers)
+
+    async def record(self) -> dict[str, Any]:
+        found: dict[str, Any] = (await self.get("api_cache_proxy", "/record")).json()
+        return found
+
+    async def uses(self, sources: set[str]) -> bool:
+        """Whether the present price is of exactly these sources."""
+        record = await self.record()
+        return "id" in record and {quote["source"] for quote in record["sources"]["used"]} == sources
+
+    async def is_refused(self) -> bool:
+        return (await self.buy()).status_code != 201
+
+    async def source(self, name: str) -> dict[str, Any]:
+        [found] = [each for each in (await self.part("sources"))["sources"] if each["source"] == name]
+        return dict(found)
+
+    async def part(self, name: str) -> dict[str, Any]:
+        """A part of the desk's status."""
+        found: dict[str, Any] = (await self.get("health_check", "/status")).json()[name]
+        return found
+
+    async def reports(self, level: str) -> str:
+        return (await self.get("health_check", f"/reports?level={level}&service=api_updater")).text
+
+    async def prove_all(self) -> int:
+        """Proves every order from what the desk shows; how many there are."""
+        orders = (await self.get("fetch_buy_orders", "/get_orders/?page_size=1000")).json()["data"]
+        for shown in orders:
+            record = record_from((await self.get("fetch_buy_orders", f"/prices/{shown['price_id']}")).json())
+            order = order_from(shown | {"client": ANONYMOUS, "representation": REPRESENTATION})
+            assert doubts(order, record) == []
+            assert len({quote.source for quote in record.used}) >= 2
+        return len(orders)
+
+    async def assert_refused(self, code: str) -> None:
+        """What the client sees, on every path, while there is no price."""
+        for answer in (
+            await self.buy(),
+            await self.get("api_cache_proxy", "/record"),
+            await self.get("api_cache_proxy", "/v1/bpi/currentprice.json"),
+            await self.get("api_cache_proxy", "/v1/bpi/currentprice/EUR.json"),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (503, code), answer.text
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert int(answer.headers["retry-after"]) >= 1
+            assert ("as_of" in answer.json()) == (code == "price_stale")
+        assert (await self.get("create_buy_order", "/readyz")).json()["missing"][0]["what"] == "price"
+        assert not (await self.part("price"))["ok"]
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx2.AsyncClient]:
+    async with httpx2.AsyncClient(timeout=20) as http:
+        yield http
+
+
+async def until(holds: Callable[..., Awaitable[bool]], *given: object) -> None:
+    async with asyncio.timeout(SECONDS_MAX):
+        while not await holds(*given):
+            await asyncio.sleep(0.05)
+
+
+async def test_a_live_desk_sells_with_two_exchanges_refuses_with_one_and_recovers_by_itself(
+    data_dir: Path, http: httpx2.AsyncClient
+) -> None:
+    async with exchanges() as stand_ins, desk_up(data_dir, "--feed", "live", env=stand_ins.env | QUICK) as desk:
+        client = Client(desk, http)
+        assert "SANDBOX" not in desk.printed
+        assert "1 BTC = 41191.91 EUR, 35330.89 GBP, 48478.88 USD" in desk.printed
+        assert await client.uses(set(stand_ins))
+        first = await client.buy("first")
+        order = first.json()["order"]
+        assert (order["exchange_rate"], order["bitcoin_amount"], order["livemode"]) == ("41191.91", "0.00167509", True)
+
+        # One after the other leaves; with two the desk goes on.
+        left = set(stand_ins)
+        for name in ("kraken", "bitstamp", "coinbase"):
+            await stand_ins[name].stop()
+            left.remove(name)
+            await until(client.uses, left)
+            assert (await client.buy(f"without-{name}")).status_code == 201
+            assert (await client.part("sources"))["level"] == "warning"
+            assert (await client.source(name))["failures"] > 0
+            assert name in await client.reports("warning")
+            metrics = (await client.get("api_updater", "/metrics")).text
+            assert f'buydesk_source_up{{source="{name}"}} 0.0' in metrics
+        assert await client.reports("critical") == '{"data":[]}'
+
+        # With one it does not, as soon as the last price has ended.
+        await stand_ins["gemini"].stop()
+        await until(client.is_refused)
+        await client.assert_refused("price_stale")
+        sources = await client.part("sources")
+        assert (sources["ok"], sources["level"]) == (False, "critical")
+        assert "only 1 of at least 2 sources agree" in sources["problem"]
+        assert "only 1 of at least 2 sources agree" in await client.reports("critical")
+        again = await client.buy("first")
+        assert (again.status_code, again.content) == (201, first.content)
+        assert again.headers["idempotent-replayed"] == "true"
+
+        # They come back, and so does the price; nobody did anything to the desk.
+        for name in ("kraken", "bitstamp", "coinbase", "gemini"):
+            await stand_ins[name].start()
+        await until(client.uses, set(stand_ins))
+        assert (await client.buy("recovered")).status_code == 201
+        assert (await client.part("sources"))["level"] == "ok"
+        assert await client.prove_all() >= 5
+        assert await desk.stop() == 0
+    assert "Traceback" not in desk.printed
+
+
+async def test_a_live_desk_that_reaches_no_exchange_says_so_in_time_and_how_to_run_the_sandbox(
+    data_dir: Path, http: httpx2.AsyncClient
+) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    names = ("bitfinex", "bitstamp", "coinbase", "gemini", "kraken")
+    env = {f"BUYDESK_{name.upper()}_URL": nowhere for name in names} | {"PRICE_FEED": "live"}
+    offset = free_offset()
+    arguments = ("up", "--data-dir", str(data_dir), "--port-offset", str(offset))
+    async with buydesk(*arguments, offset=offset, env=env) as desk:
+        await desk.until_printed("Starting the services")
+        await desk.until_printed("Try it", 10)
+        assert "No orders are taken" in desk.printed
+        for name in names:
+            assert re.search(rf"^  {name} +.*no answer", desk.printed, re.MULTILINE), desk.printed
+        await Client(desk, http).assert_refused("price_unavailable")
+        [command] = [line.strip() for line in desk.lines if "--feed sandbox" in line]
+        assert await desk.stop() == 0
+    # The command is taken as it is printed, in the same environment.
+    program = f"{shlex.join([sys.executable, '-m', 'buydesk'])} "
+    assert command.startswith(program)
+    async with buydesk(*shlex.split(command.removeprefix(program)), offset=offset, env=env) as desk:
+        await desk.until_printed("Try it")
+        assert (await Client(desk, http).buy()).status_code == 201
+        assert await desk.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "detail"),
+    [
+        ("source-down", "gives no answer"),
+        ("outlier", "is more than 1 % from the median"),
+        ("garbage", "is no price of a bitcoin"),
+    ],
+)
+async def test_one_source_that_misbehaves_is_set_aside_and_orders_go_on(
+    data_dir: Path, http: httpx2.AsyncClient, fault: SandboxFault, detail: str
+) -> None:
+    async with desk_up(data_dir, "--sandbox-fault", fault, "--replay-speed", "0", env=QUICK) as desk:
+        client = Client(desk, http)
+        assert f"with the fault {fault}" in desk.printed
+        assert re.search(rf"^  sandbox-1 +.*{detail}", desk.printed, re.MULTILINE), desk.printed
+        for currency, close in CLOSES.items():
+            order = (await client.buy(currency=currency.lower())).json()["order"]
+            # The median of four is between the two in the middle: the close, and 0.03 % above it.
+            assert Decimal(close) <= Decimal(order["exchange_rate"]) <= Decimal(close) * Decimal("1.0003")
+        record = await client.record()
+        assert await client.uses({"sandbox-2", "sandbox-3", "sandbox-4", "sandbox-5"})
+        assert {each["source"] for each in record["sources"]["rejected"]} == {"sandbox-1"}
+        assert any(detail in each["reason"] for each in record["sources"]["rejected"])
+        sources = await client.part("sources")
+        assert (sources["ok"], sources["level"], sources["problem"]) == (True, "warning", "")
+        assert detail in (await client.source("sandbox-1"))["detail"]
+        assert "sandbox-1" in await client.reports("warning")
+        assert await client.prove_all() == 3
+
+
+async def test_sources_that_disagree_are_no_price_and_repeats_are_still_answered(
+    data_dir: Path, http: httpx2.AsyncClient
+) -> None:
+    async with desk_up(data_dir, env=QUICK) as desk:
+        first = await Client(desk, http).buy("key")
+        assert first.status_code == 201
+    async with desk_up(data_dir, "--sandbox-fault", "disagree", env=QUICK) as desk:
+        client = Client(desk, http)
+        assert "No orders are taken: there is no price (" in desk.printed
+        await client.assert_refused("price_unavailable")
+        again = await client.buy("key")
+        assert (again.status_code, again.content) == (201, first.content)
+        sources = await client.part("sources")
+        assert (sources["ok"], sources["level"]) == (False, "critical")
+        assert {"sandbox-1", "sandbox-5"} <= {each["source"] for each in sources["sources"] if each["detail"]}
+        assert "only 1 of at least 2 sources agree" in await client.reports("critical")
+        assert await client.prove_all() == 1
+
+
+async def test_clocks_that_stand_still_end_in_a_price_that_is_too_old(data_dir: Path, http: httpx2.AsyncClient) -> None:
+    # It has to be up, and an order be placed, before the first quotes are too old.
+    slower = QUICK | {"BUYDESK_QUOTE_AGE_SECONDS_MAX": "4", "BUYDESK_PRICE_TTL_SECONDS": "8"}
+    async with desk_up(data_dir, "--sandbox-fault", "stale", env=slower) as desk:
+        client = Client(desk, http)
+        first = await client.buy("key")
+        assert first.status_code == 201, first.text
+        await until(client.is_refused)
+        await client.assert_refused("price_stale")
+        assert (await client.buy()).json()["as_of"] == first.json()["order"]["price_as_of"]
+        assert (await client.buy("key")).content == first.content
+        sources = await client.part("sources")
+        assert {each["detail"] for each in sources["sources"]} == {"EUR, GBP, USD: is older than 4 s"}
+        assert "sources agree" in await client.reports("critical")
+        assert await client.prove_all() >= 1
