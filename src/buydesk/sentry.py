@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import sentry_sdk
     from sentry_sdk.types import Event
 
-# Making an event takes about a millisecond of the loop's time: a storm of errors must not become one of events.
+# Making an event takes about two milliseconds of the loop's time: a storm of errors must not become one of events.
 EVENTS_PER_MINUTE_MAX = 60
 EVENTS_WAITING_MAX = 30
 STOP_SECONDS_MAX = 2.0
