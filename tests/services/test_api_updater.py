@@ -349,7 +349,7 @@ async def test_stopping_the_sources_one_by_one_it_sells_with_two_and_not_with_on
 async def test_no_price_is_critical_at_the_tick_it_happens_and_again_only_when_its_reason_changes(
     time: Time, board: Board, logged: Callable[[], list[str]]
 ) -> None:
-    running = await run_ticks(time, board, 4, [well], [closed, closed, closed, well], [closed])
+    running = await run_ticks(time, board, 3, [well], [closed, closed, well], [closed])
     critical = [line for line in logged() if line.startswith("CRITICAL")]
     assert critical == [
         "CRITICAL There is no price, and no orders are taken when the last one has ended: "
