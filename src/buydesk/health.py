@@ -17,8 +17,8 @@ LATE_AFTER_INTERVALS = 1.5
 DEAD_AFTER_INTERVALS = 4
 STOPPED = "stopped"
 # Anybody may report. In Redis a report takes 12.6 KB at the most (one of 2000 control characters, which JSON writes in
-# 6 bytes each): the 4000 that `reports_kept_max` allows, the last ones of each service and a day of prices (6 MB) took
-# 56 of the 64 MB of the Redis that the desk runs itself, so that no flood of reports can push the prices out.
+# 6 bytes each): the 4000 that `reports_kept_max` allows, the last ones of each service and a day of prices (then
+# 6 MB, now 2) took 56 of the 64 MB of the Redis that the desk runs itself: no flood of reports can push the prices out.
 DATA_CHARS_MAX = 2000
 # Anybody may report: of services that are not ours, the last reports of this many are kept, the longest silent go.
 OTHERS_KEPT_MAX = 100

@@ -35,6 +35,7 @@ from buydesk.price_documents import (
 from buydesk.prices import (
     HISTORY_MINUTES_MAX,
     HISTORY_POINTS_MAX,
+    PRICE_TTL_SECONDS_MAX,
     FeedState,
     NotARecord,
     PriceBoard,
@@ -63,7 +64,6 @@ from buydesk.web import (
 
 HISTORY_MINUTES = 60
 HISTORY_POINTS = 240
-TTL_SECONDS_MAX = 3600
 RECORD_BYTES_MAX = 256 * 1024
 STATE_BYTES_MAX = 64 * 1024
 # So many points take a millisecond to write; other requests are answered between slices of them.
@@ -117,7 +117,7 @@ def create_app(
     async def add(request: Request) -> Response:
         require_token(request, token)
         require_json(request)
-        ttl_seconds = _whole_number(single_parameters(request, ("ttl",)), "ttl", TTL_SECONDS_MAX)
+        ttl_seconds = _whole_number(single_parameters(request, ("ttl",)), "ttl", PRICE_TTL_SECONDS_MAX)
         new = parse_record(await read_body(request, RECORD_BYTES_MAX), settings, now())
         if ttl_seconds is not None:
             new = new.shortened(timedelta(seconds=ttl_seconds), now())
@@ -299,7 +299,9 @@ _ADD_OPERATION = {
     "never makes it valid for longer.",
     "parameters": [
         _parameter(
-            "ttl", "Seconds from now after which the record is not valid any more. Only ever shortens.", TTL_SECONDS_MAX
+            "ttl",
+            "Seconds from now after which the record is not valid any more. Only ever shortens.",
+            PRICE_TTL_SECONDS_MAX,
         )
     ],
     "requestBody": {
