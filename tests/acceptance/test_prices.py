@@ -6,8 +6,9 @@ Nothing here needs the internet. The desks' times are short, so that a price gro
 import asyncio
 import re
 import shlex
+import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -170,10 +171,17 @@ async def test_a_live_desk_sells_with_two_exchanges_refuses_with_one_and_recover
     assert "Traceback" not in desk.printed
 
 
+@pytest.fixture(params=["refuses", "is silent"])
+def nowhere(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An address where nobody answers: it refuses connections, or takes them and says nothing, as some firewalls do."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1] if request.param == "is silent" else free_port()
+        yield f"http://127.0.0.1:{port}"
+
+
 async def test_a_live_desk_that_reaches_no_exchange_says_so_in_time_and_how_to_run_the_sandbox(
-    data_dir: Path, http: httpx2.AsyncClient
+    data_dir: Path, http: httpx2.AsyncClient, nowhere: str
 ) -> None:
-    nowhere = f"http://127.0.0.1:{free_port()}"
     names = ("bitfinex", "bitstamp", "coinbase", "gemini", "kraken")
     env = {f"BUYDESK_{name.upper()}_URL": nowhere for name in names} | {"PRICE_FEED": "live"}
     offset = free_offset()

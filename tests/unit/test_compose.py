@@ -92,6 +92,7 @@ def test_the_secrets_that_come_along_are_the_documented_defaults() -> None:
     here = {path.name: path.read_text().strip() for path in (ROOT / "deploy" / "secrets").iterdir()}
     assert here == {
         "postgres_password": "changeme",
+        "pgadmin_password": "changeme",
         "internal_token": "changeme",
         "database_url": "postgresql://postgres:changeme@postgres:5432/buydesk",
     }
