@@ -125,6 +125,10 @@ class Settings(BaseSettings):
         False,
         description="Whether a secret of less than 16 characters, as defaults are, keeps a service from starting.",
     )
+    idempotency_keys_required: bool = Field(
+        False,
+        description="Whether an order without an Idempotency-Key, which cannot be sent again without harm, is refused.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least that is logged.")
     supervisor_fd: int | None = Field(None, description="Set by `up --separate`: the service ends when it closes.")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from buydesk.errors import CannotStart
-from buydesk.settings import PORTS, Settings, read_settings
+from buydesk.settings import PORTS, SECRET_CHARS_MIN, Settings, read_settings, variable
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
@@ -57,6 +57,16 @@ def test_in_production_nothing_but_the_proxy_has_a_published_port() -> None:
     assert re.search(r"^  pg_admin:\n    profiles: \[admin\]$", override, re.MULTILINE)
 
 
+def test_production_sells_live_and_takes_neither_default_secrets_nor_orders_without_keys() -> None:
+    override = (ROOT / "deploy" / "compose.production.yaml").read_text(encoding="utf-8")
+    common = override.partition("x-production: &desk\n")[2].partition("\nservices:\n")[0]
+    told = dict(re.findall(r'^    (\w+): "?(\w+)"?$', common, re.MULTILINE))
+    given = {field: told[variable(field)] for field in Settings.model_fields if variable(field) in told}
+    assert given == {"price_feed": "live", "refuse_default_secrets": "true", "idempotency_keys_required": "true"}
+    for service in PORTS:
+        assert re.search(rf"^  {service}: ({{<<: )?\*desk\b", override, re.MULTILINE), service
+
+
 def secrets_of(directory: Path) -> dict[str, str]:
     files = {"internal_token": "internal_token", "database_url": "database_url"}
     return {field: (directory / file).read_text().strip() for field, file in files.items()}
@@ -79,6 +89,7 @@ def test_secrets_of_one_s_own_are_made_once_and_start_production(tmp_path: Path)
     read_settings(refuse_default_secrets=True, **secrets)
     assert (made / "postgres_password").read_text().strip() in secrets["database_url"]
     assert len(set(secrets.values())) == len(secrets)
+    assert len((made / "pgadmin_password").read_text()) >= SECRET_CHARS_MIN
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
     again = subprocess.run(command, check=False, capture_output=True)  # noqa: S603
     assert again.returncode != 0

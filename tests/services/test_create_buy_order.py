@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -63,9 +64,9 @@ def is_problem(response: httpx2.Response, status: int, code: str) -> dict[str, A
     return document
 
 
-@pytest.fixture
-async def desk() -> AsyncIterator[Desk]:
-    configured = settings(order_seconds_max=1, resend_pause_seconds=0.01, price_refresh_seconds=0.05)
+@asynccontextmanager
+async def desk_of(**given: Any) -> AsyncIterator[Desk]:
+    configured = settings(order_seconds_max=1, resend_pause_seconds=0.01, price_refresh_seconds=0.05, **given)
     ledger, board = Ledger(), MemoryPriceBoard(configured)
     await board.publish(PRICE)
     reporter = Reporter("create_buy_order", MemoryHealthDesk(configured), configured)
@@ -74,6 +75,12 @@ async def desk() -> AsyncIterator[Desk]:
         httpx2.AsyncClient(base_url=url) as client,
     ):
         yield Desk(ledger, board, client)
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    async with desk_of() as desk:
+        yield desk
 
 
 @pytest.fixture
@@ -318,6 +325,16 @@ async def test_without_a_key_every_call_is_a_new_order(desk: Desk) -> None:
     for _ in range(3):
         assert (await desk.post({"currency": "EUR", "amount": 69})).status_code == 201
     assert [order.number for order in desk.ledger.stored] == [1, 2, 3]
+
+
+async def test_a_desk_that_requires_keys_takes_no_order_without_one() -> None:
+    async with desk_of(idempotency_keys_required=True) as desk:
+        document = is_problem(await desk.post({"currency": "EUR", "amount": 69}), 422, "invalid_request")
+        assert [each["member"] for each in document["errors"]] == ["Idempotency-Key"]
+        assert desk.ledger.stored == []
+        assert (await desk.post({"currency": "EUR", "amount": 69}, Idempotency_Key="k")).status_code == 201
+        again = await desk.post({"currency": "EUR", "amount": 69, "client_order_id": "k"})
+        assert again.headers["idempotent-replayed"] == "true"
 
 
 async def test_over_the_cap_says_how_much_room_there_is(desk: Desk) -> None:

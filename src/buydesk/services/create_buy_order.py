@@ -146,6 +146,8 @@ def create_app(settings: Settings, ledger: OrderLedger, board: PriceBoard, repor
     async def place_order(request: Request) -> Response:
         """The order of a request, placed: 201, or what refused it as a problem."""
         order = await read_order(request)
+        if order.client_order_id is None and settings.idempotency_keys_required:
+            raise InvalidRequest.of("Idempotency-Key", "is missing, and this desk takes no order without one")
         give_up_at = time.monotonic() + seconds_max
         placement = Placement(order, price.current(), utc_now() + storable_for)
         [waiting] = queue.put([placement], give_up_at)
