@@ -96,20 +96,6 @@ def serve(service: str) -> None:
 
 
 @main.command()
-@click.argument("services", nargs=-1, required=True, type=click.Choice(sorted(PORTS)))
-def front(services: tuple[str, ...]) -> None:
-    """Pass the connections of SERVICES on, each from its port to the hosts that have its name, one after the other.
-
-    For containers, where several can be one service and only one can have the published port.
-    """
-    settings = read_settings()
-    from buydesk.local.front import front as run  # noqa: PLC0415
-
-    logs.configure(settings.log_level)
-    _run(run(settings, services))
-
-
-@main.command()
 @click.option("--cap", default="100", show_default=True, help="BTC that a new database may sell in all.")
 @click.option("--wait", "wait_seconds", default=0.0, show_default=True, help="Seconds to wait for the database.")
 def migrate(cap: str, wait_seconds: float) -> None:

@@ -401,11 +401,7 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
     async def fake_migrate(url: str, *, livemode: bool, cap_satoshi: int, wait_seconds: float) -> None:
         called.append((url, livemode, cap_satoshi, wait_seconds))
 
-    async def fake_front(given: Settings, services: tuple[str, ...]) -> None:
-        called.append((given.port_offset, services))
-
     monkeypatch.setattr("buydesk.up.up", fake_up)
-    monkeypatch.setattr("buydesk.local.front.front", fake_front)
     monkeypatch.setattr("buydesk.running.serve", fake_serve)
     monkeypatch.setattr("buydesk.backends.migrate.migrate", fake_migrate)
     arguments = ["--port-offset", "5", "--replay-speed", "60", "--sandbox-fault", "outlier", "--separate"]
@@ -414,12 +410,10 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
     assert runner.invoke(cli.main, ["serve", "db_proxy"]).exit_code == 0
     monkeypatch.setenv("DATABASE_URL", "postgresql://x")
     assert runner.invoke(cli.main, ["migrate", "--cap", "0.5", "--wait", "3"]).exit_code == 0
-    assert runner.invoke(cli.main, ["front", "db_proxy", "create_buy_order"]).exit_code == 0
     assert called == [
         (5, 60.0, "outlier", True),
         ("t", "db_proxy"),
         ("postgresql://x", False, 50_000_000, 3.0),
-        (0, ("db_proxy", "create_buy_order")),
     ]
 
 

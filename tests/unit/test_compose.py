@@ -10,12 +10,14 @@ import pytest
 import yaml
 
 from buydesk import __version__
+from buydesk.running import KEEP_ALIVE_SECONDS
 from buydesk.settings import PORTS, Settings, variable
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
+HAPROXY = (ROOT / "deploy" / "haproxy.cfg").read_text()
 OTHERS = {"postgres": 5432, "pg_admin": 5050, "api_redis": 6379}
 DESK = [name for name, each in SERVICES.items() if str(each.get("image", "")).endswith("buydesk:local}")]
 # What is left out of `docker compose up`: another page tells how it is started.
@@ -29,6 +31,19 @@ def published(service: str) -> list[tuple[str, str]]:
         outside, _, inside = each.rpartition(":")
         found.append((outside, inside))
     return found
+
+
+def stage(name: str) -> str:
+    """The stage of the Dockerfile, without its first line."""
+    [found] = [each for each in DOCKERFILE.split("\nFROM ") if each.partition("\n")[0].endswith(f" AS {name}")]
+    return found.partition("\n")[2]
+
+
+def health_check(name: str) -> list[str]:
+    """What the stage's health check runs."""
+    [command] = re.findall(r"^HEALTHCHECK .* CMD (\[.*\])$", stage(name).replace("\\\n", ""), re.MULTILINE)
+    parts: list[str] = json.loads(command)
+    return parts
 
 
 def test_every_service_of_the_desk_runs_as_itself() -> None:
@@ -46,15 +61,37 @@ def test_every_port_is_published_once_as_it_is_and_on_loopback_only() -> None:
     assert all(outside.startswith("127.0.0.1:") for outside, _ in profiled)
 
 
-def test_services_of_which_there_may_be_several_publish_nothing() -> None:
-    command, *services = SERVICES["front"]["command"]
-    assert command == "front"
-    assert {PORTS[service] for service in services} == {int(inside) for _, inside in published("front")}
-    for service in services:
-        assert published(service) == []
+def test_services_of_which_there_may_be_several_stand_behind_the_front() -> None:
+    hosts = re.findall(r"^listen (\w+)\n +bind :(\d+)\n +server-template host 10 (\w+):(\d+)$", HAPROXY, re.MULTILINE)
+    assert len(hosts) == HAPROXY.count("\nlisten ") == HAPROXY.count("bind ")
+    for name, port, host, port_of_host in hosts:
+        assert host == name
+        assert int(port) == int(port_of_host) == PORTS[name]
+        assert published(name) == []
+    ports = [port for _, port, _, _ in hosts]
+    assert [inside for _, inside in published("front")] == ports
+    assert f"in ({', '.join(ports)})" in health_check("front")[-1]
 
 
-@pytest.mark.parametrize("service", DESK)
+def test_the_front_waits_longer_than_the_desk_and_stops_in_time() -> None:
+    waits = {name: float(seconds) for name, seconds in re.findall(r"^ +(.+?) (\d+)s\b", HAPROXY, re.MULTILINE)}
+    order_seconds_max, connections_max = (
+        Settings.model_fields[name].default for name in ("order_seconds_max", "connections_max")
+    )
+    grace_seconds = float(SERVICES["front"]["stop_grace_period"].removesuffix("s"))
+    assert order_seconds_max < waits["hard-stop-after"] < grace_seconds
+    assert max(order_seconds_max, KEEP_ALIVE_SECONDS) < min(waits["timeout client"], waits["timeout server"])
+    assert SERVICES["front"]["stop_signal"] == "SIGUSR1"  # HAProxy's soft stop
+    all_max, of_one_max = map(int, re.findall(r"^ +maxconn (\d+)\b", HAPROXY, re.MULTILINE))
+    assert connections_max < of_one_max
+    assert all_max == of_one_max * HAPROXY.count("\nlisten ")
+
+
+def test_the_front_is_told_nothing() -> None:
+    assert SERVICES["front"].keys().isdisjoint({"environment", "env_file", "secrets", "volumes", "networks"})
+
+
+@pytest.mark.parametrize("service", [*DESK, "front"])
 def test_a_service_may_do_nothing_that_it_need_not(service: str) -> None:
     it = SERVICES[service]
     assert it["read_only"] is True
@@ -115,16 +152,22 @@ def test_a_plain_up_starts_neither_tests_nor_load() -> None:
     assert waited_for.isdisjoint(IN_PROFILES)
 
 
-def test_the_last_stage_is_small_and_runs_as_nobody() -> None:
-    last = DOCKERFILE.rpartition("\nFROM ")[2]
-    assert last.startswith("${PYTHON_IMAGE} AS desk\n")
-    assert re.search(r"^USER \d+:\d+$", last, re.MULTILINE)
+@pytest.mark.parametrize("name", ["front", "desk"])
+def test_what_runs_has_no_installer_and_runs_as_nobody(name: str) -> None:
+    assert f"\nFROM bare AS {name}\n" in DOCKERFILE
+    assert "shutil.rmtree" in stage("bare")
+    assert re.search(r"^USER \d+:\d+$", stage(name), re.MULTILINE)
+    assert "pip install" not in stage(name)
+
+
+def test_the_last_stage_is_small_and_is_the_desk() -> None:
+    last = stage("desk")
+    assert DOCKERFILE.endswith(last)
     assert 'ENTRYPOINT ["buydesk"]' in last
-    [health] = re.findall(r"^HEALTHCHECK .* CMD (\[.*\])$", last, re.MULTILINE)
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert json.loads(health)[0] in scripts
+    assert health_check("desk")[0] in scripts
     assert f"ARG VERSION={__version__}\n" in last
-    assert not re.search(r"apt-get|pip install", last)
+    assert "apt-get" not in last
 
 
 def test_what_is_installed_is_pinned_by_hash() -> None:

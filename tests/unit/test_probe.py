@@ -1,7 +1,6 @@
 """The health check of a container asks what runs in it, and only a 200 is good."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from buydesk import addresses
 from buydesk.local import probe
 
 SERVE = "/opt/buydesk/bin/python\0/opt/buydesk/bin/buydesk\0serve\0db_proxy\0"
-FRONT = "/opt/buydesk/bin/python\0/opt/buydesk/bin/buydesk\0front\0create_buy_order\0db_proxy\0"
 
 Runs = Callable[[str], None]
 
@@ -35,8 +33,7 @@ class Answering:
         self.asked: list[bytes] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError):  # only a connection
-            self.asked.append(await reader.readuntil(b"\r\n\r\n"))
+        self.asked.append(await reader.readuntil(b"\r\n\r\n"))
         writer.write(self.answer)
         await writer.drain()
         writer.close()
@@ -48,7 +45,6 @@ async def answering(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Answering]
     server = await asyncio.start_server(answering.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     monkeypatch.setitem(addresses.PORTS, "db_proxy", port - 1)
-    monkeypatch.setitem(addresses.PORTS, "create_buy_order", port - 1)
     monkeypatch.setenv("BUYDESK_PORT_OFFSET", "1")
     async with server:
         yield answering
@@ -59,17 +55,6 @@ async def test_a_service_that_is_ready_is_healthy(answering: Answering, runs: Ru
     assert await asyncio.to_thread(probe.main) == 0
     [asked] = answering.asked
     assert asked.startswith(b"GET /readyz HTTP/1.1\r\nHost: ")
-
-
-async def test_a_front_is_healthy_when_it_takes_connections_for_each_of_its_services(
-    answering: Answering, runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runs(FRONT)
-    answering.answer = b"HTTP/1.1 503 nobody is behind it"
-    assert await asyncio.to_thread(probe.main) == 0
-    monkeypatch.setitem(addresses.PORTS, "create_buy_order", 0)  # and the offset of 1
-    assert await asyncio.to_thread(probe.main) == 1
-    assert "port 1: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 503 Service Unavailable no price", b"", b"SSH-2.0"])
