@@ -16,7 +16,10 @@ import httpx2
 from buydesk.settings import PORTS
 
 START_SECONDS_MAX = 60
-_offsets = itertools.count(1000 + os.getpid() % 300 * 100, 60)
+# Below the ports that the system gives to outgoing connections (from 32768 on); each process begins elsewhere.
+_POSSIBLE = range(1000, 24_000, 60)
+_FIRST = os.getpid() * 37 % len(_POSSIBLE)
+_offsets = itertools.cycle((*_POSSIBLE[_FIRST:], *_POSSIBLE[:_FIRST]))
 
 
 def free_offset() -> int:
