@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ START_SECONDS_MAX = 60
 # Below the ports that the system gives to outgoing connections (from 32768 on); each process begins elsewhere.
 _POSSIBLE = range(1000, 24_000, 60)
 _FIRST = os.getpid() * 37 % len(_POSSIBLE)
-_offsets = itertools.cycle((*_POSSIBLE[_FIRST:], *_POSSIBLE[:_FIRST]))
+_offsets: Iterator[int] = itertools.cycle((*_POSSIBLE[_FIRST:], *_POSSIBLE[:_FIRST]))
 
 
 def free_offset() -> int:
