@@ -28,7 +28,7 @@ endif
 check: .venv/.dev ## format, lint, types, imports, security, files: what .pre-commit-config.yaml lists
 	@PRE_COMMIT_HOME=$(CURDIR)/.venv/.pre-commit $(BIN)/python -m pre_commit run --all-files
 
-bench: .venv/.run ## measure the desk beside its baselines (needs wrk); ARGS="--quick" tries it, ARGS=--help lists more
+bench: .venv/.dev ## measure the desk beside its baselines (needs wrk); ARGS="--quick" tries it, ARGS=--help lists more
 	@exec $(BIN)/python -m bench $(ARGS)
 
 load: .venv/.load ## make load on a desk that is up, for 20 s; ARGS=--ui opens a page for it, ARGS=--help lists more

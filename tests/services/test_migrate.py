@@ -72,7 +72,7 @@ async def test_a_second_run_changes_nothing_and_keeps_the_cap(dsn: str) -> None:
 async def test_orders_placed_before_an_upgrade_are_kept_and_repeated(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     upgrade = command.upgrade
     with monkeypatch.context() as patch:
-        patch.setattr(command, "upgrade", lambda config, _: upgrade(config, "0001"))
+        patch.setattr(command, "upgrade", lambda config, _, sql: upgrade(config, "base:0001", sql=sql))
         await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
     items = [placement(100, "a"), placement(200), placement(300, "c")]
     # The program of the version before calls it in the same way before and after.

@@ -3,7 +3,6 @@
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 _NAMED = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | re.DOTALL)
 
@@ -18,8 +17,6 @@ QUERIES: dict[str, str] = {
 }
 
 
-def run_beside(migration: str, connection: Any) -> None:
-    """Runs the .sql file beside a migration, given its file, in the migration's transaction: Alembic's connection."""
-    statements = Path(migration).with_suffix(".sql").read_text(encoding="utf-8")
-    # Several statements in one text: asyncpg takes them, SQLAlchemy's prepared statements do not.
-    connection.connection.dbapi_connection.run_async(lambda driver: driver.execute(statements))
+def beside(migration: str) -> str:
+    """The text of the .sql file beside a migration, given its file."""
+    return Path(migration).with_suffix(".sql").read_text(encoding="utf-8")

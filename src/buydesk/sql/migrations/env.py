@@ -1,6 +1,6 @@
-"""How Alembic gets its connection: the one that `buydesk.backends.migrate` holds, lock included."""
+"""What Alembic has to know to write a migration down as SQL (`buydesk.backends.migrate`)."""
 
 from alembic import context
 
-context.configure(connection=context.config.attributes["connection"])
+context.configure(dialect_name="postgresql")
 context.run_migrations()

@@ -2,12 +2,12 @@
 
 from alembic import op
 
-from buydesk.sql import run_beside
+from buydesk.sql import beside
 
 revision = "0002"
 down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Runs the file beside this one."""
-    run_beside(__file__, op.get_bind())
+    """The file beside this one."""
+    op.get_context().impl.static_output(beside(__file__))
