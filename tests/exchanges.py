@@ -164,10 +164,11 @@ def bitfinex_answer(books: Books) -> bytes:
     return f"[{','.join(f'[{row}]' for row in rows)}]".encode()
 
 
-def gemini_answer(bid: str, ask: str, timestamp: str) -> bytes:
-    """Synthetic; the recorded volume stays. `timestamp` is written into it as it is."""
+def gemini_answer(bid: str, ask: str, timestamp: str, currency: str = "EUR") -> bytes:
+    """Synthetic: the recording is of BTCUSD; the recorded volumes stay. `timestamp` is written into it as it is."""
     answer = recorded("gemini") | {"bid": bid, "ask": ask}
-    answer["volume"] |= {"timestamp": "@"}
+    volume = answer["volume"]
+    answer["volume"] = {"BTC": volume["BTC"], currency: volume["USD"], "timestamp": "@"}
     return json.dumps(answer).replace('"@"', timestamp).encode()
 
 
@@ -193,5 +194,7 @@ _ANSWERS: dict[str, Callable[[web.Request, Books, datetime], bytes]] = {
     ),
     "bitstamp": lambda request, books, now: bitstamp_answer(*_book(request, books), str(int(now.timestamp()))),
     "bitfinex": lambda _, books, __: bitfinex_answer(books),
-    "gemini": lambda request, books, now: gemini_answer(*_book(request, books), str(int(now.timestamp() * 1000))),
+    "gemini": lambda request, books, now: gemini_answer(
+        *_book(request, books), str(int(now.timestamp() * 1000)), request.match_info["currency"].upper()
+    ),
 }

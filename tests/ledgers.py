@@ -64,8 +64,8 @@ def record(rate_e8: int = 20_000 * 10**8, *, age: float = 0, ttl: float = 60, **
         as_of + timedelta(seconds=ttl),
         "sandbox",
         rates_e8,
-        tuple(Quote("test", currency, rate, rate, as_of) for currency, rate in rates_e8.items()),
-        rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=1),
+        tuple(Quote(source, currency, rate, rate, as_of) for currency, rate in rates_e8.items() for source in "ab"),
+        rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
         decided_at=as_of,
     )
 

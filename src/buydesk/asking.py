@@ -51,6 +51,8 @@ class AskedSource:
         self._call: asyncio.Task[Observation | Exception] | None = None
         self._problem = "has not been asked yet"
         self._failures = 0
+        self._last_error = ""
+        self._failed_at: datetime | None = None
         self._rest_seconds = 0.0
         self._rests_until = clock()
         self._quotes: tuple[Quote, ...] = ()
@@ -82,6 +84,8 @@ class AskedSource:
             # What is no rate cannot be written down.
             mids_e8={each.currency: each.mid_e8 for each in self._quotes if is_price(each)} if self._quotes else None,
             quoted_at=min((quote.observed_at for quote in self._quotes), default=None),
+            last_error=self._last_error,
+            failed_at=self._failed_at,
             resting_until=self._now() + timedelta(seconds=rest_seconds) if rest_seconds > 0 else None,
         )
 
@@ -110,6 +114,7 @@ class AskedSource:
         else:
             self._problem = f"failed ({type(error).__name__})"
             _log.info("%s failed in a way that is not foreseen", self.name, exc_info=error)
+        self._last_error, self._failed_at = self._problem, self._now()
         self._failures += 1
         self.failures_total += 1
         if self._failures >= FAILURES_BEFORE_REST:

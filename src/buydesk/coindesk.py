@@ -1,6 +1,6 @@
 """CoinDesk's retired price documents, made of a price record of ours: of all currencies, and of one.
 
-Programs written for them keep working. This is the one place where a price becomes a float: the documents had one.
+Programs written for them keep working. Their price is a float as well as text: nowhere else does a client get one.
 """
 
 from datetime import UTC, datetime

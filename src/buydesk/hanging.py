@@ -102,23 +102,27 @@ class Hanging:
     async def _look(self, price: DecidedPrice) -> None:
         try:
             self._require_usable(price)
-            if not await self._has_price():
+            hanging = await self._hanging()
+            if hanging is None:
                 # As it was first published: never valid for longer.
                 await self._reach(partial(self._board.publish, price.record))
                 self._log.info("The price board had lost the price, which hangs there again.")
                 if self._state is not None:
                     await self.tell(self._state)
+            elif hanging.id == price.record.id and hanging.expires_at < price.record.expires_at:
+                # Somebody has shortened it: hung again, it would be that short too.
+                shortened = (price.record.expires_at - hanging.expires_at).total_seconds()
+                self._price = DecidedPrice(hanging, price.usable_until - shortened)
         except DeskError:
             pass  # it has ended, or the board has another updater's or is away: nothing that could be mended here
         except Exception as error:  # of whatever kind: the next tick comes, and says what it cannot do
             self._lose_sight(error)
 
-    async def _has_price(self) -> bool:
+    async def _hanging(self) -> PriceRecord | None:
         try:
-            await self._reach(self._board.latest)
+            return await self._reach(self._board.latest)
         except PriceUnavailable:
-            return False
-        return True
+            return None
 
     def _require_usable(self, price: DecidedPrice) -> None:
         """Raises PriceStale, or PriceUnavailable for a record from the future: the clock was set back since."""

@@ -102,6 +102,8 @@ def feed_state_document(state: FeedState) -> dict[str, object]:
                 "mids": each.mids_e8 and _rates_document(each.mids_e8),
                 "quoted_at": each.quoted_at and format_time(each.quoted_at),
                 "resting_until": each.resting_until and format_time(each.resting_until),
+                "last_error": each.last_error,
+                "failed_at": each.failed_at and format_time(each.failed_at),
             }
             for each in state.sources
         ],
@@ -186,6 +188,8 @@ def _source_state(state: Mapping[str, object], where: str) -> SourceState:
         None if mids is None else _some_rates(mids, f"{where}mids."),
         _optional(state, "quoted_at", read_time, where),
         _optional(state, "resting_until", read_time, where),
+        _optional(state, "last_error", read_text, where) or "",
+        _optional(state, "failed_at", read_time, where),
     )
 
 

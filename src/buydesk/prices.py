@@ -4,7 +4,7 @@ How quotes become a record is `pricing`'s, how a record is written as JSON `pric
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal, Protocol
@@ -17,6 +17,8 @@ Feed = Literal["sandbox", "live"]
 
 PRICE_TTL_SECONDS_MAX = 3600
 RULE_VERSION = 1
+# One source proves nothing, whatever the settings are.
+SOURCES_MIN = 2
 HISTORY_MINUTES_MAX = 24 * 60
 HISTORY_POINTS_MAX = 1000
 # For so long after its observation the last record is kept: to show history, and to tell stale from none.
@@ -69,7 +71,7 @@ class PriceRecord:
 
     `as_of` is when the oldest quote used was observed. The record may be used until `expires_at` and not longer.
     `replayed_from` is the historic minute a sandbox record shows; None on the live feed. `rule` and `decided_at` are
-    None for records of the time before there was a rule: one source, its middle of bid and ask.
+    None for records of the time before there was a rule: they prove nothing.
     """
 
     id: uuid.UUID
@@ -127,7 +129,8 @@ class SourceState:
     """How a source is. `detail` says what is wrong, "" when all of its last quotes were used.
 
     `mids_e8` are of its last quotes, observed at `quoted_at`, however long ago: None before the first. `failures`
-    counts the last calls in a row that failed. Until `resting_until` it is left alone (its breaker is open).
+    counts the last calls in a row that failed; `last_error` is what was wrong the last time one did, at `failed_at`,
+    however long ago. Until `resting_until` it is left alone (its breaker is open).
     """
 
     source: str
@@ -136,6 +139,8 @@ class SourceState:
     mids_e8: Mapping[Currency, int] | None = None
     quoted_at: datetime | None = None
     resting_until: datetime | None = None
+    last_error: str = ""
+    failed_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +247,29 @@ def valid_record(hanging: PriceRecord | None, now: datetime, skew_seconds_max: f
     return hanging
 
 
+class Countdown:
+    """How long the record that hangs may still be used. `clock` counts seconds, monotonically.
+
+    From the first look at a record on, a wall clock that steps back does not make it valid for longer.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._id: uuid.UUID | None = None
+        self._until = 0.0
+
+    def require_usable(self, record: PriceRecord, now: datetime) -> PriceRecord:
+        """The record; raises PriceStale."""
+        moment = self._clock()
+        until = moment + (record.expires_at - now).total_seconds()
+        if record.id == self._id:
+            until = min(until, self._until)
+        self._id, self._until = record.id, until
+        if moment >= until:
+            raise stale(record.as_of, record.expires_at)
+        return record
+
+
 def told_state(told: FeedState | None, now: datetime) -> FeedState:
     """What was told last, if that was within a day; raises PriceUnavailable."""
     if told is None or now - told.at >= KEPT_FOR:
@@ -267,17 +295,12 @@ def observed_by(now: datetime, skew_seconds_max: float) -> datetime:
 def require_plausible(
     record: PriceRecord, feed: Feed, ttl_seconds_max: float, skew_seconds_max: float, now: datetime
 ) -> None:
-    """Raises NotARecord for a record of another feed, one without its proof, one from the future and one valid for
-    longer than allowed.
+    """Raises NotARecord for a record of another feed, one from the future and one valid for longer than allowed.
 
     Whatever the settings or the clock of its sender are, none of these may become a price.
     """
     if record.feed != feed:
         raise NotARecord("feed", f"must be {feed}, the feed of this desk")
-    if record.rule is None or record.decided_at is None:
-        raise NotARecord("rule", "must be there, with decided_at: a price needs its proof")
-    if not record.used:
-        raise NotARecord("sources.used", "must have the quotes that the price was made of")
     if record.as_of > observed_by(now, skew_seconds_max):
         raise NotARecord("as_of", f"must not lie more than {skew_seconds_max:g} s in the future")
     if record.expires_at <= record.as_of:

@@ -1,16 +1,57 @@
-"""Proof: whether a stored order's price and satoshi follow from the price record that is stored with it.
+"""Proof: whether a price follows from its record's quotes, and an order's price and satoshi from its price record.
 
 Everything is computed anew, the price from its quotes by the rule with the limits it had. Pure.
 """
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
+from functools import lru_cache
 
 from buydesk.money import Currency, format_btc, format_rate, satoshi_for
 from buydesk.orders import Order
-from buydesk.prices import PRICE_TTL_SECONDS_MAX, RULE_VERSION, PriceRecord, Rule
+from buydesk.prices import (
+    PRICE_TTL_SECONDS_MAX,
+    RULE_VERSION,
+    SOURCES_MIN,
+    NotARecord,
+    PriceRecord,
+    Rule,
+    require_plausible,
+)
 from buydesk.pricing import decide, listed
+from buydesk.settings import Settings
 from buydesk.times import format_time
+
+
+def require_proven(record: PriceRecord, settings: Settings, now: datetime) -> None:
+    """Raises NotARecord unless the record may be a price of this desk: plausible now (`require_plausible`), and proven
+    by its own quotes with limits that allow no more than the settings do.
+
+    Whoever takes a record from another process asks this: what that one was set to, or got wrong, sells nothing.
+    """
+    require_plausible(record, settings.price_feed, settings.price_ttl_seconds, settings.clock_skew_seconds_max, now)
+    if why := _unproven(record, settings.pricing_rule):
+        raise NotARecord("record", why)
+
+
+# For a minute each order brings the same record.
+@lru_cache(maxsize=8)
+def _unproven(record: PriceRecord, limits: Rule) -> str:
+    """Why the record's price is not proven within the limits, "" when it is."""
+    return "; ".join([*_doubts_of_record(record), *_doubts_of_limits(record.rule or limits, limits)])
+
+
+def _doubts_of_limits(rule: Rule, limits: Rule) -> Iterator[str]:
+    allowed = {
+        "quote_age_seconds": (rule.quote_age_seconds_max, limits.quote_age_seconds_max),
+        "spread_bp": (rule.spread_bp_max, limits.spread_bp_max),
+        "deviation_bp": (rule.deviation_bp_max, limits.deviation_bp_max),
+    }
+    for name, (most, limit) in allowed.items():
+        if most > limit:
+            yield f"its rule allows a {name} of {most}, and this desk {limit}"
+    if rule.sources_min < limits.sources_min:
+        yield f"its rule is content with {rule.sources_min} sources, and this desk needs {limits.sources_min}"
 
 
 def doubts(order: Order, record: PriceRecord, clock_skew: timedelta = timedelta()) -> list[str]:
@@ -57,18 +98,13 @@ def _doubts_of_record(record: PriceRecord) -> Iterator[str]:
     elif record.as_of != min(quote.observed_at for quote in record.used):
         yield f"the record is dated {format_time(record.as_of)}, which is not when its oldest quote was observed"
     if record.rule is None or record.decided_at is None:
-        yield from _doubts_without_rule(record)
+        yield "the record tells no rule, and not when it was applied"
+    elif record.rule.sources_min < SOURCES_MIN:
+        yield f"by the record's rule {record.rule.sources_min} source is enough, which proves nothing"
     elif record.rule.version != RULE_VERSION:
         yield f"version {record.rule.version} of the pricing rule is not known"
     else:
         yield from _doubts_of_rule(record, record.rule, record.decided_at)
-
-
-def _doubts_without_rule(record: PriceRecord) -> Iterator[str]:
-    """Of the time before there was a rule: the price was the middle of the one source's bid and ask."""
-    mids_e8 = {quote.currency: quote.mid_e8 for quote in record.used}
-    if len(record.used) != len(mids_e8) or mids_e8 != record.rates_e8:
-        yield f"the rates are {_written(record.rates_e8)}, and the middles of the quotes {_written(mids_e8)}"
 
 
 def _doubts_of_rule(record: PriceRecord, rule: Rule, decided_at: datetime) -> Iterator[str]:

@@ -7,6 +7,7 @@ BUYDESK_. One that is unknown, or has no sense by itself or beside the others, f
 import os
 import re
 import secrets
+from functools import cached_property
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
@@ -27,7 +28,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from buydesk import addresses
 from buydesk.errors import CannotStart
-from buydesk.prices import PRICE_TTL_SECONDS_MAX
+from buydesk.prices import PRICE_TTL_SECONDS_MAX, SOURCES_MIN, Rule
 
 PREFIX = "BUYDESK_"
 PORTS = addresses.PORTS
@@ -171,7 +172,9 @@ class Settings(BaseSettings):
     )
     source_rest_seconds_max: Seconds = Field(240, description="The longest rest of a source that keeps failing.")
     quote_age_seconds_max: Count = Field(30, description="Older quotes prove no price.")
-    price_sources_min: Annotated[int, Field(ge=2, le=5)] = Field(2, description="Sources that must agree on a price.")
+    price_sources_min: Annotated[int, Field(ge=SOURCES_MIN, le=5)] = Field(
+        SOURCES_MIN, description="Sources that must agree on a price."
+    )
     price_deviation_bp_max: BasisPoints = Field(100, description="How far apart sources that agree may be, in 0.01 %.")
     price_spread_bp_max: BasisPoints = Field(
         1000, description="How far a quote's ask may lie above its bid, in 0.01 %."
@@ -179,7 +182,8 @@ class Settings(BaseSettings):
     price_jump_bp_max: BasisPoints = Field(
         500, description="A price further from the last one has to be seen twice in a row, in 0.01 %."
     )
-    replay_speed: Annotated[float, Field(ge=0, le=10_000)] = Field(1, description="Historic minutes a minute.")
+    # Faster, one tick of 15 s would now and then move further than a price may jump.
+    replay_speed: Annotated[float, Field(ge=0, le=60)] = Field(1, description="Historic minutes a minute.")
     sandbox_fault: SandboxFault | None = Field(
         None, description="How the sandbox's price sources misbehave, to see what the desk does."
     )
@@ -284,6 +288,16 @@ class Settings(BaseSettings):
                 # Frozen to everybody else; a default that depends on other settings has to be filled in here.
                 self.__dict__[f"{service}_url"] = self.own_url(service)
         return self
+
+    @cached_property
+    def pricing_rule(self) -> Rule:
+        """The pricing rule with these limits."""
+        return Rule(
+            quote_age_seconds_max=self.quote_age_seconds_max,
+            spread_bp_max=self.price_spread_bp_max,
+            deviation_bp_max=self.price_deviation_bp_max,
+            sources_min=self.price_sources_min,
+        )
 
     def port(self, service: str) -> int:
         """The port the service listens on."""

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ QUICK = {
     "BUYDESK_SOURCE_REST_SECONDS": "0.5",
     "BUYDESK_SOURCE_REST_SECONDS_MAX": "1",
 }
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 # What the sandbox's first minute costs.
 CLOSES = {"EUR": "20572.78", "GBP": "18271.51", "USD": "21712.51"}
 
@@ -165,6 +167,25 @@ async def test_a_live_desk_sells_with_two_exchanges_refuses_with_one_and_recover
             await stand_ins[name].start()
         await until(client.uses, set(stand_ins))
         assert (await client.buy("recovered")).status_code == 201
+
+        # Three misbehave, each in its own way; the price is that of the other two, and the record says why.
+        for misbehaving in (
+            {
+                "kraken": ("garbage", b'{"error":["EService:Busy"]}'),
+                "gemini": ("status", 451),
+                "coinbase": ("status", 429),
+            },
+            {"kraken": ("crossed", True), "gemini": ("factor", Decimal("1.02")), "coinbase": ("frozen_at", LONG_AGO)},
+        ):
+            for name, (fault, value) in misbehaving.items():
+                setattr(stand_ins[name], fault, value)
+            await until(client.uses, set(stand_ins) - misbehaving.keys())
+            assert (await client.buy()).status_code == 201
+            rejected = {each["source"]: each["reason"] for each in (await client.record())["sources"]["rejected"]}
+            assert rejected.keys() == misbehaving.keys(), rejected
+            stand_ins.heal()
+            await until(client.uses, set(stand_ins))
+            assert (await client.source("kraken"))["last_error"]
         assert (await client.part("sources"))["level"] == "ok"
         assert await client.prove_all() >= 5
         assert await desk.stop() == 0

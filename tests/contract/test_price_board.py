@@ -102,13 +102,18 @@ async def board(
 
 
 def record(as_of: datetime = NOON, rate_e8: int = 20_572_78 * 10**6) -> PriceRecord:
+    rates_e8 = {Currency.EUR: rate_e8, Currency.GBP: 18_271_51 * 10**6, Currency.USD: 21_712_51 * 10**6 + 1}
     return PriceRecord(
         id=uuid.uuid4(),
         as_of=as_of,
         expires_at=as_of + TTL,
         feed="sandbox",
-        rates_e8={Currency.EUR: rate_e8, Currency.GBP: 18_271_51 * 10**6, Currency.USD: 21_712_51 * 10**6 + 1},
-        used=(Quote("one", Currency.EUR, rate_e8 - 3, rate_e8 + 3, as_of - MOMENT),),
+        rates_e8=rates_e8,
+        used=tuple(
+            Quote(source, currency, rate_e8 - 3, rate_e8 + 3, as_of)
+            for currency, rate_e8 in rates_e8.items()
+            for source in ("one", "öne")
+        ),
         rejected=(
             Rejection("ötħer", 'gave "no" answer\n'),
             Rejection("two", "is too far off", Quote("two", Currency.GBP, 10**8, 10**8, as_of)),
@@ -526,19 +531,55 @@ async def test_recorded_prices_left_in_redis_are_no_live_prices(clock: Clock, re
 
 
 @pytest.mark.parametrize("garbage", [b"", b"no JSON", b"[]", b'{"id":1}'])
-async def test_what_is_no_record_in_redis_is_never_a_price(
+async def test_what_is_no_record_in_redis_is_never_a_price_and_keeps_none_away(
     settings: Settings, clock: Clock, redis_url: str, garbage: bytes
 ) -> None:
     async with redis_board(settings, clock, redis_url) as board, Redis.from_url(redis_url) as client:
         await client.hset("buydesk:prices:sandbox:hanging", "document", garbage)
         await client.zadd("buydesk:prices:sandbox:points", {garbage: (NOON - EPOCH) / MOMENT})
         await client.set("buydesk:prices:sandbox:sources", garbage)
-        for call in (board.latest(), board.history(60, 5), board.feed_state()):
+        for call in (board.latest(), board.feed_state()):
             with pytest.raises(PriceBoardUnavailable, match="not a price record"):
                 await call
+        assert await board.history(60, 5) == []
         published = record()
         await board.publish(published)
         assert await board.latest() == published
+
+
+async def test_record_of_a_desk_with_laxer_settings_in_redis_is_no_price(
+    settings: Settings, clock: Clock, redis_url: str
+) -> None:
+    async with redis_board(settings, clock, redis_url) as lax, Redis.from_url(redis_url) as client:
+        await lax.publish(replace(record(), expires_at=NOON + 2 * TTL))
+        board = RedisPriceBoard(client, settings, clock)
+        with pytest.raises(PriceUnavailable, match="must not be more than 60 s after as_of"):
+            await board.latest()
+        newer = record(NOON + MOMENT)
+        await board.publish(newer)
+        assert await board.latest() == newer
+
+
+@pytest.mark.parametrize("kind", ["memory", "redis"])
+async def test_clock_that_steps_back_does_not_make_what_hangs_valid_for_longer(
+    settings: Settings, clock: Clock, redis_url: str, kind: str
+) -> None:
+    seconds = 1000.0
+    async with Redis.from_url(redis_url) as client, redis_board(settings, clock, redis_url):
+        board: PriceBoard = (
+            MemoryPriceBoard(settings, clock, lambda: seconds)
+            if kind == "memory"
+            else RedisPriceBoard(client, settings, clock, lambda: seconds)
+        )
+        published = record()
+        await board.publish(published)
+        assert await board.latest() == published
+        clock.moment -= timedelta(seconds=5)
+        seconds += 59
+        assert await board.latest() == published
+        seconds += 1
+        with pytest.raises(PriceStale):
+            await board.latest()
 
 
 async def test_redis_client_that_decodes_answers_serves_as_well(
@@ -556,7 +597,7 @@ async def test_redis_client_that_decodes_answers_serves_as_well(
         await board.close()
 
 
-async def test_what_an_earlier_version_left_in_redis_is_a_price_and_no_history(
+async def test_what_an_earlier_version_left_in_redis_is_no_price_and_no_history(
     settings: Settings, clock: Clock, redis_url: str
 ) -> None:
     left = replace(record(), rejected=(), rule=None, decided_at=None)
@@ -577,7 +618,8 @@ async def test_what_an_earlier_version_left_in_redis_is_a_price_and_no_history(
             text,
         ]
         await client.hset("buydesk:prices:sandbox:hanging", items=members)
-        assert await board.latest() == left
+        with pytest.raises(PriceUnavailable, match="no price of this desk: record: the record tells no rule"):
+            await board.latest()
         assert await whole_history(board) == []
         with pytest.raises(PriceSuperseded):
             await board.publish(record(NOON - MOMENT))

@@ -67,23 +67,28 @@ async def client(settings: Settings, board: MemoryPriceBoard, clock: Clock) -> A
 
 
 def record(as_of: datetime = NOON, **members: Any) -> PriceRecord:
+    rates_e8 = {
+        Currency.EUR: 20_572_78 * 10**6,
+        Currency.GBP: 18_271_51 * 10**6,
+        Currency.USD: 21_712_51 * 10**6 + 1,
+    }
     made = PriceRecord(
         id=uuid.uuid4(),
         as_of=as_of,
         expires_at=as_of + TTL,
         feed="sandbox",
-        rates_e8={
-            Currency.EUR: 20_572_78 * 10**6,
-            Currency.GBP: 18_271_51 * 10**6,
-            Currency.USD: 21_712_51 * 10**6 + 1,
-        },
-        used=(Quote("one", Currency.EUR, 20_572_00 * 10**6, 20_573_56 * 10**6, as_of),),
+        rates_e8=rates_e8,
+        used=tuple(
+            Quote(source, currency, rate_e8 - 78 * 10**6, rate_e8 + 78 * 10**6, as_of)
+            for currency, rate_e8 in rates_e8.items()
+            for source in ("one", "two")
+        ),
         rejected=(
             Rejection("another", "gave no answer"),
             Rejection("third", "is older than 30 s", Quote("third", Currency.EUR, 10**12, 10**12, as_of)),
         ),
         replayed_from=datetime(2023, 3, 9, tzinfo=UTC),
-        rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=1),
+        rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
         decided_at=as_of + TTL / 60,
     )
     return replace(made, **members)
@@ -93,7 +98,7 @@ def state(at: datetime = NOON, **members: Any) -> FeedState:
     rates = {Currency.EUR: 20_572_78 * 10**6}
     sources = (
         SourceState("one", "", mids_e8=rates, quoted_at=at),
-        SourceState("another", "gave no answer", failures=3, resting_until=at + TTL),
+        SourceState("another", "gave no answer", 3, resting_until=at + TTL, last_error="gave no answer", failed_at=at),
     )
     return replace(FeedState(at, "sandbox", "only 1 of at least 2 sources agree", sources), **members)
 
@@ -142,7 +147,15 @@ async def test_record_shows_its_proof(client: httpx2.AsyncClient, board: MemoryP
     document = (await client.get("/record")).json()
     noon = "2026-01-31T12:00:00.123456Z"
     assert document["sources"] == {
-        "used": [{"source": "one", "currency": "EUR", "bid": "20572.00", "ask": "20573.56", "observed_at": noon}],
+        "used": [
+            {"source": source, "currency": currency, "bid": bid, "ask": ask, "observed_at": noon}
+            for currency, bid, ask in (
+                ("EUR", "20572.00", "20573.56"),
+                ("GBP", "18270.73", "18272.29"),
+                ("USD", "21711.73000001", "21713.29000001"),
+            )
+            for source in ("one", "two")
+        ],
         "rejected": [
             {"source": "another", "reason": "gave no answer", "quote": None},
             {
@@ -163,7 +176,7 @@ async def test_record_shows_its_proof(client: httpx2.AsyncClient, board: MemoryP
         "quote_age_seconds_max": 30,
         "spread_bp_max": 1000,
         "deviation_bp_max": 100,
-        "sources_min": 1,
+        "sources_min": 2,
     }
     assert document["decided_at"] == "2026-01-31T12:00:01.123456Z"
 
@@ -505,6 +518,8 @@ async def test_what_was_told_of_the_sources_is_shown_to_anybody(client: httpx2.A
             "mids": {"EUR": "20572.78"},
             "quoted_at": "2026-01-31T11:52:00.123456Z",
             "resting_until": None,
+            "last_error": "",
+            "failed_at": None,
         },
         {
             "source": "another",
@@ -513,6 +528,8 @@ async def test_what_was_told_of_the_sources_is_shown_to_anybody(client: httpx2.A
             "mids": None,
             "quoted_at": None,
             "resting_until": "2026-01-31T11:53:00.123456Z",
+            "last_error": "gave no answer",
+            "failed_at": "2026-01-31T11:52:00.123456Z",
         },
     ]
 

@@ -550,7 +550,10 @@ async def test_board_that_stays_away_gets_the_next_price_when_it_is_due(
     running = await run_ticks(time, board, 3, [well], [well])
     assert await failure_of(running) == "The board is away."
     assert board.told == []
-    assert logged() == ["WARNING The price board cannot be used: The board is away."]
+    assert logged() == [
+        "WARNING The price board cannot be used: The board is away.",
+        "CRITICAL There is no price, and no orders are taken when the last one has ended: The board is away.",
+    ]
 
 
 async def test_service_is_not_ready_while_the_board_is_away_between_two_ticks(time: Time, board: Board) -> None:
@@ -643,7 +646,12 @@ async def test_fault_that_is_not_foreseen_ends_one_tick_only(time: Time, logged:
     assert board.told[0].problem == "Something went wrong here (RuntimeError)."
     assert board.told[1].problem == ""
     await running.check()
-    assert logged() == ["ERROR No price was published"]
+    fault = "Something went wrong here (RuntimeError)."
+    assert logged() == [
+        "ERROR No price was published",
+        f"CRITICAL There is no price, and no orders are taken when the last one has ended: {fault}",
+        "INFO There is a price again.",
+    ]
 
 
 def test_what_was_wrong_with_a_source_is_listed_by_currency() -> None:

@@ -393,6 +393,8 @@ async def test_sources_that_all_are_fine_are_told_one_by_one(bench: Bench, clien
                 "mids": {"EUR": "20000.00", "GBP": "20000.00", "USD": "20000.00"},
                 "quoted_at": "2026-01-31T12:00:00.000000Z",
                 "resting_until": None,
+                "last_error": "",
+                "failed_at": None,
             }
         ],
     }
@@ -410,6 +412,8 @@ async def test_one_source_down_is_a_warning_and_the_desk_is_fine(bench: Bench, c
         "mids": None,
         "quoted_at": None,
         "resting_until": "2026-01-31T12:00:15.000000Z",
+        "last_error": "",
+        "failed_at": None,
     }
 
 

@@ -294,10 +294,12 @@ async def test_source_that_failed_three_times_in_a_row_is_left_alone_for_its_res
     clock.seconds += 9.5
     assert await reason_of(source) == "is left alone after 3 failures in a row; the last: is closed"
     assert (exchange.asked, source.failures_total) == (3, 3)
-    assert source.state() == SourceState("exchange", "is closed", 3, None, None, NOON + timedelta(seconds=10))
+    rests_until = NOON + timedelta(seconds=10)
+    assert source.state() == SourceState("exchange", "is closed", 3, None, None, rests_until, "is closed", NOON)
     clock.seconds += 0.5
     assert (await source.ask()).quotes == QUOTES
     assert (source.state().failures, source.state().resting_until, source.state().detail) == (0, None, "")
+    assert (source.state().last_error, source.state().failed_at) == ("is closed", NOON), "it is not forgotten"
 
 
 async def test_each_further_failure_doubles_the_rest_up_to_the_longest(clock: Clock) -> None:

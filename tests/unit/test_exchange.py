@@ -238,7 +238,8 @@ async def test_status_other_than_200_is_refused_though_the_body_is_fine(status: 
 
 
 @pytest.mark.parametrize(
-    ("age", "seconds"), [("0", 0), ("25", 25), ("86400", 86_400), ("-5", 0), ("9" * 10, 0), ("²", 0), ("soon", 0)]
+    ("age", "seconds"),
+    [("0", 0), ("25", 25), ("86400", 86_400), ("25, 30", 25), ("2147483648", 2**31 - 1), ("9" * 5000, 2**31 - 1)],
 )
 async def test_answer_out_of_a_cache_is_as_old_as_it_says(age: str, seconds: int) -> None:
     async def handler(request: web.Request) -> web.Response:
@@ -248,6 +249,14 @@ async def test_answer_out_of_a_cache_is_as_old_as_it_says(age: str, seconds: int
     async with answering(handler) as url, asking("kraken", url) as source:
         quotes = (await source.quotes()).quotes
     assert {quote.observed_at for quote in quotes} == {NOON - timedelta(seconds=seconds)}
+
+
+@pytest.mark.parametrize("age", ["", "-5", "²", "soon", ", 5"])
+async def test_answer_out_of_a_cache_that_tells_no_age_is_not_used(age: str) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(headers={"Age": age}, body=kraken_answer(BOOKS))
+
+    assert await kraken_failure(answer) == "an Age that is no number"
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

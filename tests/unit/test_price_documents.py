@@ -56,7 +56,9 @@ STATE = FeedState(
     "only 1 of at least 2 sources agree",
     (
         SourceState("one", ""),
-        SourceState("two", "is closed", 3, {Currency.EUR: 4_119_191_000_000}, NOW, NOW + timedelta(seconds=15)),
+        SourceState(
+            "two", "is closed", 3, {Currency.EUR: 4_119_191_000_000}, NOW, NOW + timedelta(seconds=15), "is closed", NOW
+        ),
     ),
 )
 

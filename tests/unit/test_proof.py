@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from buydesk.money import Currency
 from buydesk.orders import ANONYMOUS, NewOrder, Order, placed_order
 from buydesk.price_documents import record_document, record_from
-from buydesk.prices import PriceRecord, Quote, Rejection, Rule
+from buydesk.prices import NotARecord, PriceRecord, Quote, Rejection, Rule
 from buydesk.pricing import decide, record_of
-from buydesk.proof import doubts
+from buydesk.proof import doubts, require_proven
+from buydesk.settings import Settings
 
 NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
@@ -40,11 +41,6 @@ def decided(quotes: list[Quote]) -> PriceRecord:
 RECORD = decided(QUOTES)
 NEW = NewOrder(uuid.UUID(int=1), ANONYMOUS, None, EUR, 6900)
 ORDER = placed_order(NEW, RECORD, 12, NOW + timedelta(seconds=1), livemode=True)
-# Of the time before there was a rule: the three currencies of one source.
-OLD = replace(
-    RECORD, used=tuple(QUOTES[::4]), rejected=(), rates_e8={each.currency: each.mid_e8 for each in QUOTES[::4]}
-)
-OLD = replace(OLD, rule=None, decided_at=None, as_of=NOW)
 
 
 def changed(**changes: Any) -> Order:
@@ -83,15 +79,18 @@ def test_amount_is_rounded_up_to_a_satoshi() -> None:
     order = placed_order(NEW, replace(RECORD, rates_e8={EUR: 3 * 10**8}), 1, NOW, livemode=True)
     assert order.satoshi == 2_300_000_000
     order = placed_order(
-        msgspec.structs.replace(NEW, amount_cents=100), replace(OLD, rates_e8={EUR: 3 * 10**8}), 1, NOW, livemode=True
+        msgspec.structs.replace(NEW, amount_cents=100),
+        replace(RECORD, rates_e8={EUR: 3 * 10**8}),
+        1,
+        NOW,
+        livemode=True,
     )
     assert order.satoshi == 33_333_334
 
 
-@pytest.mark.parametrize(("order", "record"), [(ORDER, RECORD), (placed_order(NEW, OLD, 1, NOW, livemode=True), OLD)])
-def test_order_may_be_of_any_moment_from_the_price_to_its_end(order: Order, record: PriceRecord) -> None:
-    for moment in (record.decided_at or record.as_of, record.expires_at - TICK):
-        assert doubts(msgspec.structs.replace(order, created_at=moment), record) == []
+@pytest.mark.parametrize("moment", [NOW, RECORD.expires_at - TICK])
+def test_order_may_be_of_any_moment_from_the_price_to_its_end(moment: datetime) -> None:
+    assert doubts(changed(created_at=moment), RECORD) == []
 
 
 @pytest.mark.parametrize(
@@ -153,8 +152,9 @@ RATES = dict(RECORD.rates_e8)
         (with_rule(sources_min=4), "only 3 of at least 4 sources agree"),
         (with_rule(quote_age_seconds_max=1), "by the rule other quotes are used"),
         (with_rule(deviation_bp_max=0), "by the rule there is no price"),
-        (with_changes(rule=None), "and the middles of the quotes EUR 20000.00000013"),
-        (with_changes(decided_at=None), "and the middles of the quotes EUR 20000.00000013"),
+        (with_changes(rule=None), "the record tells no rule, and not when it was applied"),
+        (with_changes(decided_at=None), "the record tells no rule, and not when it was applied"),
+        (with_rule(sources_min=1), "1 source is enough, which proves nothing"),
         (with_changes(rates_e8={}), "the record has no rate for EUR"),
         (with_changes(rates_e8=RATES | {EUR: 0}), "the record has no rate for EUR"),
     ],
@@ -167,26 +167,48 @@ def test_what_of_the_record_does_not_follow_from_its_quotes_is_named(
     assert doubt in "; ".join(found)
 
 
-def test_record_of_the_time_before_the_rule_is_proven_by_its_one_source() -> None:
-    order = placed_order(NEW, OLD, 1, NOW, livemode=True)
-    assert doubts(order, OLD) == []
+SETTINGS = Settings(price_feed="live", price_spread_bp_max=1000, price_ttl_seconds=60)
+
+
+def test_proven_record_may_become_a_price() -> None:
+    require_proven(RECORD, SETTINGS, NOW)
+    stricter = replace(RULE, quote_age_seconds_max=3, spread_bp_max=1, deviation_bp_max=1, sources_min=3)
+    strict = record_of(
+        decide([quote for quote in QUOTES if quote.source != "liar"], NOW, stricter),
+        [],
+        "live",
+        rule=stricter,
+        decided_at=NOW,
+        ttl=timedelta(seconds=60),
+    )
+    require_proven(strict, SETTINGS, NOW)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "told"),
     [
-        with_quote(2, ask_e8=MIDS["one"] + 7),
-        with_changes(rates_e8={currency: rate_e8 + 1 for currency, rate_e8 in OLD.rates_e8.items()}),
-        with_changes(used=OLD.used + OLD.used[:1]),
-        with_changes(used=OLD.used[:2]),
+        (with_changes(feed="sandbox"), "feed: must be live, the feed of this desk"),
+        (
+            with_changes(rates_e8={currency: 2 * rate_e8 for currency, rate_e8 in RATES.items()}),
+            "record: the rates are",
+        ),
+        (with_changes(rule=None), "record: the record tells no rule"),
+        (with_changes(used=()), "record: the record has no quotes"),
+        (with_changes(as_of=NOW), "which is not when its oldest quote was observed"),
+        (with_rule(version=2), "version 2 of the pricing rule is not known"),
+        (with_rule(quote_age_seconds_max=31), "its rule allows a quote_age_seconds of 31, and this desk 30"),
+        (with_rule(spread_bp_max=1001), "its rule allows a spread_bp of 1001, and this desk 1000"),
+        (with_rule(deviation_bp_max=101), "its rule allows a deviation_bp of 101, and this desk 100"),
     ],
 )
-def test_record_of_the_time_before_the_rule_shows_its_sources_middle(
-    change: Callable[[PriceRecord], PriceRecord],
-) -> None:
-    record = change(OLD)
-    [doubt] = doubts(placed_order(NEW, record, 1, NOW, livemode=True), record)
-    assert doubt.startswith("the rates are EUR 20000.00")
+def test_what_is_not_proven_becomes_no_price(change: Callable[[PriceRecord], PriceRecord], told: str) -> None:
+    with pytest.raises(NotARecord, match=told):
+        require_proven(change(RECORD), SETTINGS, NOW)
+
+
+def test_desk_that_needs_more_sources_takes_no_price_of_fewer() -> None:
+    with pytest.raises(NotARecord, match="its rule is content with 2 sources, and this desk needs 3"):
+        require_proven(RECORD, Settings(price_feed="live", price_sources_min=3), NOW)
 
 
 quotes = st.lists(

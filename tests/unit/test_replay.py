@@ -181,13 +181,13 @@ async def test_five_sources_differ_a_little_and_their_price_is_the_close(clock: 
 
 
 async def test_all_who_ask_within_half_a_tick_see_the_same_minute_however_fast_it_runs(clock: Clock) -> None:
-    five = sources(clock, speed=10_000, interval_seconds=15)
+    five = sources(clock, speed=60, interval_seconds=15)
     first = await five[0].quotes()
-    clock.seconds += 7.4  # 1233 minutes of the series
+    clock.seconds += 7.4  # 7 minutes of the series
     assert [(await each.quotes()).replayed_from for each in five] == [first.replayed_from] * 5
     clock.seconds += 7.6
     shown = [(await each.quotes()).replayed_from for each in five]
-    assert shown == [START + timedelta(minutes=2500)] * 5
+    assert shown == [START + timedelta(minutes=15)] * 5
 
 
 async def test_position_is_kept_once_a_tick(clock: Clock, state_path: Path) -> None:
@@ -281,11 +281,11 @@ async def test_time_before_the_first_question_does_not_count(clock: Clock) -> No
 
 
 async def test_speed_moves_the_position_and_not_the_time_of_observation(clock: Clock) -> None:
-    replaying = source(clock, speed=100)
+    replaying = source(clock, speed=60)
     await replaying.quotes()
     clock.seconds += 15
     seen = await replaying.quotes()
-    assert seen.replayed_from == START + timedelta(minutes=25)
+    assert seen.replayed_from == START + timedelta(minutes=15)
     assert {quote.observed_at for quote in seen.quotes} == {clock.wall()}
 
 

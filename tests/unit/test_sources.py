@@ -87,7 +87,8 @@ def test_recorded_bitfinex_answer_is_read_exactly_and_what_it_lacks_is_named() -
 def test_recorded_gemini_answer_is_read_exactly_and_the_time_of_its_volume_is_not_the_book_s() -> None:
     answer = recorded("gemini")
     assert answer["volume"]["timestamp"] % (5 * 60 * 1000) == 0, "it moves every few minutes"
-    assert read(GEMINI, body(answer)) == Book(11381_50000000, 11388_08000000)
+    assert read(GEMINI, body(answer), USD) == Book(11381_50000000, 11388_08000000)
+    assert read(GEMINI, body(answer)) == "no member EUR", "it is of another pair"
 
 
 def test_exchanges_are_those_of_the_settings_each_at_its_address() -> None:
@@ -218,6 +219,12 @@ def test_what_is_not_json_is_refused(name: str, answer: bytes) -> None:
     assert read(BY_NAME[name], answer) == "the answer is not JSON"
 
 
+@pytest.mark.parametrize("exchange", EXCHANGES, ids=lambda exchange: exchange.name)
+@pytest.mark.parametrize("answer", [b'{"error":["EService:Busy"],"error":[]}', b'[{"bid":"1","ask":"2","bid":"3"}]'])
+def test_answer_that_repeats_a_member_is_refused(exchange: Exchange, answer: bytes) -> None:
+    assert read(exchange, answer) == "an answer that repeats a member"
+
+
 @pytest.mark.parametrize("exchange", TICKERS, ids=lambda exchange: exchange.name)
 @pytest.mark.parametrize("answer", [[], None, "ok", 5, 5.5, True, {}, [{}], {"message": "NotFound"}])
 def test_json_of_another_shape_has_no_bid(exchange: Exchange, answer: object) -> None:
@@ -227,7 +234,7 @@ def test_json_of_another_shape_has_no_bid(exchange: Exchange, answer: object) ->
 @pytest.mark.parametrize("exchange", TICKERS, ids=lambda exchange: exchange.name)
 def test_missing_member_is_named(exchange: Exchange) -> None:
     whole = json.loads(ANSWERS[exchange.name]('"1"', '"1"'))
-    members = {"bid", "ask"} | {"bitstamp": {"timestamp"}, "coinbase": {"time"}}.get(exchange.name, set())
+    members = {"bid", "ask"} | {"bitstamp": {"timestamp"}, "coinbase": {"time"}, "gemini": {"volume"}}[exchange.name]
     for name in members:
         part = {other: value for other, value in whole.items() if other != name}
         assert read(exchange, body(part)) == f"no member {name}"

@@ -1,5 +1,6 @@
 """MemoryPriceBoard: the price board of a desk without Redis; it lasts as long as the process that owns it."""
 
+import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -7,6 +8,7 @@ from operator import attrgetter
 
 from buydesk.prices import (
     KEPT_FOR,
+    Countdown,
     FeedState,
     PricePoint,
     PriceRecord,
@@ -25,7 +27,13 @@ _as_of = attrgetter("as_of")
 class MemoryPriceBoard:
     """PriceBoard, in this process. Keeps a day of points, `settings.price_history_records_max` at the most."""
 
-    def __init__(self, settings: Settings, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        now: Callable[[], datetime] = utc_now,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._countdown = Countdown(clock)
         self._records_max = settings.price_history_records_max
         self._skew_seconds_max = settings.clock_skew_seconds_max
         self._now = now
@@ -50,7 +58,8 @@ class MemoryPriceBoard:
 
     async def latest(self) -> PriceRecord:
         """See PriceBoard."""
-        return valid_record(self._hanging, self._now(), self._skew_seconds_max)
+        now = self._now()
+        return self._countdown.require_usable(valid_record(self._hanging, now, self._skew_seconds_max), now)
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         """See PriceBoard."""

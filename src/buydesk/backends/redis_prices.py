@@ -6,6 +6,7 @@ memory: whether a record is valid is judged by its `expires_at`.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -15,7 +16,7 @@ import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from buydesk.errors import PriceBoardUnavailable
+from buydesk.errors import PriceBoardUnavailable, PriceUnavailable
 from buydesk.price_documents import (
     feed_state_document,
     feed_state_from,
@@ -26,7 +27,9 @@ from buydesk.price_documents import (
 )
 from buydesk.prices import (
     KEPT_FOR,
+    Countdown,
     FeedState,
+    NotARecord,
     PricePoint,
     PriceRecord,
     history_span,
@@ -35,6 +38,7 @@ from buydesk.prices import (
     told_state,
     valid_record,
 )
+from buydesk.proof import require_proven
 from buydesk.settings import Settings
 from buydesk.times import EPOCH, utc_now
 
@@ -90,8 +94,16 @@ return found
 class RedisPriceBoard:
     """PriceBoard, in Redis. Owns the client it is given, and closes it."""
 
-    def __init__(self, client: Redis, settings: Settings, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        settings: Settings,
+        now: Callable[[], datetime] = utc_now,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._client = client
+        self._settings = settings
+        self._countdown = Countdown(clock)
         self._seconds_max = settings.remote_seconds_max
         self._records_max = settings.price_history_records_max
         self._skew_seconds_max = settings.clock_skew_seconds_max
@@ -125,7 +137,14 @@ class RedisPriceBoard:
         async with self._faults():
             document = await cast("Awaitable[bytes | None]", self._client.hget(self._hanging_key, "document"))
             hanging = None if document is None else record_from(msgspec.json.decode(document))
-        return valid_record(hanging, self._now(), self._skew_seconds_max)
+        now = self._now()
+        valid = self._countdown.require_usable(valid_record(hanging, now, self._skew_seconds_max), now)
+        try:
+            # It may be of a desk with other settings, or of another version: what is kept outlives a program.
+            require_proven(valid, self._settings, now)
+        except NotARecord as error:
+            raise PriceUnavailable(f"The record that hangs is no price of this desk: {error}.") from error
+        return valid
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         """See PriceBoard."""
@@ -143,7 +162,7 @@ class RedisPriceBoard:
             found: list[PricePoint] = []
             for end in range(len(documents), 0, -_SLICE_POINTS):
                 newest_first = documents[max(0, end - _SLICE_POINTS) : end]
-                found += [point_from(msgspec.json.decode(document)) for document in reversed(newest_first)]
+                found += [point for document in reversed(newest_first) if (point := _readable_point(document))]
                 await asyncio.sleep(0)
         return found
 
@@ -179,6 +198,14 @@ class RedisPriceBoard:
             raise PriceBoardUnavailable(f"Redis failed ({type(error).__name__}).", retry_after_seconds=1) from error
         except ValueError as error:
             raise PriceBoardUnavailable("Redis holds something that is not a price record.") from error
+
+
+def _readable_point(document: bytes) -> PricePoint | None:
+    """The point, None for what is none: one that cannot be read must not keep the others, and all prices, away."""
+    try:
+        return point_from(msgspec.json.decode(document))
+    except ValueError:
+        return None
 
 
 def _microseconds(moment: datetime) -> int:

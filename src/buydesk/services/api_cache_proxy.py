@@ -44,9 +44,9 @@ from buydesk.prices import (
     Rejection,
     Rule,
     SourceState,
-    require_plausible,
     require_plausible_state,
 )
+from buydesk.proof import require_proven
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
 from buydesk.times import utc_now
@@ -145,15 +145,15 @@ def create_app(
 def parse_record(body: bytes, settings: Settings, now: datetime) -> PriceRecord:
     """The record that a JSON body is; raises InvalidRequest naming what is wrong.
 
-    A record that is not plausible here (`require_plausible`) is wrong too.
+    A record that is no proven price here (`require_proven`) is wrong too.
     """
 
-    def plausible(document: object) -> PriceRecord:
+    def proven(document: object) -> PriceRecord:
         new = record_from(document)
-        require_plausible(new, settings.price_feed, settings.price_ttl_seconds, settings.clock_skew_seconds_max, now)
+        require_proven(new, settings, now)
         return new
 
-    return _parsed(body, plausible)
+    return _parsed(body, proven)
 
 
 def parse_state(body: bytes, settings: Settings, now: datetime) -> FeedState:
@@ -235,7 +235,14 @@ _STATE_EXAMPLE = FeedState(
     problem="",
     sources=(
         SourceState("kraken", "", mids_e8=_EXAMPLE.rates_e8, quoted_at=_AT),
-        SourceState("bitfinex", "gave no answer within 5 s", failures=3, resting_until=_AT + timedelta(seconds=16)),
+        SourceState(
+            "bitfinex",
+            "gave no answer within 4 s",
+            failures=3,
+            resting_until=_AT + timedelta(seconds=16),
+            last_error="gave no answer within 4 s",
+            failed_at=_AT,
+        ),
     ),
 )
 _NO_PRICE = problems(PriceUnavailable, PriceStale, PriceBoardUnavailable)

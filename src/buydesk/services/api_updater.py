@@ -15,10 +15,10 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from buydesk.asking import AskedSource
-from buydesk.errors import DeskError, PriceBoardUnavailable, PriceSuperseded, PriceUnavailable
+from buydesk.errors import DeskError, PriceSuperseded, PriceUnavailable
 from buydesk.hanging import DecidedPrice, Hanging
 from buydesk.money import RATE_SCALE, Currency
-from buydesk.prices import FeedState, Observation, PriceBoard, PriceRecord, PriceSource, Rejection, Rule, SourceState
+from buydesk.prices import FeedState, Observation, PriceBoard, PriceRecord, PriceSource, Rejection, SourceState
 from buydesk.pricing import Verdict, decide, held_back, listed, percent, record_of
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
@@ -75,7 +75,7 @@ class Updater:
         self.states: tuple[SourceState, ...] = ()
         self.has_quorum = False
         self._settings = settings
-        self._rule = rule_of(settings)
+        self._rule = settings.pricing_rule
         self._board = Hanging(board, settings.clock_skew_seconds_max, _log, now=now, clock=clock, sleep=sleep)
         self._journal = Journal()
         self._now = now
@@ -108,15 +108,12 @@ class Updater:
         """One round, whatever happens in it, and word of it to the board."""
         try:
             self._problem = await self._publish(await self._ask(), next_tick_at)
-            self._journal.price(self._problem)
-        except PriceBoardUnavailable as error:  # which is in the log already
-            self._problem = error.detail
         except DeskError as error:
             self._problem = error.detail
-            _log.warning("No price was published: %s", error.detail)
         except Exception as error:  # a fault of one tick must not end the prices of all later ones
             self._problem = f"Something went wrong here ({type(error).__name__})."
             _log.exception("No price was published")
+        self._journal.price(self._problem)
         await self._board.tell(FeedState(self._decided_at, self._settings.price_feed, self._problem, self.states))
 
     async def _ask(self) -> Round:
@@ -238,16 +235,6 @@ class FeedMetrics(Collector):
         if self._updater.published is not None:
             as_of.add_metric([], self._updater.published.as_of.timestamp())
         yield from (up, used, resting, quoted_at, mid, failures, quorum, as_of)
-
-
-def rule_of(settings: Settings) -> Rule:
-    """The pricing rule with the limits of the settings."""
-    return Rule(
-        quote_age_seconds_max=settings.quote_age_seconds_max,
-        spread_bp_max=settings.price_spread_bp_max,
-        deviation_bp_max=settings.price_deviation_bp_max,
-        sources_min=settings.price_sources_min,
-    )
 
 
 def _gauge(name: str, documentation: str, *labels: str) -> GaugeMetricFamily:

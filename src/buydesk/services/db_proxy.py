@@ -45,7 +45,8 @@ from buydesk.orders import (
 )
 from buydesk.placing import PlacingQueue
 from buydesk.price_documents import record_document
-from buydesk.prices import NotARecord, PriceRecord, require_plausible
+from buydesk.prices import NotARecord, PriceRecord
+from buydesk.proof import require_proven
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
 from buydesk.times import utc_now
@@ -159,13 +160,7 @@ def _plausible(placement: Placement, settings: Settings, now: datetime) -> Place
         raise InvalidRequest.of("deadline", f"must be at most {seconds_max:g} s from now")
     if isinstance(placement.price, PriceRecord):
         try:
-            require_plausible(
-                placement.price,
-                settings.price_feed,
-                settings.price_ttl_seconds,
-                settings.clock_skew_seconds_max,
-                now,
-            )
+            require_proven(placement.price, settings, now)
         except NotARecord as error:
             problem = PriceUnavailable(f"The ledger does not take this price record: {error}.", retry_after_seconds=5)
             return msgspec.structs.replace(placement, price=problem)

@@ -8,6 +8,7 @@ a number in it stays as it was written. Whether a book is too old, too wide or c
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,12 @@ from buydesk.settings import Settings
 from buydesk.times import utc_now
 
 ANSWER_BYTES_MAX = 64 * 1024
-_SECONDS = re.compile(r"[0-9]{1,9}", re.ASCII)
+_SECONDS = re.compile(r"[0-9]+", re.ASCII)
+# What a number of seconds that is larger counts as (RFC 9111, section 1.2.2).
+_SECONDS_MAX = 2**31 - 1
+# Exchanges keep their names' addresses for longer. Looking up those of two that do not answer must not keep the others
+# from being looked up, tick by tick.
+_DNS_SECONDS = 300
 # A request ends before its source would be given up: one of several that is slow does not cost the others' quotes.
 REQUEST_SHARE_MAX = 0.9
 
@@ -78,7 +84,9 @@ class ExchangeSource:
         self._exchange = exchange
         self._url = url.rstrip("/")
         self._timeout = aiohttp.ClientTimeout(
-            total=settings.source_seconds_max * REQUEST_SHARE_MAX, sock_connect=settings.connect_seconds_max
+            total=settings.source_seconds_max * REQUEST_SHARE_MAX,
+            sock_connect=settings.connect_seconds_max,
+            ceil_threshold=math.inf,  # as it is: aiohttp would round 5 s and more up to a whole second
         )
         self._skew = timedelta(seconds=settings.clock_skew_seconds_max)
         self._now = now
@@ -145,7 +153,15 @@ def parse(
     """The books in an answer, and for each currency without one the reason. Raises nothing, whatever the bytes are."""
     books, missing = {}, {}
     try:
-        answer = json.loads(body.decode(), parse_int=Number, parse_float=Number, parse_constant=_not_a_number)
+        answer = json.loads(
+            body.decode(),
+            object_pairs_hook=_distinct,
+            parse_int=Number,
+            parse_float=Number,
+            parse_constant=_not_a_number,
+        )
+    except Unusable as error:
+        return {}, dict.fromkeys(currencies, str(error))
     except (ValueError, RecursionError):
         return {}, dict.fromkeys(currencies, "the answer is not JSON")
     for currency in currencies:
@@ -186,9 +202,12 @@ def price(written: str, name: str) -> int:
 
 
 def _age(response: aiohttp.ClientResponse) -> timedelta:
-    """How long a cache on the way has kept the answer, as far as it says so (RFC 9111, section 5.1)."""
-    written = response.headers.get("Age", "")
-    return timedelta(seconds=int(written)) if _SECONDS.fullmatch(written) else timedelta()
+    """How long a cache on the way has kept the answer, nothing when none has (RFC 9111, section 5.1); raises Unusable
+    when it says so in a way that cannot be read."""
+    written = response.headers.get("Age", "0").partition(",")[0].strip()
+    if not _SECONDS.fullmatch(written):
+        raise Unusable("an Age that is no number")
+    return timedelta(seconds=_SECONDS_MAX if len(written) > len(str(_SECONDS_MAX)) else min(int(written), _SECONDS_MAX))
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
@@ -221,9 +240,16 @@ class _Connector(aiohttp.TCPConnector):
     """Makes a new connection for each request, so that each has its own bound. They are seldom."""
 
     def __init__(self) -> None:
-        super().__init__(force_close=True)
+        super().__init__(force_close=True, ttl_dns_cache=_DNS_SECONDS)
         # aiohttp has no public place for it; tests flood it.
         self._factory = partial(_Line, loop=self._loop)  # type: ignore[assignment]  # as good as its base
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise Unusable("an answer that repeats a member")
+    return members
 
 
 def _not_a_number(constant: str) -> NoReturn:

@@ -8,9 +8,10 @@ from buydesk.backends.sources.exchange import Book, Exchange, member, price, tex
 from buydesk.money import Currency
 
 
-def book(answer: object, _: Currency) -> Book:
-    """The book of the pair that was asked for; raises Unusable."""
+def book(answer: object, currency: Currency) -> Book:
+    """The book of the pair that was asked for, which only the members of `volume` name; raises Unusable."""
     bid, ask = (price(text(member(answer, name), name), name) for name in ("bid", "ask"))
+    member(member(answer, "volume"), currency)
     return Book(bid, ask)
 
 
