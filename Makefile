@@ -35,7 +35,7 @@ load: .venv/.load ## make load on a desk that is up, for 20 s; ARGS=--ui opens a
 	@exec $(BIN)/python -m load $(ARGS)
 
 audit: .venv/.dev ## look the pinned packages up among known vulnerabilities (needs the network)
-	@for part in run image load; do \
+	@for part in setup run image load; do \
 		$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements/$$part.txt || exit; done
 
 lock: .venv/.run ## renew the pinned requirements after an edit; UPGRADE=--upgrade takes the newest

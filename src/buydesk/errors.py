@@ -88,7 +88,7 @@ class UnsupportedMediaType(DeskError):
 
 
 class Unauthorized(DeskError):
-    code, status, title = "unauthorized", 401, "The internal token is missing or wrong"
+    code, status, title = "unauthorized", 401, "The token is missing or wrong"
 
 
 class NotFound(DeskError):

@@ -67,6 +67,15 @@ def test_production_sells_live_and_takes_neither_default_secrets_nor_orders_with
         assert re.search(rf"^  {service}: ({{<<: )?\*desk\b", override, re.MULTILINE), service
 
 
+def test_only_the_proxy_gets_the_keys_of_clients() -> None:
+    override = (ROOT / "deploy" / "compose.production.yaml").read_text(encoding="utf-8")
+    [caddy] = re.findall(r"^  caddy:\n(?:    .*\n)+", override, re.MULTILINE)
+    told = re.sub("#.*", "", override)
+    assert "\n    secrets: [CLIENTS]\n" in caddy
+    assert told.count("CLIENTS") == 2  # the other one says where the file is
+    assert "CLIENTS" not in (ROOT / "compose.yaml").read_text(encoding="utf-8")
+
+
 def secrets_of(directory: Path) -> dict[str, str]:
     files = {"internal_token": "internal_token", "database_url": "database_url"}
     return {field: (directory / file).read_text().strip() for field, file in files.items()}
@@ -90,6 +99,7 @@ def test_secrets_of_one_s_own_are_made_once_and_start_production(tmp_path: Path)
     assert (made / "postgres_password").read_text().strip() in secrets["database_url"]
     assert len(set(secrets.values())) == len(secrets)
     assert len((made / "pgadmin_password").read_text()) >= SECRET_CHARS_MIN
+    assert re.fullmatch(r'"Bearer [0-9a-f]{64}" first\n', (made / "clients").read_text())
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
     again = subprocess.run(command, check=False, capture_output=True)  # noqa: S603
     assert again.returncode != 0
@@ -118,5 +128,6 @@ def test_the_drawings_name_every_service_and_have_the_same_arrows() -> None:
 @pytest.mark.parametrize("command", ["pg_dump", "pg_restore"])
 def test_backup_and_restore_are_the_commands_that_are_tried(command: str) -> None:
     smoke = (ROOT / "deploy" / "smoke").read_text(encoding="utf-8")
-    [line] = re.findall(rf"^(docker compose exec -T postgres {command} .*?) ?[<>]\S+$", PAGE, re.MULTILINE)
-    assert line in smoke
+    lines = re.findall(rf"^(docker compose exec -T postgres {command} .*?) [<>]", PAGE, re.MULTILINE)
+    assert lines
+    assert all(line in smoke for line in lines)

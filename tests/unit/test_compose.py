@@ -18,6 +18,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text()
 HAPROXY = (ROOT / "deploy" / "haproxy.cfg").read_text()
+CADDYFILE = (ROOT / "deploy" / "Caddyfile").read_text()
 OTHERS = {"postgres": 5432, "pg_admin": 5050, "api_redis": 6379}
 DESK = [name for name, each in SERVICES.items() if str(each.get("image", "")).endswith("buydesk:local}")]
 # What is left out of `docker compose up`: another page tells how it is started.
@@ -85,6 +86,12 @@ def test_the_front_waits_longer_than_the_desk_and_stops_in_time() -> None:
     all_max, of_one_max = map(int, re.findall(r"^ +maxconn (\d+)\b", HAPROXY, re.MULTILINE))
     assert connections_max < of_one_max
     assert all_max == of_one_max * HAPROXY.count("\nlisten ")
+
+
+def test_caddy_waits_longer_than_the_desk_and_lets_go_of_connections_first() -> None:
+    waits = {name: float(seconds) for name, seconds in re.findall(r"^\t+(\w+) (\d+)s\b", CADDYFILE, re.MULTILINE)}
+    assert Settings.model_fields["order_seconds_max"].default < waits["response_header_timeout"]
+    assert waits["keepalive"] < KEEP_ALIVE_SECONDS
 
 
 def test_the_front_is_told_nothing() -> None:
