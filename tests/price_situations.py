@@ -27,7 +27,7 @@ TTL = timedelta(seconds=60)
 RULE = Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2)
 OTHER_RULES = [
     replace(RULE, sources_min=3),
-    replace(RULE, sources_min=1),
+    replace(RULE, sources_min=4),
     replace(RULE, deviation_bp_max=1),
     replace(RULE, deviation_bp_max=700, spread_bp_max=1),
     replace(RULE, quote_age_seconds_max=1),
