@@ -31,8 +31,8 @@ ANSWER_BYTES_MAX = 64 * 1024
 _SECONDS = re.compile(r"[0-9]+", re.ASCII)
 # What a number of seconds that is larger counts as (RFC 9111, section 1.2.2).
 _SECONDS_MAX = 2**31 - 1
-# Exchanges keep their names' addresses for longer. Looking up those of two that do not answer must not keep the others
-# from being looked up, tick by tick.
+# An exchange's address is kept for so long: names that are slow to look up shall not hold the other sources up at
+# every tick.
 _DNS_SECONDS = 300
 # A request ends before its source would be given up: one of several that is slow does not cost the others' quotes.
 REQUEST_SHARE_MAX = 0.9
