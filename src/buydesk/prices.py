@@ -23,7 +23,8 @@ HISTORY_MINUTES_MAX = 24 * 60
 HISTORY_POINTS_MAX = 1000
 # For so long after its observation the last record is kept: to show history, and to tell stale from none.
 KEPT_FOR = timedelta(minutes=HISTORY_MINUTES_MAX)
-_RETRY_AFTER_SECONDS = 5
+# What a refusal for want of a price tells its client to wait.
+RETRY_AFTER_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,7 @@ def stale(as_of: datetime, expires_at: datetime) -> PriceStale:
     """The refusal to show a price that has expired."""
     return PriceStale(
         f"The last price was observed at {format_time(as_of)} and could be used until {format_time(expires_at)}.",
-        retry_after_seconds=_RETRY_AFTER_SECONDS,
+        retry_after_seconds=RETRY_AFTER_SECONDS,
         as_of=format_time(as_of),
         expires_at=format_time(expires_at),
     )
@@ -240,9 +241,7 @@ def valid_record(hanging: PriceRecord | None, now: datetime, skew_seconds_max: f
     One from the future (`observed_by`) is none: the clock was set back since, and its `expires_at` means nothing.
     """
     if hanging is None or now - hanging.as_of >= KEPT_FOR or hanging.as_of > observed_by(now, skew_seconds_max):
-        raise PriceUnavailable(
-            "No price has been proven within the last day.", retry_after_seconds=_RETRY_AFTER_SECONDS
-        )
+        raise PriceUnavailable("No price has been proven within the last day.", retry_after_seconds=RETRY_AFTER_SECONDS)
     hanging.require_fresh(now)
     return hanging
 
@@ -274,7 +273,7 @@ def told_state(told: FeedState | None, now: datetime) -> FeedState:
     """What was told last, if that was within a day; raises PriceUnavailable."""
     if told is None or now - told.at >= KEPT_FOR:
         raise PriceUnavailable(
-            "Nothing has been told of the price sources within the last day.", retry_after_seconds=_RETRY_AFTER_SECONDS
+            "Nothing has been told of the price sources within the last day.", retry_after_seconds=RETRY_AFTER_SECONDS
         )
     return told
 

@@ -618,8 +618,11 @@ async def test_what_an_earlier_version_left_in_redis_is_no_price_and_no_history(
             text,
         ]
         await client.hset("buydesk:prices:sandbox:hanging", items=members)
-        with pytest.raises(PriceUnavailable, match="no price of this desk: record: the record tells no rule"):
+        with pytest.raises(
+            PriceUnavailable, match="no price of this desk: record: the record tells no rule"
+        ) as refused:
             await board.latest()
+        assert refused.value.retry_after_seconds is not None
         assert await whole_history(board) == []
         with pytest.raises(PriceSuperseded):
             await board.publish(record(NOON - MOMENT))

@@ -27,6 +27,7 @@ from buydesk.price_documents import (
 )
 from buydesk.prices import (
     KEPT_FOR,
+    RETRY_AFTER_SECONDS,
     Countdown,
     FeedState,
     NotARecord,
@@ -143,7 +144,8 @@ class RedisPriceBoard:
             # It may be of a desk with other settings, or of another version: what is kept outlives a program.
             require_proven(valid, self._settings, now)
         except NotARecord as error:
-            raise PriceUnavailable(f"The record that hangs is no price of this desk: {error}.") from error
+            told = f"The record that hangs is no price of this desk: {error}."
+            raise PriceUnavailable(told, retry_after_seconds=RETRY_AFTER_SECONDS) from error
         return valid
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
