@@ -1,6 +1,7 @@
 """The command `buydesk`. Whatever keeps it from starting is one line on stderr and exit code 2."""
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any
 
@@ -10,7 +11,7 @@ from buydesk import __version__, logs
 from buydesk.errors import CannotStart
 from buydesk.money import NotMoney, parse_btc
 from buydesk.sentry import require_sentry
-from buydesk.settings import PORTS, SANDBOX_FAULTS, Settings, read_settings, variable
+from buydesk.settings import PORTS, SANDBOX_FAULTS, Settings, read_settings, require_access, variable
 
 # `up` and `serve` import what they need when they are called: `buydesk --help` answers at once, and the SQLAlchemy that
 # `migrate` loads stays out of the services' memory.
@@ -60,6 +61,7 @@ def up(separate: bool, **given: object) -> None:
     Ctrl-C or SIGTERM stops it, after finishing what was accepted. Its orders are there at the next start.
     """
     settings = read_settings(**{name: value for name, value in given.items() if value is not None})
+    require_access(settings)
     require_sentry(settings)
     from buydesk.up import up as run  # noqa: PLC0415
 
@@ -77,7 +79,7 @@ def _settings_help() -> str:
 
 def _has_plain_default(name: str) -> bool:
     field = Settings.model_fields[name]
-    return field.default not in (None, "") and field.default_factory is None
+    return field.default not in (None, "", ()) and field.default_factory is None
 
 
 @main.command(epilog=_settings_help())
@@ -88,10 +90,14 @@ def serve(service: str) -> None:
     if "internal_token" not in settings.model_fields_set:
         name = variable("internal_token")
         raise CannotStart(f"{name} is missing: give all services the same secret, such as `openssl rand -hex 32`")
+    require_access(settings)
     require_sentry(settings)
     from buydesk.running import serve as run  # noqa: PLC0415
 
     logs.configure(settings.log_level)
+    if settings.is_beyond_loopback and "access" not in settings.model_fields_set:
+        told = "%s is reached by other machines and takes orders without a key: %s is not set"
+        logging.getLogger("buydesk").warning(told, settings.host, variable("access"))
     _run(run(settings, service))
 
 

@@ -7,10 +7,10 @@ BUYDESK_. One that is unknown, or has no sense by itself or beside the others, f
 import os
 import re
 import secrets
+from collections.abc import Callable
 from functools import cached_property
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self, TypeVar, get_args
 from urllib.parse import unquote, urlsplit
 
 from pydantic import (
@@ -24,9 +24,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from buydesk import addresses
+from buydesk import addresses, hosts
 from buydesk.errors import CannotStart
 from buydesk.prices import PRICE_TTL_SECONDS_MAX, SOURCES_MIN, Rule
 
@@ -43,11 +43,17 @@ SECRETS_DIR = Path("/run/secrets")
 
 DATABASE_SCHEMES = ("postgresql://", "postgres://")
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+# What Kubernetes tells every pod of a Service whose name begins with "buydesk".
+_SERVICE_LINK = re.compile(
+    rf"{PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)", re.ASCII
+)
 _DSN = re.compile(r"https?://[!-~]+@[!-~]+/[0-9]+", re.ASCII)
 
 
 def _http_url(url: str) -> str:
     """An address to put a path behind; the empty one stands for the default."""
+    if "@" in url:  # it is told to clients and in logs
+        raise ValueError("must be an address without a user or a password, and without an @")
     if url and not (_has_http_host(url) and all("!" <= char <= "~" and char not in "?#" for char in url)):
         raise ValueError("must be an http:// or https:// address with a host, without a query")
     return url
@@ -67,6 +73,24 @@ def _not_empty(given: object) -> object:
     return given
 
 
+T = TypeVar("T")
+
+
+def _listed(one: Callable[[str], T], what: str) -> BeforeValidator:
+    """What is given as text is a list with commas; `one` reads one of them, and raises ValueError."""
+
+    def read(given: object) -> object:
+        if not isinstance(given, str):
+            return given
+        try:
+            return tuple(one(each.strip()) for each in given.split(","))
+        except ValueError:
+            raise ValueError(f"must be {what}, separated by commas") from None
+
+    return BeforeValidator(read)
+
+
+Access = Literal["open", "proxy"]
 SandboxFault = Literal["source-down", "outlier", "disagree", "stale", "garbage"]
 SANDBOX_FAULTS: tuple[SandboxFault, ...] = get_args(SandboxFault)
 
@@ -74,6 +98,12 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 BasisPoints = Annotated[int, Field(ge=1, le=10_000)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+HostNames = Annotated[
+    tuple[str, ...], NoDecode, _listed(hosts.host_name, "host names without ports (IP addresses need no name)")
+]
+Networks = Annotated[
+    tuple[hosts.Network, ...], NoDecode, _listed(hosts.network, "IP addresses, or networks such as 10.0.0.0/8")
+]
 
 
 def _shared_name(name: str) -> AliasChoices:
@@ -113,6 +143,17 @@ class Settings(BaseSettings):
 
     host: Annotated[str, BeforeValidator(_not_empty)] = Field(
         "127.0.0.1", description="The address all services listen on."
+    )
+    access: Access = Field(
+        "open",
+        description="Who keeps strangers out: nobody (`open`), or a proxy in front that checks keys (`proxy`). A live "
+        "desk that other machines reach has to say it.",
+    )
+    hosts: HostNames = Field(
+        (), description="Names, beside those without a dot, under which an open desk may be called."
+    )
+    proxies: Networks = Field(
+        (), description="Addresses or networks of proxies in front, whose word on a caller's address is taken."
     )
     port_offset: int = Field(0, ge=0, le=50_000, description="Added to every port.")
     data_dir: Annotated[Path | None, BeforeValidator(_not_empty)] = Field(
@@ -299,6 +340,11 @@ class Settings(BaseSettings):
             sources_min=self.price_sources_min,
         )
 
+    @property
+    def is_beyond_loopback(self) -> bool:
+        """Whether other machines may reach the services that run here."""
+        return not hosts.is_loopback(self.host)
+
     def port(self, service: str) -> int:
         """The port the service listens on."""
         return PORTS[service] + self.port_offset
@@ -309,7 +355,7 @@ class Settings(BaseSettings):
 
     def own_url(self, service: str) -> str:
         """Where this host reaches the service when it runs here, without a trailing slash."""
-        return f"http://{_reachable(self.host)}:{self.port(service)}"
+        return f"http://{hosts.reachable(self.host)}:{self.port(service)}"
 
 
 def _password(url: str) -> str:
@@ -319,21 +365,19 @@ def _password(url: str) -> str:
         return ""
 
 
-def _reachable(host: str) -> str:
-    """The address, as a URL writes it, at which this host reaches what listens on `host`."""
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host
-    if address.is_unspecified:  # it stands for every address of this host
-        return "127.0.0.1" if address.version == 4 else "[::1]"
-    return host if address.version == 4 else f"[{host}]"
-
-
 def variable(field: str) -> str:
     """The environment variable of a setting."""
     alias = Settings.model_fields[field].validation_alias
     return str(alias.choices[0]) if isinstance(alias, AliasChoices) else PREFIX + field.upper()
+
+
+def require_access(settings: Settings) -> None:
+    """Raises CannotStart for a live desk that other machines reach and that does not say who keeps strangers out."""
+    if settings.price_feed == "live" and settings.is_beyond_loopback and "access" not in settings.model_fields_set:
+        raise CannotStart(
+            f"{variable('access')} is missing: a live desk that listens on {settings.host} has to say who keeps "
+            "strangers out: proxy (a proxy in front checks keys) or open (nobody does); or listen on 127.0.0.1 only"
+        )
 
 
 def read_settings(**overrides: object) -> Settings:
@@ -345,7 +389,12 @@ def read_settings(**overrides: object) -> Settings:
     files = {path.name: path for path in SECRETS_DIR.glob("*")}
     unknown = sorted(name for name in {*os.environ, *files} if name.startswith(PREFIX) and name not in known)
     if unknown:
-        raise CannotStart(f"unknown setting {', '.join(unknown)}: unset it, or see `buydesk serve --help` for names")
+        mend = "unset it, or see `buydesk serve --help` for names"
+        if linked := [name for name in unknown if _SERVICE_LINK.fullmatch(name)]:
+            mend += (
+                f"; Kubernetes sets {linked[0]} for a Service, and does not with enableServiceLinks: false in the pod"
+            )
+        raise CannotStart(f"unknown setting {', '.join(unknown)}: {mend}")
     secret = {
         field: _secret(files[variable(field)])
         for field in Settings.model_fields

@@ -120,7 +120,12 @@ def _about(settings: Settings, parts: Parts, record: Document | None, exposure: 
     room = "unknown: the ledger does not answer (see the log)"
     if exposure is not None:
         room = "{available} of {cap} BTC can still be sold, {orders} orders are stored".format(**exposure)
+    access = "proxy: a proxy in front checks keys"
+    if settings.access == "open":
+        others = "every machine that reaches" if settings.is_beyond_loopback else "programs of this machine, at"
+        access = f"open, no key is needed: for {others} {settings.host}"
     return {
+        "access": access,
         "database": parts.database,
         "redis": parts.redis,
         "feed": feed,

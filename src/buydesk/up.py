@@ -64,7 +64,8 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separa
     data_dir = stack.enter_context(
         claimed(settings.data_dir or default_data_dir(settings.port_offset, is_live=settings.price_feed == "live"))
     )
-    settings = settings.model_copy(update={"data_dir": data_dir, **_own_urls(settings)})
+    # What the desk's access is its services are told, and none of them has to find it unsaid.
+    settings = settings.model_copy(update={"data_dir": data_dir, "access": settings.access, **_own_urls(settings)})
     if "internal_token" not in settings.model_fields_set:
         token = SecretStr(internal_token(data_dir / TOKEN_FILE))
         settings = settings.model_copy(update={"internal_token": token})
@@ -229,5 +230,12 @@ def environment(settings: Settings, service: str) -> dict[str, str]:
     for field in settings.model_fields_set:
         value = getattr(settings, field)
         if value is not None and service in OWNERS.get(field, (service,)):
-            env[variable(field)] = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            env[variable(field)] = _text(value)
     return env
+
+
+def _text(value: object) -> str:
+    """The value of a setting as a variable has it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

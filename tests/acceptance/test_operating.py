@@ -60,9 +60,14 @@ def test_in_production_nothing_but_the_proxy_has_a_published_port() -> None:
 def test_production_sells_live_and_takes_neither_default_secrets_nor_orders_without_keys() -> None:
     override = (ROOT / "deploy" / "compose.production.yaml").read_text(encoding="utf-8")
     common = override.partition("x-production: &desk\n")[2].partition("\nservices:\n")[0]
-    told = dict(re.findall(r'^    (\w+): "?(\w+)"?$', common, re.MULTILINE))
+    told = dict(re.findall(r'^    (\w+): "?(\w+)"?(?: #.*)?$', common, re.MULTILINE))
     given = {field: told[variable(field)] for field in Settings.model_fields if variable(field) in told}
-    assert given == {"price_feed": "live", "refuse_default_secrets": "true", "idempotency_keys_required": "true"}
+    assert given == {
+        "price_feed": "live",
+        "access": "proxy",
+        "refuse_default_secrets": "true",
+        "idempotency_keys_required": "true",
+    }
     for service in PORTS:
         assert re.search(rf"^  {service}: ({{<<: )?\*desk\b", override, re.MULTILINE), service
 

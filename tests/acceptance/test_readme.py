@@ -252,7 +252,7 @@ def test_every_setting_is_documented_as_it_is() -> None:
     settings = [
         (
             variable(name),
-            "" if field.default_factory or field.default is None else str(field.default),
+            "" if field.default_factory or field.default in (None, ()) else str(field.default),
             field.description,
         )
         for name, field in Settings.model_fields.items()

@@ -242,6 +242,15 @@ def test_a_child_gets_every_setting_given_and_no_server_s_address_that_is_not_it
     assert environment(given, "health_check")["REDIS_URL"] == "redis://x"
 
 
+def test_a_child_reads_the_settings_that_it_is_given_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings(
+        access="proxy", hosts=("a.example", "b.example"), proxies="10.0.0.0/8,2001:db8::/32", host="::", data_dir="/d x"
+    )
+    for name, value in environment(given, "create_buy_order").items():
+        monkeypatch.setenv(name, value)
+    assert read_settings().model_dump() == given.model_dump()
+
+
 @pytest.mark.parametrize("service", PORTS)
 async def test_serve_runs_one_service_until_a_signal(service: str, databases: Databases) -> None:
     given = settings(database_url=await databases.new(), port_offset=free_offset())
@@ -429,6 +438,7 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
             ["up", "--feed", "live", "--sandbox-fault", "stale"],
             "BUYDESK_SANDBOX_FAULT (stale) needs PRICE_FEED=sandbox",
         ),
+        (["up", "--feed", "live", "--host", "::"], "BUYDESK_ACCESS is missing: a live desk that listens on :: has to"),
     ],
 )
 def test_what_keeps_a_command_from_starting_is_one_line(runner: CliRunner, arguments: list[str], said: str) -> None:
@@ -436,6 +446,41 @@ def test_what_keeps_a_command_from_starting_is_one_line(runner: CliRunner, argum
     assert result.exit_code == 2
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_live_service_that_other_machines_reach_says_who_guards_it(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"BUYDESK_INTERNAL_TOKEN": "t", "PRICE_FEED": "live", "BUYDESK_HOST": "0.0.0.0"}.items():  # noqa: S104
+        monkeypatch.setenv(name, value)
+    result = runner.invoke(cli.main, ["serve", "create_buy_order"])
+    assert (result.exit_code, result.stderr.startswith("buydesk: BUYDESK_ACCESS is missing: ")) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("env", "warned"),
+    [
+        ({"BUYDESK_HOST": "0.0.0.0"}, True),  # noqa: S104
+        ({"BUYDESK_HOST": "0.0.0.0", "BUYDESK_ACCESS": "open"}, False),  # noqa: S104
+        ({}, False),
+    ],
+)
+def test_a_sandbox_that_other_machines_reach_says_so_unless_it_was_told_to_be_open(
+    env: dict[str, str],
+    warned: bool,
+    runner: CliRunner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fake_serve(_: Settings, __: str) -> None: ...
+
+    monkeypatch.setattr("buydesk.running.serve", fake_serve)
+    for name, value in ({"BUYDESK_INTERNAL_TOKEN": "t"} | env).items():
+        monkeypatch.setenv(name, value)
+    result = runner.invoke(cli.main, ["serve", "create_buy_order"])
+    assert result.exit_code == 0
+    told = "0.0.0.0 is reached by other machines and takes orders without a key: BUYDESK_ACCESS is not set"
+    assert (told in caplog.messages) is warned
 
 
 def test_a_cap_that_is_no_amount_is_refused(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -510,6 +555,20 @@ async def test_the_table_says_what_does_not_answer() -> None:
     async with new_session() as session, served(FastAPI(), price_port), served(FastAPI(), orders_port):
         with_another_there = await table(session, given, Parts("here", "there"), 1.0, "everything")
     assert with_another_there == said
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "open, no key is needed: for programs of this machine, at 127.0.0.1"),
+        ({"host": "0.0.0.0"}, "open, no key is needed: for every machine that reaches 0.0.0.0"),  # noqa: S104
+        ({"host": "::", "access": "proxy"}, "proxy: a proxy in front checks keys"),
+    ],
+)
+async def test_the_table_says_who_may_order(given: dict[str, str], said: str) -> None:
+    async with new_session() as session:
+        lines = await table(session, settings(port_offset=free_offset(), **given), Parts("here", "there"), 1.0, "")
+    assert f"  access            {said}\n" in lines
 
 
 def test_the_sandbox_s_command_is_exact_and_leaves_the_live_orders_alone(monkeypatch: pytest.MonkeyPatch) -> None:

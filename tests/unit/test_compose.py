@@ -3,6 +3,7 @@
 import json
 import re
 import tomllib
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from buydesk import __version__
 from buydesk.running import KEEP_ALIVE_SECONDS
-from buydesk.settings import PORTS, Settings, variable
+from buydesk.settings import PORTS, Settings, read_settings, variable
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -123,6 +124,22 @@ def test_settings_are_known_and_hold_no_secret(service: str) -> None:
     assert names <= known
     assert names.isdisjoint({"DATABASE_URL", "BUYDESK_INTERNAL_TOKEN"})
     assert set(SERVICES[service]["secrets"]) <= known
+
+
+@pytest.mark.parametrize("service", DESK)
+def test_a_desk_in_containers_says_that_it_is_open_and_knows_its_front(
+    service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = SERVICES[service]["environment"]
+    for field in ("access", "hosts", "proxies"):
+        monkeypatch.delenv(variable(field), raising=False)
+    for field in ("access", "proxies"):
+        monkeypatch.setenv(variable(field), environment[variable(field)])
+    settings = read_settings(host="0.0.0.0")  # noqa: S104  # as the image sets it
+    assert settings.access == "open"
+    for address in ("10.1.2.3", "172.18.0.5", "192.168.16.4"):
+        assert any(ip_address(address) in network for network in settings.proxies)
+    assert not any(ip_address("8.8.8.8") in network for network in settings.proxies)
 
 
 def test_only_those_that_own_them_can_reach_the_database_and_redis() -> None:

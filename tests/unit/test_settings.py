@@ -1,3 +1,5 @@
+import socket
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -5,8 +7,10 @@ from pydantic import SecretStr
 
 from buydesk import settings as settings_module
 from buydesk.errors import CannotStart
-from buydesk.settings import PORTS, PREFIX, SANDBOX_FAULTS, Settings, read_settings, variable
+from buydesk.settings import PORTS, PREFIX, SANDBOX_FAULTS, Settings, read_settings, require_access, variable
 
+HOSTS = ("desk.example.org", "my_desk", "xn--bcher-kva.example")
+PROXIES = (ip_network("10.0.0.0/8"), ip_network("192.0.2.7/32"), ip_network("2001:db8::/32"))
 SHARED_NAMES = {"DATABASE_URL", "REDIS_URL", "PRICE_FEED", "SENTRY_DSN"}
 
 
@@ -40,6 +44,12 @@ def test_every_number_has_bounds() -> None:
         ("BUYDESK_DATA_DIR", "here/data", "data_dir", Path("here/data")),
         ("BUYDESK_FEED_INTERVAL_SECONDS", "0.5", "feed_interval_seconds", 0.5),
         ("BUYDESK_HOST", "", "host", "127.0.0.1"),
+        ("BUYDESK_ACCESS", "proxy", "access", "proxy"),
+        ("BUYDESK_ACCESS", "", "access", "open"),
+        ("BUYDESK_HOSTS", "Desk.Example.org, my_desk,xn--bcher-kva.example", "hosts", HOSTS),
+        ("BUYDESK_HOSTS", "", "hosts", ()),
+        ("BUYDESK_PROXIES", "10.0.0.0/8, 192.0.2.7,2001:db8::/32", "proxies", PROXIES),
+        ("BUYDESK_PROXIES", "", "proxies", ()),
     ],
 )
 def test_a_setting_comes_from_its_variable(
@@ -82,6 +92,9 @@ def test_the_command_line_wins_over_the_environment(field: str, monkeypatch: pyt
         ("BUYDESK_FETCH_BUY_ORDERS_URL", "http:///hunter2"),
         ("BUYDESK_HEALTH_CHECK_URL", "http://u:hunter2"),
         ("BUYDESK_HEALTH_CHECK_URL", "http://[hunter2"),
+        ("BUYDESK_HEALTH_CHECK_URL", "http://u:hunter2@host"),
+        ("BUYDESK_HEALTH_CHECK_URL", "http://hunter2@host"),
+        ("BUYDESK_HEALTH_CHECK_URL", "http://u/hunter2@host"),
         ("BUYDESK_HEALTH_CHECK_URL", "http://host:0"),
         ("BUYDESK_KRAKEN_URL", "https://host/?hunter2"),
         ("BUYDESK_KRAKEN_URL", "https://host\n"),
@@ -89,6 +102,23 @@ def test_the_command_line_wins_over_the_environment(field: str, monkeypatch: pyt
         ("BUYDESK_PRICE_SOURCES_MIN", "1"),
         ("BUYDESK_PRICE_DEVIATION_BP_MAX", "0.5"),
         ("BUYDESK_GEMINI_URL", "gemini"),
+        ("BUYDESK_ACCESS", "keys"),
+        ("BUYDESK_HOSTS", "desk.example.org:8001"),
+        ("BUYDESK_HOSTS", "http://desk.example.org"),
+        ("BUYDESK_HOSTS", "desk.example.org."),
+        ("BUYDESK_HOSTS", "desk,,desk"),
+        ("BUYDESK_HOSTS", "*.example.org"),
+        ("BUYDESK_HOSTS", "-desk"),
+        ("BUYDESK_HOSTS", "desk-.example.org"),
+        ("BUYDESK_HOSTS", "bücher.example"),
+        ("BUYDESK_HOSTS", "192.0.2.7"),
+        ("BUYDESK_HOSTS", "[::1]"),
+        ("BUYDESK_HOSTS", "a" * 64),
+        ("BUYDESK_HOSTS", "a." * 127 + "a"),
+        ("BUYDESK_PROXIES", "10.0.0.1/8"),
+        ("BUYDESK_PROXIES", "10.0.0.0/33"),
+        ("BUYDESK_PROXIES", "10.0.0.0/8,"),
+        ("BUYDESK_PROXIES", "front"),
         ("BUYDESK_INTERNAL_TOKEN", "hunter2\n"),
         ("BUYDESK_INTERNAL_TOKEN", "hunter2 and more"),
         ("BUYDESK_INTERNAL_TOKEN", "hunter2é"),
@@ -220,13 +250,75 @@ def test_all_ports_shift_together() -> None:
         ("127.0.0.1", "http://127.0.0.1:8010"),
         ("0.0.0.0", "http://127.0.0.1:8010"),  # noqa: S104
         ("192.0.2.7", "http://192.0.2.7:8010"),
-        ("::", "http://[::1]:8010"),
+        ("::", "http://127.0.0.1:8010"),
+        ("::1", "http://[::1]:8010"),
         ("2001:db8::7", "http://[2001:db8::7]:8010"),
         ("localhost", "http://localhost:8010"),
     ],
 )
 def test_services_find_each_other_where_they_listen(host: str, url: str) -> None:
     assert read_settings(host=host).url("db_proxy") == url
+
+
+def test_a_desk_on_all_of_ipv6_only_is_found_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    assert read_settings(host="::").url("db_proxy") == "http://[::1]:8010"
+    assert read_settings(host="0.0.0.0").url("db_proxy") == "http://127.0.0.1:8010"  # noqa: S104
+
+
+def test_lists_may_be_given_whole() -> None:
+    assert read_settings(hosts=HOSTS, proxies=PROXIES).proxies == PROXIES
+
+
+BEYOND_LOOPBACK = ["0.0.0.0", "::", "192.0.2.7", "fe80::1%eth0", "::ffff:192.0.2.7", "desk.example.org"]  # noqa: S104
+
+
+@pytest.mark.parametrize("host", BEYOND_LOOPBACK)
+def test_a_live_desk_that_other_machines_reach_says_how_it_is_guarded_or_does_not_start(host: str) -> None:
+    with pytest.raises(CannotStart) as refused:
+        require_access(read_settings(price_feed="live", host=host))
+    assert str(refused.value) == (
+        f"BUYDESK_ACCESS is missing: a live desk that listens on {host} has to say who keeps strangers out: proxy "
+        "(a proxy in front checks keys) or open (nobody does); or listen on 127.0.0.1 only"
+    )
+    require_access(read_settings(price_feed="live", host=host, access="open"))
+    require_access(read_settings(price_feed="live", host=host, access="proxy"))
+    require_access(read_settings(price_feed="sandbox", host=host))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "localhost", "LocalHost"])
+def test_a_live_desk_for_this_machine_only_need_not_say_how_it_is_guarded(host: str) -> None:
+    require_access(read_settings(price_feed="live", host=host))
+
+
+KUBERNETES = [
+    "BUYDESK_PORT",
+    "BUYDESK_PORT_8001_TCP",
+    "BUYDESK_PORT_8001_TCP_ADDR",
+    "BUYDESK_SERVICE_HOST",
+    "BUYDESK_SERVICE_PORT",
+    "BUYDESK_SERVICE_PORT_ORDERS",
+    "BUYDESK_DB_PROXY_SERVICE_HOST",
+    "BUYDESK_DB_PROXY_PORT_8010_TCP_PROTO",
+]
+
+
+@pytest.mark.parametrize("name", KUBERNETES)
+def test_what_kubernetes_sets_for_a_service_is_said_to_be_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "tcp://10.0.0.7:8001")
+    with pytest.raises(
+        CannotStart, match=f"^unknown setting {name}: .*{name} for a Service.*enableServiceLinks: false"
+    ):
+        read_settings()
+
+
+@pytest.mark.parametrize("name", ["BUYDESK_PORT_OFSET", "BUYDESK_SERVICE", "BUYDESK_PORTS", "BUYDESK_PORT_8001"])
+def test_what_kubernetes_does_not_set_is_not_blamed_on_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(
+        CannotStart, match=f"^unknown setting {name}: unset it, or see `buydesk serve --help` for names$"
+    ):
+        read_settings()
 
 
 def test_a_service_elsewhere_is_found_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
