@@ -32,6 +32,7 @@ from buydesk.prices import PRICE_TTL_SECONDS_MAX, SOURCES_MIN, Rule
 
 PREFIX = "BUYDESK_"
 PORTS = addresses.PORTS
+PORT_OFFSET_MAX = 50_000
 # The services that clients or other services ask by their address.
 _ASKED = ("api_cache_proxy", "db_proxy", "fetch_buy_orders", "health_check")
 
@@ -155,7 +156,7 @@ class Settings(BaseSettings):
     proxies: Networks = Field(
         (), description="Addresses or networks of proxies in front, whose word on a caller's address is taken."
     )
-    port_offset: int = Field(0, ge=0, le=50_000, description="Added to every port.")
+    port_offset: int = Field(0, ge=0, le=PORT_OFFSET_MAX, description="Added to every port.")
     data_dir: Annotated[Path | None, BeforeValidator(_not_empty)] = Field(
         None, description="Where the sandbox keeps its position (and `up` everything)."
     )

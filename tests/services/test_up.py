@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -30,11 +31,12 @@ from buydesk.backends.sources import EXCHANGES
 from buydesk.backends.sources.exchange import ExchangeSource
 from buydesk.backends.sources.replay import SandboxSource
 from buydesk.errors import CannotStart
+from buydesk.local import ports
 from buydesk.local.ports import bind, close
 from buydesk.local.signals import stop_signals
 from buydesk.price_documents import feed_state_document
 from buydesk.prices import FeedState
-from buydesk.settings import PORTS, Settings, read_settings
+from buydesk.settings import PORT_OFFSET_MAX, PORTS, Settings, read_settings
 from buydesk.telling import Parts, new_session, sandbox_command, table, until_ready, until_selling
 from buydesk.times import utc_now
 from buydesk.up import environment, internal_token, up
@@ -359,9 +361,95 @@ def test_one_busy_port_leaves_none_bound() -> None:
     close(bind(given, PORTS).values())
 
 
-@pytest.mark.parametrize("host", ["999.0.0.1", "::ffff:ffff"])
-def test_an_address_that_is_not_here_is_one_line(host: str) -> None:
-    with pytest.raises(CannotStart, match="cannot listen on"):
+def suggestion(given: Settings) -> int | None:
+    """The offset that is named to somebody whose port is busy."""
+    with (
+        socket.create_server((given.host, given.port("fetch_buy_orders"))),
+        pytest.raises(CannotStart, match=r": free it, or shift all ports with --port-offset \(.*\)") as refused,
+    ):
+        bind(given, ["fetch_buy_orders"])
+    _, _, offset = str(refused.value).partition("; all are free at ")
+    return int(offset) if offset else None
+
+
+def test_a_busy_port_s_message_names_an_offset_at_which_all_ports_are_free() -> None:
+    given = settings(port_offset=free_offset())
+    suggested = suggestion(given)
+    assert suggested is not None
+    assert suggested > given.port_offset
+    with socket.create_server((given.host, PORTS["api_updater"] + suggested)):
+        another = suggestion(given)
+    assert another is not None
+    assert another > suggested
+    close(bind(given.model_copy(update={"port_offset": suggested}), PORTS).values())
+
+
+def test_past_the_highest_offset_the_lower_ones_are_looked_at() -> None:
+    suggested = suggestion(settings(port_offset=PORT_OFFSET_MAX))
+    assert suggested is not None
+    assert suggested < PORT_OFFSET_MAX
+    assert max(PORTS.values()) - min(PORTS.values()) < ports.OFFSET_STEP
+
+
+def test_when_there_is_no_free_offset_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "PORT_OFFSET_MAX", 0)
+    given = settings(port_offset=free_offset())
+    monkeypatch.setattr(ports, "OFFSET_STEP", given.port_offset + 1)  # leaves offset 0
+    with socket.socket() as busy:
+        busy.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # then another program has it
+            busy.bind((given.host, PORTS["db_proxy"]))
+            busy.listen()
+        assert suggestion(given) is None
+
+
+def reaches(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_dual_stack = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+
+
+@needs_dual_stack
+@pytest.mark.parametrize(
+    ("host", "answering"),
+    [
+        ("::", {"127.0.0.1", "::1"}),
+        ("0::0", {"127.0.0.1", "::1"}),
+        ("::1", {"::1"}),
+        ("127.0.0.1", {"127.0.0.1"}),
+        ("0.0.0.0", {"127.0.0.1"}),  # noqa: S104
+    ],
+)
+def test_a_desk_answers_at_the_addresses_that_its_host_stands_for(host: str, answering: set[str]) -> None:
+    given = settings(host=host, port_offset=free_offset())
+    port = given.port("db_proxy")
+    listeners = bind(given, ["db_proxy"])
+    try:
+        assert {address for address in ("127.0.0.1", "::1") if reaches(address, port)} == answering
+        own = urlsplit(given.own_url("db_proxy"))
+        assert reaches(str(own.hostname), port)
+    finally:
+        close(listeners.values())
+
+
+@needs_dual_stack
+def test_a_port_that_is_busy_on_ipv4_is_busy_on_all_of_ipv6_too() -> None:
+    given = settings(host="::", port_offset=free_offset())
+    with (
+        socket.create_server(("127.0.0.1", given.port("db_proxy"))),
+        pytest.raises(CannotStart, match="Address already in use"),
+    ):
+        bind(given, ["db_proxy"])
+
+
+@pytest.mark.parametrize("host", ["999.0.0.1", "::ffff:ffff", "192.0.2.7"])
+def test_an_address_that_is_not_here_is_one_line_and_no_other_port_is_proposed(host: str) -> None:
+    with pytest.raises(CannotStart, match=r"cannot listen on .*: use another --host \(BUYDESK_HOST\)$"):
         bind(settings(host=host), ["db_proxy"])
 
 

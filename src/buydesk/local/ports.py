@@ -1,15 +1,20 @@
 """Ports: bound before anything else is started, so that a busy one is found while nothing has happened yet."""
 
+import contextlib
+import errno
 import resource
 import socket
 from collections.abc import Collection
 
 from buydesk.errors import CannotStart
-from buydesk.settings import Settings
+from buydesk.hosts import is_any_ipv6
+from buydesk.settings import PORT_OFFSET_MAX, PORTS, Settings, variable
 
 BACKLOG = 2048
 # All six services at `connections_max`, and the connections between them.
 OPEN_FILES = 65_536
+# All ports of a desk lie within one of these steps.
+OFFSET_STEP = 100
 
 
 def bind(settings: Settings, services: Collection[str]) -> dict[str, socket.socket]:
@@ -17,10 +22,12 @@ def bind(settings: Settings, services: Collection[str]) -> dict[str, socket.sock
     listeners: dict[str, socket.socket] = {}
     try:
         for service in services:
-            listeners[service] = _listen(settings.host, settings.port(service), service)
-    except CannotStart:
+            listeners[service] = _listen(settings.host, settings.port(service))
+    except OSError as error:
         close(listeners.values())
-        raise
+        where = f"{service} cannot listen on {settings.host} port {settings.port(service)}"
+        mend = _mend(settings) if error.errno == errno.EADDRINUSE else f"use another --host ({variable('host')})"
+        raise CannotStart(f"{where} ({error.strerror or error}): {mend}") from error
     return listeners
 
 
@@ -38,11 +45,28 @@ def close(listeners: Collection[socket.socket]) -> None:
         listener.close()
 
 
-def _listen(host: str, port: int, service: str) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        why = error.strerror or str(error)
-        mend = "free it, or shift all ports with --port-offset 100"
-        raise CannotStart(f"{service} cannot listen on {host} port {port} ({why}): {mend}") from error
+    # Who says :: means every address of this machine.
+    is_dual = is_any_ipv6(host) and socket.has_dualstack_ipv6()
+    return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_dual)
+
+
+def _mend(settings: Settings) -> str:
+    """What to do about a busy port."""
+    mend = f"free it, or shift all ports with --port-offset ({variable('port_offset')})"
+    offset = settings.port_offset
+    others = (*range(offset + OFFSET_STEP, PORT_OFFSET_MAX + 1, OFFSET_STEP), *range(0, offset, OFFSET_STEP))
+    free = next((each for each in others if _are_free(settings.host, each)), None)
+    return mend if free is None else f"{mend}; all are free at {free}"
+
+
+def _are_free(host: str, offset: int) -> bool:
+    """Whether a desk could have all its ports at this offset now."""
+    with contextlib.ExitStack() as bound:
+        try:
+            for port in PORTS.values():
+                bound.enter_context(_listen(host, port + offset))
+        except OSError:
+            return False
+        return True
