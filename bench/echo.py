@@ -11,14 +11,13 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import uvloop
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 
 from buydesk import web
 from buydesk.backends.memory_health import MemoryHealthDesk
 from buydesk.local.ports import BACKLOG, allow_connections
-from buydesk.protocol import DeskConfig
 from buydesk.reporting import Reporter
-from buydesk.running import KEEP_ALIVE_SECONDS, Server
+from buydesk.server import serving
 from buydesk.services.create_buy_order import NAME, created, read_order
 from buydesk.settings import Settings
 from buydesk.wire import EXAMPLE_ORDER
@@ -32,7 +31,7 @@ def create_app(settings: Settings) -> web.Service:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
 
-    async def place_order(request: Request) -> Response:
+    async def place_order(request: web.Request) -> Response:
         """A made-up order with what was asked for in it."""
         new = await read_order(request)
         order = msgspec.structs.replace(
@@ -46,7 +45,7 @@ def create_app(settings: Settings) -> web.Service:
 
     reporter = Reporter(NAME, MemoryHealthDesk(settings), settings)
     app = web.service_app("echo", "Answers orders without storing them", {}, reporter, lifespan)
-    app.add_hot_route("/place_order/", "POST", place_order, {})
+    app.add_direct_route("/place_order/", "POST", place_order, {})
     return app
 
 
@@ -55,10 +54,8 @@ async def serve(port: int) -> None:
     allow_connections()
     settings = Settings()
     listener = socket.create_server(("127.0.0.1", port), backlog=BACKLOG)
-    config = DeskConfig(
-        create_app(settings), settings, lifespan="on", server_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS
-    )
-    await Server(config).serve(sockets=[listener])
+    async with serving(create_app(settings), listener, settings):
+        await asyncio.Event().wait()
 
 
 if __name__ == "__main__":

@@ -4,12 +4,11 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-from buydesk.protocol import DeskConfig
+from buydesk.server import serving
 from buydesk.settings import Settings
 from buydesk.web import Service
 
@@ -33,17 +32,23 @@ class QuickServer(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def served(
-    app: FastAPI, port: int | None = None, settings: Settings | None = None, **uvicorns: Any
-) -> AsyncIterator[str]:
+async def served(app: FastAPI, port: int | None = None, settings: Settings | None = None) -> AsyncIterator[str]:
     """The base URL of the app while it runs; leaving ends it as a SIGTERM would."""
-    listener = socket.create_server(("127.0.0.1", port or 0))
+    listener = socket.create_server(("127.0.0.1", port or 0), backlog=2048)
+    port = listener.getsockname()[1]
+    async with contextlib.AsyncExitStack() as stack:
+        if isinstance(app, Service):
+            await stack.enter_async_context(serving(app, listener, settings or Settings()))
+        else:  # not the desk's: somebody whom it asks
+            await stack.enter_async_context(_by_uvicorn(app, listener))
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.asynccontextmanager
+async def _by_uvicorn(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
     # asyncio's own loop does this only for sockets it made; without it each answer waits 40 ms for the client's ACK.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if isinstance(app, Service):
-        config: uvicorn.Config = DeskConfig(app, settings or Settings(), timeout_graceful_shutdown=5, **uvicorns)
-    else:  # not the desk's: somebody whom it asks
-        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
     server = QuickServer(config)
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
     running = asyncio.create_task(server.serve(sockets=[listener]))
@@ -52,7 +57,7 @@ async def served(
             break
         await asyncio.sleep(0.005)
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield
     finally:
         server.told_to_stop.set()
         await running

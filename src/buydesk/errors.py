@@ -91,6 +91,10 @@ class Unauthorized(DeskError):
     code, status, title = "unauthorized", 401, "The token is missing or wrong"
 
 
+class ForeignOrigin(DeskError):
+    code, status, title = "foreign_origin", 403, "An open desk takes this from its own pages and from programs only"
+
+
 class NotFound(DeskError):
     code, status, title = "not_found", 404, "There is nothing at this path"
 

@@ -9,7 +9,6 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 from buydesk import request_ids
@@ -35,19 +34,13 @@ def request_id_of(record: logging.LogRecord) -> str | None:
 def configure(level: str, json: bool | None = None) -> None:
     """Sends all logs of this process from `level` up to stdout; as JSON unless stdout is a terminal, or as `json` says.
 
-    Replaces every handler of the root logger, so further ones are added afterwards. uvicorn's warnings go the same way;
-    what it tells of its starts and stops the services report themselves, and /metrics counts the requests.
+    Replaces every handler of the root logger, so further ones are added afterwards.
     """
     as_json = not sys.stdout.isatty() if json is None else json
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_JsonLines() if as_json else _Text())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi", "uvicorn.access"):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.propagate = name != "uvicorn.access"
-        logger.setLevel(logging.WARNING)
 
 
 class _JsonLines(JsonFormatter):
@@ -57,7 +50,6 @@ class _JsonLines(JsonFormatter):
         super().__init__(
             ["asctime", "levelname", "name", "message"],
             rename_fields={"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "exception"},
-            reserved_attrs=[*RESERVED_ATTRS, "color_message"],  # uvicorn's message once more, with escape codes
         )
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ class Waiting(msgspec.Struct, eq=False):
     item: Placement
     give_up_at: float
     answer: asyncio.Future[Outcome]
-    request: request_ids.Kept
+    request: str | None
     resent: bool = False
 
     def settle(self, outcome: Outcome) -> None:
@@ -93,7 +93,7 @@ class PlacingQueue:
             raise Overloaded("The service is stopping.", retry_after_seconds=1)
         if len(self._queue) + len(items) > self._settings.orders_waiting_max:
             raise Overloaded(f"{len(self._queue)} orders are waiting already.", retry_after_seconds=1)
-        loop, request = asyncio.get_running_loop(), request_ids.kept()
+        loop, request = asyncio.get_running_loop(), request_ids.current()
         added = [Waiting(item, give_up_at, loop.create_future(), request) for item in items]
         self._queue += added
         self._arrived.set()
@@ -156,7 +156,7 @@ class PlacingQueue:
                 return False
             if isinstance(problem, InternalError):
                 # The line of the request, which knows nothing of batches, so that both can be found from either.
-                known = {"request_id": request_ids.text(each.request), "batch": request_ids.current()}
+                known = {"request_id": each.request, "batch": request_ids.current()}
                 self._log.warning("order %s met a fault: %s", each.item.order.id, problem.detail, extra=known)
         each.settle(outcome)
         return True
@@ -199,13 +199,12 @@ class PlacingQueue:
 
 def _begin(batch: Sequence[Waiting]) -> None:
     """A batch of one order goes under the id of the order's request: then one id leads over all hops."""
-    given = request_ids.text(batch[0].request) if len(batch) == 1 else None
-    request_ids.begin(given.encode() if given is not None else None)
+    request_ids.begin(batch[0].request if len(batch) == 1 else None)
 
 
 def _named(orders: Iterable[Waiting]) -> dict[str, str | None]:
     """The orders' ids, each with the id of the request that brought it: for the log."""
-    return {str(each.item.order.id): request_ids.text(each.request) for each in orders}
+    return {str(each.item.order.id): each.request for each in orders}
 
 
 def outcome_unknown(item: Placement, settings: Settings) -> OutcomeUnknown:

@@ -4,35 +4,21 @@ import asyncio
 import contextlib
 import gc
 import logging
-import math
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 
-import uvicorn
-
-from buydesk.errors import CannotStart
+from buydesk.connections import ConnectionLimit
 from buydesk.local.children import watch_supervisor
 from buydesk.local.ports import allow_connections, bind, close
 from buydesk.local.signals import stop_signals
-from buydesk.protocol import DeskConfig
 from buydesk.sentry import told
+from buydesk.server import serving
 from buydesk.settings import PORTS, Settings
 from buydesk.web import Service
 from buydesk.wiring import Wired, wire
 
-# Longer than the services' own pools keep a connection, so that a pooled one is seldom cut in mid-air.
-KEEP_ALIVE_SECONDS = 75
 # So many new objects beyond those that went make the garbage collector look; Python's own number is 700.
 GARBAGE_OBJECTS = 20_000
-
-
-class Server(uvicorn.Server):
-    """A uvicorn server that leaves signals to its desk: several of them share one process."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Captures none."""
-        yield
 
 
 @contextlib.asynccontextmanager
@@ -41,20 +27,24 @@ async def running(
 ) -> AsyncIterator[None]:
     """While entered, the apps are served. Leaving drains them one after the other, each for a bounded time."""
     allow_connections()
-    servers: dict[str, tuple[Server, asyncio.Task[None]]] = {}
-    try:
-        for name in PORTS:
-            if name in apps:
-                servers[name] = await _start(apps[name], listeners[name], settings)
+    ports = [listener.getsockname()[1] for listener in listeners.values()]
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(close, listeners.values())
+        started = [
+            await stack.enter_async_context(serving(apps[name], listeners[name], settings))
+            for name in PORTS
+            if name in apps
+        ]
+        limit = ConnectionLimit(
+            ports,
+            settings.connections_per_address_max,
+            settings.proxies,
+            lambda client: any(client in each.busy for each in started),
+        )
+        watching = asyncio.create_task(limit.watch())
+        stack.callback(watching.cancel)
         with _collector_spared():
             yield
-    finally:
-        for name in reversed(PORTS):
-            if name in servers:
-                server, serving = servers[name]
-                server.should_exit = True
-                await serving
-        close(listeners.values())
 
 
 @contextlib.contextmanager
@@ -98,29 +88,3 @@ async def served(wired: Wired, listeners: Mapping[str, socket.socket], settings:
         finally:
             logging.getLogger().removeHandler(handler)
             await wired.close()
-
-
-async def _start(app: Service, listener: socket.socket, settings: Settings) -> tuple[Server, asyncio.Task[None]]:
-    config = DeskConfig(
-        app,
-        settings,
-        lifespan="on",
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds_max),
-    )
-    server = Server(config)
-    serving = asyncio.create_task(_serve(server, listener, app.title))
-    while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn has no event for it
-        await asyncio.sleep(0.001)
-    if serving.done():
-        serving.result()
-    return server, serving
-
-
-async def _serve(server: Server, listener: socket.socket, title: str) -> None:
-    try:
-        await server.serve(sockets=[listener])
-    except SystemExit as error:
-        # uvicorn would end the whole process, with all the other services and servers in it.
-        raise CannotStart(f"{title} did not start: see the log above") from error

@@ -237,8 +237,15 @@ class Settings(BaseSettings):
     gemini_url: HttpUrl = Field("https://api.gemini.com", description="Gemini's address, or a mirror's.")
     kraken_url: HttpUrl = Field("https://api.kraken.com", description="Kraken's address, or a mirror's.")
 
-    request_seconds_max: Seconds = Field(10, description="A client has sent its whole request within this time.")
-    connections_max: Count = Field(5000, description="Connections open to one service; more are `overloaded`.")
+    request_seconds_max: Seconds = Field(10, description="The body of a request has come within this time.")
+    idle_seconds_max: Seconds = Field(
+        30, description="A connection ends when no whole head of a request comes for so long: a first one or a next."
+    )
+    write_seconds_max: Seconds = Field(20, description="A client that takes nothing of its answer for so long is cut.")
+    connections_max: Count = Field(5000, description="Connections open to one service; more wait.")
+    connections_per_address_max: Count = Field(
+        1250, description="Of these, connections of one address (not of `BUYDESK_PROXIES`); those beyond are ended."
+    )
 
     report_interval_seconds: Seconds = Field(60, description="How often a service says that it is alive.")
     report_retry_seconds: Seconds = Field(2, description="Between two tries to send a report that did not get through.")

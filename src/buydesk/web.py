@@ -1,44 +1,51 @@
 """What every service shares: the app shell, problem+json, /, /docs, /livez, /readyz and /metrics.
 
-A service is a FastAPI app. Its hot routes (`add_hot_route`) are documented in the same OpenAPI document, but called by
-the outermost layer itself, or at once by the server (`protocol.py`): the request handling of FastAPI and Starlette
-costs more than placing an order does.
+A service is a FastAPI app. Its own routes are called directly with a `Request` (`add_hot_route`, and with one parameter
+at the end of the path `add_documented_route`): the request handling of FastAPI and Starlette costs more than placing
+an order does. What FastAPI routes (typed internal reads, the pages of /docs) is called through ASGI. The server of
+`server.py` calls `respond`; it has read the request's head by then.
 """
 
 import asyncio
+import contextlib
 import hmac
 import logging
+import math
 import time
+from base64 import b64encode
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from hashlib import sha256
 from http import HTTPStatus
 from importlib.resources import files
 from itertools import accumulate
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import parse_qsl
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
+from fastapi import Request as StarletteRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
-from starlette.routing import Route
+from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message
 
-from buydesk import __version__, request_ids
+from buydesk import __version__
 from buydesk.errors import (
     DeskError,
     InternalError,
+    InvalidHttp,
     InvalidRequest,
     LedgerUnavailable,
     MethodNotAllowed,
@@ -55,9 +62,12 @@ from buydesk.reporting import Reporter
 
 PROBLEM_TYPE = "application/problem+json"
 BODY_BYTES_MAX = 16 * 1024
-# Where a server that has a request's whole body already puts it into the scope.
-WHOLE_BODY = "buydesk.body"
 CHECK_SECONDS_MAX = 3.0
+# /metrics is written at most this often, however many ask: it takes some milliseconds, in which no order is answered.
+METRICS_SECONDS = 1.0
+# A body that is not wanted is still read so far, and for so long: a close at once would cut off the refusal.
+UNWANTED_BYTES_MAX = 1024 * 1024
+UNWANTED_SECONDS_MAX = 1.0
 _EVERY_SERVICE = "every service"
 _ABOUT_IDS = (
     "Every answer has an `X-Request-Id`, by which the desk's logs and reports name the request: the one that came with "
@@ -67,9 +77,110 @@ _ABOUT_IDS = (
 Json = Mapping[str, object]
 Check = Callable[[], Awaitable[None]]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 encode = msgspec.json.encode
+
+
+class Headers(Protocol):
+    """A request's headers as the server keeps them: names in lower case, values as text.
+
+    A value that is not visible ASCII has no text: its name is there, and nobody reads it.
+    """
+
+    def __contains__(self, name: str, /) -> bool: ...
+    def get(self, name: str, /) -> str | None: ...
+    def get_all(self, name: str, /) -> list[str]: ...
+    def keys(self) -> list[str]: ...
+    def items(self) -> list[tuple[str, str]]: ...
+
+
+class Body(Protocol):
+    """A request's body, to be read once: as a whole, or in parts."""
+
+    async def __call__(self) -> bytes: ...
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+
+class Scope(Protocol):
+    """A request's head as the server gives it (RSGI's HTTP scope). `path` is decoded, `query_string` is not;
+    `authority` is the host of a request that names it in its first line."""
+
+    http_version: str
+    client: str
+    method: str
+    path: str
+    query_string: str
+    authority: str | None
+
+    @property
+    def headers(self) -> Headers: ...
+
+
+class Request:
+    """One request, of which the server has read the head.
+
+    `parameter` is what stands in the place of the route's one path parameter. The body has to come within
+    `seconds_max`.
+    """
+
+    __slots__ = ("_body", "_seconds_max", "headers", "is_body_read", "method", "parameter", "path", "query", "scope")
+
+    def __init__(self, scope: Scope, body: Body, seconds_max: float) -> None:
+        self.scope = scope
+        self.method = scope.method
+        self.path = scope.path
+        self.query = scope.query_string
+        self.parameter = ""
+        self.headers = headers = scope.headers
+        self.is_body_read = "content-length" not in headers and "transfer-encoding" not in headers
+        self._body = body
+        self._seconds_max = seconds_max
+
+    async def body(self, bytes_max: int) -> bytes:
+        """The body; raises PayloadTooLarge, RequestTimeout and, for one that breaks HTTP's rules, InvalidHttp."""
+        if self.is_body_read:
+            return b""
+        length = self.headers.get("content-length")
+        if length is not None and int(length) > bytes_max:
+            raise _too_large(bytes_max)
+        self.is_body_read = True
+        try:
+            async with asyncio.timeout(self._seconds_max):
+                if length is not None:
+                    return await self._body()
+                return await self._chunks(bytes_max)
+        except TimeoutError as error:
+            raise RequestTimeout(f"The request was not complete within {self._seconds_max:g} s.") from error
+        except RuntimeError as error:  # the server's, for chunks that are none and for a client that has gone
+            raise InvalidHttp("The body does not keep to the rules of HTTP, or ended too soon.") from error
+
+    async def _chunks(self, bytes_max: int) -> bytes:
+        body = b""
+        async for chunk in self._body:
+            body += chunk
+            if len(body) > bytes_max:
+                self.is_body_read = False
+                raise _too_large(bytes_max)
+        return body
+
+    async def discard_body(self) -> None:
+        """Reads, within bounds, what nobody wants to have, so that the client hears the answer."""
+        if self.is_body_read or "expect" in self.headers:
+            return
+        bytes_read = 0
+        with contextlib.suppress(TimeoutError, RuntimeError):
+            async with asyncio.timeout(UNWANTED_SECONDS_MAX):
+                async for chunk in self._body:
+                    bytes_read += len(chunk)
+                    if bytes_read > UNWANTED_BYTES_MAX:
+                        break
+
+
+def _too_large(bytes_max: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body may have {bytes_max} bytes at the most.", bytes_max=bytes_max)
+
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Answer(Response):
@@ -127,115 +238,152 @@ class Traffic(Collector):
         yield seconds
 
 
-class HotRoute(NamedTuple):
-    """A route that is called without the request handling of FastAPI and Starlette; `path` is the documented one."""
+class Route(NamedTuple):
+    """A route that is called directly; `path` is the documented one. One with a path parameter has it at the end,
+    before `suffix`."""
 
     method: str
     path: str
     endpoint: Endpoint
+    suffix: str = ""
 
 
 class Service(FastAPI):
-    """A service's app: the outermost layer, which knows hot routes, takes a documented path with and without its
-    trailing slash, gives each request its id, and counts what is answered."""
+    """A service's app: its direct routes and, for all others, FastAPI. A documented path is taken with and without its
+    trailing slash; what is answered is counted."""
 
-    def __init__(self, name: str, summary: str, lifespan: Lifespan) -> None:
+    def __init__(self, name: str, summary: str) -> None:
         super().__init__(
             title=f"buydesk {name}",
             summary=summary,
             version=__version__,
             docs_url=None,
             redoc_url=None,
+            openapi_url=None,
             redirect_slashes=False,
-            lifespan=lifespan,
             default_response_class=FastJSON,
         )
         self.name = name
+        self.running: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext  # entered while it runs
         # One registry a service, also when several run in one process.
         self.registry = registry = CollectorRegistry()
         self.operations: dict[str, dict[str, Json]] = {}  # by path and method: what FastAPI does not document itself
-        self.hot: dict[tuple[str, str], HotRoute] = {}  # by method and path, with and without its trailing slash
+        self._direct: dict[tuple[str, str], Route] = {}  # by method and path, with and without its trailing slash
+        self._with_parameter: dict[tuple[str, str], Route] = {}  # by method and what stands before the parameter
         self._log = logging.getLogger(f"buydesk.services.{name}")
-        self._paths: dict[object, str] = {}
-        self._bare_paths: dict[str, str] = {}
         self._traffic = Traffic(name)
         registry.register(self._traffic)
 
-    def add_hot_route(self, path: str, method: str, endpoint: Endpoint, operation: Json) -> None:
-        """A documented route that costs little. Its path has no parameters, and its answer is no stream."""
-        self.add_documented_route(path, method, endpoint, operation)
-        hot = HotRoute(method, path, endpoint)
-        self.hot |= {(method, path): hot, (method, path.rstrip("/")): hot}
-
-    def add_documented_route(self, path: str, method: str, endpoint: Endpoint, operation: Json) -> None:
-        """A plain Starlette route, documented by an OpenAPI operation object."""
-        self.router.routes.append(Route(path, endpoint, methods=[method], include_in_schema=False))
-        self.operations.setdefault(path, {})[method.lower()] = operation
-        self._paths[endpoint] = path
-
-    def allow(self, endpoint: object) -> str:
-        """The methods that the endpoint's path takes, its other endpoints' too, as the header names them; "" for a path
-        that is not documented here."""
-        methods = {method.upper() for method in self.operations.get(self._paths.get(endpoint, ""), ())}
-        return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
+    def add_direct_route(self, path: str, method: str, endpoint: Endpoint, operation: Json | None) -> None:
+        """A route, documented by its OpenAPI operation object. Its path may end in one parameter: `/orders/{id}`."""
+        if operation is not None:
+            self.operations.setdefault(path, {})[method.lower()] = operation
+        before, brace, after = path.partition("{")
+        if brace:
+            route = Route(method, path, endpoint, after.partition("}")[2])
+            self._with_parameter[method, before] = route
+        else:
+            route = Route(method, path, endpoint)
+            self._direct |= {(method, path): route, (method, path.rstrip("/")): route}
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, with the hot routes in it."""
+        """The OpenAPI document, with the direct routes in it."""
         if self.openapi_schema is None:
             self.openapi_schema = _openapi(self)
         return self.openapi_schema
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI. What is hot comes here only when the server does not know of hot routes, or the request is unusual."""
-        if scope["type"] != "http":
-            await super().__call__(scope, receive, send)
-            return
-        request_id = request_ids.begin(request_ids.given_in(scope["headers"]))
-        status = 500
-
-        async def noting_send(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (request_ids.HEADER, request_id)]
-            await send(message)
-
-        scope["path"] = self._documented(scope["path"])
-        hot = self.hot.get((scope["method"], scope["path"]))
-        if hot is not None:
-            response = await self.answer(hot, Request(scope, receive))
-            await response(scope, receive, noting_send)
-            return
+    async def respond(self, request: Request, admit: Callable[[Scope], None]) -> Response:
+        """The answer to a request, whatever happens; counted. `admit` raises what refuses it before anything else."""
         started = time.perf_counter()
+        path = ""
         try:
-            await super().__call__(scope, receive, noting_send)
-        finally:
-            # The route's pattern, never the path itself: clients must not be able to make new series.
-            path = getattr(scope.get("route"), "path", None) or self._paths.get(scope.get("endpoint"), "(none)")
-            self._traffic.count(scope["method"], path, status, time.perf_counter() - started)
-
-    async def answer(self, hot: HotRoute, request: Request) -> Response:
-        """The answer of a hot route, whatever happens; counted. The request's id is begun before and added after."""
-        started = time.perf_counter()
-        try:
-            response = await hot.endpoint(request)
+            admit(request.scope)
+            route = self._direct.get((request.method, request.path)) or self._find(request)
+            if route is None:
+                path, response = await self._by_asgi(request)
+            else:
+                path = route.path
+                response = await route.endpoint(request)
         except DeskError as error:
-            response = problem_response(error, hot.path)
-        except ClientDisconnect as error:
-            response = await _on_client_gone(request, error)
-        except Exception as error:
-            self._log.exception("%s %s failed", hot.method, hot.path)
-            response = await _on_unexpected(request, error)
-        self._traffic.count(hot.method, hot.path, response.status_code, time.perf_counter() - started)
+            response = problem_response(error, path or request.path)
+        except Exception:
+            self._log.exception("%s %s failed", request.method, path)
+            response = problem_response(_accident(), path or request.path)
+        # The route's pattern, never the path itself: clients must not be able to make new series.
+        counted = (request.method, path) if path else ("(any)", "(none)")
+        self._traffic.count(*counted, response.status_code, time.perf_counter() - started)
+        if not request.is_body_read:
+            await request.discard_body()
         return response
 
-    def _documented(self, path: str) -> str:
-        """The path as it is documented, whether or not it came with a slash at its end."""
-        if not self._bare_paths:
-            paths = [route.path for route in self.router.routes if isinstance(route, Route)]
-            self._bare_paths = {known.rstrip("/"): known for known in paths}
+    def _find(self, request: Request) -> Route | None:
+        """The direct route of a request that is not written as the table has it; None if there is none."""
+        bare = request.path.rstrip("/")
+        method = "GET" if request.method == "HEAD" else request.method
+        before, _, parameter = bare.rpartition("/")
+        route = self._direct.get((method, bare)) or self._with_parameter.get((method, before + "/"))
+        if route is None or not parameter.endswith(route.suffix):
+            return None
+        request.parameter = parameter.removesuffix(route.suffix)
+        return route
+
+    async def _by_asgi(self, request: Request) -> tuple[str, Response]:
+        """The path of FastAPI's route and its answer as one body; raises NotFound and MethodNotAllowed. Its routes read
+        no body of a request."""
+        path, pattern, methods = self._known(request.path)
+        method = "GET" if request.method == "HEAD" else request.method
+        if not methods:
+            raise NotFound("There is nothing at this path; /docs lists what there is.")
+        if method not in methods:
+            allow = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
+            raise MethodNotAllowed(f"This path does not take {request.method[:20]}; it takes {allow}.", allow=allow)
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "scheme": "http",
+            "method": method,
+            "path": path,
+            "query_string": request.query.encode("latin-1"),
+            "root_path": "",
+            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers.items()],
+        }
+        response = Response()
+        body = bytearray()
+
+        async def receive() -> Message:
+            """Asked while a file is sent, whether the client has gone: nobody hears of that."""
+            return await asyncio.Future()
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                response.status_code, response.raw_headers = message["status"], list(message["headers"])
+            body.extend(message.get("body", b""))
+
+        await self(scope, receive, send)
+        response.body = bytes(body)
+        return pattern, response
+
+    def _known(self, path: str) -> tuple[str, str, set[str]]:
+        """The path as its route takes it, the route's pattern, and the methods of all routes of that path."""
         bare = path.rstrip("/")
-        return self._bare_paths.get(bare, bare or "/")
+        before, _, parameter = bare.rpartition("/")
+        methods = {method for method, known in self._direct if known == bare}
+        methods |= {
+            method
+            for (method, known), route in self._with_parameter.items()
+            if known == before + "/" and parameter.endswith(route.suffix)
+        }
+        pattern = path
+        for route in self.routes:
+            for each in (bare, bare + "/"):
+                if isinstance(route, APIRoute) and route.path_regex.match(each):
+                    methods |= route.methods or set()
+                    path, pattern = each, route.path
+                elif isinstance(route, Mount) and route.path == before:
+                    methods |= {"GET"}
+                    pattern = route.path
+        return path, pattern, methods
 
 
 def service_app(
@@ -246,12 +394,14 @@ def service_app(
     The reporter runs around the service's own lifespan and tells the health desk the same as /readyz.
     """
 
+    app = Service(name, summary)
+
     @asynccontextmanager
-    async def reporting(app: FastAPI) -> AsyncIterator[None]:
+    async def running() -> AsyncIterator[None]:
         async with reporter.running(partial(missing_parts, checks)), lifespan(app):
             yield
 
-    app = Service(name, summary, reporting)
+    app.running = running
     Gauge("buydesk_reports_dropped", "Health reports that were given up.", registry=app.registry).set_function(
         lambda: reporter.dropped
     )
@@ -296,47 +446,23 @@ def answer(description: str, example: object, status: int = 200) -> dict[int | s
 
 
 async def read_body(request: Request, bytes_max: int = BODY_BYTES_MAX) -> bytes:
-    """The body, read no further than allowed; raises PayloadTooLarge."""
-    whole: bytes | None = request.scope.get(WHOLE_BODY)
-    if whole is not None and len(whole) <= bytes_max:
-        return whole
-    length = header(request, b"content-length")
-    bytes_read = int(length[:20]) if length is not None and length.isdigit() else 0
-    body = b""
-    is_whole = False
-    while not is_whole and bytes_read <= bytes_max:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body += message.get("body", b"")
-        bytes_read = len(body)
-        is_whole = not message.get("more_body", False)
-    if bytes_read > bytes_max:
-        raise PayloadTooLarge(f"The body may have {bytes_max} bytes at the most.", bytes_max=bytes_max)
-    return body
-
-
-def header(request: Request, name: bytes) -> bytes | None:
-    """The first header of this name, which is in lower case."""
-    for each, value in request.scope["headers"]:
-        if each == name:
-            return bytes(value)
-    return None
+    """The body, read no further than allowed; raises PayloadTooLarge, RequestTimeout, InvalidHttp."""
+    return await request.body(bytes_max)
 
 
 def require_json(request: Request) -> None:
     """Raises UnsupportedMediaType unless the body says that it is JSON."""
-    said = header(request, b"content-type") or b""
-    if said == b"application/json":
+    said = request.headers.get("content-type") or ""
+    if said == "application/json":
         return
-    media_type = said.decode("latin-1").partition(";")[0].strip().lower()
+    media_type = said.partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType(f"The content type must be application/json, not {media_type[:100] or 'missing'}.")
 
 
-def require_token(request: Request, token: str) -> None:
+def require_token(request: Request | StarletteRequest, token: str) -> None:
     """Raises Unauthorized unless the request shows the internal token."""
-    shown = request.headers.get("authorization", "")
+    shown = request.headers.get("authorization") or ""
     if not hmac.compare_digest(shown.encode(), f"Bearer {token}".encode()):
         raise Unauthorized("This path is for the desk's own services: show the internal token.")
 
@@ -345,7 +471,7 @@ def single_parameters(request: Request, known: Collection[str]) -> dict[str, str
     """The query parameters; raises InvalidRequest naming each that is unknown or given twice."""
     reasons: list[tuple[str, str]] = []
     found: dict[str, str] = {}
-    for name, value in parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True):
+    for name, value in parse_qsl(request.query, keep_blank_values=True):
         if name not in known:
             reasons.append((name[:100], f"is not a parameter here; these are: {', '.join(known)}"))
         elif name in found:
@@ -371,13 +497,18 @@ _PROBLEM_SCHEMA = {
 
 
 def _add_common_routes(app: Service, checks: Mapping[str, Check]) -> None:
+    exposition = Kept(lambda: generate_latest(app.registry), METRICS_SECONDS)
+    document = Kept(lambda: encode(app.openapi()))
+    page = _docs_page(app.title)
     identity = {"service": app.name, "version": __version__, "docs": "/docs", "status": "/readyz"}
 
     async def about(_: Request) -> Response:
         return FastJSON(identity)
 
+    alive = {"status": "alive"}
+
     async def live(_: Request) -> Response:
-        return FastJSON({"status": "alive"})
+        return FastJSON(alive)
 
     async def ready(_: Request) -> Response:
         missing = await missing_parts(checks)
@@ -387,31 +518,66 @@ def _add_common_routes(app: Service, checks: Mapping[str, Check]) -> None:
         return FastJSON({"status": "ready"})
 
     async def metrics(_: Request) -> Response:
-        return Response(generate_latest(app.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    async def openapi(_: Request) -> Response:
+        return Answer(document())
 
     async def docs(_: Request) -> Response:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title=app.title,
-            swagger_js_url="/docs-files/swagger-ui-bundle.js",
-            swagger_css_url="/docs-files/swagger-ui.css",
-            swagger_favicon_url="/docs-files/favicon-32x32.png",
-        )
+        return page
 
-    app.add_hot_route("/", "GET", about, _operation("Which service and version this is", identity))
-    app.add_hot_route("/livez", "GET", live, _operation("Is the process alive (touches nothing)", {"status": "alive"}))
-    app.add_hot_route(
+    app.add_direct_route("/", "GET", about, _operation("Which service and version this is", identity))
+    app.add_direct_route(
+        "/livez", "GET", live, _operation("Is the process alive (touches nothing)", {"status": "alive"})
+    )
+    app.add_direct_route(
         "/readyz",
         "GET",
         ready,
         _operation("Can the service do its work", {"status": "ready"}, problems(NotReady)),
     )
     metrics_answer = {"200": {"description": "Prometheus text", "content": {"text/plain": {}}}}
-    app.add_hot_route(
+    app.add_direct_route(
         "/metrics", "GET", metrics, {"tags": [_EVERY_SERVICE], "summary": "Metrics", "responses": metrics_answer}
     )
-    app.get("/docs", include_in_schema=False)(docs)
+    app.add_direct_route("/openapi.json", "GET", openapi, None)
+    app.add_direct_route("/docs", "GET", docs, None)
     app.mount("/docs-files", StaticFiles(directory=str(files("buydesk") / "swagger")), name="docs-files")
+
+
+class Kept:
+    """What is made when it is asked for and then kept, for so many seconds or for good."""
+
+    def __init__(self, make: Callable[[], bytes], seconds: float = math.inf) -> None:
+        self._make = make
+        self._seconds = seconds
+        self._made_at = -math.inf
+        self._kept = b""
+
+    def __call__(self) -> bytes:
+        now = time.monotonic()
+        if now - self._made_at >= self._seconds or not self._kept:
+            self._kept, self._made_at = self._make(), now
+        return self._kept
+
+
+def _docs_page(title: str) -> Response:
+    """Swagger's page. Browsers run its own scripts only, the one that is written into it included, and show it in no
+    other page."""
+    page = get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title=title,
+        swagger_js_url="/docs-files/swagger-ui-bundle.js",
+        swagger_css_url="/docs-files/swagger-ui.css",
+        swagger_favicon_url="/docs-files/favicon-32x32.png",
+    )
+    script = bytes(page.body).rpartition(b"<script>")[2].partition(b"</script>")[0]
+    digest = b64encode(sha256(script).digest()).decode()
+    page.headers["Content-Security-Policy"] = (
+        f"default-src 'none'; script-src 'self' 'sha256-{digest}'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
+    )
+    return page
 
 
 def _operation(summary: str, example: object, further: Mapping[int | str, Any] | None = None) -> Json:
@@ -455,44 +621,27 @@ def _openapi(app: Service) -> dict[str, Any]:
     return document
 
 
-async def _on_desk_error(request: Request, error: Exception) -> Response:
+def _accident() -> InternalError:
+    return InternalError("It has been logged; nothing is known about the outcome.")
+
+
+async def _on_desk_error(request: StarletteRequest, error: Exception) -> Response:
     return problem_response(cast("DeskError", error), request.url.path)
 
 
-async def _on_validation_error(request: Request, error: Exception) -> Response:
+async def _on_validation_error(request: StarletteRequest, error: Exception) -> Response:
     found = cast("RequestValidationError", error).errors()
     reasons = [(str(each["loc"][-1]), str(each["msg"])) for each in found]
     return problem_response(InvalidRequest.of_all(reasons), request.url.path)
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """The framework's own refusals: an unknown path, a method that the path does not take, a body beyond reading."""
-    refusal = cast("HTTPException", error)
-    if refusal.status_code == 400:
-        return problem_response(InvalidRequest.of("body", "cannot be read"), request.url.path)
-    if refusal.status_code == MethodNotAllowed.status:
-        allow = cast("Service", request.app).allow(request.scope.get("endpoint"))
-        allow = allow or (refusal.headers or {}).get("Allow", "GET, HEAD")  # files of /docs name none
-        detail = f"This path does not take {request.method}; it takes {allow}."
-        return problem_response(MethodNotAllowed(detail, allow=allow), request.url.path)
+async def _on_http_exception(request: StarletteRequest, _: Exception) -> Response:
+    """The framework's own refusal: a file of /docs that there is not."""
     return problem_response(NotFound("There is nothing at this path; /docs lists what there is."), request.url.path)
 
 
-async def _on_client_gone(request: Request, _: Exception) -> Response:
-    # Nobody reads this answer: the client has gone, or the protocol has answered for us that it is late. But a client
-    # that does not finish its own request is no fault of ours to be logged.
-    return problem_response(RequestTimeout("The connection ended before the body."), request.url.path)
-
-
-async def _on_unexpected(request: Request, _: Exception) -> Response:
-    # Starlette raises the exception again after this answer, and uvicorn logs it with its traceback.
-    return problem_response(InternalError("It has been logged; nothing is known about the outcome."), request.url.path)
-
-
-_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+_HANDLERS: dict[type[Exception], Callable[[StarletteRequest, Exception], Awaitable[Response]]] = {
     DeskError: _on_desk_error,
     RequestValidationError: _on_validation_error,
     HTTPException: _on_http_exception,
-    ClientDisconnect: _on_client_gone,
-    Exception: _on_unexpected,
 }

@@ -17,7 +17,7 @@ from buydesk.backends.memory_prices import MemoryPriceBoard
 from buydesk.backends.remote import RemoteLedger
 from buydesk.errors import ExposureCapExceeded, InternalError
 from buydesk.orders import Outcome, Placement, Refused
-from buydesk.protocol import HEAD_BYTES_MAX
+from buydesk.server import HEAD_BYTES_MAX
 from buydesk.reporting import Reporter
 from buydesk.services import create_buy_order, db_proxy
 from tests.ledgers import ModelLedger, record, settings
@@ -45,8 +45,8 @@ def bench() -> FastAPI:
 
     app = web.service_app("db_proxy", "A bench.", {}, Reporter("db_proxy", MemoryHealthDesk(CALM), CALM), lifespan)
     for path, endpoint in (("/whose", whose), ("/refused", refused), ("/broken", broken)):
-        app.add_hot_route(path, "GET", endpoint, {"responses": {}})
-        app.add_documented_route(f"/plain{path}", "GET", endpoint, {"responses": {}})
+        app.add_direct_route(path, "GET", endpoint, {"responses": {}})
+        app.add_direct_route(f"/plain{path}", "GET", endpoint, {"responses": {}})
     return app
 
 

@@ -63,8 +63,8 @@ class Bench:
             ("/refused", "GET", _refused),
             ("/broken", "GET", _broken),
         ):
-            app.add_hot_route(path, method, endpoint, _operation(path))
-        app.add_documented_route("/orders/{id}", "GET", _echo_id, _operation("/orders/{id}"))
+            app.add_direct_route(path, method, endpoint, _operation(path))
+        app.add_direct_route("/orders/{id}", "GET", _echo_id, _operation("/orders/{id}"))
 
         @app.get("/typed/")
         async def typed(number: Annotated[int, Query(ge=1)]) -> Mapping[str, int]:

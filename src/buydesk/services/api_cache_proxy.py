@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 
 from buydesk.coindesk import currentprice, currentprice_of
 from buydesk.errors import (
@@ -52,6 +52,7 @@ from buydesk.settings import Settings
 from buydesk.times import utc_now
 from buydesk.web import (
     FastJSON,
+    Request,
     Service,
     answer,
     problems,
@@ -95,7 +96,7 @@ def create_app(
         return FastJSON(currentprice(await board.latest()), headers=_PRICE_HEADERS)
 
     async def coindesk_of(request: Request) -> Response:
-        currency = CURRENCIES.get(request.path_params["code"].upper())
+        currency = CURRENCIES.get(request.parameter.upper())
         if currency is None:
             raise NotFound(f"There are prices in {', '.join(CURRENCIES)} only.")
         return FastJSON(currentprice_of(await board.latest(), currency), headers=_PRICE_HEADERS)
@@ -132,13 +133,13 @@ def create_app(
         await board.tell(state)
         return FastJSON(feed_state_document(state))
 
-    app.add_hot_route("/record", "GET", record, _RECORD_OPERATION)
-    app.add_hot_route("/v1/bpi/currentprice.json", "GET", coindesk, _COINDESK_OPERATION)
-    app.add_documented_route("/v1/bpi/currentprice/{code}.json", "GET", coindesk_of, _COINDESK_OF_OPERATION)
-    app.add_hot_route("/history", "GET", history, _HISTORY_OPERATION)
-    app.add_hot_route("/add/", "POST", add, _ADD_OPERATION)
-    app.add_hot_route("/sources/", "GET", sources, _SOURCES_OPERATION)
-    app.add_hot_route("/sources/", "POST", tell, _TELL_OPERATION)
+    app.add_direct_route("/record", "GET", record, _RECORD_OPERATION)
+    app.add_direct_route("/v1/bpi/currentprice.json", "GET", coindesk, _COINDESK_OPERATION)
+    app.add_direct_route("/v1/bpi/currentprice/{code}.json", "GET", coindesk_of, _COINDESK_OF_OPERATION)
+    app.add_direct_route("/history", "GET", history, _HISTORY_OPERATION)
+    app.add_direct_route("/add/", "POST", add, _ADD_OPERATION)
+    app.add_direct_route("/sources/", "GET", sources, _SOURCES_OPERATION)
+    app.add_direct_route("/sources/", "POST", tell, _TELL_OPERATION)
     return app
 
 

@@ -108,7 +108,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
     app.registry.register(exposure)
     token = settings.internal_token.get_secret_value()
 
-    async def add(request: Request) -> Response:
+    async def add(request: web.Request) -> Response:
         """Settles one item or a list of items: one result each, in the same order."""
         web.require_token(request, token)
         web.require_json(request)
@@ -117,12 +117,12 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
         answers = [outcome_document(outcome) for outcome in await _settle(queue, items, settings)]
         return web.FastJSON(answers if isinstance(document, list) else answers[0])
 
-    app.add_hot_route("/add/", "POST", add, _ADD_OPERATION)
+    app.add_direct_route("/add/", "POST", add, _ADD_OPERATION)
     _add_reads(app, ledger, token)
     return app
 
 
-async def _document(request: Request) -> object:
+async def _document(request: web.Request) -> object:
     body = await web.read_body(request, ADD_BYTES_MAX)
     try:
         document: object = msgspec.json.decode(body)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 
 from buydesk import web
 from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound, PriceNotFound
@@ -48,7 +48,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
 
     app = web.service_app(NAME, "List buy orders: GET /get_orders/", {"ledger": ledger.check}, reporter, lifespan)
 
-    async def get_orders(request: Request) -> Response:
+    async def get_orders(request: web.Request) -> Response:
         """A page of orders or, by client_order_id, one order."""
         parameters = web.single_parameters(request, (*_ANCHORS, "page_size", "client_order_id"))
         if "client_order_id" in parameters:
@@ -70,34 +70,33 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
             raise InvalidRequest.of("client_order_id", str(error)) from error
         return web.FastJSON(order_document(await ledger.order_by_key(ANONYMOUS, key)))
 
-    async def get_order(request: Request) -> Response:
+    async def get_order(request: web.Request) -> Response:
         """One order by its id."""
         return web.FastJSON(order_document(await ledger.order(_read_id(request))))
 
-    async def get_price(request: Request) -> Response:
+    async def get_price(request: web.Request) -> Response:
         """The price record that orders were priced with."""
         record = await ledger.price_record(_read_id(request))
         return _page_response(request, _immutable(web.encode(record_document(record)), []))
 
-    async def exposure(request: Request) -> Response:
+    async def exposure(request: web.Request) -> Response:
         """What is sold and what can still be."""
         web.single_parameters(request, ())
         found = await ledger.exposure()
         return web.FastJSON(found.facts() | {"orders": found.orders})
 
-    app.add_hot_route("/get_orders/", "GET", get_orders, _PAGE_OPERATION)
-    app.add_documented_route("/get_orders/{order_id}", "GET", get_order, _ORDER_OPERATION)
-    app.add_documented_route("/prices/{price_id}", "GET", get_price, _PRICE_OPERATION)
-    app.add_hot_route("/exposure", "GET", exposure, _EXPOSURE_OPERATION)
+    app.add_direct_route("/get_orders/", "GET", get_orders, _PAGE_OPERATION)
+    app.add_direct_route("/get_orders/{order_id}", "GET", get_order, _ORDER_OPERATION)
+    app.add_direct_route("/prices/{price_id}", "GET", get_price, _PRICE_OPERATION)
+    app.add_direct_route("/exposure", "GET", exposure, _EXPOSURE_OPERATION)
     return app
 
 
-def _read_id(request: Request) -> uuid.UUID:
+def _read_id(request: web.Request) -> uuid.UUID:
     """The id that the path ends in; raises InvalidRequest."""
     web.single_parameters(request, ())
-    [text] = request.path_params.values()
     try:
-        return uuid.UUID(text)
+        return uuid.UUID(request.parameter)
     except ValueError as error:
         raise InvalidRequest.of("id", "must be a UUID") from error
 
@@ -188,15 +187,15 @@ def _immutable(body: bytes, headers: list[tuple[bytes, bytes]]) -> RenderedPage:
     return RenderedPage(body, headers, etag)
 
 
-def _page_response(request: Request, page: RenderedPage) -> Response:
+def _page_response(request: web.Request, page: RenderedPage) -> Response:
     if page.etag is not None and _has(request, page.etag.decode()):
         return web.Answer(b"", 304, page.headers)
     return web.Answer(page.body, 200, page.headers)
 
 
-def _has(request: Request, etag: str) -> bool:
+def _has(request: web.Request, etag: str) -> bool:
     """Whether the client has this page already (If-None-Match, RFC 9110, section 13.1.2: compared weakly)."""
-    tags = ",".join(request.headers.getlist("if-none-match")).split(",")
+    tags = ",".join(request.headers.get_all("if-none-match")).split(",")
     return any(tag.strip().removeprefix("W/") in ("*", etag) for tag in tags)
 
 

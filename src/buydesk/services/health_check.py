@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import cast
 
 import psutil
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 
 from buydesk import health
 from buydesk.errors import (
@@ -30,6 +30,7 @@ from buydesk.times import format_time, parse_time, utc_now
 from buydesk.web import (
     CHECK_SECONDS_MAX,
     FastJSON,
+    Request,
     Service,
     answer,
     problems,
@@ -106,9 +107,9 @@ def create_app(
         overall = {"status": "ok" if fine else "degraded", "at": format_time(now())}
         return FastJSON({**overall, "services": services, **answers})
 
-    app.add_hot_route("/report", "POST", report, _REPORT_OPERATION)
-    app.add_hot_route("/status", "GET", status, _STATUS_OPERATION)
-    app.add_hot_route("/reports", "GET", reports, _REPORTS_OPERATION)
+    app.add_direct_route("/report", "POST", report, _REPORT_OPERATION)
+    app.add_direct_route("/status", "GET", status, _STATUS_OPERATION)
+    app.add_direct_route("/reports", "GET", reports, _REPORTS_OPERATION)
     return app
 
 

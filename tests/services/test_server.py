@@ -17,7 +17,7 @@ from starlette.responses import StreamingResponse
 
 from buydesk import protocol, web
 from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.protocol import HEAD_BYTES_MAX
+from buydesk.server import HEAD_BYTES_MAX
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
 from tests.serving import served
@@ -126,8 +126,8 @@ class Bench:
             return web.Answer(msgspec.json.encode("x" * LARGE))
 
         for path, endpoint in (("/body", body), ("/slow", slow), ("/large", large)):
-            app.add_hot_route(path, "POST", endpoint, {"responses": {}})
-        app.add_documented_route("/part", "POST", part, {"responses": {}})
+            app.add_direct_route(path, "POST", endpoint, {"responses": {}})
+        app.add_direct_route("/part", "POST", part, {"responses": {}})
         return app
 
     async def line(self) -> Line:
