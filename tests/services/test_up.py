@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
+import psutil
 import pytest
 from click.testing import CliRunner
 from fastapi import FastAPI
@@ -114,10 +115,35 @@ async def test_a_desk_of_six_processes_with_a_redis(data_dir: Path) -> None:
     assert set(PORTS) <= set(status["services"])
 
 
+def everything_in(data_dir: Path) -> dict[Path, os.stat_result]:
+    """All but the copies of public programs."""
+    return {path: path.stat() for path in data_dir.rglob("*") if "programs" not in path.parts}
+
+
+async def test_other_accounts_can_open_nothing_of_a_desk_s_and_its_servers_have_no_rights(data_dir: Path) -> None:
+    servers = {"postgres", "redis-server"}
+    async with running_up(settings(data_dir=data_dir, port_offset=free_offset()), separate=True):
+        running = {each.name(): each for each in psutil.Process().children() if each.name() in servers}
+        assert running.keys() == servers
+        uids = {each.uids().real for each in running.values()}
+        groups = [(each.gids(), (Path("/proc") / str(each.pid) / "status").read_text()) for each in running.values()]
+        found = everything_in(data_dir)
+    [uid] = uids
+    if os.geteuid() == 0:
+        assert uid != 0
+        for gids, status in groups:
+            assert 0 not in (gids.real, gids.effective, gids.saved)
+            assert re.search(r"^Groups:\s*$", status, re.MULTILINE)
+    assert data_dir / "replay.json" in found
+    assert data_dir / "socket" / "redis.sock" in found
+    assert {path for path, status in found.items() if status.st_mode & 0o077} == set()
+    assert {path for path, status in found.items() if status.st_uid not in (os.geteuid(), uid)} == set()
+
+
 async def test_with_no_redis_to_be_found_the_owners_keep_it_in_memory(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(up_module, "find_redis", lambda: None)
+    monkeypatch.setattr(up_module, "find_redis", lambda _: None)
     given = settings(data_dir=data_dir, port_offset=free_offset())
     async with running_up(given, separate=True) as said:
         assert (await buy(given)).status_code == 201
@@ -218,6 +244,7 @@ def test_the_token_is_made_once(tmp_path: Path) -> None:
     path = tmp_path / "token"
     token = internal_token(path)
     assert len(token) >= 32
+    path.chmod(0o644)
     assert internal_token(path) == token
     assert path.stat().st_mode & 0o777 == 0o600
 
