@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import importlib
 import os
+import re
 import secrets
 import sys
 import time
@@ -200,8 +201,9 @@ async def _run_migrate(settings: Settings, wait_seconds: float) -> None:
             process.kill()
             await process.wait()
     if process.returncode != 0:
-        lines = said.decode(errors="replace").strip().splitlines() or ["migrating failed and said nothing"]
-        raise CannotStart(lines[-1].removeprefix("buydesk: "))
+        # Of another last line, as of a traceback, nobody here knows what it shows.
+        found = re.search(r"^buydesk: (.+)\s*\Z", said.decode(errors="replace"), re.MULTILINE)
+        raise CannotStart(found[1] if found else "migrating failed: `buydesk migrate` says more")
 
 
 async def _start_separately(settings: Settings, stack: contextlib.AsyncExitStack) -> None:

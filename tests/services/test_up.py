@@ -240,6 +240,16 @@ async def test_a_migration_that_takes_too_long_is_ended(data_dir: Path, monkeypa
             pass
 
 
+async def test_a_migration_that_fails_in_a_way_of_its_own_shows_nothing(
+    data_dir: Path, databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings(data_dir=data_dir, port_offset=free_offset(), database_url="postgresql://127.0.0.1:9/x")
+    monkeypatch.setattr(up_module, "COMMAND", (sys.executable, "-c", "raise ValueError('hunter2')"))
+    with pytest.raises(CannotStart, match=r"^migrating failed: `buydesk migrate` says more$"):
+        async with running_up(given):
+            pass
+
+
 def test_the_token_is_made_once(tmp_path: Path) -> None:
     path = tmp_path / "token"
     token = internal_token(path)
