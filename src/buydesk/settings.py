@@ -275,8 +275,8 @@ class Settings(BaseSettings):
             raise ValueError(f"must start with {' or '.join(schemes)}")
         if not (_is_visible(text) and _SERVER_URL.fullmatch(text) and _is_splittable(text)):
             raise ValueError(
-                f"must be an address such as {schemes[0]}USER:PASSWORD@HOST:PORT/NAME, in which a password has its "
-                "special characters percent-encoded (@ is %40, / is %2F, ? is %3F, # is %23, [ is %5B)"
+                f"must be an address such as {schemes[0]}HOST:PORT/NAME, with USER:PASSWORD@ before the host where "
+                "needed, the password's special characters percent-encoded (@ is %40, / is %2F, ? is %3F, # is %23)"
             )
         return url
 

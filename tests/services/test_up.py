@@ -448,20 +448,20 @@ def reaches(address: str, port: int) -> bool:
     return True
 
 
-needs_dual_stack = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return socket.has_dualstack_ipv6()
 
 
-@needs_dual_stack
-@pytest.mark.parametrize(
-    ("host", "answering"),
-    [
-        ("::", {"127.0.0.1", "::1"}),
-        ("0::0", {"127.0.0.1", "::1"}),
-        ("::1", {"::1"}),
-        ("127.0.0.1", {"127.0.0.1"}),
-        ("0.0.0.0", {"127.0.0.1"}),  # noqa: S104
-    ],
-)
+# A machine without IPv6 has fewer cases; a case that is skipped would make no gate.
+IPV6: dict[str, set[str]] = {"::": {"127.0.0.1", "::1"}, "0::0": {"127.0.0.1", "::1"}, "::1": {"::1"}}
+IPV4: dict[str, set[str]] = {"127.0.0.1": {"127.0.0.1"}, "0.0.0.0": {"127.0.0.1"}}  # noqa: S104
+
+
+@pytest.mark.parametrize(("host", "answering"), (IPV4 | (IPV6 if has_ipv6() else {})).items())
 def test_a_desk_answers_at_the_addresses_that_its_host_stands_for(host: str, answering: set[str]) -> None:
     given = settings(host=host, port_offset=free_offset())
     port = given.port("db_proxy")
@@ -474,12 +474,12 @@ def test_a_desk_answers_at_the_addresses_that_its_host_stands_for(host: str, ans
         close(listeners.values())
 
 
-@needs_dual_stack
-def test_a_port_that_is_busy_on_ipv4_is_busy_on_all_of_ipv6_too() -> None:
-    given = settings(host="::", port_offset=free_offset())
+@pytest.mark.parametrize("host", ["0.0.0.0", *(["::"] if has_ipv6() else [])])  # noqa: S104
+def test_a_port_that_is_busy_at_one_address_is_busy_at_all(host: str) -> None:
+    given = settings(host=host, port_offset=free_offset())
     with (
         socket.create_server(("127.0.0.1", given.port("db_proxy"))),
-        pytest.raises(CannotStart, match="Address already in use"),
+        pytest.raises(CannotStart, match=r"port \d+ \(Address already in use\): free it"),
     ):
         bind(given, ["db_proxy"])
 
