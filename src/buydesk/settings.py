@@ -48,14 +48,18 @@ REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 _SERVICE_LINK = re.compile(
     rf"{PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)", re.ASCII
 )
-_DSN = re.compile(r"https?://[!-~]+@[!-~]+/[0-9]+", re.ASCII)
+# One @ at the most, and no other way to read where the password ends: what a driver takes for a host, a port or a
+# database, and shows, is one. PostgreSQL may have several hosts.
+_HOST = r"(\[[0-9A-Za-z:.%]+\]|[^:/?#@\[\],]*)(:[0-9]{1,5})?"
+_SERVER_URL = re.compile(rf"[a-z]+://([^@/?#\[\]]*@)?{_HOST}(,{_HOST})*(/[^@?#]*)?(\?[^@#\"'\\]*)?")
+_DSN = re.compile(r"https?://[^:@/?#\[\]]+(:[^:@/?#\[\]]*)?@[^@?#]+/[0-9]+", re.ASCII)
 
 
 def _http_url(url: str) -> str:
     """An address to put a path behind; the empty one stands for the default."""
     if "@" in url:  # it is told to clients and in logs
         raise ValueError("must be an address without a user or a password, and without an @")
-    if url and not (_has_http_host(url) and all("!" <= char <= "~" and char not in "?#" for char in url)):
+    if url and not (_has_http_host(url) and _is_visible(url) and not {"?", "#"} & set(url)):
         raise ValueError("must be an http:// or https:// address with a host, without a query")
     return url
 
@@ -66,6 +70,19 @@ def _has_http_host(url: str) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # says what is wrong with the host or port, and would show a password that is taken for one
         return False
+
+
+def _is_visible(text: str) -> bool:
+    """Whether there are visible ASCII characters only."""
+    return all("!" <= char <= "~" for char in text)
+
+
+def _is_splittable(url: str) -> bool:
+    try:
+        urlsplit(url)
+    except ValueError:  # shows what it takes for an IPv6 address
+        return False
+    return True
 
 
 def _not_empty(given: object) -> object:
@@ -258,14 +275,23 @@ class Settings(BaseSettings):
     @classmethod
     def _has_scheme(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         schemes = DATABASE_SCHEMES if info.field_name == "database_url" else REDIS_SCHEMES
-        if url is not None and not url.get_secret_value().startswith(schemes):
+        if url is None:
+            return url
+        text = url.get_secret_value()
+        if not text.startswith(schemes):
             raise ValueError(f"must start with {' or '.join(schemes)}")
+        if not (_is_visible(text) and _SERVER_URL.fullmatch(text) and _is_splittable(text)):
+            raise ValueError(
+                f"must be an address such as {schemes[0]}HOST:PORT/NAME, with USER:PASSWORD@ before the host where "
+                "needed, the password's special characters percent-encoded (@ is %40, / is %2F, ? is %3F, # is %23)"
+            )
         return url
 
     @field_validator("sentry_dsn")
     @classmethod
     def _is_dsn(cls, dsn: SecretStr | None) -> SecretStr | None:
-        if dsn is not None and not (_DSN.fullmatch(dsn.get_secret_value()) and _has_http_host(dsn.get_secret_value())):
+        text = "" if dsn is None else dsn.get_secret_value()
+        if dsn is not None and not (_is_visible(text) and _DSN.fullmatch(text) and _has_http_host(text)):
             raise ValueError("must be as Sentry gives it: https://KEY@HOST/PROJECT")
         return dsn
 
@@ -273,7 +299,7 @@ class Settings(BaseSettings):
     @classmethod
     def _fits_a_header(cls, token: SecretStr) -> SecretStr:
         text = token.get_secret_value()
-        if not text or not all("!" <= char <= "~" for char in text):
+        if not text or not _is_visible(text):
             raise ValueError("must be visible ASCII characters only, without blanks or an end of line")
         return token
 
@@ -323,7 +349,7 @@ class Settings(BaseSettings):
     def _keep_secrets(self) -> Self:
         secret = {"internal_token": self.internal_token.get_secret_value()}
         if self.database_url is not None:
-            secret["database_url"] = _password(self.database_url.get_secret_value())
+            secret["database_url"] = unquote(urlsplit(self.database_url.get_secret_value()).password or "")
         weak = [variable(field) for field in secret if len(secret[field]) < SECRET_CHARS_MIN]
         if self.refuse_default_secrets and weak:
             told = f"must hold a secret of your own, of at least {SECRET_CHARS_MIN} characters"
@@ -364,13 +390,6 @@ class Settings(BaseSettings):
     def own_url(self, service: str) -> str:
         """Where this host reaches the service when it runs here, without a trailing slash."""
         return f"http://{hosts.reachable(self.host)}:{self.port(service)}"
-
-
-def _password(url: str) -> str:
-    try:
-        return unquote(urlsplit(url).password or "")
-    except ValueError:  # the driver will say what is wrong with it
-        return ""
 
 
 def variable(field: str) -> str:

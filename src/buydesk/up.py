@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import importlib
 import os
+import re
 import secrets
 import sys
 import time
@@ -19,8 +20,9 @@ from pydantic import SecretStr
 
 from buydesk.errors import CannotStart, DeskError
 from buydesk.local import ports
+from buydesk.local.accounts import server_account
 from buydesk.local.children import Child, Supervised, SupervisorPipe, supervise
-from buydesk.local.data_dir import claimed, default_data_dir
+from buydesk.local.data_dir import CLUSTER, claimed, default_data_dir, touch_private
 from buydesk.local.postgres import EmbeddedPostgres
 from buydesk.local.programs import find_redis
 from buydesk.local.redis import EmbeddedRedis
@@ -100,9 +102,9 @@ def _own_urls(settings: Settings) -> dict[str, str]:
 
 def internal_token(path: Path) -> str:
     """What the services show each other: read from the file, which is made, for its owner only, when there is none."""
-    with contextlib.suppress(FileNotFoundError):
-        if token := path.read_text().strip():
-            return token
+    touch_private(path)
+    if token := path.read_text().strip():
+        return token
     token = secrets.token_urlsafe(32)
     unfinished = path.with_suffix(".unfinished")
     unfinished.unlink(missing_ok=True)
@@ -139,10 +141,10 @@ async def _start_redis(
     """A Redis for separate services, where there is one; one process shares its memory and needs none."""
     if settings.redis_url is not None:
         return settings, "at REDIS_URL"
-    program = find_redis() if separate else None
+    assert settings.data_dir is not None  # noqa: S101  # claimed by now
+    program = find_redis(server_account(settings.data_dir / CLUSTER)) if separate else None
     if program is None:
         return settings, "none: prices and reports are kept in memory"
-    assert settings.data_dir is not None  # noqa: S101  # claimed by now
     say(f"Starting {program} …")
     redis = EmbeddedRedis(settings.data_dir, program)
     await _keep_running(redis, redis.stop, stack)
@@ -199,8 +201,9 @@ async def _run_migrate(settings: Settings, wait_seconds: float) -> None:
             process.kill()
             await process.wait()
     if process.returncode != 0:
-        lines = said.decode(errors="replace").strip().splitlines() or ["migrating failed and said nothing"]
-        raise CannotStart(lines[-1].removeprefix("buydesk: "))
+        # Of another last line, as of a traceback, nobody here knows what it shows.
+        found = re.search(r"^buydesk: (.+)\s*\Z", said.decode(errors="replace"), re.MULTILINE)
+        raise CannotStart(found[1] if found else "migrating failed: `buydesk migrate` says more")
 
 
 async def _start_separately(settings: Settings, stack: contextlib.AsyncExitStack) -> None:

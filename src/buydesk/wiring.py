@@ -17,7 +17,7 @@ from buydesk.backends.postgres import PostgresLedger
 from buydesk.backends.remote import RemoteHealthDesk, RemoteLedger, RemotePriceBoard
 from buydesk.backends.sources import exchanges
 from buydesk.backends.sources.replay import sandbox_sources
-from buydesk.errors import CannotStart, WrongMode
+from buydesk.errors import CannotStart, DeskError, WrongMode
 from buydesk.health import SERVICES, HealthDesk
 from buydesk.orders import OrderLedger
 from buydesk.prices import PriceBoard, PriceSource
@@ -30,7 +30,7 @@ from buydesk.services import (
     fetch_buy_orders,
     health_check,
 )
-from buydesk.settings import Settings
+from buydesk.settings import Settings, variable
 from buydesk.web import Service
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class Wired:
             raise CannotStart(error.detail) from error
         except Exception as error:
             # Not there yet, or not ready: the service starts all the same, and says so at /readyz.
-            logging.getLogger("buydesk").info("the ledger is not ready: %s", error)
+            why = error.detail if isinstance(error, DeskError) else type(error).__name__
+            logging.getLogger("buydesk").info("the ledger is not ready: %s", why)
 
     async def close(self) -> None:
         """Closes every connection."""
@@ -147,12 +148,15 @@ def _redis(url: SecretStr, settings: Settings) -> "Redis":
     from redis.backoff import NoBackoff  # noqa: PLC0415
 
     try:
-        return Redis.from_url(
+        client = Redis.from_url(
             url.get_secret_value(),
             socket_connect_timeout=settings.connect_seconds_max,
             socket_timeout=settings.remote_seconds_max,
             # One more try on a fresh connection, when a kept one turns out to be cut; no waiting.
             retry=Retry(NoBackoff(), 1),
         )
-    except ValueError as error:
-        raise CannotStart(f"REDIS_URL: {error}") from error
+        client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # connects to nothing
+    except Exception:  # of an option that it does not know, of any kind; and it may quote the URL
+        told = "must have a port of at most 65535, and after a ? only options that redis-py has"
+        raise CannotStart(f"{variable('redis_url')}: {told}") from None
+    return client

@@ -141,6 +141,11 @@ async def test_the_other_mode_s_database_is_refused(data_dir: Path) -> None:
         ({"DATABASE_URL": "u:secret@127.0.0.1:1/x"}, "DATABASE_URL: must start with postgresql://"),
         ({"BUYDESK_INTERNAL_TOKEN": "secret\n"}, "BUYDESK_INTERNAL_TOKEN"),
         (
+            {"REDIS_URL": "redis://:my@pass:secret/x@127.0.0.1:1/0"},
+            "must be an address such as redis://HOST:PORT/NAME, with USER:PASSWORD@ before",
+        ),
+        ({"BUYDESK_DB_PROXY_URL": "http://u:secret@127.0.0.1:1"}, "BUYDESK_DB_PROXY_URL: must be an address without"),
+        (
             {"BUYDESK_SANDBOX_FAULT": "stale", "PRICE_FEED": "live"},
             "BUYDESK_SANDBOX_FAULT (stale) needs PRICE_FEED=sandbox",
         ),

@@ -14,6 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from buydesk.errors import CannotStart
 from buydesk.local import redis as embedded_redis
+from buydesk.local.accounts import Account, server_account
 from buydesk.local.children import Death, poll_until, supervise
 from buydesk.local.data_dir import claimed
 from buydesk.local.redis import EmbeddedRedis
@@ -80,6 +81,26 @@ async def test_an_orphan_of_a_killed_desk_is_ended_by_the_next_start(
         await next_server.stop()
 
 
+async def test_root_does_not_run_it_itself(server: EmbeddedRedis) -> None:
+    account = server_account() or Account("own", os.geteuid(), os.getegid())
+    assert account.uid != 0
+    process = psutil.Process(server.pid)
+    assert (process.uids().real, process.gids().real) == (account.uid, account.gid)
+
+
+async def test_where_its_account_cannot_get_it_is_not_started(
+    open_directory: Path, redis_program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_redis, "server_account", lambda _: Account("stranger", 64_000, 64_000))
+    closed = open_directory / "closed to redis"
+    closed.mkdir(mode=0o700)
+    with (
+        claimed(closed / "data") as directory,
+        pytest.raises(CannotStart, match=r"^Redis, .* cannot enter .*closed"),
+    ):
+        await EmbeddedRedis(directory, redis_program).start()
+
+
 async def test_a_killed_server_is_started_again(server: EmbeddedRedis) -> None:
     deaths: list[Death] = []
     first = server.pid
@@ -89,6 +110,11 @@ async def test_a_killed_server_is_started_again(server: EmbeddedRedis) -> None:
     await poll_until(lambda: server.pid not in (None, first), 10)
     watching.cancel()
     assert deaths == [Death("redis", "signal SIGKILL", 0.2)]
+
+
+def socket_in(data_dir: Path) -> Path:
+    (data_dir / "socket").mkdir()
+    return data_dir / "socket" / "redis.sock"
 
 
 @contextlib.asynccontextmanager
@@ -119,7 +145,7 @@ async def test_a_socket_that_another_program_holds_is_named(directory: Path, mon
 
     monkeypatch.setattr(embedded_redis, "STOP_SECONDS_MAX", 0.05)
     with claimed(directory) as claimed_directory:
-        async with listening(hold, claimed_directory / "redis.sock"):
+        async with listening(hold, socket_in(claimed_directory)):
             with pytest.raises(CannotStart, match=r"redis\.sock is in use and cannot be freed: use another --data-dir"):
                 await EmbeddedRedis(claimed_directory, Path("redis-server")).start()
 
@@ -130,6 +156,6 @@ async def test_a_connection_that_breaks_is_no_answer(directory: Path, monkeypatc
 
     monkeypatch.setattr(embedded_redis, "STOP_SECONDS_MAX", 0.05)
     with claimed(directory) as claimed_directory:
-        async with listening(reset, claimed_directory / "redis.sock"):
+        async with listening(reset, socket_in(claimed_directory)):
             with pytest.raises(CannotStart, match="cannot be freed"):
                 await EmbeddedRedis(claimed_directory, Path("redis-server")).start()

@@ -16,6 +16,7 @@ from buydesk.local.data_dir import (
     default_data_dir,
     empty_log,
     finish_directory,
+    make_private,
     require_short_socket_path,
 )
 
@@ -159,6 +160,28 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(CannotStart) as refused, claimed(file / "data"):
         pass
     assert str(refused.value) == f"cannot write in {file / 'data'}: Not a directory; use another --data-dir"
+
+
+@pytest.mark.parametrize("before", [None, 0o644, 0o666])
+def test_nobody_else_can_hold_the_lock(tmp_path: Path, before: int | None) -> None:
+    lock = tmp_path / "lock"
+    if before is not None:
+        lock.touch()
+        lock.chmod(before)
+    with claimed(tmp_path):
+        assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+
+
+def test_a_private_directory_is_made_once_and_for_the_account(tmp_path: Path) -> None:
+    make_private(tmp_path / "new", None)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+    (tmp_path / "new").chmod(0o750)
+    make_private(tmp_path / "new", STRANGER)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o750
+    assert (tmp_path / "new").stat().st_uid == os.geteuid()
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotStart, match=r"^cannot make .*/file/new: Not a directory; use another --data-dir$"):
+        make_private(tmp_path / "file" / "new", None)
 
 
 def test_a_socket_path_has_107_bytes_at_the_most() -> None:

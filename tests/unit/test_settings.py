@@ -81,6 +81,25 @@ def test_the_command_line_wins_over_the_environment(field: str, monkeypatch: pyt
         ("DATABASE_URL", "mysql://u:hunter2@db/desk"),
         ("DATABASE_URL", "hunter2"),
         ("REDIS_URL", "http://:hunter2@r/0"),
+        ("REDIS_URL", "redis://:my@pass:hunter2/x@r/0"),
+        ("REDIS_URL", "redis://:12/hunter2@r/0"),
+        ("REDIS_URL", "redis://:12?hunter2@r/0"),
+        ("REDIS_URL", "redis://:12#hunter2"),
+        ("REDIS_URL", "redis://:hunter2"),
+        ("REDIS_URL", "redis://:a[hunter2]b@r/0"),
+        ("REDIS_URL", "redis://[hunter2]/0"),
+        ("REDIS_URL", "redis://:hunter2\uff0f@r/0"),
+        ("REDIS_URL", "redis://:hunter2 @r/0"),
+        ("REDIS_URL", "unix:///r.sock?password='hunter2"),
+        ("REDIS_URL", "unix:///r.sock?password=hunter2@"),
+        ("DATABASE_URL", "postgresql://u:hunter2/x@h/db"),
+        ("DATABASE_URL", "postgresql://u:p@hunter2@h/db"),
+        ("DATABASE_URL", "postgresql://u:p@h:hunter2/db"),
+        ("DATABASE_URL", "postgresql://u@[h/db"),
+        ("SENTRY_DSN", "https://hunter2/x@host/1"),
+        ("SENTRY_DSN", "https://k@hunter2@host/1"),
+        ("SENTRY_DSN", "https://:hunter2@host/1"),
+        ("SENTRY_DSN", "https://hunter2\n@host/1"),
         ("SENTRY_DSN", "hunter2"),
         ("SENTRY_DSN", "https://hunter2@/1"),
         ("SENTRY_DSN", "https://hunter2@host/"),
@@ -192,12 +211,32 @@ def test_settings_that_just_fit_together_are_taken() -> None:
     )
 
 
-@pytest.mark.parametrize("url", ["postgres://u@h/db", "postgresql:///db?host=/run", "postgresql://u:p@[::1]:5432/db"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://u@h/db",
+        "postgresql:///db?host=/run",
+        "postgresql://u:p@[::1]:5432/db",
+        "postgresql://u:p@one:5432,two:5433,three/db?target_session_attrs=read-write",
+        "postgresql://u:p@%2Frun%2Fpostgresql/db",
+        "postgresql://u:a:b!$&'()*+,;=%40^|~@h/db",
+        "postgresql://",
+    ],
+)
 def test_a_database_may_be_named_in_every_usual_way(url: str) -> None:
     assert read_settings(database_url=url).database_url == SecretStr(url)
 
 
-@pytest.mark.parametrize("url", ["redis://h", "rediss://:p@h:6379/0", "unix:///run/redis.sock?db=0"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h",
+        "rediss://:p@h:6379/0",
+        "unix:///run/redis.sock?db=0&password=p",
+        "redis://u:a:b%2F%40@[::1]:6379",
+        "redis://",
+    ],
+)
 def test_a_redis_may_be_named_in_every_usual_way(url: str) -> None:
     assert read_settings(redis_url=url).redis_url == SecretStr(url)
 
@@ -337,7 +376,7 @@ LONG = "a-secret-of-my-own-making"
         ({"internal_token": "changeme"}, ["BUYDESK_INTERNAL_TOKEN"]),
         ({"internal_token": LONG, "database_url": "postgresql://postgres:changeme@h/db"}, ["DATABASE_URL"]),
         ({"internal_token": LONG, "database_url": "postgresql://postgres@h/db"}, ["DATABASE_URL"]),
-        ({"internal_token": LONG, "database_url": f"postgresql://{LONG}@[h/db"}, ["DATABASE_URL"]),
+        ({"internal_token": LONG, "database_url": f"postgresql://{LONG}@h/db"}, ["DATABASE_URL"]),
         (
             {"internal_token": "short", "database_url": "postgres://u:p@h/db"},
             ["BUYDESK_INTERNAL_TOKEN", "DATABASE_URL"],

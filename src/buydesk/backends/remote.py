@@ -4,6 +4,7 @@ Reads that get no answer raise the port's "unavailable" error. Placing tells apa
 what may have been.
 """
 
+import logging
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,6 +36,8 @@ from buydesk.wire import order_from, outcome_from, placement_documents
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+
 _NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 # Between our own services these are faults of the desk (another token, another version), not the client's.
 _MISUNDERSTOOD = (Unauthorized, NotFound, MethodNotAllowed)
@@ -44,9 +47,13 @@ _OTHER_SHAPE = (ValueError, LookupError, TypeError, AttributeError, RecursionErr
 
 
 class RemoteService:
-    """Pooled keep-alive HTTP to one service. `unavailable` is what it means when no answer of its own comes back."""
+    """Pooled keep-alive HTTP to one service. `unavailable` is what it means when no answer of its own comes back.
 
-    def __init__(self, url: str, settings: Settings, unavailable: type[DeskError]) -> None:
+    Clients read what went wrong: the service is named there, and where it is stands in the log, at debug.
+    """
+
+    def __init__(self, service: str, url: str, settings: Settings, unavailable: type[DeskError]) -> None:
+        self._service = service
         self._url = url
         self._settings = settings
         self._unavailable = unavailable
@@ -85,11 +92,12 @@ class RemoteService:
             if response.status == 200:
                 return document
             if not isinstance(document, dict) or "code" not in document:
-                raise ValueError(f"{self._url} answered {response.status} and no problem document")
+                raise ValueError(f"{self._service} answered {response.status} and no problem document")
             retry_after = response.headers.get("Retry-After", "")
             error = rebuild(document, int(retry_after) if retry_after.isdecimal() else None)
             if isinstance(error, _MISUNDERSTOOD):
-                raise self._unavailable(f"{self._url} answered {error.code}: {error.detail}", retry_after_seconds=1)
+                told = f"{self._service} answered {error.code}: {error.detail}"
+                raise self._unavailable(told, retry_after_seconds=1)
             raise error
 
     async def read(self, shape: Callable[[Any], T], path: str, **query: str | int) -> T:
@@ -112,7 +120,11 @@ class RemoteService:
             raise self._no_answer(error) from error
 
     def _no_answer(self, error: Exception) -> DeskError:
-        return self._unavailable(f"{self._url} gave no answer ({type(error).__name__}).", retry_after_seconds=1)
+        return self._unavailable(self._without_answer(error), retry_after_seconds=1)
+
+    def _without_answer(self, error: Exception) -> str:
+        _log.debug("%s at %s gave no answer: %s", self._service, self._url, error)
+        return f"{self._service} gave no answer ({type(error).__name__})."
 
     async def check(self) -> None:
         """Raises the "unavailable" error unless the service says that it is ready."""
@@ -134,7 +146,7 @@ class RemoteLedger(RemoteService):
     batches_at_once = 2
 
     def __init__(self, url: str, settings: Settings) -> None:
-        super().__init__(url, settings, LedgerUnavailable)
+        super().__init__("db_proxy", url, settings, LedgerUnavailable)
 
     async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
         """See OrderLedger. Only a connection that was never made, or an error that says so, proves that nothing was
@@ -145,9 +157,9 @@ class RemoteLedger(RemoteService):
         except _NEVER_SENT as error:
             raise self._no_answer(error) from error
         except InternalError as error:
-            raise OutcomeUnknown(f"db_proxy: {error.detail}") from error
+            raise OutcomeUnknown(f"{self._service}: {error.detail}") from error
         except (aiohttp.ClientError, TimeoutError, *_OTHER_SHAPE) as error:
-            raise OutcomeUnknown(f"db_proxy gave no answer ({type(error).__name__}).") from error
+            raise OutcomeUnknown(self._without_answer(error)) from error
 
     async def page(self, anchor: Anchor, page_size: int) -> Page:
         """See OrderLedger."""
@@ -186,7 +198,7 @@ class RemotePriceBoard(RemoteService):
     """PriceBoard, at api_cache_proxy."""
 
     def __init__(self, url: str, settings: Settings) -> None:
-        super().__init__(url, settings, PriceBoardUnavailable)
+        super().__init__("api_cache_proxy", url, settings, PriceBoardUnavailable)
 
     async def publish(self, record: PriceRecord) -> None:
         """See PriceBoard. No `ttl` is sent: the record's own `expires_at` travels with it."""
@@ -217,7 +229,7 @@ class RemoteHealthDesk(RemoteService):
     """HealthDesk, at health_check."""
 
     def __init__(self, url: str, settings: Settings) -> None:
-        super().__init__(url, settings, HealthUnavailable)
+        super().__init__("health_check", url, settings, HealthUnavailable)
 
     async def report(self, report: Report) -> None:
         """See HealthDesk."""

@@ -1,7 +1,8 @@
-"""Whose processes the embedded PostgreSQL's are, and what that account can reach.
+"""Whose processes the embedded servers' are, and what that account can reach.
 
-PostgreSQL refuses to run as root. A desk that runs as root therefore gives it to an account that exists already; every
-other desk runs it as its own user (then the account here is None).
+PostgreSQL refuses to run as root, and nothing that needs no rights shall have them. A desk that runs as root therefore
+gives its servers to an account that exists already; every other desk runs them as its own user (then the account here
+is None).
 """
 
 import os
@@ -14,7 +15,7 @@ from buydesk.errors import CannotStart
 
 ACCOUNT_NAMES = ("postgres", "nobody")
 
-_ENTER = 0o1
+_ENTER = 0o1  # of a program: run
 _READ = 0o4
 
 
@@ -33,7 +34,7 @@ def server_account(
     uid: int | None = None,
     find: Callable[[str], pwd.struct_passwd] = pwd.getpwnam,
 ) -> Account | None:
-    """The account that PostgreSQL runs as, None for the desk's own user.
+    """The account that the servers run as, None for the desk's own user.
 
     Who owns the cluster already goes on owning it. Raises CannotStart when the desk is root and there is no account.
     """
@@ -47,7 +48,7 @@ def server_account(
         except KeyError:
             continue
         return Account(name, found.pw_uid, found.pw_gid)
-    raise CannotStart("PostgreSQL does not run as root and there is no account postgres or nobody: run as another user")
+    raise CannotStart("no server runs as root, and there is no account postgres or nobody: run as another user")
 
 
 def closed_part(account: Account | None, path: Path) -> Path | None:
@@ -65,6 +66,21 @@ def closed_part(account: Account | None, path: Path) -> Path | None:
         if part.is_dir() and not _may(account, part, _ENTER):
             return part
     return None
+
+
+def require_open(account: Account | None, path: Path, server: str) -> None:
+    """Raises CannotStart when the account, as which the server runs, cannot get to the path."""
+    closed = closed_part(account, path)
+    if account is not None and closed is not None:
+        raise CannotStart(
+            f"{server}, which runs as the account {account.name} because the desk is root, cannot enter "
+            f"{closed}: use another --data-dir, such as /var/lib/buydesk/data"
+        )
+
+
+def can_run(account: Account | None, program: Path) -> bool:
+    """Can the account reach and run the program?"""
+    return account is None or (closed_part(account, program) is None and _may(account, program.resolve(), _ENTER))
 
 
 def can_read(account: Account | None, file: Path) -> bool:

@@ -1,8 +1,8 @@
 """The data directory: where it is, that one desk at a time uses it, and that what gets its name there is whole.
 
 In it: ``lock``, ``internal-token``, ``replay.json`` (the sandbox's position), ``postgres`` (the cluster), ``socket``
-(PostgreSQL's), ``postgres.log``; of separate services ``redis.sock`` and ``redis.log``; for root ``programs`` (copies
-out of the wheel).
+(PostgreSQL's and, of separate services, ``redis.sock``), ``postgres.log``, ``redis.log``; for root ``programs`` (copies
+out of the wheel). Nobody else can open any of it, but for those copies.
 """
 
 import contextlib
@@ -14,10 +14,13 @@ from pathlib import Path
 
 from buydesk.errors import CannotStart
 from buydesk.local.accounts import Account, closed_part, server_account
+from buydesk.local.children import switches_account
 
 SOCKET_PATH_BYTES_MAX = 107
 LOG_BYTES_MAX = 16 * 1024 * 1024
 ROOT_DATA_DIR = Path("/var/lib/buydesk")
+CLUSTER = "postgres"
+SOCKETS = "socket"
 
 _SYNC_THREADS = 16
 
@@ -41,6 +44,8 @@ def claimed(data_dir: Path) -> Iterator[Path]:
     directory = data_dir.resolve()
     try:
         _make_directory(directory)
+        # Who can open it can hold it.
+        touch_private(directory / "lock")
         lock = (directory / "lock").open("ab")
     except OSError as error:
         raise CannotStart(f"cannot write in {directory}: {error.strerror}; use another --data-dir") from error
@@ -52,6 +57,25 @@ def claimed(data_dir: Path) -> Iterator[Path]:
                 f"another desk is running in {directory}: stop it, or use another --data-dir or --port-offset"
             ) from None
         yield directory
+
+
+def touch_private(file: Path) -> None:
+    """Makes the file when it is new; only its owner can open it, whatever it was before. Raises OSError."""
+    file.touch(mode=0o600)
+    if file.stat().st_mode & 0o077:
+        file.chmod(0o600)
+
+
+def make_private(directory: Path, account: Account | None) -> None:
+    """Makes the directory when it is new, for the account; nobody else can enter it. Raises CannotStart."""
+    if directory.exists():
+        return
+    switch = switches_account(account)
+    try:
+        directory.mkdir(mode=0o700)
+        os.chown(directory, switch.uid if switch else -1, switch.gid if switch else -1)
+    except OSError as error:
+        raise CannotStart(f"cannot make {directory}: {error.strerror}; use another --data-dir") from error
 
 
 def finish_directory(unfinished: Path, name: Path) -> None:
@@ -77,7 +101,7 @@ def require_short_socket_path(path: Path) -> None:
 def empty_log(path: Path) -> None:
     """For a new run; only this account can read it. Raises CannotStart."""
     try:
-        path.touch(mode=0o600)
+        touch_private(path)
         os.truncate(path, 0)
     except OSError as error:
         raise CannotStart(f"cannot write {path}: {error.strerror}; use another --data-dir") from error

@@ -27,7 +27,8 @@ def bind(settings: Settings, services: Collection[str]) -> dict[str, socket.sock
         close(listeners.values())
         where = f"{service} cannot listen on {settings.host} port {settings.port(service)}"
         mend = _mend(settings) if error.errno == errno.EADDRINUSE else f"use another --host ({variable('host')})"
-        raise CannotStart(f"{where} ({error.strerror or error}): {mend}") from error
+        why = (error.strerror or str(error)).partition(" (while ")[0]  # Python tells the address once more
+        raise CannotStart(f"{where} ({why}): {mend}") from error
     return listeners
 
 

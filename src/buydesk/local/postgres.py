@@ -5,7 +5,6 @@ It is a child of the desk and listens on a unix socket in the desk's data direct
 
 import asyncio
 import contextlib
-import os
 import secrets
 import shutil
 import signal
@@ -19,9 +18,17 @@ import asyncpg
 import psutil
 
 from buydesk.errors import CannotStart
-from buydesk.local.accounts import Account, closed_part, server_account
+from buydesk.local.accounts import Account, require_open, server_account
 from buydesk.local.children import Child, bare_environment, poll_until, switches_account
-from buydesk.local.data_dir import bound_log, empty_log, finish_directory, require_short_socket_path
+from buydesk.local.data_dir import (
+    CLUSTER,
+    SOCKETS,
+    bound_log,
+    empty_log,
+    finish_directory,
+    make_private,
+    require_short_socket_path,
+)
 from buydesk.local.programs import installed_programs, reachable_programs
 
 Version = Literal[16, 18]
@@ -77,8 +84,8 @@ class EmbeddedPostgres:
         data_dir = data_dir.resolve()
         self._data_dir = data_dir
         self._version = version
-        self._cluster = data_dir / "postgres"
-        self._socket_dir = data_dir / "socket"
+        self._cluster = data_dir / CLUSTER
+        self._socket_dir = data_dir / SOCKETS
         self._log = data_dir / "postgres.log"
         self._account = account or server_account(self._cluster)
         self._settings = {
@@ -116,17 +123,12 @@ class EmbeddedPostgres:
     async def prepare(self) -> None:
         """Makes the cluster when there is none; raises CannotStart when there cannot be one here."""
         require_short_socket_path(self._socket_dir / f".s.PGSQL.{_PORT}")
-        closed = closed_part(self._account, self._data_dir)
-        if closed is not None and self._account is not None:
-            raise CannotStart(
-                f"PostgreSQL, which runs as the account {self._account.name} because the desk is root, cannot enter "
-                f"{closed}: use another --data-dir, such as /var/lib/buydesk/data"
-            )
+        require_open(self._account, self._data_dir, "PostgreSQL")
         try:
             programs = await asyncio.to_thread(
                 reachable_programs, installed_programs(self._version), self._data_dir, self._account
             )
-            self._make_private(self._socket_dir)
+            make_private(self._socket_dir, self._account)
             if self.is_new:
                 await asyncio.to_thread(self._make_cluster, programs)
             found = (self._cluster / "PG_VERSION").read_text().strip()
@@ -194,7 +196,7 @@ class EmbeddedPostgres:
             shutil.rmtree(abandoned, ignore_errors=True)
         # A name that no interrupted initdb can still be writing to.
         unfinished = self._data_dir / f"postgres.unfinished-{secrets.token_hex(4)}"
-        self._make_private(unfinished)
+        make_private(unfinished, self._account)
         try:
             done = self._initdb(programs, unfinished)
         except subprocess.TimeoutExpired:
@@ -225,13 +227,6 @@ class EmbeddedPostgres:
             group=switch.gid if switch else None,
             extra_groups=[] if switch else None,
         )
-
-    def _make_private(self, directory: Path) -> None:
-        """A directory of PostgreSQL's account that nobody else can enter."""
-        if not directory.exists():
-            directory.mkdir(mode=0o700)
-            switch = switches_account(self._account)
-            os.chown(directory, switch.uid if switch else -1, switch.gid if switch else -1)
 
     async def _is_ready(self) -> bool:
         """As pg_ctl sees it, by the state that the postmaster writes into its pid file; and the database is there."""

