@@ -91,6 +91,10 @@ class Unauthorized(DeskError):
     code, status, title = "unauthorized", 401, "The token is missing or wrong"
 
 
+class RateLimited(DeskError):
+    code, status, title = "rate_limited", 429, "Too many requests"
+
+
 class NotFound(DeskError):
     code, status, title = "not_found", 404, "There is nothing at this path"
 

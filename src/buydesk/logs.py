@@ -13,6 +13,7 @@ from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 from buydesk import request_ids
+from buydesk.texts import visible
 from buydesk.times import format_time
 
 # The password of a URL ends at the last @ before the path: one that has a bare @ in it is hidden as a whole.
@@ -82,7 +83,7 @@ class _Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         # Clients' text may be in it: it shall not be able to break the line or to steer the terminal.
-        message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in record.message)
+        message = visible(record.message)
         request_id = request_id_of(record)
         about = record.name if request_id is None else f"{record.name} [{request_id}]"
         return f"{record.asctime} {record.levelname:<8} {about}: {message}"
