@@ -95,6 +95,10 @@ class ForeignOrigin(DeskError):
     code, status, title = "foreign_origin", 403, "An open desk takes this from its own pages and from programs only"
 
 
+class RateLimited(DeskError):
+    code, status, title = "rate_limited", 429, "Too many requests"
+
+
 class NotFound(DeskError):
     code, status, title = "not_found", 404, "There is nothing at this path"
 

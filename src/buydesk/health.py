@@ -1,10 +1,13 @@
 """Health: reports of the services, the state that follows from them; the port HealthDesk."""
 
-from collections.abc import Mapping, Sequence
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any, Literal, Protocol, get_args
 
+from buydesk.texts import visible
 from buydesk.times import format_time, parse_time
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
@@ -16,22 +19,31 @@ SERVICES = ("create_buy_order", "api_cache_proxy", "api_updater", "db_proxy", "f
 LATE_AFTER_INTERVALS = 1.5
 DEAD_AFTER_INTERVALS = 4
 STOPPED = "stopped"
-# Anybody may report. In Redis a report takes 12.6 KB at the most (one of 2000 control characters, which JSON writes in
-# 6 bytes each): the 4000 that `reports_kept_max` allows, the last ones of each service and a day of prices (then
-# 6 MB, now 2) took 56 of the 64 MB of the Redis that the desk runs itself: no flood of reports can push the prices out.
+# In Redis a report takes 9 KB at the most: 2000 characters of 4 bytes, and none that `shown` leaves takes more in JSON.
+# With an allocator that rounds up it is 10.2 KB. The 4000 that `reports_kept_max` allows, the strangers', the last ones
+# of each service and a day of prices (2 MB) are 50 to 56 of the 64 MB of the Redis that the desk runs itself: no flood
+# of reports can push the prices out.
 DATA_CHARS_MAX = 2000
-# Anybody may report: of services that are not ours, the last reports of this many are kept, the longest silent go.
+# Anybody may report. What comes without the token of the desk's services is kept apart: so many, the oldest go.
+STRANGERS_KEPT_MAX = 1000
+# Of services that are not ours, the last reports of this many are kept, the longest silent go; strangers' apart again.
 OTHERS_KEPT_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a service says of itself. `status` is a number in the manner of HTTP; `data` is free text."""
+    """What a service says of itself. `status` is a number in the manner of HTTP; `data` is free text.
+
+    The text may hold strangers' words, also in our own services' reports: from here on it is `shown`.
+    """
 
     level: Level
     service: str
     status: int
     data: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", shown(self.data))
 
     @property
     def is_farewell(self) -> bool:
@@ -41,25 +53,28 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class KeptReport:
-    """A report with the time of its arrival."""
+    """A report with the time of its arrival. `verified` when a service's token came with it, not so for strangers'."""
 
     report: Report
     arrived_at: datetime
+    verified: bool
 
 
 class HealthDesk(Protocol):
-    """Where reports arrive and are kept, bounded."""
+    """Where reports arrive and are kept, bounded: strangers' never push out a verified one."""
 
-    async def report(self, report: Report) -> None:
+    async def report(self, report: Report, *, verified: bool) -> None:
         """Keeps a report; raises HealthUnavailable."""
         ...
 
     async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[KeptReport]:
-        """The newest reports, newest first, of one service or of one level where given; raises HealthUnavailable."""
+        """The newest reports, strangers' too, newest first, of one service or level where given; raises
+        HealthUnavailable."""
         ...
 
     async def last_of_each(self) -> Sequence[KeptReport]:
-        """The last report of each of our services and of the last OTHERS_KEPT_MAX others; raises HealthUnavailable."""
+        """The last verified report of each of our services, and of the last OTHERS_KEPT_MAX others; of the last
+        OTHERS_KEPT_MAX names that are in neither, strangers' last report. Raises HealthUnavailable."""
         ...
 
     async def check(self) -> None:
@@ -84,12 +99,23 @@ def service_state(last: KeptReport | None, now: datetime, interval: timedelta) -
     return "late" if age > LATE_AFTER_INTERVALS * interval else "alive"
 
 
+def shown(text: str, chars_max: int = DATA_CHARS_MAX) -> str:
+    """The text as it is kept and shown, with visible characters and ends of lines only; cut."""
+    return visible(text[:chars_max], but="\n\t")[:chars_max]
+
+
+def newest_first(*kept: Iterable[KeptReport]) -> Iterator[KeptReport]:
+    """One of several, by the time of arrival; each is newest first itself, and no further read than it has to be."""
+    return heapq.merge(*kept, key=attrgetter("arrived_at"), reverse=True)
+
+
 def kept_document(kept: KeptReport) -> dict[str, object]:
     """The report as JSON members; `kept_from` reads them back."""
-    return {**asdict(kept.report), "arrived_at": format_time(kept.arrived_at)}
+    return {**asdict(kept.report), "verified": kept.verified, "arrived_at": format_time(kept.arrived_at)}
 
 
 def kept_from(document: Mapping[str, Any]) -> KeptReport:
-    """The report of a document made by `kept_document`; raises LookupError or ValueError."""
+    """The report of a document made by `kept_document`, not verified if it does not say so; raises LookupError,
+    ValueError, TypeError or AttributeError."""
     report = Report(document["level"], document["service"], document["status"], document["data"])
-    return KeptReport(report, parse_time(document["arrived_at"]))
+    return KeptReport(report, parse_time(document["arrived_at"]), document.get("verified") is True)

@@ -12,6 +12,7 @@ from typing import Any
 from pythonjsonlogger.json import JsonFormatter
 
 from buydesk import request_ids
+from buydesk.texts import visible
 from buydesk.times import format_time
 
 # The password of a URL ends at the last @ before the path, and at the last @ of all in the URL of a database, whose
@@ -78,7 +79,7 @@ class _Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         # Clients' text may be in it: it shall not be able to break the line or to steer the terminal.
-        message = "".join(char if char.isprintable() else repr(char)[1:-1] for char in record.message)
+        message = visible(record.message)
         request_id = request_id_of(record)
         about = record.name if request_id is None else f"{record.name} [{request_id}]"
         return f"{record.asctime} {record.levelname:<8} {about}: {message}"

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from buydesk.errors import HealthUnavailable
-from buydesk.health import DATA_CHARS_MAX, STOPPED, HealthDesk, Level, Report
+from buydesk.health import DATA_CHARS_MAX, STOPPED, HealthDesk, Level, Report, shown
 from buydesk.logs import masked, request_id_of
 from buydesk.settings import Settings
 
@@ -49,10 +49,8 @@ class Reporter:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def report(self, level: Level, status: int, data: str) -> None:
-        """Queues a report, from any thread; never waits for the desk, never raises. `data` is cut and masked."""
-        # A lone surrogate, as in a broken file name, cannot be sent as UTF-8.
-        text = masked(data)[:DATA_CHARS_MAX].encode("utf-8", "replace").decode()
-        report = Report(level, self.service, status, text)
+        """Queues a report, from any thread; never waits for the desk, never raises. `data` is masked and cut."""
+        report = Report(level, self.service, status, masked(data))
         with self._lock:
             if len(self._waiting) >= self._waiting_max:
                 self._waiting.popleft()
@@ -139,7 +137,7 @@ class Reporter:
     async def _delivered(self, report: Report) -> bool:
         """False when it makes sense to send the report again."""
         try:
-            await self._desk.report(report)
+            await self._desk.report(report, verified=True)
         except HealthUnavailable as error:
             self.failures += 1
             _log.debug("A report has to wait: %s", error.detail)
@@ -170,7 +168,7 @@ class ReportHandler(logging.Handler):
             text = record.getMessage()
             if record.exc_info and record.exc_info[1] is not None:
                 # A long message leaves room for the exception; masked first, because half a password shows as such.
-                text = f"{masked(text)[: DATA_CHARS_MAX // 2]} ({_described(record.exc_info[1])})"
+                text = f"{shown(masked(text), DATA_CHARS_MAX // 2)} ({_described(record.exc_info[1])})"
             request_id = request_id_of(record)
             if request_id is not None:
                 text = f"[{request_id}] {text}"

@@ -267,7 +267,9 @@ class Settings(BaseSettings):
     report_interval_seconds: Seconds = Field(60, description="How often a service says that it is alive.")
     report_retry_seconds: Seconds = Field(2, description="Between two tries to send a report that did not get through.")
     # The ceiling: health.DATA_CHARS_MAX says what has to fit where.
-    reports_kept_max: Annotated[int, Field(ge=1, le=4000)] = Field(4000, description="Reports kept; the oldest go.")
+    reports_kept_max: Annotated[int, Field(ge=1, le=4000)] = Field(
+        4000, description="Verified reports kept; the oldest go."
+    )
     reports_waiting_max: Count = Field(1000, description="Reports that may wait to be sent; more are dropped, counted.")
     drain_seconds_max: Seconds = Field(10, description="The longest a service takes to finish what it accepted.")
 

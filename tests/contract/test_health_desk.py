@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -15,7 +16,16 @@ from buydesk.backends.memory_prices import MemoryPriceBoard
 from buydesk.backends.redis_health import RedisHealthDesk
 from buydesk.backends.remote import RemoteHealthDesk
 from buydesk.errors import HealthUnavailable
-from buydesk.health import OTHERS_KEPT_MAX, SERVICES, HealthDesk, KeptReport, Level, Report
+from buydesk.health import (
+    DATA_CHARS_MAX,
+    OTHERS_KEPT_MAX,
+    SERVICES,
+    STRANGERS_KEPT_MAX,
+    HealthDesk,
+    KeptReport,
+    Level,
+    Report,
+)
 from buydesk.reporting import Reporter
 from buydesk.services.health_check import create_app
 from buydesk.settings import Settings
@@ -90,26 +100,52 @@ async def test_desk_without_reports_is_empty(desk: HealthDesk) -> None:
     assert list(await desk.last_of_each()) == []
 
 
-async def test_report_is_kept_as_it_came_with_the_time_of_its_arrival(desk: HealthDesk) -> None:
-    came = Report("critical", "strange-one", 503, 'Missing: "ledger"\n\x00 ₿ \\')
-    await desk.report(came)
-    assert list(await desk.reports(None, None, 10)) == [KeptReport(came, NOON)]
-    assert list(await desk.last_of_each()) == [KeptReport(came, NOON)]
+@pytest.mark.parametrize("verified", [True, False])
+async def test_report_is_kept_as_it_came_with_the_time_of_its_arrival(desk: HealthDesk, verified: bool) -> None:
+    came = Report("critical", "strange-one", 503, 'Missing: "ledger"\n\t₿ \\')
+    await desk.report(came, verified=verified)
+    assert list(await desk.reports(None, None, 10)) == [KeptReport(came, NOON, verified)]
+    assert list(await desk.last_of_each()) == [KeptReport(came, NOON, verified)]
+
+
+@pytest.mark.parametrize("verified", [True, False])
+async def test_what_cannot_be_seen_of_a_text_is_kept_written_out(desk: HealthDesk, verified: bool) -> None:
+    await desk.report(report("\x00\x9b31m\u202eevil\u2028"), verified=verified)
+    assert data_of(list(await desk.reports(None, None, 10))) == [r"\x00\x9b31m\u202eevil\u2028"]
+
+
+async def test_reports_of_strangers_and_verified_ones_come_newest_first_together(desk: HealthDesk) -> None:
+    for number in range(6):
+        await desk.report(report(str(number), level="info" if number < 4 else "error"), verified=number in (1, 2, 5))
+    assert data_of(list(await desk.reports(None, None, 10))) == ["5", "4", "3", "2", "1", "0"]
+    assert data_of(list(await desk.reports(None, None, 4))) == ["5", "4", "3", "2"]
+    assert data_of(list(await desk.reports("db_proxy", "info", 3))) == ["3", "2", "1"]
+    assert [kept.verified for kept in await desk.reports(None, None, 10)] == [True, False, False, True, True, False]
+
+
+async def test_stranger_that_speaks_as_a_service_is_not_that_service(desk: HealthDesk) -> None:
+    await desk.report(report("ours"), verified=True)
+    await desk.report(report("theirs", "my-shop"), verified=True)
+    for service in ("db_proxy", "api_updater", "my-shop", "another-shop"):
+        await desk.report(report("stranger", service), verified=False)
+    last = {kept.report.service: (kept.report.data, kept.verified) for kept in await desk.last_of_each()}
+    assert last == {"db_proxy": ("ours", True), "my-shop": ("theirs", True), "another-shop": ("stranger", False)}
+    assert len(await desk.reports(None, None, 10)) == 6
 
 
 async def test_reports_come_newest_first_and_no_more_than_asked_for(desk: HealthDesk) -> None:
     for number in range(5):
-        await desk.report(report(str(number)))
+        await desk.report(report(str(number)), verified=True)
     assert data_of(list(await desk.reports(None, None, 3))) == ["4", "3", "2"]
     arrived = [each.arrived_at for each in await desk.reports(None, None, 10)]
     assert arrived == [NOON + timedelta(seconds=number) for number in (4, 3, 2, 1, 0)]
 
 
 async def test_filters_narrow_by_service_by_level_and_by_both(desk: HealthDesk) -> None:
-    await desk.report(report("1", "db_proxy", "error"))
-    await desk.report(report("2", "db_proxy", "info"))
-    await desk.report(report("3", "api_updater", "error"))
-    await desk.report(report("4", "db_proxy", "error"))
+    await desk.report(report("1", "db_proxy", "error"), verified=True)
+    await desk.report(report("2", "db_proxy", "info"), verified=True)
+    await desk.report(report("3", "api_updater", "error"), verified=True)
+    await desk.report(report("4", "db_proxy", "error"), verified=True)
     assert data_of(list(await desk.reports("db_proxy", None, 10))) == ["4", "2", "1"]
     assert data_of(list(await desk.reports(None, "error", 10))) == ["4", "3", "1"]
     assert data_of(list(await desk.reports("db_proxy", "error", 10))) == ["4", "1"]
@@ -120,9 +156,9 @@ async def test_filters_narrow_by_service_by_level_and_by_both(desk: HealthDesk) 
 
 async def test_last_of_each_is_the_newest_report_of_every_service(desk: HealthDesk) -> None:
     for service in SERVICES:
-        await desk.report(report("old", service))
+        await desk.report(report("old", service), verified=True)
     for service in (*SERVICES, "a-stranger"):
-        await desk.report(report(f"new {service}", service))
+        await desk.report(report(f"new {service}", service), verified=True)
     assert sorted(data_of(list(await desk.last_of_each()))) == sorted(
         f"new {name}" for name in (*SERVICES, "a-stranger")
     )
@@ -144,40 +180,101 @@ async def own_desk(request: pytest.FixtureRequest, settings: Settings, redis_url
 
 
 async def test_filter_finds_what_lies_below_many_others(own_desk: HealthDesk) -> None:
-    await own_desk.report(report("rare one", "api_updater", "error"))
-    await own_desk.report(report("rare two", "api_updater", "error"))
+    await own_desk.report(report("rare one", "api_updater", "error"), verified=True)
+    await own_desk.report(report("rare two", "api_updater", "error"), verified=True)
     for number in range(KEPT_MAX - 2):
-        await own_desk.report(report(str(number)))
+        await own_desk.report(report(str(number)), verified=True)
     assert data_of(list(await own_desk.reports("api_updater", None, 100))) == ["rare two", "rare one"]
     assert data_of(list(await own_desk.reports(None, "error", 1))) == ["rare two"]
 
 
 async def test_oldest_reports_go_but_the_last_of_each_service_stays(own_desk: HealthDesk) -> None:
-    await own_desk.report(report("first", "api_updater"))
+    await own_desk.report(report("first", "api_updater"), verified=True)
     for number in range(KEPT_MAX + 10):
-        await own_desk.report(report(str(number)))
+        await own_desk.report(report(str(number)), verified=True)
     kept = data_of(list(await own_desk.reports(None, None, KEPT_MAX * 2)))
     assert kept == [str(number) for number in reversed(range(10, KEPT_MAX + 10))]
     assert sorted(data_of(list(await own_desk.last_of_each()))) == [str(KEPT_MAX + 9), "first"]
 
 
-async def test_of_too_many_strangers_the_longest_silent_is_forgotten_and_never_one_of_ours(
-    own_desk: HealthDesk,
+@pytest.mark.parametrize("verified", [True, False])
+async def test_of_too_many_others_the_longest_silent_is_forgotten_and_never_one_of_ours(
+    own_desk: HealthDesk, verified: bool
 ) -> None:
-    await own_desk.report(report("ours", "db_proxy"))
+    await own_desk.report(report("ours", "db_proxy"), verified=True)
     for number in range(OTHERS_KEPT_MAX):
-        await own_desk.report(report("stranger", f"stranger-{number}"))
-    await own_desk.report(report("stranger", "stranger-0"))
-    await own_desk.report(report("stranger", "one-too-many"))
+        await own_desk.report(report("other", f"other-{number}"), verified=verified)
+    await own_desk.report(report("other", "other-0"), verified=verified)
+    await own_desk.report(report("other", "one-too-many"), verified=verified)
     names = {kept.report.service for kept in await own_desk.last_of_each()}
     assert len(names) == OTHERS_KEPT_MAX + 1
-    assert {"db_proxy", "stranger-0", "one-too-many"} <= names
-    assert "stranger-1" not in names
+    assert {"db_proxy", "other-0", "one-too-many"} <= names
+    assert "other-1" not in names
+
+
+async def test_flood_of_strangers_with_ever_new_names_pushes_out_no_verified_report(own_desk: HealthDesk) -> None:
+    await own_desk.report(report("ours", level="error"), verified=True)
+    await own_desk.report(report("theirs", "my-shop"), verified=True)
+    for number in range(STRANGERS_KEPT_MAX + 10):
+        await own_desk.report(report("stranger", f"stranger-{number}", "error"), verified=False)
+    for _ in range(10):
+        await own_desk.report(report("stranger"), verified=False)
+    kept = await own_desk.reports(None, None, STRANGERS_KEPT_MAX * 2)
+    assert data_of(list(kept))[STRANGERS_KEPT_MAX:] == ["theirs", "ours"]
+    assert data_of(list(await own_desk.reports("my-shop", None, 10))) == ["theirs"]
+    last = {kept.report.service: kept.report.data for kept in await own_desk.last_of_each()}
+    assert len(last) == 2 + OTHERS_KEPT_MAX
+    assert (last["db_proxy"], last["my-shop"]) == ("ours", "theirs")
+
+
+async def test_flood_of_verified_reports_pushes_out_no_stranger_s(own_desk: HealthDesk) -> None:
+    await own_desk.report(report("stranger", "my-shop"), verified=False)
+    for number in range(KEPT_MAX + 10):
+        await own_desk.report(report("ours", f"replica-{number}"), verified=True)
+    assert data_of(list(await own_desk.reports(None, None, KEPT_MAX * 2))) == ["ours"] * KEPT_MAX + ["stranger"]
+    assert "my-shop" in {kept.report.service for kept in await own_desk.last_of_each()}
+
+
+async def test_fullest_desk_leaves_the_prices_their_room_in_the_redis_that_the_desk_runs(redis_url: str) -> None:
+    client: Redis = Redis.from_url(redis_url)
+    await client.flushdb()
+    desk = RedisHealthDesk(client, Settings())
+    # No report takes more room: the longest name, and the longest text of the longest characters.
+    largest = Report("critical", '"' * 64, 999, "\U0001f600" * DATA_CHARS_MAX)
+    for _ in range(20):
+        await desk.report(largest, verified=False)
+    bytes_max = (await client.memory_usage("buydesk:reports", samples=0) or 0) / 20
+    kept_max = Settings().reports_kept_max + STRANGERS_KEPT_MAX + len(SERVICES) + 2 * OTHERS_KEPT_MAX
+    assert 8 * 1024 < bytes_max < 10.5 * 1024
+    assert kept_max * bytes_max < 56 * 1024**2
+    await desk.close()
+
+
+async def test_reports_of_a_version_that_told_nobody_apart_count_as_strangers(
+    settings: Settings, redis_url: str
+) -> None:
+    client: Redis = Redis.from_url(redis_url)
+    await client.flushdb()
+    desk = RedisHealthDesk(client, settings, Clock())
+    for service in ("db_proxy", "my-shop"):
+        old = {"level": "info", "service": service, "status": 200, "data": "old \x9b"}
+        text = msgspec.json.encode({**old, "arrived_at": "2026-01-31T11:00:00.000000Z"})
+        await client.xadd("buydesk:reports", {"service": service, "level": "info", "document": text})
+        await client.hset("buydesk:reports:last", service, text)
+    await client.zadd("buydesk:reports:others", {"my-shop": 1769857200.0})
+    await desk.report(report("new", "api_updater"), verified=True)
+    kept = [(each.report.service, each.report.data, each.verified) for each in await desk.reports(None, None, 10)]
+    assert kept == [("api_updater", "new", True), ("my-shop", r"old \x9b", False), ("db_proxy", r"old \x9b", False)]
+    last = {each.report.service: each.verified for each in await desk.last_of_each()}
+    assert last == {"api_updater": True, "my-shop": False}
+    await desk.report(report("new"), verified=True)
+    assert {each.report.service for each in await desk.last_of_each()} == {"db_proxy", "api_updater", "my-shop"}
+    await desk.close()
 
 
 async def assert_unavailable(desk: HealthDesk) -> None:
     with pytest.raises(HealthUnavailable):
-        await desk.report(report("lost"))
+        await desk.report(report("lost"), verified=True)
     with pytest.raises(HealthUnavailable):
         await desk.reports(None, None, 1)
     with pytest.raises(HealthUnavailable):
@@ -200,11 +297,14 @@ async def test_redis_that_holds_something_else_makes_the_desk_unavailable(settin
     client: Redis = Redis.from_url(redis_url)
     await client.flushdb()
     desk = RedisHealthDesk(client, settings)
-    await client.xadd("buydesk:reports", {"service": "db_proxy", "level": "info", "document": "[]"})
-    await client.hset("buydesk:reports:last", "db_proxy", "{")
-    for asked in (desk.reports(None, None, 1), desk.last_of_each()):
-        with pytest.raises(HealthUnavailable, match="not a report"):
-            await asked
+    for kept in ("buydesk:reports:verified", "buydesk:reports"):
+        for document in ("[]", "{", "{}", '{"level": 1, "service": 2, "status": 3, "data": [], "arrived_at": 5}'):
+            await client.flushdb()
+            await client.xadd(kept, {"service": "db_proxy", "level": "info", "document": document})
+            await client.hset(f"{kept}:last", "db_proxy", document)
+            for asked in (desk.reports(None, None, 1), desk.last_of_each()):
+                with pytest.raises(HealthUnavailable, match="not a report"):
+                    await asked
     await client.flushdb()
     await desk.close()
 

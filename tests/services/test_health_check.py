@@ -77,9 +77,14 @@ class Bench:
         async with served(self.app()) as url, httpx2.AsyncClient(base_url=url) as client:
             yield client
 
+    @property
+    def token(self) -> dict[str, str]:
+        """What the desk's own services show."""
+        return {"Authorization": f"Bearer {self.settings.internal_token.get_secret_value()}"}
+
     async def all_alive(self) -> None:
         for service in SERVICES:
-            await self.desk.report(Report("info", service, 200, "ready"))
+            await self.desk.report(Report("info", service, 200, "ready"), verified=True)
         rates = dict.fromkeys(Currency, 20_000 * 10**8)
         await self.board.publish(PriceRecord(uuid.uuid4(), NOON, NOON + timedelta(seconds=60), "sandbox", rates))
         await self.tell(QUOTED)
@@ -102,8 +107,11 @@ async def client(bench: Bench) -> AsyncIterator[httpx2.AsyncClient]:
 
 @pytest.fixture(scope="module")
 async def shared() -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of one service for all tests that need none of their own: what others reported is kept there too."""
-    async with Bench().client() as client:
+    """A client of one service for all tests that need none of their own: what others reported is kept there too. It
+    reports with the token, of which as many are taken as come."""
+    bench = Bench()
+    async with bench.client() as client:
+        client.headers.update(bench.token)
         yield client
 
 
@@ -111,11 +119,64 @@ async def shared() -> AsyncIterator[httpx2.AsyncClient]:
 
 
 @pytest.mark.parametrize("path", ["/report", "/report/"])
-async def test_report_is_taken_and_kept(shared: httpx2.AsyncClient, path: str) -> None:
-    answer = await shared.post(path, json=ALIVE)
+async def test_report_of_anybody_is_taken_and_kept(client: httpx2.AsyncClient, path: str) -> None:
+    answer = await client.post(path, json=ALIVE)
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
-    kept = (await shared.get("/reports?limit=1")).json()
-    assert kept == {"data": [{**ALIVE, "arrived_at": "2026-01-31T12:00:00.000000Z"}]}
+    kept = (await client.get("/reports")).json()
+    assert kept == {"data": [{**ALIVE, "verified": False, "arrived_at": "2026-01-31T12:00:00.000000Z"}]}
+
+
+async def test_report_with_the_token_is_verified(bench: Bench, client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/report", json=ALIVE, headers=bench.token)
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    kept = (await client.get("/reports")).json()
+    assert kept == {"data": [{**ALIVE, "verified": True, "arrived_at": "2026-01-31T12:00:00.000000Z"}]}
+
+
+async def test_report_cannot_say_itself_that_it_is_verified(shared: httpx2.AsyncClient) -> None:
+    errors = [{"member": "verified", "reason": "is not a member of a report"}]
+    await assert_refused(shared, json.dumps({**ALIVE, "verified": True}), errors)
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer {token}", "Basic {token}", "{token}", "", "Bearer {token}x"])
+async def test_report_with_a_wrong_token_is_refused_and_not_taken_as_a_stranger_s(
+    bench: Bench, client: httpx2.AsyncClient, scheme: str
+) -> None:
+    shown = scheme.format(token=bench.settings.internal_token.get_secret_value())
+    answer = await client.post("/report", json=ALIVE, headers={"Authorization": shown})
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert (await client.get("/reports")).json() == {"data": []}
+
+
+async def test_flood_of_strangers_is_taken_at_a_bounded_rate_and_holds_up_no_service(
+    bench: Bench, client: httpx2.AsyncClient
+) -> None:
+    answers = [await client.post("/report", json=ALIVE) for _ in range(health_check.STRANGERS_AT_ONCE_MAX)]
+    assert {answer.status_code for answer in answers} == {200}
+    for body in (json.dumps(ALIVE), "no report"):
+        refused = await client.post("/report", content=body, headers={"Content-Type": "application/json"})
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert refused.headers["retry-after"] == "1"
+    assert (await client.post("/report", json=ALIVE, headers=bench.token)).status_code == 200
+    bench.now += timedelta(seconds=1)
+    answers = [await client.post("/report", json=ALIVE) for _ in range(health_check.STRANGERS_PER_SECOND_MAX + 1)]
+    assert [answer.status_code for answer in answers[-2:]] == [200, 429]
+
+
+async def test_nothing_that_cannot_be_seen_comes_out_of_reports_or_status(
+    bench: Bench, client: httpx2.AsyncClient
+) -> None:
+    data = "line\n\ttab \x00\x7f\x9b31m\u202e\u2066\u200b\ufeff\u2028\u2029\U000e0001"
+    await client.post("/report", json={**ALIVE, "service": "a-stranger", "data": data})
+    await bench.desk.report(Report("error", "db_proxy", 500, f"No such key: {data}"), verified=True)
+    written_out = "line\n\ttab " + r"\x00\x7f\x9b31m\u202e\u2066\u200b\ufeff\u2028\u2029\U000e0001"
+    reports = await client.get("/reports")
+    assert [kept["data"] for kept in reports.json()["data"]] == [f"No such key: {written_out}", written_out]
+    status = await client.get("/status")
+    assert status.json()["services"]["a-stranger"]["last_report"]["data"] == written_out
+    for answer in (reports, status):
+        assert answer.text.isprintable()
 
 
 @pytest.mark.parametrize(
@@ -123,6 +184,8 @@ async def test_report_is_taken_and_kept(shared: httpx2.AsyncClient, path: str) -
     [
         ("level", "WARNING", "warning"),
         ("level", "Critical", "critical"),
+        ("level", "warn", "warning"),
+        ("level", "Warn", "warning"),
         ("status", "503", 503),
         ("status", "007", 7),
         ("status", 0, 0),
@@ -130,7 +193,7 @@ async def test_report_is_taken_and_kept(shared: httpx2.AsyncClient, path: str) -
         ("service", "x" * 64, "x" * 64),
         ("service", "somebody/else's-service!", "somebody/else's-service!"),
         ("data", "", ""),
-        ("data", "\x00 ₿ \n", "\x00 ₿ \n"),
+        ("data", "\x00 ₿ \n", "\\x00 ₿ \n"),
         ("data", "₿" * 2000, "₿" * 2000),
     ],
 )
@@ -151,6 +214,7 @@ STATUS = "must be a whole number from 0 to 999"
     [
         ("level", "fatal", LEVELS),
         ("level", "", LEVELS),
+        ("level", "warn ", LEVELS),
         ("level", 5, LEVELS),
         ("level", None, LEVELS),
         ("service", "", NAME),
@@ -247,11 +311,13 @@ async def test_reports_are_shown_newest_first_filtered_and_limited(client: httpx
     assert await shown("?limit=2") == ["3", "2"]
     assert await shown("?level=ERROR&service=db_proxy&limit=1000") == ["2", "0"]
     assert await shown("?service=nobody") == []
+    await client.post("/report", json={**ALIVE, "level": "warning", "data": "4"})
+    assert await shown("?level=warn") == await shown("?level=Warning") == ["4"]
 
 
 async def test_a_hundred_reports_are_shown_by_default(bench: Bench, client: httpx2.AsyncClient) -> None:
     for number in range(101):
-        await bench.desk.report(Report("info", "db_proxy", 200, str(number)))
+        await bench.desk.report(Report("info", "db_proxy", 200, str(number)), verified=True)
     assert len((await client.get("/reports")).json()["data"]) == 100
 
 
@@ -291,7 +357,7 @@ async def test_desk_of_which_all_is_fine_is_ok(bench: Bench, client: httpx2.Asyn
     assert list(status["services"]) == list(SERVICES)
     assert status["services"]["db_proxy"] == {
         "state": "alive",
-        "last_report": {**ALIVE, "arrived_at": "2026-01-31T12:00:00.000000Z"},
+        "last_report": {**ALIVE, "verified": True, "arrived_at": "2026-01-31T12:00:00.000000Z"},
     }
     assert status["reports"] == {"ok": True}
     assert status["database"] == {"ok": True, "detail": "reachable"}
@@ -320,10 +386,10 @@ async def test_status_tells_alive_late_and_dead(bench: Bench, client: httpx2.Asy
     hour = timedelta(hours=1)
     for service, age in (("db_proxy", 5 * hour), ("api_updater", 2 * hour), ("fetch_buy_orders", hour)):
         bench.now = NOON - age
-        await bench.desk.report(Report("info", service, 200, "ready"))
+        await bench.desk.report(Report("info", service, 200, "ready"), verified=True)
     bench.now = NOON
-    await bench.desk.report(Report("info", "api_cache_proxy", 200, health.STOPPED))
-    await bench.desk.report(Report("info", "a-stranger", 200, "hello"))
+    await bench.desk.report(Report("info", "api_cache_proxy", 200, health.STOPPED), verified=True)
+    await bench.desk.report(Report("info", "a-stranger", 200, "hello"), verified=True)
     status = (await client.get("/status")).json()
     assert status["status"] == "degraded"
     assert {name: service["state"] for name, service in status["services"].items()} == {
@@ -338,8 +404,31 @@ async def test_status_tells_alive_late_and_dead(bench: Bench, client: httpx2.Asy
     assert status["services"]["create_buy_order"]["last_report"] is None
 
 
-async def test_stranger_that_fell_silent_degrades_nothing(bench: Bench, client: httpx2.AsyncClient) -> None:
-    await bench.desk.report(Report("info", "a-stranger", 200, health.STOPPED))
+async def test_stranger_that_speaks_as_a_service_changes_nothing_of_it(
+    bench: Bench, client: httpx2.AsyncClient
+) -> None:
+    async def said(data: str) -> Any:
+        for service in SERVICES:
+            await client.post("/report", json={**ALIVE, "service": service, "data": data})
+        status = (await client.get("/status")).json()
+        return status["status"], status["services"]
+
+    _, services = await said("ready")
+    assert services == {name: {"state": "unknown", "last_report": None} for name in SERVICES}
+    await bench.all_alive()
+    bench.now += timedelta(seconds=1)
+    overall, services = await said(health.STOPPED)
+    assert overall == "ok"
+    assert {service["state"] for service in services.values()} == {"alive"}
+    assert {service["last_report"]["data"] for service in services.values()} == {"ready"}
+    assert {kept["data"] for kept in (await client.get("/reports?limit=6")).json()["data"]} == {health.STOPPED}
+
+
+@pytest.mark.parametrize("verified", [True, False])
+async def test_stranger_that_fell_silent_degrades_nothing(
+    bench: Bench, client: httpx2.AsyncClient, verified: bool
+) -> None:
+    await bench.desk.report(Report("info", "a-stranger", 200, health.STOPPED), verified=verified)
     await bench.all_alive()
     status = (await client.get("/status")).json()
     assert (status["status"], status["services"]["a-stranger"]["state"]) == ("ok", "dead")
@@ -349,9 +438,9 @@ async def test_replica_that_goes_on_keeps_a_service_alive_of_which_another_stopp
     bench: Bench, client: httpx2.AsyncClient
 ) -> None:
     await bench.all_alive()
-    await client.post("/report", json={**ALIVE, "data": health.STOPPED})
+    await client.post("/report", json={**ALIVE, "data": health.STOPPED}, headers=bench.token)
     assert (await client.get("/status")).json()["services"]["db_proxy"]["state"] == "dead"
-    await client.post("/report", json=ALIVE)
+    await client.post("/report", json=ALIVE, headers=bench.token)
     assert (await client.get("/status")).json()["status"] == "ok"
 
 
@@ -491,7 +580,7 @@ async def test_without_the_reports_the_states_are_unknown_and_everything_else_is
 async def test_every_operation_is_documented_with_examples(client: httpx2.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     expected = {
-        ("/report", "post"): {"200", "413", "415", "422", "503"},
+        ("/report", "post"): {"200", "401", "413", "415", "422", "429", "503"},
         ("/reports", "get"): {"200", "422", "503"},
         ("/status", "get"): {"200"},
     }
@@ -526,12 +615,14 @@ async def test_service_reports_itself_while_it_runs() -> None:
             pass
         assert "started" in reported
         assert "buydesk_reports_dropped 0.0" in (await client.get("/metrics")).text
-    assert [kept.report.data for kept in await desk.reports(None, None, 1)] == [health.STOPPED]
+    kept = await desk.reports(None, None, 1000)
+    assert kept[0].report.data == health.STOPPED
+    assert all(each.verified for each in kept)
 
 
 async def test_health_check_that_comes_up_again_gets_what_was_reported_meanwhile() -> None:
     bench, port = Bench(), free_port()
-    settings = Settings(report_interval_seconds=3600, report_retry_seconds=0.01)
+    settings = bench.settings.model_copy(update={"report_retry_seconds": 0.01})
     remote = RemoteHealthDesk(f"http://127.0.0.1:{port}", settings)
     reporter = Reporter("db_proxy", remote, settings)
 
@@ -549,6 +640,7 @@ async def test_health_check_that_comes_up_again_gets_what_was_reported_meanwhile
     assert [each.report.data for each in kept][::-1][:3] == [
         "started",
         "while away, in a thread",
-        "half a character: ?",
+        r"half a character: \ud800",
     ]
+    assert all(each.verified for each in kept)
     await remote.close()

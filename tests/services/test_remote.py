@@ -67,7 +67,7 @@ DESK_CALLS: dict[str, Call] = {
 WRITES: dict[str, Call] = {
     "publish": lambda board: board.publish(record()),
     "tell": lambda board: board.tell(FeedState(at(2026, 1, 31, 9, 5), "sandbox", "", ())),
-    "report": lambda desk: desk.report(Report("info", "db_proxy", 200, "x")),
+    "report": lambda desk: desk.report(Report("info", "db_proxy", 200, "x"), verified=True),
 }
 
 
@@ -400,10 +400,10 @@ async def test_readiness_is_the_other_side_s_own(told: tuple[Answers, RemoteLedg
 async def test_the_last_report_of_each_service_that_spoke(answering: tuple[Answers, str]) -> None:
     answers, url = answering
     report = {"level": "info", "service": "db_proxy", "status": 200, "data": "ready"}
-    spoke = {"last_report": report | {"arrived_at": "2026-01-31T09:05:00.000000Z"}}
+    spoke = {"last_report": report | {"verified": True, "arrived_at": "2026-01-31T09:05:00.000000Z"}}
     answers.say({"reports": {"ok": True}, "services": {"db_proxy": spoke, "api_updater": {"last_report": None}}})
     async with opened(RemoteHealthDesk, url) as desk:
-        assert list(await desk.last_of_each()) == [KeptReport(Report(**report), at(2026, 1, 31, 9, 5))]  # type: ignore[arg-type]
+        assert list(await desk.last_of_each()) == [KeptReport(Report(**report), at(2026, 1, 31, 9, 5), verified=True)]  # type: ignore[arg-type]
 
 
 async def test_publishing_and_reporting_need_only_be_taken(answering: tuple[Answers, str]) -> None:
@@ -413,6 +413,17 @@ async def test_publishing_and_reporting_need_only_be_taken(answering: tuple[Answ
         await WRITES["publish"](board)
         await WRITES["tell"](board)
         await WRITES["report"](desk)
+
+
+async def test_token_that_health_check_does_not_know_makes_it_unavailable_and_nobody_a_stranger(
+    answering: tuple[Answers, str],
+) -> None:
+    answers, url = answering
+    answers.respond = lambda: web.problem_response(Unauthorized("The token is not the one"), "/report")
+    async with opened(RemoteHealthDesk, url) as desk:
+        error = await failure_of(WRITES["report"](desk))
+    assert type(error) is HealthUnavailable
+    assert "unauthorized" in error.detail
 
 
 async def test_reports_that_the_desk_has_lost_are_unavailable(answering: tuple[Answers, str]) -> None:

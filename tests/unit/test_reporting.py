@@ -26,7 +26,7 @@ class Desk(MemoryHealthDesk):
         self.hangs = False
         self.on_arrival: Callable[[], None] = lambda: None
 
-    async def report(self, report: Report) -> None:
+    async def report(self, report: Report, *, verified: bool) -> None:
         self.on_arrival()
         if self.hangs:
             await asyncio.Event().wait()
@@ -34,13 +34,17 @@ class Desk(MemoryHealthDesk):
             raise HealthUnavailable("away")
         if "refused" in report.data:
             raise InvalidRequest.of("data", "is not liked")
-        await super().report(report)
+        await super().report(report, verified=verified)
+
+    def kept(self) -> list[Report]:
+        """What was reported as the services' own, the oldest first."""
+        return [kept.report for kept in self._verified.kept]
 
     def data(self) -> list[str]:
-        return [kept.report.data for kept in self._kept]
+        return [report.data for report in self.kept()]
 
     def last(self) -> Report:
-        return self._kept[-1].report
+        return self.kept()[-1]
 
 
 @pytest.fixture
@@ -228,7 +232,7 @@ async def test_data_is_cut_masked_and_made_fit_to_send(desk: Desk) -> None:
         reporter.report("info", 200, "x" * DATA_CHARS_MAX * 2)
         reporter.report("info", 200, "at redis://:s3cret@cache/0")
         reporter.report("info", 200, "file \ud800.txt")
-    assert desk.data()[1:-1] == ["x" * DATA_CHARS_MAX, "at redis://:***@cache/0", "file ?.txt"]
+    assert desk.data()[1:-1] == ["x" * DATA_CHARS_MAX, "at redis://:***@cache/0", "file \\ud800.txt"]
 
 
 class Reported:
@@ -248,7 +252,7 @@ class Reported:
         for reporter in self.reporters.values():
             async with reporter.running(nothing_missing):
                 pass
-        return [kept.report for kept in self.desk._kept if kept.report.data not in ("started", STOPPED)]
+        return [report for report in self.desk.kept() if report.data not in ("started", STOPPED)]
 
 
 @pytest.fixture
@@ -298,3 +302,11 @@ async def test_message_that_cannot_be_formatted_fails_nobody(
     reported.log("buydesk", logging.ERROR, "%d", "three")
     assert "Logging error" in capsys.readouterr().err
     assert await reported.reports() == []
+
+
+async def test_what_strangers_put_into_a_service_s_words_steers_no_terminal(reported: Reported) -> None:
+    reported.log("buydesk", logging.ERROR, "No such key: \x9b31m\u202e\n")
+    reported.log("buydesk", logging.ERROR, "\x9b" * DATA_CHARS_MAX, exc_info=OSError("\u202eaway"))
+    first, second = [report.data for report in await reported.reports()]
+    assert first == "No such key: \\x9b31m\\u202e\n"
+    assert second == "\\x9b" * (DATA_CHARS_MAX // 8) + " (OSError: \\u202eaway)"
