@@ -149,8 +149,16 @@ class Settings(BaseSettings):
     resend_pause_seconds: Seconds = Field(0.2, description="Between two sendings of a batch of unknown outcome.")
     statement_seconds_max: Seconds = Field(2, description="PostgreSQL ends a statement of ours after this time.")
     lock_seconds_max: Seconds = Field(1, description="The longest wait for the exposure row.")
-    database_connections_max: Annotated[int, Field(ge=2, le=100)] = Field(
-        6, description="Connections of one db_proxy; one places orders, the others read."
+    database_connections_max: Annotated[int, Field(ge=4, le=100)] = Field(
+        8,
+        description="Connections of one db_proxy: one places orders, one checks, of the others a third reads "
+        "large pages.",
+    )
+    reads_waiting_max: Count = Field(
+        100, description="Reads that may wait for their turn, and as many for large pages; more are `overloaded`."
+    )
+    read_wait_seconds_max: Seconds = Field(
+        1, description="The longest wait of a read for its turn; then it is `overloaded`."
     )
     connect_seconds_max: Seconds = Field(2, description="The longest wait for a connection, to any server.")
     remote_seconds_max: Seconds = Field(3, description="The longest wait for another service's answer (not placing).")

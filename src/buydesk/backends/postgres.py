@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import msgspec
 
+from buydesk.bounds import SLICE_ITEMS, Places, SharedCheck
 from buydesk.errors import (
     InternalError,
     LedgerUnavailable,
@@ -67,6 +68,12 @@ class PostgresLedger:
         self._placing: Connection | None = None
         self._turn = asyncio.Lock()
         self._pool: asyncpg.Pool | None = None
+        # Every connection of the pool has its use: no kind of read waits behind another, and checks wait for nobody.
+        readers = settings.database_connections_max - 2
+        waiting = settings.reads_waiting_max, settings.read_wait_seconds_max
+        self._large_pages = Places(max(1, readers // 3), *waiting)
+        self._short_reads = Places(readers - max(1, readers // 3), *waiting)
+        self._shared_check = SharedCheck(self._check)
 
     async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
         """See OrderLedger."""
@@ -155,45 +162,51 @@ class PostgresLedger:
 
     async def page(self, anchor: Anchor, page_size: int) -> Page:
         """See OrderLedger."""
+        places = self._large_pages if page_size > SLICE_ITEMS else self._short_reads
         if isinstance(anchor, PageFrom):
-            rows = await self._fetch("page_from", anchor.start, page_size)
+            rows = await self._read("page_from", anchor.start, page_size, places=places)
             orders = [order_of(row) for row in rows if row["number"] is not None]
             # They come in this order already, but SQL does not promise it.
             orders.sort(key=lambda order: order.number, reverse=True)
             return Page(orders, rows[0]["total"])
         if isinstance(anchor, PageBefore):
-            return Page([order_of(row) for row in await self._fetch("page_before", anchor.number, page_size)], None)
-        rows = await self._fetch("page_after", anchor.number, page_size)
+            rows = await self._read("page_before", anchor.number, page_size, places=places)
+            return Page([order_of(row) for row in rows], None)
+        rows = await self._read("page_after", anchor.number, page_size, places=places)
         return Page([order_of(row) for row in reversed(rows)], None)
 
     async def order(self, order_id: uuid.UUID) -> Order:
         """See OrderLedger."""
-        rows = await self._fetch("order_by_id", order_id)
+        rows = await self._read("order_by_id", order_id)
         if not rows:
             raise OrderNotFound(f"No order has the id {order_id}.")
         return order_of(rows[0])
 
     async def order_by_key(self, client: str, client_order_id: str) -> Order:
         """See OrderLedger."""
-        rows = await self._fetch("order_by_key", client, client_order_id)
+        rows = await self._read("order_by_key", client, client_order_id)
         if not rows:
             raise OrderNotFound("No order has this client_order_id.")
         return order_of(rows[0])
 
     async def exposure(self) -> Exposure:
         """See OrderLedger."""
-        row = (await self._fetch("exposure"))[0]
+        row = (await self._read("exposure"))[0]
         return Exposure(row["cap_satoshi"], row["used_satoshi"], row["last_number"])
 
     async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
         """See OrderLedger."""
-        rows = await self._fetch("price_record", price_id)
+        rows = await self._read("price_record", price_id)
         if not rows:
             raise PriceNotFound(f"No order was priced with a record of the id {price_id}.")
         return record_from(msgspec.json.decode(rows[0]["document"]))
 
     async def check(self) -> None:
-        """See OrderLedger; a newer database than this program is fine, so that both can be upgraded one by one."""
+        """See OrderLedger."""
+        await self._shared_check()
+
+    async def _check(self) -> None:
+        """The check itself; a newer database than this program is fine, so that both can be upgraded one by one."""
         rows = await self._fetch("revision")
         revision = rows[0]["version_num"] if rows else "none"
         if not rows or revision < REVISION:
@@ -208,6 +221,11 @@ class PostgresLedger:
             self._placing.terminate()
         if self._pool is not None:
             self._pool.terminate()
+
+    async def _read(self, query: str, *arguments: object, places: Places | None = None) -> list[asyncpg.Record]:
+        """The rows of a named query for a reader, who waits for a turn; raises Overloaded, LedgerUnavailable."""
+        async with (places or self._short_reads).taken():
+            return await self._fetch(query, *arguments)
 
     async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         """The rows of a named query; asked once more when a kept connection turns out to be dead."""

@@ -1,6 +1,5 @@
 """api_cache_proxy: the price, for the other services and for clients; the only service that uses the price board."""
 
-import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,6 +11,7 @@ from typing import TypeVar
 import msgspec
 from fastapi import FastAPI, Request, Response
 
+from buydesk.bounds import in_slices
 from buydesk.coindesk import currentprice, currentprice_of
 from buydesk.errors import (
     InvalidRequest,
@@ -66,8 +66,6 @@ HISTORY_MINUTES = 60
 HISTORY_POINTS = 240
 RECORD_BYTES_MAX = 256 * 1024
 STATE_BYTES_MAX = 64 * 1024
-# So many points take a millisecond to write; other requests are answered between slices of them.
-_SLICE_POINTS = 100
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,4}", re.ASCII)
 # Nothing on the way may keep a price for longer than it is valid; browsers may read it from any page, as CoinDesk's.
 _PRICE_HEADERS = {"Cache-Control": "no-store", "Access-Control-Allow-Origin": "*"}
@@ -105,11 +103,7 @@ def create_app(
         minutes = _whole_number(asked, "minutes", HISTORY_MINUTES_MAX) or HISTORY_MINUTES
         points = _whole_number(asked, "points", HISTORY_POINTS_MAX) or HISTORY_POINTS
         found = await board.history(minutes, points)
-        documents: list[object] = []
-        for start in range(0, len(found), _SLICE_POINTS):
-            documents += map(point_document, found[start : start + _SLICE_POINTS])
-            await asyncio.sleep(0)
-        return FastJSON({"data": documents}, headers=_PRICE_HEADERS)
+        return FastJSON({"data": await in_slices(point_document, found)}, headers=_PRICE_HEADERS)
 
     async def sources(_: Request) -> Response:
         return FastJSON(feed_state_document(await board.feed_state()), headers=_PRICE_HEADERS)
