@@ -162,7 +162,9 @@ class Settings(BaseSettings):
     )
     connect_seconds_max: Seconds = Field(2, description="The longest wait for a connection, to any server.")
     remote_seconds_max: Seconds = Field(3, description="The longest wait for another service's answer (not placing).")
-    remote_connections_max: Count = Field(64, description="Connections one service keeps to another.")
+    remote_connections_max: Annotated[int, Field(ge=5, le=1_000_000)] = Field(
+        64, description="Connections one service keeps to another; reads take all but four of them."
+    )
 
     page_cache_bytes_max: Annotated[int, Field(ge=0, le=2**30)] = Field(
         8_000_000, description="Full pages that fetch_buy_orders keeps, because they never change."

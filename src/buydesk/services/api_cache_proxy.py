@@ -58,6 +58,7 @@ from buydesk.web import (
     read_body,
     require_json,
     require_token,
+    require_utf8,
     service_app,
     single_parameters,
 )
@@ -105,7 +106,8 @@ def create_app(
         found = await board.history(minutes, points)
         return FastJSON({"data": await in_slices(point_document, found)}, headers=_PRICE_HEADERS)
 
-    async def sources(_: Request) -> Response:
+    async def sources(request: Request) -> Response:
+        single_parameters(request, ())
         return FastJSON(feed_state_document(await board.feed_state()), headers=_PRICE_HEADERS)
 
     async def add(request: Request) -> Response:
@@ -165,6 +167,7 @@ def parse_state(body: bytes, settings: Settings, now: datetime) -> FeedState:
 
 
 def _parsed(body: bytes, reader: Callable[[object], _Read]) -> _Read:
+    require_utf8(body)
     try:
         return reader(msgspec.json.decode(body))
     except NotARecord as error:
@@ -282,7 +285,7 @@ _SOURCES_OPERATION = {
     "description": "As they were when they were last asked: the last quotes of each, what is wrong with it, and until "
     "when it is left alone. `problem` says why there was no new price then.",
     "responses": answer("The state of all sources", feed_state_document(_STATE_EXAMPLE))
-    | problems(PriceUnavailable, PriceBoardUnavailable),
+    | problems(InvalidRequest, PriceUnavailable, PriceBoardUnavailable),
 }
 _TELL_OPERATION = {
     "summary": "Tell how the price sources are (internal)",

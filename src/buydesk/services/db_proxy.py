@@ -73,6 +73,11 @@ Key = Annotated[str, Query(pattern=r"^[\x21-\x7e]{1,255}$")]
 PageSize = Annotated[int, Query(ge=1, le=PAGE_SIZE_MAX)]
 
 
+async def _known_only(request: Request) -> None:
+    web.single_parameters(request, [each.alias for each in request.scope["route"].dependant.query_params])
+
+
+_KNOWN_ONLY = Depends(_known_only)
 _REFUSALS = web.problems(LedgerUnavailable, WrongMode, Overloaded, InvalidRequest)
 _GUARDED = _REFUSALS | web.problems(Unauthorized)
 
@@ -115,6 +120,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
         """Settles one item or a list of items: one result each, in the same order."""
         web.require_token(request, token)
         web.require_json(request)
+        web.single_parameters(request, ())
         document = await _document(request)
         items = document if isinstance(document, list) else [document]
         answers = [outcome_document(outcome) for outcome in await _settle(queue, items, settings)]
@@ -127,6 +133,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
 
 async def _document(request: Request) -> object:
     body = await web.read_body(request, ADD_BYTES_MAX)
+    web.require_utf8(body)
     try:
         document: object = msgspec.json.decode(body)
     except RecursionError as error:
@@ -176,7 +183,7 @@ def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
     async def internal(request: Request) -> None:
         web.require_token(request, token)
 
-    only_internal = [Depends(_BEARER), Depends(internal)]
+    only_internal = [Depends(_BEARER), Depends(internal), _KNOWN_ONLY]
     pages = PageReader(ledger, settings)
     _add_order_reads(app, ledger, pages, only_internal)
 
@@ -184,6 +191,7 @@ def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
         "/get/",
         tags=["orders"],
         summary="Orders, newest first",
+        dependencies=[_KNOWN_ONLY],
         responses=web.answer("The orders", [order_document(EXAMPLE_ORDER)]) | _REFUSALS,
     )
     async def get(start: Number = 0, page_size: PageSize = 10) -> Response:

@@ -35,6 +35,7 @@ from buydesk.web import (
     problems,
     read_body,
     require_json,
+    require_utf8,
     service_app,
     single_parameters,
 )
@@ -79,6 +80,7 @@ def create_app(
 
     async def report(request: Request) -> Response:
         require_json(request)
+        single_parameters(request, ())
         await desk.report(parse_report(await read_body(request)))
         return FastJSON({"status": "ok"})
 
@@ -87,7 +89,8 @@ def create_app(
         service, level, limit = _parse_filter(parameters)
         return FastJSON({"data": [kept_document(kept) for kept in await desk.reports(service, level, limit)]})
 
-    async def status(_: Request) -> Response:
+    async def status(request: Request) -> Response:
+        single_parameters(request, ())
         parts = {
             "reports": _part("reports", _services(settings, desk, now)),
             "database": _part("database", _checked(ledger_check)),
@@ -114,6 +117,7 @@ def create_app(
 
 def parse_report(body: bytes) -> Report:
     """The report that a JSON body is; raises InvalidRequest naming every member that is wrong."""
+    require_utf8(body)
     try:
         # Objects as tuples of pairs: a repeated member shows, and no array looks like an object.
         pairs = json.loads(body, object_pairs_hook=tuple)
@@ -356,5 +360,6 @@ _STATUS_OPERATION = {
                 "disk": {"total": 53_687_091_200, "free": 41_204_572_160, "percent": 23.3},
             },
         },
-    ),
+    )
+    | problems(InvalidRequest),
 }
