@@ -1,8 +1,7 @@
 """Bounds on what reads may take from orders: places with a queue before them, one check for all who ask, slices."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from buydesk.errors import DeskError, Overloaded
@@ -23,17 +22,15 @@ class Places:
         self._waiting_max = waiting_max
         self._seconds_max = seconds_max
 
-    @contextlib.asynccontextmanager
-    async def taken(self) -> AsyncIterator[None]:
+    async def __aenter__(self) -> None:
         """While entered, a place is taken; raises Overloaded, at once when too many wait already."""
         if self._free.locked():
             await self._wait()
         else:
             await self._free.acquire()  # at once
-        try:
-            yield
-        finally:
-            self._free.release()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._free.release()
 
     async def _wait(self) -> None:
         if self._waiting >= self._waiting_max:

@@ -24,7 +24,7 @@ class PageReader:
         """The page, and the document of each of its orders; raises Overloaded, LedgerUnavailable."""
         if page_size <= SLICE_ITEMS:
             return await self._read(anchor, page_size, document)
-        async with self._large.taken():
+        async with self._large:
             return await self._read(anchor, page_size, document)
 
     async def _read(self, anchor: Anchor, page_size: int, document: Callable[[Order], T]) -> tuple[Page, list[T]]:

@@ -9,7 +9,7 @@ from buydesk.errors import LedgerUnavailable, Overloaded
 
 
 async def _hold(places: Places, until: asyncio.Event, order: list[int], who: int) -> None:
-    async with places.taken():
+    async with places:
         order.append(who)
         await until.wait()
 

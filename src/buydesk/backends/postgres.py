@@ -64,11 +64,13 @@ class PostgresLedger:
         self._database_url = database_url
         self._settings = settings
         self._livemode = livemode
-        # Orders have a connection of their own: readers must not hold them up, nor the bookkeeping of a pool.
+        # Orders have a connection of their own: readers must not hold them up.
         self._placing: Connection | None = None
         self._turn = asyncio.Lock()
-        self._pool: asyncpg.Pool | None = None
-        # Every connection of the pool has its use: no kind of read waits behind another, and checks wait for nobody.
+        self._reading: set[Connection] = set()  # all that read, the idle ones among them
+        self._idle: list[Connection] = []
+        self._is_closed = False
+        # As many places as connections: no kind of read waits behind another, and checks wait for nobody.
         readers = settings.database_connections_max - 2
         waiting = settings.reads_waiting_max, settings.read_wait_seconds_max
         self._large_pages = Places(max(1, readers // 3), *waiting)
@@ -89,9 +91,8 @@ class PostgresLedger:
             except BaseException as error:
                 # Cancelled, cut, confused or led to a server that can only be read: the next call starts afresh.
                 self._placing.terminate()
-                if isinstance(error, OutcomeUnknown) and self._pool is not None:
-                    # Where one connection fell silent, those that idle beside it are likely to be as dead.
-                    await self._pool.expire_connections()
+                if isinstance(error, OutcomeUnknown):
+                    self._drop_idle()
                 raise
 
     @contextlib.asynccontextmanager
@@ -217,14 +218,15 @@ class PostgresLedger:
 
     async def close(self) -> None:
         """Closes all connections; what is under way is cut off."""
+        self._is_closed = True
         if self._placing is not None:
             self._placing.terminate()
-        if self._pool is not None:
-            self._pool.terminate()
+        for connection in self._reading:
+            connection.terminate()
 
     async def _read(self, query: str, *arguments: object, places: Places | None = None) -> list[asyncpg.Record]:
         """The rows of a named query for a reader, who waits for a turn; raises Overloaded, LedgerUnavailable."""
-        async with (places or self._short_reads).taken():
+        async with places or self._short_reads:
             return await self._fetch(query, *arguments)
 
     async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
@@ -240,31 +242,46 @@ class PostgresLedger:
             raise _unavailable(error) from error
 
     async def _fetch_once(self, query: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
-        if self._pool is None:
-            self._pool = self._new_pool()
-        pool = await self._pool
-        connection = await pool.acquire(timeout=self._settings.connect_seconds_max)
+        connection = await self._reader()
         try:
             rows: list[asyncpg.Record] = await connection.fetch(
                 QUERIES[query], *arguments, timeout=self._settings.remote_seconds_max
             )
-        except BaseException:
-            # As above; a connection that is lost has left the pool by itself.
-            with contextlib.suppress(asyncpg.InterfaceError):
-                connection.terminate()
+        except BaseException as error:  # as above
+            self._reading.discard(connection)
+            connection.terminate()
+            if not isinstance(error, asyncpg.PostgresError) or not _is_definite(error):
+                self._drop_idle()
             raise
-        finally:
-            await pool.release(connection)
+        self._idle.append(connection)
         return rows
 
+    async def _reader(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+            self._reading.discard(connection)
+        connection = await self._connect(self._settings.connect_seconds_max)
+        self._reading.add(connection)
+        return connection
+
+    def _drop_idle(self) -> None:
+        """Where one connection fell silent, those that idle beside it are likely to be as dead."""
+        self._reading.difference_update(self._idle)
+        while self._idle:
+            self._idle.pop().terminate()
+
     async def _connect(self, timeout_seconds: float) -> Connection:
-        """A new connection to place orders by; raises LedgerUnavailable, WrongMode."""
+        """A new connection; raises LedgerUnavailable, WrongMode."""
         try:
             connection: Connection = await asyncpg.connect(
                 self._database_url, timeout=timeout_seconds, server_settings=session_settings(self._settings)
             )
             try:
                 await self._require_mode(connection)
+                if self._is_closed:  # meanwhile or before
+                    raise LedgerUnavailable("The ledger is closed.", retry_after_seconds=1)
             except BaseException:
                 connection.terminate()
                 raise
@@ -282,18 +299,6 @@ class PostgresLedger:
             told = f"This database holds {has} orders: start with PRICE_FEED={has}, or use another one."
             raise WrongMode(told, retry_after_seconds=5)
 
-    def _new_pool(self) -> asyncpg.Pool:
-        return asyncpg.create_pool(
-            self._database_url,
-            min_size=0,
-            max_size=self._settings.database_connections_max - 1,
-            init=self._require_mode,
-            # Our statements leave nothing behind in a session: the default reset would cost a round trip each time.
-            reset=_keep_session,
-            timeout=self._settings.connect_seconds_max,
-            server_settings=session_settings(self._settings),
-        )
-
 
 def session_settings(settings: Settings) -> dict[str, str]:
     """What every connection of the ledger tells PostgreSQL about itself."""
@@ -309,10 +314,6 @@ def session_settings(settings: Settings) -> dict[str, str]:
         **dict.fromkeys(_NEVER_PLANNED, "off"),
         "jit": "off",
     }
-
-
-async def _keep_session(_: object) -> None:
-    pass
 
 
 def _milliseconds(seconds: float) -> str:

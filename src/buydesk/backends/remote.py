@@ -101,7 +101,7 @@ class RemoteService:
 
     async def read(self, shape: Callable[[Any], T], path: str, **query: str | int) -> T:
         """What `shape` makes of the answer to a GET; raises Overloaded when too many reads wait for a connection."""
-        async with self._reads.taken():
+        async with self._reads:
             return await self._safely(shape, "GET", path, None, **query)
 
     async def write(self, path: str, body: object) -> None:
