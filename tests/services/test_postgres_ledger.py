@@ -606,6 +606,23 @@ async def test_with_all_readers_places_taken_orders_and_checks_go_on_and_a_furth
         assert (await ledger.order_by_key("anonymous", "k")).number == 1
 
 
+async def test_a_read_that_gets_no_answer_in_time_ends_the_connections_that_idle_beside_it(dsn: str) -> None:
+    mine = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'buydesk'"
+    limits: Any = {"statement_seconds_max": 60, "remote_seconds_max": 0.2}
+    async with ledger_at(dsn, **limits) as ledger, session(dsn) as other, session(dsn) as watcher:
+        await asyncio.gather(ledger.check(), ledger.exposure())
+        before = {row["pid"] for row in await watcher.fetch(mine)}
+        assert len(before) == 2
+        async with other.transaction():
+            await other.execute("LOCK TABLE price_records IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(LedgerUnavailable, match="TimeoutError"):
+                await ledger.price_record(new_order_id())
+        await ledger.check()
+        while before & (after := {row["pid"] for row in await watcher.fetch(mine)}):
+            await asyncio.sleep(0.005)
+        assert len(after) == 1
+
+
 async def test_a_price_that_was_used_is_stored_once_as_it_was(dsn: str) -> None:
     price = record(EUR=4119191 * 10**6)
     async with ledger_at(dsn) as ledger, session(dsn) as connection:
