@@ -104,8 +104,8 @@ def end_all(port: int) -> None:
 
 
 def _shared(fd: int) -> socket.socket:
-    """The socket that the file is, as a second file: whatever becomes of the first one meanwhile, this is still the same
-    connection. Raises OSError when it is none."""
+    """The socket that the file is, as a second file: whatever becomes of the first one, this stays the same connection.
+    Raises OSError when it is none."""
     copy = os.dup(fd)
     try:
         return socket.socket(fileno=copy)

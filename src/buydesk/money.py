@@ -38,7 +38,17 @@ CURRENCIES: Mapping[str, Currency] = dict(Currency.__members__)
 
 
 class NotMoney(ValueError):
-    """The text is not an amount the desk takes; the message says why, fit for a client to read."""
+    """The text is not an amount, or a currency, that the desk takes; the message says why, fit for a client to read."""
+
+
+def parse_currency(text: str) -> Currency:
+    """The currency of a code in any letter case; raises NotMoney, also for ``GBp``, by which many mean pence."""
+    if text == "GBp":
+        raise NotMoney("must be one of EUR, GBP, USD; GBp means pence, which are not taken")
+    currency = CURRENCIES.get(text.upper()) if text.isascii() else None
+    if currency is None:
+        raise NotMoney("must be one of EUR, GBP, USD")
+    return currency
 
 
 def parse_amount(text: str) -> int:

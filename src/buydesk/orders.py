@@ -158,7 +158,8 @@ class OrderLedger(Protocol):
         ...
 
     async def page(self, anchor: Anchor, page_size: int) -> Page:
-        """Up to `page_size` orders, newest first, in the same time for every anchor; raises LedgerUnavailable."""
+        """Up to `page_size` orders, newest first, in the same time for every anchor; raises LedgerUnavailable or, as
+        every read, Overloaded when too many wait."""
         ...
 
     async def order(self, order_id: uuid.UUID) -> Order:

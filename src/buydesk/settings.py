@@ -208,12 +208,22 @@ class Settings(BaseSettings):
     resend_pause_seconds: Seconds = Field(0.2, description="Between two sendings of a batch of unknown outcome.")
     statement_seconds_max: Seconds = Field(2, description="PostgreSQL ends a statement of ours after this time.")
     lock_seconds_max: Seconds = Field(1, description="The longest wait for the exposure row.")
-    database_connections_max: Annotated[int, Field(ge=2, le=100)] = Field(
-        6, description="Connections of one db_proxy; one places orders, the others read."
+    database_connections_max: Annotated[int, Field(ge=4, le=100)] = Field(
+        8,
+        description="Connections of one db_proxy: one places orders, one checks, of the others a third reads "
+        "large pages.",
+    )
+    reads_waiting_max: Count = Field(
+        100, description="Reads that may wait for their turn, and as many for large pages; more are `overloaded`."
+    )
+    read_wait_seconds_max: Seconds = Field(
+        1, description="The longest wait of a read for its turn; then it is `overloaded`."
     )
     connect_seconds_max: Seconds = Field(2, description="The longest wait for a connection, to any server.")
     remote_seconds_max: Seconds = Field(3, description="The longest wait for another service's answer (not placing).")
-    remote_connections_max: Count = Field(64, description="Connections one service keeps to another.")
+    remote_connections_max: Annotated[int, Field(ge=5, le=1_000_000)] = Field(
+        64, description="Connections one service keeps to another; reads take all but four of them."
+    )
 
     page_cache_bytes_max: Annotated[int, Field(ge=0, le=2**30)] = Field(
         8_000_000, description="Full pages that fetch_buy_orders keeps, because they never change."

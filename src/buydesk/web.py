@@ -7,6 +7,7 @@ an order does. What FastAPI routes (typed internal reads, the pages of /docs) is
 """
 
 import asyncio
+import codecs
 import contextlib
 import hmac
 import logging
@@ -62,6 +63,16 @@ from buydesk.reporting import Reporter
 
 PROBLEM_TYPE = "application/problem+json"
 BODY_BYTES_MAX = 16 * 1024
+# What a body begins with that was not written as plain UTF-8.
+_BEGINNINGS = (
+    (codecs.BOM_UTF8, "starts with a byte order mark"),
+    (codecs.BOM_UTF16_LE, "starts with a byte order mark of UTF-16 or UTF-32"),
+    (codecs.BOM_UTF16_BE, "starts with a byte order mark of UTF-16"),
+    (codecs.BOM_UTF32_BE, "starts with a byte order mark of UTF-32"),
+    (b"\x1f\x8b", "is compressed by gzip"),
+)
+# More parameters than any route has: each that is wrong would be told.
+_PARAMETERS_MAX = 100
 CHECK_SECONDS_MAX = 3.0
 # /metrics is written at most this often, however many ask: it takes some milliseconds, in which no order is answered.
 METRICS_SECONDS = 1.0
@@ -451,13 +462,28 @@ async def read_body(request: Request, bytes_max: int = BODY_BYTES_MAX) -> bytes:
 
 
 def require_json(request: Request) -> None:
-    """Raises UnsupportedMediaType unless the body says that it is JSON."""
+    """Raises UnsupportedMediaType unless the body says that it is JSON, and not compressed."""
+    if "content-encoding" in request.headers:
+        coding = (request.headers.get("content-encoding") or "").strip().lower()
+        if coding != "identity":
+            raise UnsupportedMediaType(f"Content-Encoding {coding[:100]} is not taken here; send the body plain.")
     said = request.headers.get("content-type") or ""
     if said == "application/json":
         return
     media_type = said.partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise UnsupportedMediaType(f"The content type must be application/json, not {media_type[:100] or 'missing'}.")
+
+
+def require_utf8(body: bytes) -> None:
+    """Raises InvalidRequest, in words that help, for what begins as no JSON in UTF-8 does."""
+    if body[:2].isascii() and 0 not in body[:2]:  # as every JSON object in UTF-8, and hardly anything else
+        return
+    for mark, told in _BEGINNINGS:
+        if body.startswith(mark):
+            raise InvalidRequest.of("body", f"{told}; send plain UTF-8")
+    if 0 in body[:2]:
+        raise InvalidRequest.of("body", "is in UTF-16 or UTF-32; send plain UTF-8")
 
 
 def require_token(request: Request | StarletteRequest, token: str) -> None:
@@ -467,11 +493,14 @@ def require_token(request: Request | StarletteRequest, token: str) -> None:
         raise Unauthorized("This path is for the desk's own services: show the internal token.")
 
 
-def single_parameters(request: Request, known: Collection[str]) -> dict[str, str]:
+def single_parameters(request: Request | StarletteRequest, known: Collection[str]) -> dict[str, str]:
     """The query parameters; raises InvalidRequest naming each that is unknown or given twice."""
     reasons: list[tuple[str, str]] = []
     found: dict[str, str] = {}
-    for name, value in parse_qsl(request.query, keep_blank_values=True):
+    query = request.query if isinstance(request, Request) else request.url.query
+    if query.count("&") >= _PARAMETERS_MAX:
+        raise InvalidRequest.of("query", f"may have {_PARAMETERS_MAX} parameters at the most")
+    for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in known:
             reasons.append((name[:100], f"is not a parameter here; these are: {', '.join(known)}"))
         elif name in found:

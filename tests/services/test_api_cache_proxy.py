@@ -615,6 +615,19 @@ async def test_without_redis_every_answer_says_so(settings: Settings) -> None:
     await board.close()
 
 
+async def test_unknown_parameters_are_refused_where_no_page_of_a_browser_adds_its_own(
+    client: httpx2.AsyncClient,
+) -> None:
+    assert "x" in assert_invalid(await client.get("/sources?x=1"), "x")
+    assert "x" in assert_invalid(await client.get("/history?x=1"), "x")
+
+
+async def test_a_record_with_a_byte_order_mark_is_told_so(client: httpx2.AsyncClient) -> None:
+    content = b"\xef\xbb\xbf" + json.dumps(record_document(record())).encode()
+    response = await client.post("/add/", content=content, headers=AUTHORIZED | {"Content-Type": "application/json"})
+    assert assert_invalid(response, "body") == "body: starts with a byte order mark; send plain UTF-8"
+
+
 async def test_documentation_has_every_path_with_examples_of_success_and_of_each_problem(
     client: httpx2.AsyncClient,
 ) -> None:
@@ -629,7 +642,7 @@ async def test_documentation_has_every_path_with_examples_of_success_and_of_each
             "price_board_unavailable",
         },
         ("/history", "get"): {"invalid_request", "price_board_unavailable"},
-        ("/sources/", "get"): {"price_unavailable", "price_board_unavailable"},
+        ("/sources/", "get"): {"invalid_request", "price_unavailable", "price_board_unavailable"},
         ("/sources/", "post"): {
             "unauthorized",
             "invalid_request",

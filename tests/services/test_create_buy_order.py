@@ -19,7 +19,7 @@ from buydesk.money import Currency
 from buydesk.orders import Outcome, Placement, Refused
 from buydesk.prices import PriceRecord, stale
 from buydesk.reporting import Reporter
-from buydesk.services.create_buy_order import PriceAtHand, create_app
+from buydesk.services.create_buy_order import PriceAtHand, create_app, misspelt_keys
 from buydesk.times import utc_now
 from tests.ledgers import ModelLedger, record, settings
 from tests.serving import served
@@ -178,6 +178,41 @@ async def test_bad_currencies_are_named(orders: Desk, currency: object) -> None:
     assert document["errors"] == [{"member": "currency", "reason": "must be one of EUR, GBP, USD"}]
 
 
+async def test_gbp_as_pence_are_written_is_refused_and_every_other_letter_case_taken(desk: Desk) -> None:
+    for answer in (
+        await desk.post({"currency": "GBp", "amount": 6900}),
+        await desk.client.post("/place_order/?currency=GBp&amount=6900"),
+    ):
+        document = is_problem(answer, 422, "invalid_request")
+        told = "must be one of EUR, GBP, USD; GBp means pence, which are not taken"
+        assert document["errors"] == [{"member": "currency", "reason": told}]
+    assert desk.ledger.stored == []
+    for currency in ("GBP", "gbp", "Gbp", "gBp", "eUr"):
+        assert (await desk.post({"currency": currency, "amount": 1})).status_code == 201
+
+
+async def test_a_key_that_is_null_is_none(desk: Desk) -> None:
+    body = {"currency": "EUR", "amount": 1, "client_order_id": None}
+    numbers = [(await desk.post(body)).json()["order"]["number"] for _ in range(2)]
+    assert numbers == [1, 2]
+    keyed = await desk.post(body, Idempotency_Key="k")
+    assert keyed.json()["order"]["client_order_id"] == "k"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "told"),
+    [
+        ("utf-8-sig", "starts with a byte order mark; send plain UTF-8"),
+        ("utf-16", "starts with a byte order mark of UTF-16 or UTF-32; send plain UTF-8"),
+        ("utf-16-le", "is in UTF-16 or UTF-32; send plain UTF-8"),
+        ("utf-32-be", "is in UTF-16 or UTF-32; send plain UTF-8"),
+    ],
+)
+async def test_a_body_in_another_encoding_is_told_what_it_is(orders: Desk, encoding: str, told: str) -> None:
+    answer = await orders.post('{"currency":"EUR","amount":1}'.encode(encoding))
+    assert is_problem(answer, 422, "invalid_request")["errors"] == [{"member": "body", "reason": told}]
+
+
 @pytest.mark.parametrize(
     ("body", "member"),
     [
@@ -196,7 +231,6 @@ async def test_bad_currencies_are_named(orders: Desk, currency: object) -> None:
         (b'{"currency":"EUR","amount":1,"price":1}', "price"),
         (b'{"currency":"EUR","amount":1,"\\ud800":1}', "?"),
         (b'{"currency":"EUR","amount":1,"amount":1}', "amount"),
-        (b'{"currency":"EUR","amount":1,"client_order_id":null}', "client_order_id"),
         (b'{"currency":"EUR","amount":1,"client_order_id":7}', "client_order_id"),
         (b'{"currency":"EUR","amount":1,"client_order_id":"a b"}', "client_order_id"),
         (b'{"currency":"EUR","amount":1,"client_order_id":""}', "client_order_id"),
@@ -308,6 +342,36 @@ async def test_two_keys_are_refused(orders: Desk) -> None:
     headers = [("Content-Type", "application/json"), ("Idempotency-Key", "a"), ("Idempotency-Key", "a")]
     answer = await orders.client.post("/place_order/", content=b'{"currency":"EUR","amount":1}', headers=headers)
     assert is_problem(answer, 422, "invalid_request")["errors"][0]["member"] == "Idempotency-Key"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "X-Idempotency-Key",
+        "Idempotency_Key",
+        "IdempotencyKey",
+        "idempotent-key",
+        "X-Idempotency-Token",
+        "Idempotency-Keys",
+        "Idempotence-Key",
+        "Idempotancy-Key",
+        "Idempontency-Key",
+        "Indempotency-Key",
+        "Idem-Potency-Key",
+        "Shop-Idempotency-Key",
+        "X-Client-Order-Id",
+        "client_order_id",
+    ],
+)
+async def test_a_misspelt_key_s_header_is_refused_naming_the_right_one(orders: Desk, name: str) -> None:
+    answer = await orders.client.post("/place_order/?currency=EUR&amount=1", headers={name: "k"})
+    told = "is not read: the header for a key is Idempotency-Key"
+    assert is_problem(answer, 422, "invalid_request")["errors"] == [{"member": name.lower(), "reason": told}]
+
+
+def test_headers_that_mean_no_key_are_none() -> None:
+    names = ["idempotency-key", "host", "content-type", "x-redemption-code", "x-order", "x-order-id", "x-request-id"]
+    assert misspelt_keys(names) == []
 
 
 async def test_header_and_member_that_differ_are_refused(orders: Desk) -> None:

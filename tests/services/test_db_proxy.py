@@ -199,6 +199,8 @@ async def test_the_brief_s_call_needs_no_token(proxy: Proxy) -> None:
         (f"start={10**30}", "start"),
         ("page_size=0", "page_size"),
         ("page_size=1001", "page_size"),
+        ("pagesize=3", "pagesize"),
+        ("start=0&start=0", "start"),
     ],
 )
 async def test_bad_pages_are_named(proxy: Proxy, query: str, member: str) -> None:
@@ -250,6 +252,12 @@ async def test_what_is_not_there_is_not_found(proxy: Proxy) -> None:
         ("/page", "page_size"),
         ("/page?page_size=1&before=-1", "before"),
         (f"/page?page_size=1&after={2**63}", "after"),
+        ("/page?page_size=1&x=1", "x"),
+        ("/page?page_size=1&page_size=1", "page_size"),
+        ("/order?client=c&client_order_id=k&x=1", "x"),
+        (f"/order/{uuid.uuid4()}?x=1", "x"),
+        (f"/price/{uuid.uuid4()}?x=1", "x"),
+        ("/exposure?x=1", "x"),
     ],
 )
 async def test_bad_reads_are_named(proxy: Proxy, path: str, member: str) -> None:
@@ -346,7 +354,7 @@ async def test_every_path_is_documented_with_examples_problems_and_the_token(pro
         for status in statuses:
             assert operation["responses"][status]["content"]["application/problem+json"]["examples"]
     shown = document["paths"]["/get/"]["get"]["responses"]["503"]["content"]["application/problem+json"]["examples"]
-    assert set(shown) == {"ledger_unavailable", "wrong_mode"}
+    assert set(shown) == {"ledger_unavailable", "wrong_mode", "overloaded"}
 
 
 async def test_the_documented_example_is_understood(proxy: Proxy) -> None:
@@ -400,6 +408,22 @@ async def test_metrics_tell_the_exposure_that_readiness_saw_last(proxy: Proxy) -
     proxy.ledger.fault = LedgerUnavailable("gone")
     assert (await proxy.client.get("/readyz")).status_code == 503
     assert (await told())["buydesk_exposure_used_satoshi"] == sold
+
+
+async def test_a_desk_whose_readers_are_too_many_is_ready(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full() -> None:
+        raise Overloaded("100 reads are waiting already.", retry_after_seconds=1)
+
+    monkeypatch.setattr(proxy.ledger, "exposure", full)
+    assert (await proxy.client.get("/readyz")).status_code == 200
+    is_problem(await proxy.read("/exposure"), 503, "overloaded")
+
+
+async def test_a_batch_takes_no_parameters_and_says_what_is_wrong_with_its_encoding(proxy: Proxy) -> None:
+    answer = await proxy.client.post("/add/?x=1", content=b"[]", headers=TOKEN | JSON)
+    assert is_problem(answer, 422, "invalid_request")["errors"][0]["member"] == "x"
+    document = is_problem(await proxy.post(b"\xef\xbb\xbf[]"), 422, "invalid_request")
+    assert document["detail"] == "body: starts with a byte order mark; send plain UTF-8"
 
 
 async def test_before_the_first_check_nothing_is_told_of_the_exposure() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from buydesk.backends.memory_health import MemoryHealthDesk
 from buydesk.backends.postgres import PostgresLedger
-from buydesk.errors import LedgerUnavailable
+from buydesk.errors import LedgerUnavailable, Overloaded
 from buydesk.orders import Exposure, Order, Page, PageAfter, PageBefore, PageFrom
 from buydesk.price_documents import record_document, record_from
 from buydesk.prices import PriceRecord
@@ -408,6 +408,19 @@ async def test_without_the_ledger_reads_are_unavailable(desk: Reading, path: str
         assert answer.headers["retry-after"] == "1"
     missing = is_problem(await desk.client.get("/readyz"), 503, "not_ready")["missing"]
     assert missing == [{"what": "ledger", "why": "PostgreSQL is away"}]
+
+
+async def test_where_too_many_read_a_further_one_is_overloaded_and_the_service_ready(
+    desk: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> Page:
+        raise Overloaded("100 reads are waiting already.", retry_after_seconds=1)
+
+    monkeypatch.setattr(desk.ledger, "page", full)
+    answer = await desk.client.get("/get_orders/?page_size=1000")
+    is_problem(answer, 503, "overloaded")
+    assert answer.headers["retry-after"] == "1"
+    assert (await desk.client.get("/readyz")).status_code == 200
 
 
 async def test_wrong_methods_and_paths(desk: Reading) -> None:

@@ -275,10 +275,24 @@ async def test_every_wrong_member_is_named_at_once(shared: httpx2.AsyncClient) -
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"level=info", b"\xff\xfe\x00", b'{"status": ' + b"9" * 5000 + b"}", b"[" * 16_000]
+    "body", [b"", b"{", b"level=info", b"\xff", b'{"status": ' + b"9" * 5000 + b"}", b"[" * 16_000]
 )
 async def test_body_that_is_no_json_is_refused(shared: httpx2.AsyncClient, body: bytes) -> None:
     await assert_refused(shared, body, [{"member": "body", "reason": "must be JSON"}])
+
+
+async def test_a_body_that_is_no_plain_utf_8_is_told_what_it_is(shared: httpx2.AsyncClient) -> None:
+    told = [{"member": "body", "reason": "is in UTF-16 or UTF-32; send plain UTF-8"}]
+    await assert_refused(shared, json.dumps(ALIVE).encode("utf-16-le"), told)
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/report"), ("GET", "/status"), ("GET", "/reports")])
+async def test_unknown_parameters_are_refused(shared: httpx2.AsyncClient, method: str, path: str) -> None:
+    content = json.dumps(ALIVE) if method == "POST" else None
+    headers = {"Content-Type": "application/json"}
+    response = await shared.request(method, f"{path}?x=1", content=content, headers=headers)
+    assert response.status_code == 422
+    assert [each["member"] for each in response.json()["errors"]] == ["x"]
 
 
 @pytest.mark.parametrize("body", ["[]", "null", "5", '"text"', json.dumps([ALIVE])])
@@ -582,7 +596,7 @@ async def test_every_operation_is_documented_with_examples(client: httpx2.AsyncC
     expected = {
         ("/report", "post"): {"200", "401", "413", "415", "422", "429", "503"},
         ("/reports", "get"): {"200", "422", "503"},
-        ("/status", "get"): {"200"},
+        ("/status", "get"): {"200", "422"},
     }
     for (path, method), statuses in expected.items():
         responses = document["paths"][path][method]["responses"]

@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from buydesk.backends.postgres import PostgresLedger
-from buydesk.errors import LedgerUnavailable, OutcomeUnknown, Overloaded, PriceUnavailable, WrongMode
+from buydesk.errors import LedgerUnavailable, OutcomeUnknown, Overloaded, PriceNotFound, PriceUnavailable, WrongMode
 from buydesk.money import Currency
 from buydesk.orders import NewOrder, Order, Outcome, PageFrom, Placement, Refused, Replayed, new_order_id
 from buydesk.sql import QUERIES, REVISION
@@ -328,7 +328,7 @@ async def test_a_batch_waits_for_the_one_before_it_but_not_for_long(dsn: str) ->
 
 
 async def test_cancelling_an_order_in_flight_hands_no_broken_connection_back(dsn: str) -> None:
-    async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10, database_connections_max=2) as ledger:
+    async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10, database_connections_max=4) as ledger:
         async with row_held(dsn), session(dsn) as watcher:
             for _ in range(4):  # more than there are connections
                 placing = asyncio.create_task(ledger.place([placement()], SECONDS))
@@ -566,21 +566,61 @@ async def test_the_cap_holds_against_anybody_who_writes_sql(dsn: str, change: st
         assert (await ledger.exposure()).cap_satoshi == CAP_SATOSHI
 
 
-async def test_readers_leave_a_connection_to_orders(dsn: str) -> None:
-    refusal = PriceUnavailable("no price")
-    limits: Any = {"connect_seconds_max": 0.2, "lock_seconds_max": 0.5, "statement_seconds_max": 0.5}
+@pytest.mark.parametrize(("connections", "short", "large"), [(4, 1, 1), (8, 4, 2)])
+async def test_with_all_readers_places_taken_orders_and_checks_go_on_and_a_further_read_is_overloaded(
+    dsn: str, connections: int, short: int, large: int
+) -> None:
+    limits: Any = {"statement_seconds_max": 60, "remote_seconds_max": 60, "read_wait_seconds_max": 60}
     async with (
-        ledger_at(dsn, database_connections_max=2, **limits) as ledger,
+        ledger_at(dsn, database_connections_max=connections, reads_waiting_max=3, **limits) as ledger,
         session(dsn) as other,
+        session(dsn) as watcher,
     ):
-        await ledger.check()
+        await ledger.place([placement(100, "k")], SECONDS)
+        async with other.transaction():
+            # Whoever reads an order or a price record waits; orders whose price was refused need neither.
+            await other.execute("LOCK TABLE price_records IN ACCESS EXCLUSIVE MODE")
+            prices = [asyncio.create_task(ledger.price_record(new_order_id())) for _ in range(short + 3)]
+            while len(await waiting_backends(watcher)) < short:
+                pass
+            for read in (ledger.price_record(new_order_id()), ledger.page(PageFrom(0), 100), ledger.exposure()):
+                with pytest.raises(Overloaded, match="3 reads are waiting already"):
+                    await read
+            assert len((await ledger.page(PageFrom(0), 101)).orders) == 1
+            await asyncio.gather(*(ledger.check() for _ in range(50)))
+            refusal = PriceUnavailable("no price")
+            assert codes(await ledger.place([placement(price=refusal)], SECONDS)) == ["price_unavailable"]
+        found = await asyncio.gather(*prices, return_exceptions=True)
+        assert {type(each) for each in found} == {PriceNotFound}
+
+        async with other.transaction():
+            await other.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+            pages = [asyncio.create_task(ledger.page(PageFrom(0), 1000)) for _ in range(large + 3)]
+            while len(await waiting_backends(watcher)) < large:
+                pass
+            with pytest.raises(Overloaded, match="3 reads are waiting already"):
+                await ledger.page(PageFrom(0), 1000)
+            assert (await ledger.exposure()).orders == 1
+            await ledger.check()
+        assert [len((await page).orders) for page in pages] == [1] * (large + 3)
+        assert (await ledger.order_by_key("anonymous", "k")).number == 1
+
+
+async def test_a_read_that_gets_no_answer_in_time_ends_the_connections_that_idle_beside_it(dsn: str) -> None:
+    mine = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'buydesk'"
+    limits: Any = {"statement_seconds_max": 60, "remote_seconds_max": 0.2}
+    async with ledger_at(dsn, **limits) as ledger, session(dsn) as other, session(dsn) as watcher:
+        await asyncio.gather(ledger.check(), ledger.exposure())
+        before = {row["pid"] for row in await watcher.fetch(mine)}
+        assert len(before) == 2
         async with other.transaction():
             await other.execute("LOCK TABLE price_records IN ACCESS EXCLUSIVE MODE")
-            readers = [asyncio.create_task(ledger.price_record(new_order_id())) for _ in range(5)]
-            await waiting_backends(other)
-            assert codes(await ledger.place([placement(price=refusal)], SECONDS)) == ["price_unavailable"]
-            found = await asyncio.gather(*readers, return_exceptions=True)
-    assert {type(each) for each in found} == {LedgerUnavailable}
+            with pytest.raises(LedgerUnavailable, match="TimeoutError"):
+                await ledger.price_record(new_order_id())
+        await ledger.check()
+        while before & (after := {row["pid"] for row in await watcher.fetch(mine)}):
+            await asyncio.sleep(0.005)
+        assert len(after) == 1
 
 
 async def test_a_price_that_was_used_is_stored_once_as_it_was(dsn: str) -> None:

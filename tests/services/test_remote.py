@@ -339,6 +339,34 @@ async def test_a_problem_comes_back_as_the_error_it_was(told: tuple[Answers, Rem
         )
 
 
+async def test_reads_leave_connections_to_orders_and_checks_and_one_too_many_is_overloaded(
+    answering: tuple[Answers, str],
+) -> None:
+    answers, url = answering
+    answers.asked.clear()
+    go = asyncio.Event()
+
+    async def when_told() -> Response:
+        if not answers.asked[-1].startswith("order/"):
+            return web.FastJSON([])
+        await go.wait()
+        return web.problem_response(OrderNotFound("none"), "/order")
+
+    answers.respond = when_told
+    async with opened(RemoteLedger, url, remote_connections_max=5, reads_waiting_max=2) as ledger:
+        readers = [asyncio.create_task(ledger.order(SOME_ID)) for _ in range(3)]
+        while not answers.asked:
+            await asyncio.sleep(0.001)
+        assert type(await failure_of(ledger.exposure())) is Overloaded
+        await asyncio.gather(*(ledger.check() for _ in range(50)))
+        assert answers.asked == [f"order/{SOME_ID}", "readyz"]
+        assert type(await failure_of(ledger.place([placement()], SECONDS))) is OutcomeUnknown  # it was asked
+        assert answers.asked[2:] == ["add/"]
+        go.set()
+        found = await asyncio.gather(*readers, return_exceptions=True)
+    assert [type(each) for each in found] == [OrderNotFound] * 3
+
+
 @pytest.mark.parametrize("header", ["soon", "-1", "1.5", "", "Wed, 21 Oct 2026 07:28:00 GMT"])
 async def test_a_retry_after_that_is_no_number_of_seconds_is_left_out(
     told: tuple[Answers, RemoteLedger], header: str

@@ -1,6 +1,7 @@
 """What every service shares, over real TCP, on a service that does nothing else."""
 
 import asyncio
+import gzip
 import json
 import logging
 from collections.abc import AsyncIterator, Mapping
@@ -331,6 +332,42 @@ async def test_a_body_that_is_not_json_by_its_type_is_refused(
     _assert_problem(await client.post("/body/", content=b"{}", headers=headers), 415, "unsupported_media_type")
 
 
+@pytest.mark.parametrize("coding", ["gzip", "br", "Deflate", "gzip, gzip"])
+async def test_a_body_with_a_content_encoding_is_refused_by_its_name(client: httpx2.AsyncClient, coding: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": coding}
+    problem = _assert_problem(
+        await client.post("/body/", content=b"{}", headers=headers), 415, "unsupported_media_type"
+    )
+    assert problem["detail"] == f"Content-Encoding {coding.lower()} is not taken here; send the body plain."
+
+
+async def test_the_content_encoding_identity_is_none(client: httpx2.AsyncClient) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "identity"}
+    assert (await client.post("/body/", content=b"{}", headers=headers)).json() == {"bytes": 2}
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"\xef\xbb\xbf{}", "starts with a byte order mark"),
+        ("{}".encode("utf-16"), "starts with a byte order mark of UTF-16 or UTF-32"),
+        (b"\xfe\xff\0{", "starts with a byte order mark of UTF-16"),
+        (b"\0\0\xfe\xff\0\0\0{", "starts with a byte order mark of UTF-32"),
+        ("{}".encode("utf-16-le"), "is in UTF-16 or UTF-32"),
+        ("{}".encode("utf-32-be"), "is in UTF-16 or UTF-32"),
+        (gzip.compress(b"{}"), "is compressed by gzip"),
+    ],
+)
+def test_what_is_not_plain_utf_8_is_named(body: bytes, told: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^body: {told}; send plain UTF-8$"):
+        web.require_utf8(body)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"{}", b" []", b'"\xc3\xa9"', b"\xe9t\xe9"])
+def test_what_may_be_utf_8_is_left_to_the_reader(body: bytes) -> None:
+    web.require_utf8(body)
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"a": "x"}', b'{"a": "\xff"}', b"[" * 10_000])
 async def test_a_typed_body_that_cannot_be_read_is_an_invalid_request(client: httpx2.AsyncClient, body: bytes) -> None:
     answer = await client.post("/typed/", content=body, headers={"content-type": "application/json"})
@@ -399,6 +436,9 @@ async def test_a_flood_of_unknown_parameters_gets_a_short_answer(client: httpx2.
     answer = await client.get("/parameters?" + "&".join(f"p{number}=" for number in range(5000)))
     _assert_problem(answer, 422, "invalid_request")
     assert len(answer.content) < 10_000
+    assert answer.json()["detail"] == "query: may have 100 parameters at the most"
+    answer = await client.get("/parameters?" + "&".join(f"p{number}=" for number in range(100)))
+    assert len(_assert_problem(answer, 422, "invalid_request")["errors"]) == 20
 
 
 async def test_a_service_reports_around_its_own_life(bench: Bench) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import msgspec
 
+from buydesk.bounds import SLICE_ITEMS, Places, SharedCheck
 from buydesk.errors import (
     InternalError,
     LedgerUnavailable,
@@ -63,10 +64,18 @@ class PostgresLedger:
         self._database_url = database_url
         self._settings = settings
         self._livemode = livemode
-        # Orders have a connection of their own: readers must not hold them up, nor the bookkeeping of a pool.
+        # Orders have a connection of their own: readers must not hold them up.
         self._placing: Connection | None = None
         self._turn = asyncio.Lock()
-        self._pool: asyncpg.Pool | None = None
+        self._reading: set[Connection] = set()  # all that read, the idle ones among them
+        self._idle: list[Connection] = []
+        self._is_closed = False
+        # As many places as connections: no kind of read waits behind another, and checks wait for nobody.
+        readers = settings.database_connections_max - 2
+        waiting = settings.reads_waiting_max, settings.read_wait_seconds_max
+        self._large_pages = Places(max(1, readers // 3), *waiting)
+        self._short_reads = Places(readers - max(1, readers // 3), *waiting)
+        self._shared_check = SharedCheck(self._check)
 
     async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
         """See OrderLedger."""
@@ -82,9 +91,8 @@ class PostgresLedger:
             except BaseException as error:
                 # Cancelled, cut, confused or led to a server that can only be read: the next call starts afresh.
                 self._placing.terminate()
-                if isinstance(error, OutcomeUnknown) and self._pool is not None:
-                    # Where one connection fell silent, those that idle beside it are likely to be as dead.
-                    await self._pool.expire_connections()
+                if isinstance(error, OutcomeUnknown):
+                    self._drop_idle()
                 raise
 
     @contextlib.asynccontextmanager
@@ -155,45 +163,51 @@ class PostgresLedger:
 
     async def page(self, anchor: Anchor, page_size: int) -> Page:
         """See OrderLedger."""
+        places = self._large_pages if page_size > SLICE_ITEMS else self._short_reads
         if isinstance(anchor, PageFrom):
-            rows = await self._fetch("page_from", anchor.start, page_size)
+            rows = await self._read("page_from", anchor.start, page_size, places=places)
             orders = [order_of(row) for row in rows if row["number"] is not None]
             # They come in this order already, but SQL does not promise it.
             orders.sort(key=lambda order: order.number, reverse=True)
             return Page(orders, rows[0]["total"])
         if isinstance(anchor, PageBefore):
-            return Page([order_of(row) for row in await self._fetch("page_before", anchor.number, page_size)], None)
-        rows = await self._fetch("page_after", anchor.number, page_size)
+            rows = await self._read("page_before", anchor.number, page_size, places=places)
+            return Page([order_of(row) for row in rows], None)
+        rows = await self._read("page_after", anchor.number, page_size, places=places)
         return Page([order_of(row) for row in reversed(rows)], None)
 
     async def order(self, order_id: uuid.UUID) -> Order:
         """See OrderLedger."""
-        rows = await self._fetch("order_by_id", order_id)
+        rows = await self._read("order_by_id", order_id)
         if not rows:
             raise OrderNotFound(f"No order has the id {order_id}.")
         return order_of(rows[0])
 
     async def order_by_key(self, client: str, client_order_id: str) -> Order:
         """See OrderLedger."""
-        rows = await self._fetch("order_by_key", client, client_order_id)
+        rows = await self._read("order_by_key", client, client_order_id)
         if not rows:
             raise OrderNotFound("No order has this client_order_id.")
         return order_of(rows[0])
 
     async def exposure(self) -> Exposure:
         """See OrderLedger."""
-        row = (await self._fetch("exposure"))[0]
+        row = (await self._read("exposure"))[0]
         return Exposure(row["cap_satoshi"], row["used_satoshi"], row["last_number"])
 
     async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
         """See OrderLedger."""
-        rows = await self._fetch("price_record", price_id)
+        rows = await self._read("price_record", price_id)
         if not rows:
             raise PriceNotFound(f"No order was priced with a record of the id {price_id}.")
         return record_from(msgspec.json.decode(rows[0]["document"]))
 
     async def check(self) -> None:
-        """See OrderLedger; a newer database than this program is fine, so that both can be upgraded one by one."""
+        """See OrderLedger."""
+        await self._shared_check()
+
+    async def _check(self) -> None:
+        """The check itself; a newer database than this program is fine, so that both can be upgraded one by one."""
         rows = await self._fetch("revision")
         revision = rows[0]["version_num"] if rows else "none"
         if not rows or revision < REVISION:
@@ -204,10 +218,16 @@ class PostgresLedger:
 
     async def close(self) -> None:
         """Closes all connections; what is under way is cut off."""
+        self._is_closed = True
         if self._placing is not None:
             self._placing.terminate()
-        if self._pool is not None:
-            self._pool.terminate()
+        for connection in self._reading:
+            connection.terminate()
+
+    async def _read(self, query: str, *arguments: object, places: Places | None = None) -> list[asyncpg.Record]:
+        """The rows of a named query for a reader, who waits for a turn; raises Overloaded, LedgerUnavailable."""
+        async with places or self._short_reads:
+            return await self._fetch(query, *arguments)
 
     async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         """The rows of a named query; asked once more when a kept connection turns out to be dead."""
@@ -222,31 +242,46 @@ class PostgresLedger:
             raise _unavailable(error) from error
 
     async def _fetch_once(self, query: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
-        if self._pool is None:
-            self._pool = self._new_pool()
-        pool = await self._pool
-        connection = await pool.acquire(timeout=self._settings.connect_seconds_max)
+        connection = await self._reader()
         try:
             rows: list[asyncpg.Record] = await connection.fetch(
                 QUERIES[query], *arguments, timeout=self._settings.remote_seconds_max
             )
-        except BaseException:
-            # As above; a connection that is lost has left the pool by itself.
-            with contextlib.suppress(asyncpg.InterfaceError):
-                connection.terminate()
+        except BaseException as error:  # as above
+            self._reading.discard(connection)
+            connection.terminate()
+            if not isinstance(error, asyncpg.PostgresError) or not _is_definite(error):
+                self._drop_idle()
             raise
-        finally:
-            await pool.release(connection)
+        self._idle.append(connection)
         return rows
 
+    async def _reader(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+            self._reading.discard(connection)
+        connection = await self._connect(self._settings.connect_seconds_max)
+        self._reading.add(connection)
+        return connection
+
+    def _drop_idle(self) -> None:
+        """Where one connection fell silent, those that idle beside it are likely to be as dead."""
+        self._reading.difference_update(self._idle)
+        while self._idle:
+            self._idle.pop().terminate()
+
     async def _connect(self, timeout_seconds: float) -> Connection:
-        """A new connection to place orders by; raises LedgerUnavailable, WrongMode."""
+        """A new connection; raises LedgerUnavailable, WrongMode."""
         try:
             connection: Connection = await asyncpg.connect(
                 self._database_url, timeout=timeout_seconds, server_settings=session_settings(self._settings)
             )
             try:
                 await self._require_mode(connection)
+                if self._is_closed:  # meanwhile or before
+                    raise LedgerUnavailable("The ledger is closed.", retry_after_seconds=1)
             except BaseException:
                 connection.terminate()
                 raise
@@ -264,18 +299,6 @@ class PostgresLedger:
             told = f"This database holds {has} orders: start with PRICE_FEED={has}, or use another one."
             raise WrongMode(told, retry_after_seconds=5)
 
-    def _new_pool(self) -> asyncpg.Pool:
-        return asyncpg.create_pool(
-            self._database_url,
-            min_size=0,
-            max_size=self._settings.database_connections_max - 1,
-            init=self._require_mode,
-            # Our statements leave nothing behind in a session: the default reset would cost a round trip each time.
-            reset=_keep_session,
-            timeout=self._settings.connect_seconds_max,
-            server_settings=session_settings(self._settings),
-        )
-
 
 def session_settings(settings: Settings) -> dict[str, str]:
     """What every connection of the ledger tells PostgreSQL about itself."""
@@ -291,10 +314,6 @@ def session_settings(settings: Settings) -> dict[str, str]:
         **dict.fromkeys(_NEVER_PLANNED, "off"),
         "jit": "off",
     }
-
-
-async def _keep_session(_: object) -> None:
-    pass
 
 
 def _milliseconds(seconds: float) -> str:

@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 
 from buydesk import request_ids
+from buydesk.bounds import Places, SharedCheck
 from buydesk.errors import (
     DeskError,
     HealthUnavailable,
@@ -37,7 +38,8 @@ from buydesk.wire import order_from, outcome_from, placement_documents
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-
+# Connections that reads leave to orders, reports and checks.
+_KEPT_FREE = 4
 _NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 # Between our own services these are faults of the desk (another token, another version), not the client's.
 _MISUNDERSTOOD = (Unauthorized, NotFound, MethodNotAllowed)
@@ -63,6 +65,10 @@ class RemoteService:
         if shows_token:
             self._headers["Authorization"] = f"Bearer {settings.internal_token.get_secret_value()}"
         self._session: aiohttp.ClientSession | None = None
+        self._reads = Places(
+            settings.remote_connections_max - _KEPT_FREE, settings.reads_waiting_max, settings.read_wait_seconds_max
+        )
+        self._shared_check = SharedCheck(self._check)
 
     def session(self) -> aiohttp.ClientSession:
         """The pool; made at the first call, because it belongs to the running loop."""
@@ -102,8 +108,9 @@ class RemoteService:
             raise error
 
     async def read(self, shape: Callable[[Any], T], path: str, **query: str | int) -> T:
-        """What `shape` makes of the answer to a GET."""
-        return await self._safely(shape, "GET", path, None, **query)
+        """What `shape` makes of the answer to a GET; raises Overloaded when too many reads wait for a connection."""
+        async with self._reads:
+            return await self._safely(shape, "GET", path, None, **query)
 
     async def write(self, path: str, body: object) -> None:
         """A POST that may be repeated without harm."""
@@ -129,8 +136,11 @@ class RemoteService:
 
     async def check(self) -> None:
         """Raises the "unavailable" error unless the service says that it is ready."""
+        await self._shared_check()
+
+    async def _check(self) -> None:
         try:
-            await self.read(_whatever, "/readyz")
+            await self._safely(_whatever, "GET", "/readyz", None)
         except DeskError as error:
             raise self._unavailable(error.detail, retry_after_seconds=1) from error
 

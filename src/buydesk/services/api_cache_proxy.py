@@ -1,6 +1,5 @@
 """api_cache_proxy: the price, for the other services and for clients; the only service that uses the price board."""
 
-import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,6 +11,7 @@ from typing import TypeVar
 import msgspec
 from fastapi import FastAPI, Response
 
+from buydesk.bounds import in_slices
 from buydesk.coindesk import currentprice, currentprice_of
 from buydesk.errors import (
     InvalidRequest,
@@ -59,6 +59,7 @@ from buydesk.web import (
     read_body,
     require_json,
     require_token,
+    require_utf8,
     service_app,
     single_parameters,
 )
@@ -67,8 +68,6 @@ HISTORY_MINUTES = 60
 HISTORY_POINTS = 240
 RECORD_BYTES_MAX = 256 * 1024
 STATE_BYTES_MAX = 64 * 1024
-# So many points take a millisecond to write; other requests are answered between slices of them.
-_SLICE_POINTS = 100
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,4}", re.ASCII)
 # Nothing on the way may keep a price for longer than it is valid; browsers may read it from any page, as CoinDesk's.
 _PRICE_HEADERS = {"Cache-Control": "no-store", "Access-Control-Allow-Origin": "*"}
@@ -106,13 +105,10 @@ def create_app(
         minutes = _whole_number(asked, "minutes", HISTORY_MINUTES_MAX) or HISTORY_MINUTES
         points = _whole_number(asked, "points", HISTORY_POINTS_MAX) or HISTORY_POINTS
         found = await board.history(minutes, points)
-        documents: list[object] = []
-        for start in range(0, len(found), _SLICE_POINTS):
-            documents += map(point_document, found[start : start + _SLICE_POINTS])
-            await asyncio.sleep(0)
-        return FastJSON({"data": documents}, headers=_PRICE_HEADERS)
+        return FastJSON({"data": await in_slices(point_document, found)}, headers=_PRICE_HEADERS)
 
-    async def sources(_: Request) -> Response:
+    async def sources(request: Request) -> Response:
+        single_parameters(request, ())
         return FastJSON(feed_state_document(await board.feed_state()), headers=_PRICE_HEADERS)
 
     async def add(request: Request) -> Response:
@@ -172,6 +168,7 @@ def parse_state(body: bytes, settings: Settings, now: datetime) -> FeedState:
 
 
 def _parsed(body: bytes, reader: Callable[[object], _Read]) -> _Read:
+    require_utf8(body)
     try:
         return reader(msgspec.json.decode(body))
     except NotARecord as error:
@@ -289,7 +286,7 @@ _SOURCES_OPERATION = {
     "description": "As they were when they were last asked: the last quotes of each, what is wrong with it, and until "
     "when it is left alone. `problem` says why there was no new price then.",
     "responses": answer("The state of all sources", feed_state_document(_STATE_EXAMPLE))
-    | problems(PriceUnavailable, PriceBoardUnavailable),
+    | problems(InvalidRequest, PriceUnavailable, PriceBoardUnavailable),
 }
 _TELL_OPERATION = {
     "summary": "Tell how the price sources are (internal)",

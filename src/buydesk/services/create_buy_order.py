@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -30,7 +30,7 @@ from buydesk.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
-from buydesk.money import CURRENCIES, Currency, parse_amount
+from buydesk.money import Currency, parse_amount, parse_currency
 from buydesk.orders import (
     ANONYMOUS,
     KEY_CHARS_MAX,
@@ -53,6 +53,8 @@ from buydesk.wire import EXAMPLE_ORDER
 
 NAME = "create_buy_order"
 _MEMBERS = dict.fromkeys(("currency", "amount", "client_order_id")).keys()
+# However it is spelt, and whatever stands around it.
+_MEANT_AS_KEY = re.compile(r"in?demp|clientorderid")
 
 logger = logging.getLogger(f"buydesk.services.{NAME}")
 
@@ -189,8 +191,10 @@ async def read_order(request: web.Request) -> NewOrder:
     reasons: list[tuple[str, str]] = []
     currency = _read(members, "currency", _currency, reasons)
     amount_cents = _read(members, "amount", _amount_cents, reasons)
-    key = _read(members, "client_order_id", _key, reasons) if "client_order_id" in members else None
+    key = _read(members, "client_order_id", _key, reasons) if members.get("client_order_id") is not None else None
     header_key = _header_key(request, reasons)
+    wrong_names = misspelt_keys(request.headers.keys())
+    reasons += [(name, "is not read: the header for a key is Idempotency-Key") for name in wrong_names]
     if key is not None and header_key is not None and key != header_key and not reasons:
         reasons.append(("client_order_id", "differs from the Idempotency-Key header"))
     if not members.keys() <= _MEMBERS:
@@ -237,6 +241,7 @@ def _members(body: bytes) -> dict[str, object]:
     if not body:
         raise InvalidRequest.of("body", 'is empty; send {"currency": "EUR", "amount": "69.00"} or use the query')
 
+    web.require_utf8(body)
     try:
         document = _JSON.decode(body.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -249,13 +254,7 @@ def _members(body: bytes) -> dict[str, object]:
 
 
 def _currency(value: object) -> Currency:
-    known = "must be one of EUR, GBP, USD"
-    if not isinstance(value, str) or isinstance(value, _Number) or not value.isascii():
-        raise ValueError(known)
-    currency = CURRENCIES.get(value.upper())
-    if currency is None:
-        raise ValueError(known)
-    return currency
+    return parse_currency(value if isinstance(value, str) else "")
 
 
 def _amount_cents(value: object) -> int:
@@ -285,6 +284,18 @@ def _header_key(request: web.Request, reasons: list[tuple[str, str]]) -> str | N
     except ValueError as error:
         reasons.append(("Idempotency-Key", str(error)))
         return None
+
+
+def misspelt_keys(headers: Iterable[str]) -> list[str]:
+    """Those of the names, in lower case, that are meant to be a key's header and are not: unread, they would let a
+    request that is sent again buy again."""
+    return [
+        name
+        for name in headers
+        if ("dem" in name or "order" in name)  # most have neither, which is quicker to see
+        and name != "idempotency-key"
+        and _MEANT_AS_KEY.search(name.replace("-", "").replace("_", ""))
+    ]
 
 
 def _expired_on_the_way(waiting: Waiting, problem: DeskError, placement: Placement) -> bool:
@@ -320,7 +331,8 @@ _EXAMPLE = PlacedDocument("Order was placed for EUR:69.00", order_document(EXAMP
 _KEY_SCHEMA = {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX}
 _AMOUNT = "0 < amount < 1,000,000,000, a whole number of cents."
 _AMOUNT_SCHEMA = {"type": ["number", "string"], "description": _AMOUNT, "examples": ["69.00"]}
-_CURRENCY_SCHEMA = {"type": "string", "description": "EUR, GBP or USD, in any letter case.", "examples": ["EUR"]}
+_CURRENCY = "EUR, GBP or USD, in any letter case; but `GBp`, which means pence elsewhere, is refused."
+_CURRENCY_SCHEMA = {"type": "string", "description": _CURRENCY, "examples": ["EUR"]}
 _OPERATION = {
     "tags": ["orders"],
     "summary": "Place a buy order",
@@ -342,7 +354,7 @@ _OPERATION = {
                     "properties": {
                         "currency": _CURRENCY_SCHEMA,
                         "amount": _AMOUNT_SCHEMA,
-                        "client_order_id": _KEY_SCHEMA,
+                        "client_order_id": _KEY_SCHEMA | {"type": ["string", "null"]},
                     },
                 },
                 "example": {"currency": "USD", "amount": 600},

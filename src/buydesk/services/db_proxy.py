@@ -1,5 +1,6 @@
 """db_proxy: the only service that talks to PostgreSQL. Places batches for create_buy_order and reads for the others."""
 
+import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -43,6 +44,7 @@ from buydesk.orders import (
     Refused,
     order_document,
 )
+from buydesk.paging import PageReader
 from buydesk.placing import PlacingQueue
 from buydesk.price_documents import record_document
 from buydesk.prices import NotARecord, PriceRecord
@@ -71,7 +73,12 @@ Key = Annotated[str, Query(pattern=r"^[\x21-\x7e]{1,255}$")]
 PageSize = Annotated[int, Query(ge=1, le=PAGE_SIZE_MAX)]
 
 
-_REFUSALS = web.problems(LedgerUnavailable, WrongMode, InvalidRequest)
+async def _known_only(request: Request) -> None:
+    web.single_parameters(request, [each.alias for each in request.scope["route"].dependant.query_params])
+
+
+_KNOWN_ONLY = Depends(_known_only)
+_REFUSALS = web.problems(LedgerUnavailable, WrongMode, Overloaded, InvalidRequest)
 _GUARDED = _REFUSALS | web.problems(Unauthorized)
 
 
@@ -85,7 +92,8 @@ class ExposureSeen(Collector):
     async def check(self) -> None:
         """Raises LedgerUnavailable when orders cannot be stored."""
         await self._ledger.check()
-        self._seen = await self._ledger.exposure()
+        with contextlib.suppress(Overloaded):  # by readers: orders can be stored all the same
+            self._seen = await self._ledger.exposure()
 
     def collect(self) -> Iterator[Metric]:
         """What prometheus_client asks for at every scrape; nothing before the first check."""
@@ -112,18 +120,20 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
         """Settles one item or a list of items: one result each, in the same order."""
         web.require_token(request, token)
         web.require_json(request)
+        web.single_parameters(request, ())
         document = await _document(request)
         items = document if isinstance(document, list) else [document]
         answers = [outcome_document(outcome) for outcome in await _settle(queue, items, settings)]
         return web.FastJSON(answers if isinstance(document, list) else answers[0])
 
     app.add_direct_route("/add/", "POST", add, _ADD_OPERATION)
-    _add_reads(app, ledger, token)
+    _add_reads(app, ledger, settings)
     return app
 
 
 async def _document(request: web.Request) -> object:
     body = await web.read_body(request, ADD_BYTES_MAX)
+    web.require_utf8(body)
     try:
         document: object = msgspec.json.decode(body)
     except RecursionError as error:
@@ -167,22 +177,26 @@ def _plausible(placement: Placement, settings: Settings, now: datetime) -> Place
     return placement
 
 
-def _add_reads(app: FastAPI, ledger: OrderLedger, token: str) -> None:
+def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
+    token = settings.internal_token.get_secret_value()
+
     async def internal(request: Request) -> None:
         web.require_token(request, token)
 
-    only_internal = [Depends(_BEARER), Depends(internal)]
-    _add_order_reads(app, ledger, only_internal)
+    only_internal = [Depends(_BEARER), Depends(internal), _KNOWN_ONLY]
+    pages = PageReader(ledger, settings)
+    _add_order_reads(app, ledger, pages, only_internal)
 
     @app.get(
         "/get/",
         tags=["orders"],
         summary="Orders, newest first",
+        dependencies=[_KNOWN_ONLY],
         responses=web.answer("The orders", [order_document(EXAMPLE_ORDER)]) | _REFUSALS,
     )
     async def get(start: Number = 0, page_size: PageSize = 10) -> Response:
-        page = await ledger.page(PageFrom(start), page_size)
-        return web.FastJSON([order_document(order) for order in page.orders])
+        _, documents = await pages.read(PageFrom(start), page_size, order_document)
+        return web.FastJSON(documents)
 
     @app.get(
         "/exposure",
@@ -207,7 +221,7 @@ def _add_reads(app: FastAPI, ledger: OrderLedger, token: str) -> None:
         return web.FastJSON(record_document(await ledger.price_record(price_id)))
 
 
-def _add_order_reads(app: FastAPI, ledger: OrderLedger, only_internal: Sequence[Any]) -> None:
+def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_internal: Sequence[Any]) -> None:
     order_example = stored_document(EXAMPLE_ORDER)
 
     @app.get(
@@ -225,8 +239,8 @@ def _add_order_reads(app: FastAPI, ledger: OrderLedger, only_internal: Sequence[
             anchor = PageBefore(before)
         elif after is not None:
             anchor = PageAfter(after)
-        found = await ledger.page(anchor, page_size)
-        return web.FastJSON({"data": [stored_document(order) for order in found.orders], "total": found.total})
+        found, documents = await pages.read(anchor, page_size, stored_document)
+        return web.FastJSON({"data": documents, "total": found.total})
 
     @app.get(
         "/order/{order_id}",

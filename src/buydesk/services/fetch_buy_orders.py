@@ -12,13 +12,14 @@ from typing import NamedTuple
 from fastapi import FastAPI, Response
 
 from buydesk import web
-from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound, PriceNotFound
+from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound, Overloaded, PriceNotFound
 from buydesk.orders import (
     ANONYMOUS,
     KEY_CHARS_MAX,
     NUMBER_MAX,
     PAGE_SIZE_MAX,
     Anchor,
+    OrderDocument,
     OrderLedger,
     Page,
     PageAfter,
@@ -27,6 +28,7 @@ from buydesk.orders import (
     order_document,
     parse_key,
 )
+from buydesk.paging import PageReader
 from buydesk.price_documents import record_document
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
@@ -41,6 +43,7 @@ _INTEGER = re.compile(r"[0-9]{1,19}", re.ASCII)
 def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> web.Service:
     """The service over a ledger."""
     full_pages = FullPages(settings.page_cache_bytes_max)
+    pages = PageReader(ledger, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -56,7 +59,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
         anchor, page_size = read_page_request(parameters)
         page = full_pages.find(anchor, page_size)
         if page is None:
-            page = _rendered(anchor, page_size, await ledger.page(anchor, page_size))
+            page = _rendered(anchor, page_size, *await pages.read(anchor, page_size, order_document))
             full_pages.keep(anchor, page_size, page)
         return _page_response(request, page)
 
@@ -161,14 +164,14 @@ class FullPages:
             self._bytes_left += len(given_up.body)
 
 
-def _rendered(anchor: Anchor, page_size: int, page: Page) -> RenderedPage:
+def _rendered(anchor: Anchor, page_size: int, page: Page, documents: Sequence[OrderDocument]) -> RenderedPage:
     links = _links(anchor, page_size, [order.number for order in page.orders])
     about: dict[str, object] = {"page_size": page_size}
     if isinstance(anchor, PageFrom):
         about = {"start": anchor.start, "page_size": page_size, "total": page.total}
     body = web.encode(
         {
-            "data": [order_document(order) for order in page.orders],
+            "data": documents,
             "page": about,
             "_links": {relation: {"href": href} for relation, href in links.items()},
         }
@@ -263,14 +266,14 @@ _PAGE_OPERATION = {
     ],
     "responses": web.answer("A page", _PAGE_EXAMPLE)
     | {"304": {"description": "The page that the client has (If-None-Match)"}}
-    | web.problems(InvalidRequest, OrderNotFound, LedgerUnavailable),
+    | web.problems(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
 }
 _ORDER_OPERATION = {
     "tags": ["orders"],
     "summary": "One order by its id",
     "parameters": [_id_parameter("order_id")],
     "responses": web.answer("The order", _ORDER_EXAMPLE)
-    | web.problems(InvalidRequest, OrderNotFound, LedgerUnavailable),
+    | web.problems(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
 }
 _PRICE_OPERATION = {
     "tags": ["orders"],
@@ -280,7 +283,7 @@ _PRICE_OPERATION = {
     "parameters": [_id_parameter("price_id")],
     "responses": web.answer("The price record", record_document(EXAMPLE_RECORD))
     | {"304": {"description": "The record that the client has (If-None-Match)"}}
-    | web.problems(InvalidRequest, PriceNotFound, LedgerUnavailable),
+    | web.problems(InvalidRequest, PriceNotFound, LedgerUnavailable, Overloaded),
 }
 _EXPOSURE_OPERATION = {
     "tags": ["orders"],
@@ -288,5 +291,5 @@ _EXPOSURE_OPERATION = {
     "responses": web.answer(
         "The exposure", {"cap": "100.00000000", "used": "0.00167509", "available": "99.99832491", "orders": 1}
     )
-    | web.problems(InvalidRequest, LedgerUnavailable),
+    | web.problems(InvalidRequest, LedgerUnavailable, Overloaded),
 }

@@ -36,11 +36,11 @@ from buydesk.web import (
     Request,
     Service,
     answer,
-    header,
     problems,
     read_body,
     require_json,
     require_token,
+    require_utf8,
     service_app,
     single_parameters,
 )
@@ -96,6 +96,7 @@ def create_app(
         if not verified:
             strangers.take()
         require_json(request)
+        single_parameters(request, ())
         await desk.report(parse_report(await read_body(request)), verified=verified)
         return FastJSON({"status": "ok"})
 
@@ -104,7 +105,8 @@ def create_app(
         service, level, limit = _parse_filter(parameters)
         return FastJSON({"data": [kept_document(kept) for kept in await desk.reports(service, level, limit)]})
 
-    async def status(_: Request) -> Response:
+    async def status(request: Request) -> Response:
+        single_parameters(request, ())
         parts = {
             "reports": _part("reports", _services(settings, desk, now)),
             "database": _part("database", _checked(ledger_check)),
@@ -131,6 +133,7 @@ def create_app(
 
 def parse_report(body: bytes) -> Report:
     """The report that a JSON body is; raises InvalidRequest naming every member that is wrong."""
+    require_utf8(body)
     try:
         # Objects as tuples of pairs: a repeated member shows, and no array looks like an object.
         pairs = json.loads(body, object_pairs_hook=tuple)
@@ -166,7 +169,7 @@ def parse_report(body: bytes) -> Report:
 
 def _shows_token(request: Request, token: str) -> bool:
     """False for a stranger's request, which shows none; raises Unauthorized for a wrong one."""
-    if header(request, b"authorization") is None:
+    if "authorization" not in request.headers:
         return False
     try:
         require_token(request, token)
@@ -396,5 +399,6 @@ _STATUS_OPERATION = {
                 "disk": {"total": 53_687_091_200, "free": 41_204_572_160, "percent": 23.3},
             },
         },
-    ),
+    )
+    | problems(InvalidRequest),
 }

@@ -1,0 +1,80 @@
+"""Bounds on what reads may take from orders: places with a queue before them, one check for all who ask, slices."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from buydesk.errors import DeskError, Overloaded
+
+# So many orders, or points of a chart, take a fraction of a millisecond to write.
+SLICE_ITEMS = 100
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Places:
+    """So many at a time; `waiting_max` may wait for a place, each for `seconds_max`, first come, first served."""
+
+    def __init__(self, places: int, waiting_max: int, seconds_max: float) -> None:
+        self._free = asyncio.Semaphore(places)
+        self._waiting = 0
+        self._waiting_max = waiting_max
+        self._seconds_max = seconds_max
+
+    async def __aenter__(self) -> None:
+        """While entered, a place is taken; raises Overloaded, at once when too many wait already."""
+        if self._free.locked():
+            await self._wait()
+        else:
+            await self._free.acquire()  # at once
+
+    async def __aexit__(self, *_: object) -> None:
+        self._free.release()
+
+    async def _wait(self) -> None:
+        if self._waiting >= self._waiting_max:
+            raise Overloaded(f"{self._waiting} reads are waiting already.", retry_after_seconds=1)
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._seconds_max):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise Overloaded("The read waited too long.", retry_after_seconds=1) from error
+        finally:
+            self._waiting -= 1
+
+
+class SharedCheck:
+    """A check that all who ask while it runs share: however many ask, it takes one connection."""
+
+    def __init__(self, check: Callable[[], Awaitable[None]]) -> None:
+        self._check = check
+        self._running: asyncio.Task[DeskError | None] | None = None
+
+    async def __call__(self) -> None:
+        """Raises the DeskError that the check raises."""
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._outcome())
+        # Who gives up waiting must not end it for the others.
+        error = await asyncio.shield(self._running)
+        if error is not None:
+            raise error
+
+    async def _outcome(self) -> DeskError | None:
+        # As a value: when all have given up, nobody fetches an exception.
+        try:
+            await self._check()
+        except DeskError as error:
+            return error
+        return None
+
+
+async def in_slices(make: Callable[[T], U], items: Sequence[T]) -> list[U]:
+    """What `make` makes of each item; other requests are answered between slices of them."""
+    made: list[U] = []
+    for start in range(0, len(items), SLICE_ITEMS):
+        if start:
+            await asyncio.sleep(0)
+        made += map(make, items[start : start + SLICE_ITEMS])
+    return made
