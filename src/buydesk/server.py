@@ -135,7 +135,6 @@ class Server(EmbeddedServer):
     """granian's embedded server, on a socket that listens already: it would make one that shares its port."""
 
     def __init__(self, application: Application, listener: socket.socket, settings: Settings) -> None:
-        self._listener = listener
         super().__init__(
             application,
             http=HTTPModes.http1,
@@ -149,9 +148,11 @@ class Server(EmbeddedServer):
             log_dictconfig={"formatters": {}, "handlers": {}, "loggers": {}},
         )
 
-    def _init_shared_socket(self) -> None:
         # Not described by its stubs: a file that listens, whether it is a unix socket, and the backlog.
-        self._shd = SocketHolder(os.dup(self._listener.fileno()), False, BACKLOG)  # type: ignore[call-arg,assignment]
+        self._listening = SocketHolder(os.dup(listener.fileno()), False, BACKLOG)  # type: ignore[call-arg]
+
+    def _init_shared_socket(self) -> None:
+        self._shd = self._listening  # type: ignore[assignment]
 
 
 @contextlib.asynccontextmanager

@@ -339,8 +339,8 @@ class Service(FastAPI):
         return route
 
     async def _by_asgi(self, request: Request) -> tuple[str, Response]:
-        """The path of FastAPI's route and its answer as one body; raises NotFound and MethodNotAllowed. Its routes read
-        no body of a request."""
+        """The path of FastAPI's route and its answer as one body; raises NotFound, MethodNotAllowed and what `body`
+        raises."""
         path, pattern, methods = self._known(request.path)
         method = "GET" if request.method == "HEAD" else request.method
         if not methods:
@@ -360,10 +360,13 @@ class Service(FastAPI):
             "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers.items()],
         }
         response = Response()
+        given = [await request.body(BODY_BYTES_MAX)]
         body = bytearray()
 
         async def receive() -> Message:
-            """Asked while a file is sent, whether the client has gone: nobody hears of that."""
+            if given:
+                return {"type": "http.request", "body": given.pop(), "more_body": False}
+            # Asked while a file is sent, whether the client has gone: nobody hears of that.
             return await asyncio.Future()
 
         async def send(message: Message) -> None:
@@ -664,8 +667,10 @@ async def _on_validation_error(request: StarletteRequest, error: Exception) -> R
     return problem_response(InvalidRequest.of_all(reasons), request.url.path)
 
 
-async def _on_http_exception(request: StarletteRequest, _: Exception) -> Response:
-    """The framework's own refusal: a file of /docs that there is not."""
+async def _on_http_exception(request: StarletteRequest, error: Exception) -> Response:
+    """The framework's own refusals: a body beyond reading, a file of /docs that there is not."""
+    if cast("HTTPException", error).status_code == HTTPStatus.BAD_REQUEST:
+        return problem_response(InvalidRequest.of("body", "cannot be read"), request.url.path)
     return problem_response(NotFound("There is nothing at this path; /docs lists what there is."), request.url.path)
 
 

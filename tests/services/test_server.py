@@ -17,8 +17,8 @@ from starlette.responses import StreamingResponse
 
 from buydesk import protocol, web
 from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.server import HEAD_BYTES_MAX
 from buydesk.reporting import Reporter
+from buydesk.server import HEAD_BYTES_MAX
 from buydesk.settings import Settings
 from tests.serving import served
 

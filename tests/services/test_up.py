@@ -357,7 +357,7 @@ async def test_every_signal_that_asks_a_desk_to_end_stops_it(number: signal.Sign
 async def test_less_than_a_second_to_drain_is_not_none() -> None:
     given = settings(port_offset=free_offset(), order_seconds_max=0.5, drain_seconds_max=0.9)
     entered, released = asyncio.Event(), asyncio.Event()
-    app = Service("db_proxy", "slow", lambda _: contextlib.nullcontext())
+    app = Service("db_proxy", "slow")
 
     @app.get("/slow")
     async def slow() -> str:

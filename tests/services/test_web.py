@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Query, Response
 from prometheus_client.parser import text_string_to_metric_families
 
 from buydesk import __version__, web
@@ -82,30 +82,30 @@ def _operation(path: str) -> web.Json:
     return {"summary": path, "responses": web.answer("Fine.", {"ok": True}) | web.problems(PriceStale)}
 
 
-async def _body(request: Request) -> Response:
+async def _body(request: web.Request) -> Response:
     web.require_json(request)
     return web.FastJSON({"bytes": len(await web.read_body(request))})
 
 
-async def _guarded(request: Request) -> Response:
+async def _guarded(request: web.Request) -> Response:
     web.require_token(request, TOKEN)
     return web.FastJSON({"ok": True})
 
 
-async def _parameters(request: Request) -> Response:
+async def _parameters(request: web.Request) -> Response:
     return web.FastJSON(web.single_parameters(request, ("start", "page_size")))
 
 
-async def _refused(_: Request) -> Response:
+async def _refused(_: web.Request) -> Response:
     raise ExposureCapExceeded("Too much.", retry_after_seconds=7, available="0.5")
 
 
-async def _broken(_: Request) -> Response:
+async def _broken(_: web.Request) -> Response:
     raise ZeroDivisionError("an accident")
 
 
-async def _echo_id(request: Request) -> Response:
-    return web.FastJSON({"id": request.path_params["id"]})
+async def _echo_id(request: web.Request) -> Response:
+    return web.FastJSON({"id": request.parameter})
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from buydesk import __version__
-from buydesk.running import KEEP_ALIVE_SECONDS
 from buydesk.settings import PORTS, Settings, read_settings, variable
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +81,7 @@ def test_the_front_waits_longer_than_the_desk_and_stops_in_time() -> None:
     )
     grace_seconds = float(SERVICES["front"]["stop_grace_period"].removesuffix("s"))
     assert order_seconds_max < waits["hard-stop-after"] < grace_seconds
-    assert max(order_seconds_max, KEEP_ALIVE_SECONDS) < min(waits["timeout client"], waits["timeout server"])
+    assert max(order_seconds_max, Settings().idle_seconds_max) < min(waits["timeout client"], waits["timeout server"])
     assert SERVICES["front"]["stop_signal"] == "SIGUSR1"  # HAProxy's soft stop
     all_max, of_one_max = map(int, re.findall(r"^ +maxconn (\d+)\b", HAPROXY, re.MULTILINE))
     assert connections_max < of_one_max
@@ -92,7 +91,7 @@ def test_the_front_waits_longer_than_the_desk_and_stops_in_time() -> None:
 def test_caddy_waits_longer_than_the_desk_and_lets_go_of_connections_first() -> None:
     waits = {name: float(seconds) for name, seconds in re.findall(r"^\t+(\w+) (\d+)s\b", CADDYFILE, re.MULTILINE)}
     assert Settings.model_fields["order_seconds_max"].default < waits["response_header_timeout"]
-    assert waits["keepalive"] < KEEP_ALIVE_SECONDS
+    assert waits["keepalive"] < Settings().idle_seconds_max
 
 
 def test_the_front_is_told_nothing() -> None:

@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from buydesk import logs
 from buydesk.times import utc_now
 
-_UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.asgi", "uvicorn.access")
-
 
 class Stdout(io.StringIO):
     """What a process writes, on a terminal or not."""
@@ -34,7 +32,6 @@ def configured(level: str = "INFO", *, json: bool | None = None, terminal: bool 
     """What is logged within; leaves the session's logging as it was, pytest's own handlers included."""
     root, written = logging.getLogger(), Stdout(terminal=terminal)
     before = root.level, root.handlers
-    uvicorn = {name: (logging.getLogger(name).handlers[:], logging.getLogger(name).propagate) for name in _UVICORN}
     root.handlers = []  # `configure` closes those it finds
     try:
         with contextlib.redirect_stdout(written):
@@ -44,9 +41,6 @@ def configured(level: str = "INFO", *, json: bool | None = None, terminal: bool 
         logging.captureWarnings(False)
         root.setLevel(before[0])
         root.handlers = before[1]
-        for name, (handlers, propagate) in uvicorn.items():
-            logging.getLogger(name).handlers = handlers
-            logging.getLogger(name).propagate = propagate
 
 
 def is_recent(text: object) -> bool:
@@ -117,21 +111,6 @@ def test_nothing_below_the_level_is_logged() -> None:
     with configured("WARNING") as stdout:
         logging.getLogger("buydesk").info("Ready")
     assert stdout.getvalue() == ""
-
-
-def test_logs_of_uvicorn_go_the_same_way_and_its_access_log_nowhere() -> None:
-    own = Stdout(terminal=False)
-    added = [logging.StreamHandler(own) for _ in _UVICORN]
-    for name, handler in zip(_UVICORN, added, strict=True):
-        logging.getLogger(name).addHandler(handler)
-    with configured() as stdout:
-        logging.getLogger("uvicorn.error").warning("Started", extra={"color_message": "\x1b[1mStarted"})
-        logging.getLogger("uvicorn.access").info("GET /")
-    for name, handler in zip(_UVICORN, added, strict=True):
-        logging.getLogger(name).removeHandler(handler)
-    assert own.getvalue() == ""
-    line = json.loads(stdout.getvalue())
-    assert (line["logger"], line["message"], "color_message" in line) == ("uvicorn.error", "Started", False)
 
 
 def test_warnings_of_python_are_logged() -> None:

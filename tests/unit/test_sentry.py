@@ -53,7 +53,7 @@ def handler(client: Client, *services: str, **given: Any) -> SentryHandler:
 
 
 async def test_an_error_becomes_an_event_that_says_whose_it_is(client: Client) -> None:
-    request_ids.begin(b"r-1")
+    request_ids.begin("r-1")
     with logger(DB_PROXY, handler(client)) as log:
         try:
             raise OSError("away")
@@ -88,8 +88,8 @@ def test_what_sending_says_is_not_sent(client: Client, name: str) -> None:
 @pytest.mark.parametrize(
     ("services", "name", "service"),
     [
-        (["db_proxy"], "uvicorn.error", "db_proxy"),
-        (["db_proxy", "fetch_buy_orders"], "uvicorn.error", "buydesk"),
+        (["db_proxy"], "_granian", "db_proxy"),
+        (["db_proxy", "fetch_buy_orders"], "_granian", "buydesk"),
         (["db_proxy", "fetch_buy_orders"], "buydesk.services.fetch_buy_orders.pages", "fetch_buy_orders"),
     ],
 )
