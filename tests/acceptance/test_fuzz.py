@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from buydesk import web
-from buydesk.errors import InvalidRequest
+from buydesk.errors import InvalidRequest, Overloaded, PriceStale
 from buydesk.settings import PORTS
 from fuzz.documents import faults
 from fuzz.rounds import Services, fuzz
@@ -20,7 +20,7 @@ from tests.serving import served
 
 ROOT = Path(__file__).parents[2]
 SECONDS_MAX = 100
-PROBLEM = {"code": "made_up"} | dict.fromkeys(("type", "title", "detail", "instance"), "urn:x") | {"status": 422}
+REFUSED = web.problems(InvalidRequest)
 
 
 async def test_every_service_answers_as_its_document_says() -> None:
@@ -47,17 +47,19 @@ async def test_every_service_answers_as_its_document_says() -> None:
     assert re.search(r"db_proxy: POST /add/ +200: [0-9]+ +401: [0-9]+ .* 422: [0-9]+", printed), printed
 
 
-def operation(**further: Any) -> dict[str, Any]:
+def operation(problems: web.Responses | None = None, **further: Any) -> dict[str, Any]:
     """A documented operation with a whole number in its query."""
     parameter = {"name": "number", "in": "query", "required": True, "schema": {"type": "integer"}}
     schema = {"type": "object", "required": ["number"], "properties": {"number": {"type": "integer"}}}
     success = {"200": {"description": "Yes", "content": {"application/json": {"schema": schema}}}}
-    return {"parameters": [parameter], "responses": success | web.problems(InvalidRequest), **further}
+    return {"parameters": [parameter], "responses": success | REFUSED | (problems or {}), **further}
 
 
 PATHS = {
     "/right": {"get": operation()},
     "/falls": {"get": operation()},
+    "/waits": {"get": operation(web.problems(Overloaded))},
+    "/expires": {"get": operation(web.problems(PriceStale))},
     "/moves": {"get": operation()},
     "/shouts": {"get": operation()},
     "/omits": {"get": operation()},
@@ -90,10 +92,12 @@ def lying() -> FastAPI:
         numbers = request.query_params.getlist("number")
         is_good = len(numbers) == 1 and re.fullmatch("-?[0-9]+", numbers[0], re.ASCII)
         if (not is_good and path != "takes") or path == "refuses":
-            return JSONResponse(PROBLEM, 422, media_type=web.PROBLEM_TYPE)
+            return web.problem_response(InvalidRequest.of("number", "is wrong"), "/")
         right = {"number": 1}
         return {
-            "falls": JSONResponse(PROBLEM, 500, media_type=web.PROBLEM_TYPE),
+            "falls": Response("Oops", 500),
+            "waits": web.problem_response(Overloaded("Later."), "/"),
+            "expires": web.problem_response(PriceStale("Later."), "/"),
             "moves": JSONResponse(right, 202),
             "shouts": Response("ONE", media_type="text/plain"),
             "omits": JSONResponse({}),
@@ -108,9 +112,11 @@ async def test_a_service_that_breaks_its_document_is_found_out() -> None:
         found = await asyncio.to_thread(fuzz, services, calls=1, seed=1, seconds_max=SECONDS_MAX)
     told = sorted(found.failures)
     assert not [each for each in told if "/right" in each]
+    assert [each for each in told if "/expires" in each] == ["liar: GET /expires: never succeeded"]
     for expected in (
         'liar: is not valid OpenAPI: 1 is not of type "string"',
         "liar: GET /falls: Server error",
+        "liar: GET /waits: Server error",
         "liar: GET /moves: Undocumented status code",
         "liar: GET /shouts: Undocumented Content-Type",
         "liar: GET /omits: Response violates schema",
