@@ -30,7 +30,7 @@ class Services:
 
 
 def fuzz(services: Services, *, calls: int, seed: int, seconds_max: float) -> Found:
-    """What so many calls, or up to a round more, found out; fewer when the time is over."""
+    """What so many calls, or up to a round more, found out. That the time was over before is a failure too."""
     documents = {service: document_at(url) for service, url in services.urls.items()}
     found = Found({}, {f"{name}: {each}": "" for name, document in documents.items() for each in faults(document)})
     parts = list(_parts(services, documents))
@@ -45,6 +45,8 @@ def fuzz(services: Services, *, calls: int, seed: int, seconds_max: float) -> Fo
             print(f"{found.made} calls", flush=True)
             seed += 1
             made = partial(call, seed=seed, examples=EXAMPLES, boundaries=False)
+    if found.made < calls:
+        found.failures["not all calls were made"] = f"The time was over after {found.made} of {calls}."
     for service, document in documents.items():
         for name, operation in operations(document):
             # 409: the call was as it should be, but came late (a newer price) or was too large (the cap).

@@ -129,6 +129,13 @@ async def test_a_service_that_breaks_its_document_is_found_out() -> None:
         assert [each for each in told if each.startswith(expected)], (expected, "\n".join(told))
 
 
+async def test_a_run_whose_time_is_over_too_early_fails() -> None:
+    async with served(lying()) as url:
+        services = Services({"liar": url}, "secret")
+        found = await asyncio.to_thread(fuzz, services, calls=1_000_000, seed=1, seconds_max=0)
+    assert found.failures["not all calls were made"] == f"The time was over after {found.made} of 1000000."
+
+
 @pytest.mark.parametrize(
     ("schema", "beside", "told"),
     [
