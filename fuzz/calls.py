@@ -34,6 +34,7 @@ LEFT_OUT = {
 # have published the price again with a shorter life. Any other answer of 500 or more is one, documented or not.
 NO_FAULTS = {each.code for each in (IdempotencyKeyReused, PriceStale, PriceUnavailable, NotReady)}
 ACCEPTED = ["2xx", "3xx", "401", "404", "409"]
+REJECTED = ["401", "404", "405", "409", "413", "415", "422"]
 # What fits the schema may be refused here, for rules that it does not state.
 STRICTER_THAN_SCHEMA = {
     "POST /place_order/",  # query or body, not both (see FORMS)
@@ -127,6 +128,7 @@ def filter_failure(_: HookContext, failure: Failure, __: Case[Any], response: Re
 def _config(part: Part, seed: int, examples: int, boundaries: bool) -> SchemathesisConfig:
     checks: dict[str, Any] = {name: {"enabled": False} for name in LEFT_OUT}
     checks["positive_data_acceptance"] = {"expected-statuses": ACCEPTED}
+    checks["negative_data_rejection"] = {"expected-statuses": REJECTED}
     looser = {"positive_data_acceptance": {"expected-statuses": [*ACCEPTED, "422"]}}
     return SchemathesisConfig.from_dict(
         {
