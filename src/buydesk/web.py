@@ -1,9 +1,8 @@
 """What every service shares: the app shell, problem+json, /, /docs, /livez, /readyz and /metrics.
 
-A service is a FastAPI app. Its own routes are called directly with a `Request` (`add_hot_route`, and with one parameter
-at the end of the path `add_documented_route`): the request handling of FastAPI and Starlette costs more than placing
-an order does. What FastAPI routes (typed internal reads, the pages of /docs) is called through ASGI. The server of
-`server.py` calls `respond`; it has read the request's head by then.
+A service is a FastAPI app. Its own routes are called directly with a `Request` (`add_direct_route`): the request handling
+of FastAPI and Starlette costs more than placing an order does. What FastAPI routes (typed internal reads, the files of
+/docs) is called by ASGI. The server (`server.py`) has read a request's head when it calls `Service.respond`.
 """
 
 import asyncio
@@ -52,6 +51,7 @@ from buydesk.errors import (
     MethodNotAllowed,
     NotFound,
     NotReady,
+    Overloaded,
     PayloadTooLarge,
     RequestTimeout,
     Unauthorized,
@@ -79,6 +79,9 @@ METRICS_SECONDS = 1.0
 # A body that is not wanted is still read so far, and for so long: a close at once would cut off the refusal.
 UNWANTED_BYTES_MAX = 1024 * 1024
 UNWANTED_SECONDS_MAX = 1.0
+INTERNAL_SCHEME = "internal_token"
+# The `security` of an OpenAPI operation that calls `require_token`.
+INTERNAL: list[dict[str, list[str]]] = [{INTERNAL_SCHEME: []}]
 _EVERY_SERVICE = "every service"
 _ABOUT_IDS = (
     "Every answer has an `X-Request-Id`, by which the desk's logs and reports name the request: the one that came with "
@@ -86,6 +89,7 @@ _ABOUT_IDS = (
 )
 
 Json = Mapping[str, object]
+Responses = dict[int | str, dict[str, Any]]
 Check = Callable[[], Awaitable[None]]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -437,11 +441,11 @@ def problem_response(error: DeskError, instance: str) -> Response:
     return Response(encode(problem(error, instance)), error.status, headers, PROBLEM_TYPE)
 
 
-def problems(*kinds: type[DeskError]) -> dict[int | str, dict[str, Any]]:
+def problems(*kinds: type[DeskError]) -> Responses:
     """The `responses` of an OpenAPI operation for these errors, each with an example."""
     if LedgerUnavailable in kinds and WrongMode not in kinds:
         kinds = (*kinds, WrongMode)  # whoever needs the ledger may find the other mode's
-    responses: dict[int | str, dict[str, Any]] = {}
+    responses: Responses = {}
     for kind in kinds:
         response = responses.setdefault(
             str(kind.status),
@@ -453,7 +457,7 @@ def problems(*kinds: type[DeskError]) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
-def answer(description: str, example: object, status: int = 200) -> dict[int | str, dict[str, Any]]:
+def answer(description: str, example: object, status: int = 200) -> Responses:
     """The `responses` of an OpenAPI operation for success, with an example."""
     example = msgspec.to_builtins(example)
     return {str(status): {"description": description, "content": {"application/json": {"example": example}}}}
@@ -646,11 +650,24 @@ def _openapi(app: Service) -> dict[str, Any]:
         document.setdefault("paths", {}).setdefault(path, {}).update(hot)
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     for operation in operations:
-        operation.setdefault("responses", {}).update(problems(InternalError))
+        operation["responses"] = _joined(operation["responses"], problems(InternalError, Overloaded))
+    if any("security" in operation for operation in operations):
+        schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes[INTERNAL_SCHEME] = {"type": "http", "scheme": "bearer"}
     # Swagger shows the groups in this order: first what the service is there for.
     groups = {tag for operation in operations for tag in operation.get("tags", [])} - {_EVERY_SERVICE}
     document["tags"] = [{"name": name} for name in (*sorted(groups, reverse=True), _EVERY_SERVICE)]
     return document
+
+
+def _joined(responses: Responses, further: Responses) -> Responses:
+    """The responses of an OpenAPI operation, with further examples for those that are there already."""
+    joined = further | responses
+    for status in responses.keys() & further.keys():
+        examples = [each["content"][PROBLEM_TYPE]["examples"] for each in (responses[status], further[status])]
+        content = {"schema": _PROBLEM_SCHEMA, "examples": examples[0] | examples[1]}
+        joined[status] = responses[status] | {"content": {PROBLEM_TYPE: content}}
+    return joined
 
 
 def _accident() -> InternalError:

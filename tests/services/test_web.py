@@ -59,12 +59,12 @@ class Bench:
         app = web.service_app("db_proxy", "A bench.", self.checks, reporter, lifespan)
         for path, method, endpoint in (
             ("/body/", "POST", _body),
-            ("/guarded", "GET", _guarded),
             ("/parameters", "GET", _parameters),
             ("/refused", "GET", _refused),
             ("/broken", "GET", _broken),
         ):
             app.add_direct_route(path, method, endpoint, _operation(path))
+        app.add_direct_route("/guarded", "GET", _guarded, {**_operation("/guarded"), "security": web.INTERNAL})
         app.add_direct_route("/orders/{id}", "GET", _echo_id, _operation("/orders/{id}"))
 
         @app.get("/typed/")
@@ -172,6 +172,29 @@ async def test_openapi_shows_every_route_with_its_examples(client: httpx2.AsyncC
     example = responses["503"]["content"]["application/problem+json"]["examples"]["price_stale"]["value"]
     assert example["code"] == "price_stale"
     assert set(document["paths"]["/readyz"]["get"]["responses"]) == {"200", "500", "503"}
+
+
+async def test_every_operation_documents_an_accident_and_an_overload(client: httpx2.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    for item in document["paths"].values():
+        for operation in item.values():
+            shown = {
+                status: set(operation["responses"][status]["content"]["application/problem+json"]["examples"])
+                for status in ("500", "503")
+            }
+            assert shown["500"] == {"internal_error"}
+            assert "overloaded" in shown["503"]
+    assert (
+        "not_ready"
+        in document["paths"]["/readyz"]["get"]["responses"]["503"]["content"]["application/problem+json"]["examples"]
+    )
+
+
+async def test_an_operation_that_needs_the_token_says_so(client: httpx2.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    assert document["components"]["securitySchemes"] == {"internal_token": {"type": "http", "scheme": "bearer"}}
+    assert document["paths"]["/guarded"]["get"]["security"] == [{"internal_token": []}]
+    assert "security" not in document["paths"]["/parameters"]["get"]
 
 
 def test_problems_of_one_status_share_a_response() -> None:

@@ -51,6 +51,7 @@ from buydesk.reporting import Reporter
 from buydesk.settings import Settings
 from buydesk.times import utc_now
 from buydesk.web import (
+    INTERNAL,
     FastJSON,
     Request,
     Service,
@@ -291,6 +292,7 @@ _SOURCES_OPERATION = {
 _TELL_OPERATION = {
     "summary": "Tell how the price sources are (internal)",
     "description": "Needs `Authorization: Bearer <internal token>`. Replaces what was told before.",
+    "security": INTERNAL,
     "requestBody": {
         "required": True,
         "content": {"application/json": {"schema": {"type": "object"}, "example": feed_state_document(_STATE_EXAMPLE)}},
@@ -302,6 +304,7 @@ _ADD_OPERATION = {
     "summary": "Publish a price record (internal)",
     "description": "Needs `Authorization: Bearer <internal token>`. Publishing the current record again is fine and "
     "never makes it valid for longer.",
+    "security": INTERNAL,
     "parameters": [
         _parameter(
             "ttl",

@@ -328,11 +328,28 @@ def created(order: Order, orders_url: str, *, is_replay: bool) -> Response:
 
 
 _EXAMPLE = PlacedDocument("Order was placed for EUR:69.00", order_document(EXAMPLE_ORDER))
-_KEY_SCHEMA = {"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX}
+_KEY_SCHEMA = {"type": "string", "pattern": f"^[!-~]{{1,{KEY_CHARS_MAX}}}$"}
 _AMOUNT = "0 < amount < 1,000,000,000, a whole number of cents."
-_AMOUNT_SCHEMA = {"type": ["number", "string"], "description": _AMOUNT, "examples": ["69.00"]}
-_CURRENCY = "EUR, GBP or USD, in any letter case; but `GBp`, which means pence elsewhere, is refused."
-_CURRENCY_SCHEMA = {"type": "string", "description": _CURRENCY, "examples": ["EUR"]}
+_AMOUNT_TEXT_SCHEMA = {
+    "type": "string",
+    "pattern": r"^([1-9][0-9]{0,8}(\.[0-9]{1,2})?|0\.(0[1-9]|[1-9][0-9]?))$",
+    "description": f"{_AMOUNT} Any other JSON number of this value in at most 32 characters will do too.",
+    "examples": ["69.00"],
+}
+_AMOUNT_SCHEMA = {
+    "description": _AMOUNT,
+    "oneOf": [
+        {"type": "number", "minimum": 0.01, "exclusiveMaximum": 1_000_000_000, "multipleOf": 0.01},
+        _AMOUNT_TEXT_SCHEMA,
+    ],
+    "examples": ["69.00"],
+}
+_CURRENCY_SCHEMA = {
+    "type": "string",
+    "pattern": "^([Ee][Uu][Rr]|[Gg][Bb]P|g[Bb]p|Gbp|[Uu][Ss][Dd])$",
+    "description": "EUR, GBP or USD, in any letter case; but `GBp`, which means pence elsewhere, is refused.",
+    "examples": ["EUR"],
+}
 _OPERATION = {
     "tags": ["orders"],
     "summary": "Place a buy order",
@@ -340,7 +357,7 @@ _OPERATION = {
     "harm: the same request gives the same answer, and is placed once.",
     "parameters": [
         {"name": "currency", "in": "query", "schema": _CURRENCY_SCHEMA},
-        {"name": "amount", "in": "query", "schema": {"type": "string"}, "description": _AMOUNT, "example": "69"},
+        {"name": "amount", "in": "query", "schema": _AMOUNT_TEXT_SCHEMA, "example": "69"},
         {"name": "client_order_id", "in": "query", "schema": _KEY_SCHEMA},
         {"name": "Idempotency-Key", "in": "header", "schema": _KEY_SCHEMA},
     ],

@@ -66,7 +66,7 @@ NAME = "db_proxy"
 ITEMS_MAX = 1000
 ADD_BYTES_MAX = 4 * 1024 * 1024
 SENDER_WAITS_SHARE = 0.75
-_BEARER = HTTPBearer(scheme_name="internal_token", auto_error=False)  # for the documents; `require_token` decides
+_BEARER = HTTPBearer(scheme_name=web.INTERNAL_SCHEME, auto_error=False)  # for the documents; `require_token` decides
 
 Number = Annotated[int, Query(ge=0, le=NUMBER_MAX)]
 Key = Annotated[str, Query(pattern=r"^[\x21-\x7e]{1,255}$")]
@@ -140,6 +140,8 @@ async def _document(request: web.Request) -> object:
         raise InvalidRequest.of("body", "is nested too deeply") from error
     except ValueError as error:
         raise InvalidRequest.of("body", f"is not JSON: {error}"[:200]) from error
+    if not isinstance(document, list | dict):
+        raise InvalidRequest.of("body", "must be an item or a list of items")
     if isinstance(document, list) and len(document) > ITEMS_MAX:
         raise InvalidRequest.of("body", f"may have {ITEMS_MAX} items at the most")
     return document
@@ -268,7 +270,7 @@ _ADD_OPERATION = {
     "summary": "Settle one item or a list of items",
     "description": "Each item is an order with its price record (or the id of one that an earlier item brought) or "
     "with its price problem. The answer has one result each, in order: placed, replayed or refused.",
-    "security": [{_BEARER.scheme_name: []}],
+    "security": web.INTERNAL,
     "requestBody": {
         "content": {
             "application/json": {

@@ -234,6 +234,7 @@ def _links(anchor: Anchor, page_size: int, numbers: Sequence[int]) -> dict[str, 
 
 
 _ORDER_EXAMPLE = order_document(EXAMPLE_ORDER)
+_KEY_SCHEMA = {"type": "string", "pattern": f"^[!-~]{{1,{KEY_CHARS_MAX}}}$"}
 _PAGE_EXAMPLE = {
     "data": [_ORDER_EXAMPLE],
     "page": {"start": 0, "page_size": 3, "total": 1},
@@ -262,7 +263,7 @@ _PAGE_OPERATION = {
         _parameter("before", "The highest numbers below this one.", 0, NUMBER_MAX),
         _parameter("after", "The lowest numbers above this one.", 0, NUMBER_MAX),
         _parameter("page_size", f"Default {PAGE_SIZE}.", 1, PAGE_SIZE_MAX),
-        {"name": "client_order_id", "in": "query", "schema": {"type": "string", "maxLength": KEY_CHARS_MAX}},
+        {"name": "client_order_id", "in": "query", "schema": _KEY_SCHEMA},
     ],
     "responses": web.answer("A page", _PAGE_EXAMPLE)
     | {"304": {"description": "The page that the client has (If-None-Match)"}}

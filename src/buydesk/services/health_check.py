@@ -206,7 +206,9 @@ def _service(value: object) -> str | None:
 
 
 def _status(value: object) -> int | None:
-    """The status, a number or digits in text."""
+    """The status, a number or digits in text. To JSON, 200.0 is the same number as 200."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
     # A number is not written out before it is known to be short: that of a very long one fails.

@@ -1,0 +1,95 @@
+"""The command behind `make fuzz`. Starts a desk of its own, with sandbox prices, and ends it.
+
+Exit code 1: a service did what its OpenAPI document does not say, or the document is wrong.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx2
+
+from buydesk.settings import PORTS
+from buydesk.up import TOKEN_FILE
+from fuzz.calls import Found
+from fuzz.rounds import Services, fuzz
+from tests.desks import Running, desk_up
+
+FAILED = 1
+CALLS = 100_000
+MINUTES_MAX = 30
+# A call may publish a record again with a shorter life: the next record comes soon.
+ENV = {"BUYDESK_FEED_INTERVAL_SECONDS": "2"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Makes the calls; returns the exit code."""
+    asked = _parser().parse_args(arguments)
+    print(f"seed {asked.seed}", flush=True)
+    directory = Path(tempfile.mkdtemp(prefix="buydesk-fuzz-", dir=os.environ.get("TMPDIR", "/var/tmp")))  # noqa: S108
+    try:
+        directory.chmod(0o755)  # if root runs this, PostgreSQL's account has to get in
+        found = asyncio.run(_on_a_desk(directory / "data", asked))
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    _tell(found)
+    print(f"\n{found.made} calls, {len(found.failures)} failures, seed {asked.seed}")
+    return FAILED if found.failures else 0
+
+
+async def _on_a_desk(data_dir: Path, asked: argparse.Namespace) -> Found:
+    async with desk_up(data_dir, env=ENV) as desk:
+        services = await _services(desk, (data_dir / TOKEN_FILE).read_text().strip())
+        return await asyncio.to_thread(
+            fuzz, services, calls=asked.calls, seed=asked.seed, seconds_max=asked.minutes_max * 60
+        )
+
+
+async def _services(desk: Running, token: str) -> Services:
+    """The desk's services, with an order and a price that are there as examples."""
+    key = "fuzz"
+    async with httpx2.AsyncClient() as client:
+        placed = await client.post(
+            f"{desk.url('create_buy_order')}/place_order/?currency=EUR&amount=1&client_order_id={key}"
+        )
+        order = placed.raise_for_status().json()["order"]
+        prices = desk.url("api_cache_proxy")
+        record, sources = [(await client.get(f"{prices}{path}")).json() for path in ("/record", "/sources/")]
+    return Services(
+        urls={service: desk.url(service) for service in PORTS},
+        token=token,
+        parameters={
+            "order_id": order["id"],
+            "price_id": order["price_id"],
+            "client": "anonymous",
+            "client_order_id": key,
+        },
+        bodies={"api_cache_proxy": {"POST /add/": record, "POST /sources/": sources}},
+    )
+
+
+def _tell(found: Found) -> None:
+    for operation, statuses in sorted(found.calls.items()):
+        print(f"{operation:62}", "  ".join(f"{status}: {count}" for status, count in sorted(statuses.items())))
+    for what, shown in sorted(found.failures.items()):
+        print(f"\nFAILED {what}\n{shown}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="make fuzz ARGS=…", description="Calls made up from the OpenAPI documents: does each answer as it says?"
+    )
+    parser.add_argument("--calls", type=int, default=CALLS, help=f"at least so many in all ({CALLS})")
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="the same seed, the same calls")  # noqa: S311
+    parser.add_argument("--minutes-max", type=float, default=MINUTES_MAX, help=f"begin no round after ({MINUTES_MAX})")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
