@@ -66,14 +66,9 @@ class PayloadTooLarge(DeskError):
     example_facts: ClassVar[Mapping[str, Any]] = {"bytes_max": 16_384}
 
 
-class HeadersTooLarge(DeskError):
-    """Facts: `bytes_max`."""
-
-    code, status, title = "headers_too_large", 431, "The headers are too large"
-    example_facts: ClassVar[Mapping[str, Any]] = {"bytes_max": 65_536}
-
-
 class InvalidHttp(DeskError):
+    """What HTTP's rules refuse and the server leaves to its application."""
+
     code, status, title = "invalid_http", 400, "This is no HTTP request"
 
 

@@ -6,6 +6,7 @@ application is here: which requests a desk takes at all, how long a client may t
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import socket
@@ -22,7 +23,7 @@ from granian.server.embed import Server as EmbeddedServer
 
 from buydesk import request_ids
 from buydesk.connections import end_all
-from buydesk.errors import ForeignOrigin, InvalidHttp
+from buydesk.errors import CannotStart, ForeignOrigin, InvalidHttp
 from buydesk.local.ports import BACKLOG
 from buydesk.settings import Settings
 from buydesk.web import Body, Request, Scope, Service
@@ -39,6 +40,8 @@ _SAFE = ("GET", "HEAD")
 # On every answer. `server` would be granian's otherwise.
 _HEADERS = [("server", "buydesk"), ("x-content-type-options", "nosniff"), ("x-frame-options", "DENY")]
 _NOTHING_ELSE = ("content-security-policy", "default-src 'none'; frame-ancestors 'none'")
+
+_log = logging.getLogger(__name__)
 
 
 class Proto(Body, Protocol):
@@ -158,12 +161,17 @@ class Server(EmbeddedServer):
 @contextlib.asynccontextmanager
 async def serving(service: Service, listener: socket.socket, settings: Settings) -> AsyncIterator[Application]:
     """While entered, the service runs and is served at the socket. Leaving takes no more connections, lets what was
-    accepted be answered, for `drain_seconds_max` at the most, and closes the socket."""
+    accepted be answered, for `drain_seconds_max` at the most, and closes the socket. Raises CannotStart."""
     application = Application(service, settings)
     port = listener.getsockname()[1]
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; taken over by every connection
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(settings.write_seconds_max * 1000)))
-    async with service.running():
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(service.running())
+        except Exception as error:
+            _log.exception("%s did not start", service.name)
+            raise CannotStart(f"{service.name} did not start: see the log above") from error
         server = Server(application, listener, settings)
         serving = asyncio.create_task(server.serve())
         try:

@@ -1,7 +1,7 @@
 """What every service shares: the app shell, problem+json, /, /docs, /livez, /readyz and /metrics.
 
-A service is a FastAPI app. Its own routes are called directly with a `Request` (`add_direct_route`): the request handling
-of FastAPI and Starlette costs more than placing an order does. What FastAPI routes (typed internal reads, the files of
+A service is a FastAPI app. Its own routes are called directly with a `Request` (`add_direct_route`): the handling of
+requests by FastAPI and Starlette costs more than placing an order does. What FastAPI routes (typed reads, the files of
 /docs) is called by ASGI. The server (`server.py`) has read a request's head when it calls `Service.respond`.
 """
 
@@ -16,7 +16,7 @@ from base64 import b64encode
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from http import HTTPStatus
 from importlib.resources import files
@@ -74,8 +74,8 @@ _BEGINNINGS = (
 # More parameters than any route has: each that is wrong would be told.
 _PARAMETERS_MAX = 100
 CHECK_SECONDS_MAX = 3.0
-# /metrics is written at most this often, however many ask: it takes some milliseconds, in which no order is answered.
-METRICS_SECONDS = 1.0
+# However many ask for /metrics, writing it takes a twentieth of the time: no order is answered meanwhile.
+METRICS_SHARE = 1 / 20
 # A body that is not wanted is still read so far, and for so long: a close at once would cut off the refusal.
 UNWANTED_BYTES_MAX = 1024 * 1024
 UNWANTED_SECONDS_MAX = 1.0
@@ -533,8 +533,8 @@ _PROBLEM_SCHEMA = {
 
 
 def _add_common_routes(app: Service, checks: Mapping[str, Check]) -> None:
-    exposition = Kept(lambda: generate_latest(app.registry), METRICS_SECONDS)
-    document = Kept(lambda: encode(app.openapi()))
+    exposition = Kept(lambda: generate_latest(app.registry), METRICS_SHARE)
+    document = cache(lambda: encode(app.openapi()))
     page = _docs_page(app.title)
     identity = {"service": app.name, "version": __version__, "docs": "/docs", "status": "/readyz"}
 
@@ -582,18 +582,19 @@ def _add_common_routes(app: Service, checks: Mapping[str, Check]) -> None:
 
 
 class Kept:
-    """What is made when it is asked for and then kept, for so many seconds or for good."""
+    """What is made when it is asked for, and kept for so long that making it takes no more than `share` of the time."""
 
-    def __init__(self, make: Callable[[], bytes], seconds: float = math.inf) -> None:
+    def __init__(self, make: Callable[[], bytes], share: float) -> None:
         self._make = make
-        self._seconds = seconds
-        self._made_at = -math.inf
+        self._share = share
+        self._kept_until = -math.inf
         self._kept = b""
 
     def __call__(self) -> bytes:
-        now = time.monotonic()
-        if now - self._made_at >= self._seconds or not self._kept:
-            self._kept, self._made_at = self._make(), now
+        started = time.monotonic()
+        if started >= self._kept_until:
+            self._kept = self._make()
+            self._kept_until = started + (time.monotonic() - started) / self._share
         return self._kept
 
 
@@ -646,8 +647,8 @@ def _openapi(app: Service) -> dict[str, Any]:
         routes=app.routes,
         openapi_version="3.1.0",
     )
-    for path, hot in app.operations.items():
-        document.setdefault("paths", {}).setdefault(path, {}).update(hot)
+    for path, direct in app.operations.items():
+        document.setdefault("paths", {}).setdefault(path, {}).update(direct)
     operations = [operation for path in document["paths"].values() for operation in path.values()]
     for operation in operations:
         operation["responses"] = _joined(operation["responses"], problems(InternalError, Overloaded))

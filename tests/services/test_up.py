@@ -333,12 +333,12 @@ async def test_an_app_that_does_not_start_is_said_to_be_so(monkeypatch: pytest.M
     wired = wire(given, ["fetch_buy_orders"])
 
     @contextlib.asynccontextmanager
-    async def broken(_: Any) -> AsyncIterator[None]:
+    async def broken() -> AsyncIterator[None]:
         if wired.apps:
             raise RuntimeError("broken")
         yield
 
-    monkeypatch.setattr(wired.apps["fetch_buy_orders"].router, "lifespan_context", broken)
+    monkeypatch.setattr(wired.apps["fetch_buy_orders"], "running", broken)
     listeners = bind(given, ["fetch_buy_orders"])
     with pytest.raises(CannotStart, match="fetch_buy_orders did not start"):
         async with running.running(wired.apps, listeners, given):

@@ -18,7 +18,6 @@ from buydesk.backends.memory_health import MemoryHealthDesk
 from buydesk.errors import (
     DeskError,
     ExposureCapExceeded,
-    HeadersTooLarge,
     InvalidRequest,
     LedgerUnavailable,
     MethodNotAllowed,
@@ -216,7 +215,6 @@ def test_problems_of_one_status_share_a_response() -> None:
         (PriceStale, {"as_of", "expires_at"}),
         (NotReady, {"missing"}),
         (PayloadTooLarge, {"bytes_max"}),
-        (HeadersTooLarge, {"bytes_max"}),
         (MethodNotAllowed, {"allow"}),
         (Overloaded, set()),
     ],
