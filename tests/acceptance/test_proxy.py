@@ -1,81 +1,92 @@
-"""Production's Caddyfile in a real caddy on loopback: who gets in, and what is passed on."""
+"""Production's Caddyfile in a real caddy on loopback: who gets in, what is passed on, and whose answer comes back."""
 
+import asyncio
+import contextlib
+import http.client
 import http.server
 import json
-import os
 import re
-import shutil
 import socket
-import subprocess
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from buydesk.errors import TYPE_PREFIX, DeskError
+from buydesk.errors import TYPE_PREFIX, DeskError, PayloadTooLarge
+from buydesk.web import BODY_BYTES_MAX
+from tests.attackers import UPGRADES, play, stored
+from tests.caddies import CADDYFILE, CLIENTS, DOMAIN, KEYS, caddy
+from tests.desks import Running, desk_up
 
-CADDYFILE = (Path(__file__).parents[2] / "deploy" / "Caddyfile").read_text(encoding="utf-8")
-KEYS = {"shop": "a" * 64, "other": "b" * 64}
-CLIENTS = "".join(f'"Bearer {key}" {client}\n' for client, key in KEYS.items())
 REACHED = ["/place_order", "/place_order/?amount=1", "/get_orders/", "/get_orders/x", "/exposure", "/prices/x"]
-NOT_REACHED = ["/", "/docs", "/metrics", "/readyz", "/add/", "/place_order/x"]
+NOT_REACHED = ["/", "/docs", "/metrics", "/readyz", "/add/", "/place_order/x", "/prices/..%2fmetrics"]
+SHOP = f"Bearer {KEYS['shop']}"
 
 
 class Echo(http.server.BaseHTTPRequestHandler):
-    """Stands in for the services: its answer is the request's headers."""
+    """Stands in for the services: its answer is the request's headers, and then as many bytes as the path says."""
 
     def do_GET(self) -> None:
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps(dict(self.headers)).encode())
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(b" " * int(self.path.partition("bytes=")[2] or 0))
 
     def log_message(self, *_: object) -> None: ...
 
 
 @contextmanager
-def proxy(directory: Path, clients: str | None) -> Iterator[httpx2.Client | None]:
-    """A client of a caddy that has this file of clients, or None when that caddy does not start."""
-    if shutil.which("caddy") is None:  # skipped only where it is missing, and never in CI
-        (pytest.fail if "CI" in os.environ else pytest.skip)("no caddy on the PATH")
-    with (
-        http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo) as echo,
-        socket.create_server(("127.0.0.1", 0)) as free,
-    ):
+def proxy(directory: Path, clients: str | None = CLIENTS, caddyfile: str = CADDYFILE) -> Iterator[httpx2.Client | None]:
+    """A client of a caddy before Echo, or None when that caddy does not start with this file of clients."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Echo) as echo:
         threading.Thread(target=echo.serve_forever).start()
-        here = re.sub(r"dynamic a {[^}]*}", f"to 127.0.0.1:{echo.server_port}", CADDYFILE)
-        (directory / "Caddyfile").write_text(here.replace("admin off", "admin off\ndefault_bind 127.0.0.1"))
-        if clients is not None:
-            (directory / "clients").write_text(clients)
-        port = free.getsockname()[1]
-        free.close()
-        told = {"DESK_DOMAIN": f"http://127.0.0.1:{port}", "CLIENTS_FILE": str(directory / "clients")}
-        command = ["caddy", "run", "--adapter", "caddyfile", "--config", str(directory / "Caddyfile")]
-        environment = os.environ | told | {"XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)  # noqa: S603
         try:
-            with httpx2.Client(base_url=told["DESK_DOMAIN"], timeout=10) as client:
-                while process.poll() is None and not _listens(port):
-                    time.sleep(0.02)
-                yield client if process.poll() is None else None
+            with caddy(directory, lambda _: echo.server_port, clients, caddyfile) as port:
+                if port is None:
+                    yield None
+                else:
+                    url, headers = f"http://127.0.0.1:{port}", {"Host": DOMAIN}
+                    with httpx2.Client(base_url=url, headers=headers, timeout=10) as client:
+                        yield client
         finally:
-            process.terminate()
-            process.wait()
             echo.shutdown()
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+@dataclass
+class Proxied:
+    """A real desk, and the port of the caddy before it."""
+
+    desk: Running
+    port: int
+
+    def client(self, **headers: str) -> httpx2.AsyncClient:
+        every = {"Host": DOMAIN, "Authorization": SHOP, **headers}
+        return httpx2.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", headers=every, timeout=20)
+
+    async def orders(self) -> list[tuple[str, str, str]]:
+        """Key, currency and amount of each order that is stored."""
+        async with self.desk.client("fetch_buy_orders") as client:
+            return await stored(client)
+
+
+@pytest.fixture(scope="module")
+async def proxied(open_directory: Path) -> AsyncIterator[Proxied]:
+    async with desk_up(open_directory / "desk-of-caddy", env={"BUYDESK_ACCESS": "proxy"}) as desk:
+        with caddy(open_directory / "caddy", lambda port: port + desk.offset) as port:
+            assert port is not None
+            yield Proxied(desk, port)
 
 
 def assert_problem(answer: httpx2.Response, code: str) -> None:
     known = DeskError.by_code[code]
+    ignored = {"detail", "instance", *known.example_facts}
     assert answer.headers["content-type"] == "application/problem+json"
-    told = {name: value for name, value in answer.json().items() if name != "detail"}
+    told = {name: value for name, value in answer.json().items() if name not in ignored}
     assert told == {
         "type": TYPE_PREFIX + code,
         "title": known.title,
@@ -85,8 +96,24 @@ def assert_problem(answer: httpx2.Response, code: str) -> None:
     assert answer.status_code == known.status
 
 
+def spoken(port: int, *parts: bytes) -> bytes:
+    """What comes, until the connection ends, when these parts are sent."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        got = b""
+        with contextlib.suppress(ConnectionError):
+            for part in parts:
+                connection.sendall(part)
+            while more := connection.recv(65536):
+                got += more
+        return got
+
+
+def head(first_line: str, *headers: str) -> bytes:
+    return "\r\n".join((first_line, f"Host: {DOMAIN}", f"Authorization: {SHOP}", *headers, "", "")).encode()
+
+
 def test_only_clients_with_a_key_get_in_and_the_key_goes_no_further(tmp_path: Path) -> None:
-    with proxy(tmp_path, CLIENTS) as client:
+    with proxy(tmp_path) as client:
         assert client is not None
         for key in KEYS.values():
             for path in REACHED:
@@ -96,8 +123,7 @@ def test_only_clients_with_a_key_get_in_and_the_key_goes_no_further(tmp_path: Pa
                 assert answer.json()["Idempotency-Key"] == "k"
             for path in NOT_REACHED:
                 assert_problem(client.get(path, headers={"Authorization": f"Bearer {key}"}), "not_found")
-        shop = f"Bearer {KEYS['shop']}"
-        wrong = [shop[:-1], shop + "a", shop.lower(), KEYS["shop"], "Bearer", "Bearer *", "*", "", f"{shop}, {shop}"]
+        wrong = [SHOP[:-1], SHOP + "a", SHOP.lower(), KEYS["shop"], "Bearer", "Bearer *", "*", "", f"{SHOP}, {SHOP}"]
         for headers in [{}, *({"Authorization": each} for each in wrong)]:
             for path in REACHED + NOT_REACHED:
                 answer = client.get(path, headers=headers)
@@ -109,5 +135,125 @@ def test_only_clients_with_a_key_get_in_and_the_key_goes_no_further(tmp_path: Pa
 def test_without_a_whole_line_of_a_client_nobody_gets_in(tmp_path: Path, clients: str | None) -> None:
     with proxy(tmp_path, clients) as client:
         if client is not None:  # else it has not started at all
-            for headers in [{}, *({"Authorization": each} for each in ("", "Bearer", f"Bearer {KEYS['shop']}"))]:
+            for headers in [{}, *({"Authorization": each} for each in ("", "Bearer", SHOP))]:
                 assert_problem(client.get("/get_orders/", headers=headers), "unauthorized")
+
+
+def test_the_desk_hears_neither_what_concerns_the_connection_nor_what_a_client_says_of_its_address(
+    tmp_path: Path,
+) -> None:
+    sent = {
+        "Connection": "Upgrade, HTTP2-Settings, X-Named",
+        "Upgrade": "h2c",
+        "HTTP2-Settings": "AAMA",
+        "X-Named": "1",
+        "Keep-Alive": "3",
+        "TE": "trailers",
+        "Trailer": "Idempotency-Key",
+        "Proxy-Connection": "keep-alive",
+        "Proxy-Authorization": "Basic x",
+        "Expect": "100-continue",
+        "X-Forwarded-For": "9.9.9.9, 10.0.0.1",
+        "X-Request-Id": "mine",
+    }
+    with proxy(tmp_path) as client:
+        assert client is not None
+        for upgrade in (sent, sent | {"Connection": "X-Named"}):
+            heard = client.get("/exposure", headers={"Authorization": SHOP, **upgrade}).json()
+            del heard["User-Agent"], heard["Accept"], heard["Accept-Encoding"]
+            assert heard == {
+                "Host": DOMAIN,
+                "X-Forwarded-For": "127.0.0.1",
+                "X-Forwarded-Host": DOMAIN,
+                "X-Forwarded-Proto": "http",
+                "X-Request-Id": "mine",
+            }
+
+
+def test_who_is_slow_with_a_head_a_body_or_an_answer_and_who_idles_is_cut(tmp_path: Path) -> None:
+    waits = re.search(r"timeouts {[^}]*}", CADDYFILE)
+    assert waits is not None
+    short = CADDYFILE.replace(waits[0], re.sub(r"\d+s", "300ms", waits[0]))
+    with proxy(tmp_path, caddyfile=short) as client:
+        assert client is not None
+        port = client.base_url.port
+        assert port is not None
+        assert spoken(port, b"GET / HTTP/1.1\r\nHost:") == b""  # a head without its end
+        assert spoken(port, head("GET /exposure HTTP/1.1")).startswith(b"HTTP/1.1 200 ")  # idles afterwards
+        spoken(port, head("GET /exposure HTTP/1.1", "Content-Length: 5"), b"ab")  # a body without its end
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as slow:
+            slow.sendall(head("GET /exposure?bytes=30000000 HTTP/1.1", "Connection: close"))
+            threading.Event().wait(1)
+            got = 0
+            with contextlib.suppress(ConnectionError):
+                while more := slow.recv(1 << 20):
+                    got += len(more)
+            assert got < 30_000_000
+
+
+async def test_a_head_or_a_body_that_is_too_large_is_refused(proxied: Proxied) -> None:
+    async with proxied.client(**{"Content-Type": "application/json"}) as client:
+
+        async def in_chunks(size: int) -> AsyncIterator[bytes]:
+            yield b" " * size
+
+        assert_problem(await client.post("/place_order/", content=b" " * BODY_BYTES_MAX), "invalid_request")
+        by_the_desk, by_caddy = (BODY_BYTES_MAX + 1, 99_999), (100_001, 2_000_000)
+        for size in by_the_desk + by_caddy:
+            answer = await client.post("/place_order/", content=b" " * size)
+            assert_problem(answer, PayloadTooLarge.code)
+            assert answer.json()["bytes_max"] == BODY_BYTES_MAX
+        for size in by_the_desk:
+            assert_problem(await client.post("/place_order/", content=in_chunks(size)), PayloadTooLarge.code)
+        for size in by_caddy:  # which refusal it is depends on caddy's version
+            assert (await client.post("/place_order/", content=in_chunks(size))).status_code in (413, 502)
+        assert (await client.get("/exposure", headers={"X-Long": "x" * 30_000})).status_code == 431
+        assert (await client.get("/exposure")).status_code == 200
+
+
+async def test_a_desk_behind_the_proxy_takes_orders_by_its_domain_and_no_connect(proxied: Proxied) -> None:
+    async with proxied.client(Origin="http://elsewhere.example") as client:
+        answer = await client.post("/place_order/", params={"currency": "eur", "amount": "69"})
+        assert answer.status_code == 201
+        assert_problem(await client.request("CONNECT", "/place_order/"), "method_not_allowed")
+        assert_problem(await client.put("/place_order/"), "method_not_allowed")
+
+
+async def test_an_order_that_asks_for_another_protocol_is_placed_once(proxied: Proxied) -> None:
+    before = await proxied.orders()
+    expected = []
+    for number, upgrade in enumerate(UPGRADES):
+        for kind, padding in (("whole", 0), ("late", 0), ("long", 5000)):
+            key = f"upgrade-{number}-{kind}"
+            body = b'{"currency":"EUR",' + b" " * padding + b'"amount":"1.23","client_order_id":"%b"}' % key.encode()
+            asked = head(
+                "POST /place_order/ HTTP/1.1", upgrade, "Content-Type: application/json", f"Content-Length: {len(body)}"
+            )
+            parts = (asked + body,) if kind == "whole" else (asked, body[: padding + 9], body[padding + 9 :])
+            status, answer = await asyncio.to_thread(answered, proxied.port, parts)
+            assert status == 201, answer
+            assert json.loads(answer)["order"]["client_order_id"] == key
+            expected.append((key, "EUR", "1.23"))
+    assert sorted(await proxied.orders()) == sorted(before + expected)
+
+
+def answered(port: int, parts: tuple[bytes, ...]) -> tuple[int, bytes]:
+    """Status and body of the answer to what is sent in parts, each of them in a segment of its own."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for part in parts:
+            connection.sendall(part)
+            threading.Event().wait(0.02)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return answer.status, answer.read()
+
+
+async def test_every_buyer_gets_his_own_answer_beside_attackers(proxied: Proxied) -> None:
+    before = await proxied.orders()
+    outcome = await play(proxied.port, (KEYS["shop"], KEYS["other"]), seconds=5)
+    assert outcome.wrong == []
+    assert outcome.attacks > 20
+    assert outcome.answers > 100
+    placed = [(key, *order) for key, order in outcome.placed.items()]
+    assert sorted(await proxied.orders()) == sorted(before + placed)

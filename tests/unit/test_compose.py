@@ -25,6 +25,15 @@ DESK = [name for name, each in SERVICES.items() if str(each.get("image", "")).en
 IN_PROFILES = {name for name, each in SERVICES.items() if "profiles" in each}
 
 
+# How long the desk waits for its clients.
+CLIENTS_SECONDS = ("request_seconds_max", "idle_seconds_max", "write_seconds_max")
+
+
+def default(setting: str) -> float:
+    number: float = Settings.model_fields[setting].default
+    return number
+
+
 def published(service: str) -> list[tuple[str, str]]:
     """Address and port outside, port inside."""
     found = []
@@ -76,22 +85,23 @@ def test_services_of_which_there_may_be_several_stand_behind_the_front() -> None
 
 def test_the_front_waits_longer_than_the_desk_and_stops_in_time() -> None:
     waits = {name: float(seconds) for name, seconds in re.findall(r"^ +(.+?) (\d+)s\b", HAPROXY, re.MULTILINE)}
-    order_seconds_max, connections_max = (
-        Settings.model_fields[name].default for name in ("order_seconds_max", "connections_max")
-    )
     grace_seconds = float(SERVICES["front"]["stop_grace_period"].removesuffix("s"))
-    assert order_seconds_max < waits["hard-stop-after"] < grace_seconds
-    assert max(order_seconds_max, Settings().idle_seconds_max) < min(waits["timeout client"], waits["timeout server"])
+    assert default("order_seconds_max") < waits["hard-stop-after"] < grace_seconds
+    longest_seconds = max(map(default, ("order_seconds_max", *CLIENTS_SECONDS)))
+    assert longest_seconds < min(waits["timeout client"], waits["timeout server"])
     assert SERVICES["front"]["stop_signal"] == "SIGUSR1"  # HAProxy's soft stop
     all_max, of_one_max = map(int, re.findall(r"^ +maxconn (\d+)\b", HAPROXY, re.MULTILINE))
-    assert connections_max < of_one_max
+    assert of_one_max < default("connections_max")  # the host's own health check gets in
     assert all_max == of_one_max * HAPROXY.count("\nlisten ")
 
 
 def test_caddy_waits_longer_than_the_desk_and_lets_go_of_connections_first() -> None:
     waits = {name: float(seconds) for name, seconds in re.findall(r"^\t+(\w+) (\d+)s\b", CADDYFILE, re.MULTILINE)}
-    assert Settings.model_fields["order_seconds_max"].default < waits["response_header_timeout"]
-    assert waits["keepalive"] < Settings().idle_seconds_max
+    assert default("order_seconds_max") < waits["response_header_timeout"] < waits["write"]
+    assert default("request_seconds_max") < waits["read_body"]
+    assert waits["keepalive"] < default("idle_seconds_max")
+    [connections_max] = re.findall(r"^\t+max_conns_per_host (\d+)\b", CADDYFILE, re.MULTILINE)
+    assert int(connections_max) < default("connections_max")  # the service's own health check gets in
 
 
 def test_the_front_is_told_nothing() -> None:
