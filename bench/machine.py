@@ -15,7 +15,7 @@ from bench.processes import BenchFailed, output_of
 
 SYNCED_WRITES = 500
 BLOCK_BYTES = 8192
-PACKAGES = ("granian", "uvicorn", "uvloop", "httptools", "asyncpg", "msgspec", "fastapi", "sqlalchemy")
+PACKAGES = ("uvicorn", "uvloop", "httptools", "asyncpg", "msgspec", "fastapi", "sqlalchemy")
 
 
 def describe(directory: Path) -> dict[str, object]:

@@ -66,9 +66,11 @@ class PayloadTooLarge(DeskError):
     example_facts: ClassVar[Mapping[str, Any]] = {"bytes_max": 16_384}
 
 
-class InvalidHttp(DeskError):
-    """What HTTP's rules refuse and the server leaves to its application."""
+class HeadersTooLarge(DeskError):
+    code, status, title = "headers_too_large", 431, "The headers are too large"
 
+
+class InvalidHttp(DeskError):
     code, status, title = "invalid_http", 400, "This is no HTTP request"
 
 

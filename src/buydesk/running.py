@@ -1,13 +1,11 @@
 """Running services: several servers in one loop, on ports bound before, stopped in order."""
 
-import asyncio
 import contextlib
 import gc
 import logging
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 
-from buydesk.connections import ConnectionLimit
 from buydesk.local.children import watch_supervisor
 from buydesk.local.ports import allow_connections, bind, close
 from buydesk.local.signals import stop_signals
@@ -27,22 +25,11 @@ async def running(
 ) -> AsyncIterator[None]:
     """While entered, the apps are served. Leaving drains them one after the other, each for a bounded time."""
     allow_connections()
-    ports = [listener.getsockname()[1] for listener in listeners.values()]
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(close, listeners.values())
-        started = [
-            await stack.enter_async_context(serving(apps[name], listeners[name], settings))
-            for name in PORTS
-            if name in apps
-        ]
-        limit = ConnectionLimit(
-            ports,
-            settings.connections_per_address_max,
-            settings.proxies,
-            lambda client: any(client in each.busy for each in started),
-        )
-        watching = asyncio.create_task(limit.watch())
-        stack.callback(watching.cancel)
+        for name in PORTS:
+            if name in apps:
+                await stack.enter_async_context(serving(apps[name], listeners[name], settings))
         with _collector_spared():
             yield
 

@@ -264,14 +264,12 @@ class Settings(BaseSettings):
     gemini_url: HttpUrl = Field("https://api.gemini.com", description="Gemini's address, or a mirror's.")
     kraken_url: HttpUrl = Field("https://api.kraken.com", description="Kraken's address, or a mirror's.")
 
-    request_seconds_max: Seconds = Field(10, description="The body of a request has come within this time.")
-    idle_seconds_max: Seconds = Field(
-        30, description="A connection ends when no whole head of a request comes for so long: a first one or a next."
-    )
-    write_seconds_max: Seconds = Field(20, description="A client that takes nothing of its answer for so long is cut.")
-    connections_max: Count = Field(5000, description="Connections open to one service; more wait.")
+    request_seconds_max: Seconds = Field(10, description="The head of a request comes within this time, then its body.")
+    idle_seconds_max: Seconds = Field(75, description="A connection without a request ends after this time.")
+    write_seconds_max: Seconds = Field(20, description="A client has taken its answer within this time.")
+    connections_max: Count = Field(5000, description="Connections open to one service; more are `overloaded`.")
     connections_per_address_max: Count = Field(
-        1250, description="Of these, connections of one address (not of `BUYDESK_PROXIES`); those beyond are ended."
+        1250, description="Connections of one address, unless it is of `BUYDESK_PROXIES`; more are `overloaded`."
     )
 
     report_interval_seconds: Seconds = Field(60, description="How often a service says that it is alive.")

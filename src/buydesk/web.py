@@ -14,7 +14,7 @@ import math
 import time
 from base64 import b64encode
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache, partial
 from hashlib import sha256
@@ -22,7 +22,7 @@ from http import HTTPStatus
 from importlib.resources import files
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol, cast
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 from fastapi import FastAPI, Response
@@ -45,15 +45,12 @@ from buydesk import __version__
 from buydesk.errors import (
     DeskError,
     InternalError,
-    InvalidHttp,
     InvalidRequest,
     LedgerUnavailable,
     MethodNotAllowed,
     NotFound,
     NotReady,
     Overloaded,
-    PayloadTooLarge,
-    RequestTimeout,
     Unauthorized,
     UnsupportedMediaType,
     WrongMode,
@@ -76,9 +73,6 @@ _PARAMETERS_MAX = 100
 CHECK_SECONDS_MAX = 3.0
 # However many ask for /metrics, writing it takes a twentieth of the time: no order is answered meanwhile.
 METRICS_SHARE = 1 / 20
-# A body that is not wanted is still read so far, and for so long: a close at once would cut off the refusal.
-UNWANTED_BYTES_MAX = 1024 * 1024
-UNWANTED_SECONDS_MAX = 1.0
 INTERNAL_SCHEME = "internal_token"
 # The `security` of an OpenAPI operation that calls `require_token`.
 INTERNAL: list[dict[str, list[str]]] = [{INTERNAL_SCHEME: []}]
@@ -96,103 +90,80 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 encode = msgspec.json.encode
 
 
-class Headers(Protocol):
-    """A request's headers as the server keeps them: names in lower case, values as text.
+class Headers:
+    """A request's headers: names in lower case, values in Latin-1, without the blanks around them."""
 
-    A value that is not visible ASCII has no text: its name is there, and nobody reads it.
-    """
+    __slots__ = ("_more", "_values")
 
-    def __contains__(self, name: str, /) -> bool: ...
-    def get(self, name: str, /) -> str | None: ...
-    def get_all(self, name: str, /) -> list[str]: ...
-    def keys(self) -> list[str]: ...
-    def items(self) -> list[tuple[str, str]]: ...
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self._values: dict[str, str] = {}
+        self._more: dict[str, list[str]] = {}  # of those that came more than once: all
+        for raw_name, raw_value in headers:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1").strip(" \t")
+            if name in self._values:
+                self._more.setdefault(name, [self._values[name]]).append(value)
+            else:
+                self._values[name] = value
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def get(self, name: str) -> str | None:
+        """The first value of a name in lower case."""
+        return self._values.get(name)
+
+    def get_all(self, name: str) -> list[str]:
+        """All values of a name in lower case."""
+        return self._more.get(name) or [self._values[name]] if name in self._values else []
+
+    def items(self) -> Iterator[tuple[str, str]]:
+        """Every name with every value of it."""
+        return ((name, value) for name in self._values for value in self.get_all(name))
 
 
-class Body(Protocol):
-    """A request's body, to be read once: as a whole, or in parts."""
+class Incoming(Protocol):
+    """What the server has read of a request: its first line, and the body as it comes."""
 
-    async def __call__(self) -> bytes: ...
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
-
-
-class Scope(Protocol):
-    """A request's head as the server gives it (RSGI's HTTP scope). `path` is decoded, `query_string` is not;
-    `authority` is the host of a request that names it in its first line."""
-
-    http_version: str
-    client: str
     method: str
-    path: str
-    query_string: str
-    authority: str | None
+    target: bytes
+    version: str
 
-    @property
-    def headers(self) -> Headers: ...
+    async def read(self, headers: Headers, bytes_max: int, seconds_max: float) -> bytes: ...
 
 
 class Request:
     """One request, of which the server has read the head.
 
-    `parameter` is what stands in the place of the route's one path parameter. The body has to come within
-    `seconds_max`.
+    `path` is decoded, `query` is not; `authority` is the host of a request that names it in its first line; `parameter`
+    is what stands in the place of the route's one path parameter. The body has to come within `seconds_max`.
     """
 
-    __slots__ = ("_body", "_seconds_max", "headers", "is_body_read", "method", "parameter", "path", "query", "scope")
+    __slots__ = ("_incoming", "_seconds_max", "authority", "headers", "method", "parameter", "path", "query", "version")
 
-    def __init__(self, scope: Scope, body: Body, seconds_max: float) -> None:
-        self.scope = scope
-        self.method = scope.method
-        self.path = scope.path
-        self.query = scope.query_string
+    def __init__(self, incoming: Incoming, headers: Headers, seconds_max: float) -> None:
+        target = incoming.target.decode("latin-1")
+        self.authority = ""
+        if not target.startswith("/"):
+            try:
+                self.authority, path, query = urlsplit(target)[1:4]
+            except ValueError:  # no host that could be admitted
+                self.authority, path, query = target, "/", ""
+            target = f"{path or '/'}?{query}" if self.authority else target
+        path, _, self.query = target.partition("?")
+        self.path = unquote(path) if "%" in path else path
+        self.method = incoming.method
+        self.version = incoming.version
+        self.headers = headers
         self.parameter = ""
-        self.headers = headers = scope.headers
-        self.is_body_read = "content-length" not in headers and "transfer-encoding" not in headers
-        self._body = body
+        self._incoming = incoming
         self._seconds_max = seconds_max
 
     async def body(self, bytes_max: int) -> bytes:
-        """The body; raises PayloadTooLarge, RequestTimeout and, for one that breaks HTTP's rules, InvalidHttp."""
-        if self.is_body_read:
-            return b""
-        length = self.headers.get("content-length")
-        if length is not None and int(length) > bytes_max:
-            raise _too_large(bytes_max)
-        self.is_body_read = True
-        try:
-            async with asyncio.timeout(self._seconds_max):
-                if length is not None:
-                    return await self._body()
-                return await self._chunks(bytes_max)
-        except TimeoutError as error:
-            raise RequestTimeout(f"The request was not complete within {self._seconds_max:g} s.") from error
-        except RuntimeError as error:  # the server's, for chunks that are none and for a client that has gone
-            raise InvalidHttp("The body does not keep to the rules of HTTP, or ended too soon.") from error
-
-    async def _chunks(self, bytes_max: int) -> bytes:
-        body = b""
-        async for chunk in self._body:
-            body += chunk
-            if len(body) > bytes_max:
-                self.is_body_read = False
-                raise _too_large(bytes_max)
-        return body
-
-    async def discard_body(self) -> None:
-        """Reads, within bounds, what nobody wants to have, so that the client hears the answer."""
-        if self.is_body_read or "expect" in self.headers:
-            return
-        bytes_read = 0
-        with contextlib.suppress(TimeoutError, RuntimeError):
-            async with asyncio.timeout(UNWANTED_SECONDS_MAX):
-                async for chunk in self._body:
-                    bytes_read += len(chunk)
-                    if bytes_read > UNWANTED_BYTES_MAX:
-                        break
-
-
-def _too_large(bytes_max: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"The body may have {bytes_max} bytes at the most.", bytes_max=bytes_max)
+        """The body; raises PayloadTooLarge, RequestTimeout and, for one that breaks off, InvalidHttp."""
+        return await self._incoming.read(self.headers, bytes_max, self._seconds_max)
 
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -303,16 +274,14 @@ class Service(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, with the direct routes in it."""
-        if self.openapi_schema is None:
-            self.openapi_schema = _openapi(self)
-        return self.openapi_schema
+        return _openapi(self)
 
-    async def respond(self, request: Request, admit: Callable[[Scope], None]) -> Response:
+    async def respond(self, request: Request, admit: Callable[[Request], None]) -> Response:
         """The answer to a request, whatever happens; counted. `admit` raises what refuses it before anything else."""
         started = time.perf_counter()
         path = ""
         try:
-            admit(request.scope)
+            admit(request)
             route = self._direct.get((request.method, request.path)) or self._find(request)
             if route is None:
                 path, response = await self._by_asgi(request)
@@ -327,8 +296,6 @@ class Service(FastAPI):
         # The route's pattern, never the path itself: clients must not be able to make new series.
         counted = (request.method, path) if path else ("(any)", "(none)")
         self._traffic.count(*counted, response.status_code, time.perf_counter() - started)
-        if not request.is_body_read:
-            await request.discard_body()
         return response
 
     def _find(self, request: Request) -> Route | None:

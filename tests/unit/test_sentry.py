@@ -88,8 +88,8 @@ def test_what_sending_says_is_not_sent(client: Client, name: str) -> None:
 @pytest.mark.parametrize(
     ("services", "name", "service"),
     [
-        (["db_proxy"], "_granian", "db_proxy"),
-        (["db_proxy", "fetch_buy_orders"], "_granian", "buydesk"),
+        (["db_proxy"], "asyncio", "db_proxy"),
+        (["db_proxy", "fetch_buy_orders"], "asyncio", "buydesk"),
         (["db_proxy", "fetch_buy_orders"], "buydesk.services.fetch_buy_orders.pages", "fetch_buy_orders"),
     ],
 )

@@ -193,7 +193,7 @@ async def read_order(request: web.Request) -> NewOrder:
     amount_cents = _read(members, "amount", _amount_cents, reasons)
     key = _read(members, "client_order_id", _key, reasons) if members.get("client_order_id") is not None else None
     header_key = _header_key(request, reasons)
-    wrong_names = misspelt_keys(request.headers.keys())
+    wrong_names = misspelt_keys(request.headers)
     reasons += [(name, "is not read: the header for a key is Idempotency-Key") for name in wrong_names]
     if key is not None and header_key is not None and key != header_key and not reasons:
         reasons.append(("client_order_id", "differs from the Idempotency-Key header"))
@@ -274,7 +274,7 @@ def _header_key(request: web.Request, reasons: list[tuple[str, str]]) -> str | N
     if "idempotency-key" not in request.headers:
         return None
     values = request.headers.get_all("idempotency-key")
-    text = values[0] if values else ""  # what is no ASCII has no text
+    text = values[0]
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = re.sub(r'\\(["\\])', r"\1", text[1:-1])
     try:
