@@ -65,7 +65,7 @@ async def test_stopping_finishes_what_was_accepted(data_dir: Path) -> None:
                 return answer.status_code
 
             buying = [asyncio.create_task(buy(number)) for number in range(60)]
-            await asyncio.sleep(0.05)
+            await asyncio.wait(buying, return_when=asyncio.FIRST_COMPLETED)
             assert await desk.stop() == 0
             done = await asyncio.gather(*buying, return_exceptions=True)
         placed = [number for number, status in enumerate(done) if status == 201]
