@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar, get_args
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -79,8 +79,10 @@ def _is_visible(text: str) -> bool:
 
 def _is_splittable(url: str) -> bool:
     try:
-        urlsplit(url)
-    except ValueError:  # shows what it takes for an IPv6 address
+        query = urlsplit(url).query
+        if query:
+            parse_qsl(query, keep_blank_values=True, strict_parsing=True)
+    except ValueError:  # shows what it takes for an IPv6 address, or for a part of the query without a value
         return False
     return True
 

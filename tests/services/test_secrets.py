@@ -91,6 +91,7 @@ async def use(given: Settings, answers: list[str]) -> None:
 @examples(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(number=st.integers(0, 3), password=passwords, command=st.sampled_from(COMMANDS))
 @example(number=0, password="my@pass:hunter2/x", command=["serve", "health_check"])
+@example(number=2, password="&hunter2", command=["up"])
 def test_no_piece_of_a_password_in_any_address_is_shown(
     name: str, number: int, password: str, command: list[str]
 ) -> None:
