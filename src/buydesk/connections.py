@@ -38,7 +38,7 @@ LINGER_SECONDS = 1.0
 IPV6_CLIENT_BITS = 64
 _STATUS_LINES = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}
 # On every answer, and on every one that is no page: a page says itself what it needs.
-_SAFE = b"x-content-type-options: nosniff\r\nx-frame-options: DENY\r\n"
+_EVERY_ANSWER = b"x-content-type-options: nosniff\r\nx-frame-options: DENY\r\n"
 _NO_PAGE = b"content-security-policy: default-src 'none'; frame-ancestors 'none'\r\n"
 
 Respond = Callable[[Request], Awaitable[Response]]
@@ -397,6 +397,7 @@ class Connection(asyncio.Protocol):
         """Ends it: at once, or when the request that is being answered has its answer."""
         self._is_last = True
         self._waiting.clear()
+        self._unparsed = b""
         if self._answering is None:
             self._transport.close()
 
@@ -458,7 +459,7 @@ def written(response: Response, request_id: str, *, is_last: bool, is_head: bool
         lines.append(b"connection: close\r\n")
     body = b"" if is_head else response.body
     end = b"x-request-id: %b\r\n\r\n" % request_id.encode()
-    return b"".join((_STATUS_LINES[response.status_code], _clock.line(), *lines, _SAFE, end, body))
+    return b"".join((_STATUS_LINES[response.status_code], _clock.line(), *lines, _EVERY_ANSWER, end, body))
 
 
 def _broken_off() -> InvalidHttp:

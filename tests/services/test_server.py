@@ -500,6 +500,22 @@ async def test_stopping_reads_the_body_of_what_it_answers() -> None:
         await ending
 
 
+async def test_stopping_begins_nothing_more_for_a_client_that_takes_its_answer_late() -> None:
+    stopping = Stopping(settings())
+    echo = await stopping.start()
+    async with raw(echo.port, receive_bytes=4096) as line, asyncio.timeout(20):
+        await line.send(LARGE)
+        await echo.called.wait()
+        for _ in range(3):
+            await line.send(POST + b"Content-Length: 1\r\n\r\nx")
+            assert (await asked(echo.port)).status == 200
+        ending = asyncio.create_task(stopping.stop())
+        assert len((await line.answer()).body) == LARGE_BYTES
+        assert await line.rest() == b""
+        await ending
+    assert echo.reached == [("got", b"")] * 3
+
+
 async def test_stopping_waits_for_what_a_client_asked_for_that_has_gone() -> None:
     stopping = Stopping(settings())
     echo = await stopping.start()
