@@ -2,7 +2,7 @@
 
 A service is a FastAPI app. Its own routes are called directly with a `Request` (`add_direct_route`): the handling of
 requests by FastAPI and Starlette costs more than placing an order does. What FastAPI routes (typed reads, the files of
-/docs) is called by ASGI. The server (`server.py`) has read a request's head when it calls `Service.respond`.
+/docs) is called by ASGI. A request's head has been read (`connections.py`) when `Service.respond` is called.
 """
 
 import asyncio
@@ -284,7 +284,8 @@ class Service(FastAPI):
             admit(request)
             route = self._direct.get((request.method, request.path)) or self._find(request)
             if route is None:
-                path, response = await self._by_asgi(request)
+                asgi_path, path = self._known(request)
+                response = await self._by_asgi(request, asgi_path)
             else:
                 path = route.path
                 response = await route.endpoint(request)
@@ -309,22 +310,14 @@ class Service(FastAPI):
         request.parameter = parameter.removesuffix(route.suffix)
         return route
 
-    async def _by_asgi(self, request: Request) -> tuple[str, Response]:
-        """The path of FastAPI's route and its answer as one body; raises NotFound, MethodNotAllowed and what `body`
-        raises."""
-        path, pattern, methods = self._known(request.path)
-        method = "GET" if request.method == "HEAD" else request.method
-        if not methods:
-            raise NotFound("There is nothing at this path; /docs lists what there is.")
-        if method not in methods:
-            allow = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
-            raise MethodNotAllowed(f"This path does not take {request.method[:20]}; it takes {allow}.", allow=allow)
+    async def _by_asgi(self, request: Request, path: str) -> Response:
+        """What FastAPI's route at the path answers, as one body; raises what `body` raises."""
         scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0"},
             "http_version": "1.1",
             "scheme": "http",
-            "method": method,
+            "method": "GET" if request.method == "HEAD" else request.method,
             "path": path,
             "query_string": request.query.encode("latin-1"),
             "root_path": "",
@@ -347,10 +340,12 @@ class Service(FastAPI):
 
         await self(scope, receive, send)
         response.body = bytes(body)
-        return pattern, response
+        return response
 
-    def _known(self, path: str) -> tuple[str, str, set[str]]:
-        """The path as its route takes it, the route's pattern, and the methods of all routes of that path."""
+    def _known(self, request: Request) -> tuple[str, str]:
+        """The path as FastAPI's route takes it, and the route's pattern; raises NotFound and MethodNotAllowed, which
+        know of the direct routes too."""
+        path = pattern = request.path
         bare = path.rstrip("/")
         before, _, parameter = bare.rpartition("/")
         methods = {method for method, known in self._direct if known == bare}
@@ -359,7 +354,6 @@ class Service(FastAPI):
             for (method, known), route in self._with_parameter.items()
             if known == before + "/" and parameter.endswith(route.suffix)
         }
-        pattern = path
         for route in self.routes:
             for each in (bare, bare + "/"):
                 if isinstance(route, APIRoute) and route.path_regex.match(each):
@@ -368,7 +362,14 @@ class Service(FastAPI):
                 elif isinstance(route, Mount) and route.path == before:
                     methods |= {"GET"}
                     pattern = route.path
-        return path, pattern, methods
+        if not methods:
+            raise NotFound("There is nothing at this path; /docs lists what there is.")
+        if "GET" in methods:
+            methods.add("HEAD")
+        if request.method not in methods:
+            allow = ", ".join(sorted(methods))
+            raise MethodNotAllowed(f"This path does not take {request.method[:20]}; it takes {allow}.", allow=allow)
+        return path, pattern
 
 
 def service_app(

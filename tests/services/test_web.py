@@ -70,6 +70,10 @@ class Bench:
         async def typed(number: Annotated[int, Query(ge=1)]) -> Mapping[str, int]:
             return {"number": number}
 
+        @app.get("/typed/broken")
+        async def typed_broken() -> None:
+            raise ZeroDivisionError("an accident")
+
         @app.post("/typed/")
         async def typed_body(body: dict[str, int]) -> Mapping[str, int]:
             return body
@@ -260,7 +264,15 @@ async def test_a_check_that_hangs_counts_as_missing(
 
 
 async def test_metrics_count_by_the_pattern_of_the_path(bench_client: httpx2.AsyncClient) -> None:
-    for path in ("/orders/1", "/orders/2", "/typed/?number=1", "/typed?number=0", "/nowhere/1", "/nowhere/2"):
+    for path in (
+        "/orders/1",
+        "/orders/2",
+        "/typed/?number=1",
+        "/typed?number=0",
+        "/typed/broken",
+        "/nowhere/1",
+        "/nowhere/2",
+    ):
         await bench_client.get(path)
     text = (await bench_client.get("/metrics")).text
     counted = {
@@ -273,6 +285,7 @@ async def test_metrics_count_by_the_pattern_of_the_path(bench_client: httpx2.Asy
         ("/orders/{id}", "200"): 2,
         ("/typed/", "200"): 1,
         ("/typed/", "422"): 1,
+        ("/typed/broken", "500"): 1,
         ("(none)", "404"): 2,
     }
     assert 'buydesk_http_seconds_count{path="/orders/{id}",service="db_proxy"} 2.0' in text
