@@ -154,7 +154,7 @@ class Echo:
         self.reached.append((request.headers.get("x-id"), body))
 
     async def _echo(self, request: web.Request) -> Response:
-        body = await web.read_body(request)
+        body = await request.body()
         self.keep(request, body)
         return web.FastJSON({"id": request.headers.get("x-id"), "body": body.decode("latin-1")})
 
@@ -169,7 +169,7 @@ class Echo:
         return await self._echo(request)
 
     async def _much(self, request: web.Request) -> Response:
-        return web.FastJSON({"bytes": len(await web.read_body(request, LARGE_BYTES))})
+        return web.FastJSON({"bytes": len(await request.body(LARGE_BYTES))})
 
     async def _large(self, _: web.Request) -> Response:
         self.called.set()

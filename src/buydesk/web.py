@@ -161,7 +161,7 @@ class Request:
         self._incoming = incoming
         self._seconds_max = seconds_max
 
-    async def body(self, bytes_max: int) -> bytes:
+    async def body(self, bytes_max: int = BODY_BYTES_MAX) -> bytes:
         """The body; raises PayloadTooLarge, RequestTimeout and, for one that breaks off, InvalidHttp."""
         return await self._incoming.read(self.headers, bytes_max, self._seconds_max)
 
@@ -324,7 +324,7 @@ class Service(FastAPI):
             "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers.items()],
         }
         response = Response()
-        given = [await request.body(BODY_BYTES_MAX)]
+        given = [await request.body()]
         body = bytearray()
 
         async def receive() -> Message:
@@ -429,11 +429,6 @@ def answer(description: str, example: object, status: int = 200) -> Responses:
     """The `responses` of an OpenAPI operation for success, with an example."""
     example = msgspec.to_builtins(example)
     return {str(status): {"description": description, "content": {"application/json": {"example": example}}}}
-
-
-async def read_body(request: Request, bytes_max: int = BODY_BYTES_MAX) -> bytes:
-    """The body, read no further than allowed; raises PayloadTooLarge, RequestTimeout, InvalidHttp."""
-    return await request.body(bytes_max)
 
 
 def require_json(request: Request) -> None:

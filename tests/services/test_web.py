@@ -87,7 +87,7 @@ def _operation(path: str) -> web.Json:
 
 async def _body(request: web.Request) -> Response:
     web.require_json(request)
-    return web.FastJSON({"bytes": len(await web.read_body(request))})
+    return web.FastJSON({"bytes": len(await request.body())})
 
 
 async def _guarded(request: web.Request) -> Response:

@@ -57,7 +57,6 @@ from buydesk.web import (
     Service,
     answer,
     problems,
-    read_body,
     require_json,
     require_token,
     require_utf8,
@@ -116,7 +115,7 @@ def create_app(
         require_token(request, token)
         require_json(request)
         ttl_seconds = _whole_number(single_parameters(request, ("ttl",)), "ttl", PRICE_TTL_SECONDS_MAX)
-        new = parse_record(await read_body(request, RECORD_BYTES_MAX), settings, now())
+        new = parse_record(await request.body(RECORD_BYTES_MAX), settings, now())
         if ttl_seconds is not None:
             new = new.shortened(timedelta(seconds=ttl_seconds), now())
         await board.publish(new)
@@ -126,7 +125,7 @@ def create_app(
         require_token(request, token)
         require_json(request)
         single_parameters(request, ())
-        state = parse_state(await read_body(request, STATE_BYTES_MAX), settings, now())
+        state = parse_state(await request.body(STATE_BYTES_MAX), settings, now())
         await board.tell(state)
         return FastJSON(feed_state_document(state))
 

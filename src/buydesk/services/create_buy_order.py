@@ -179,7 +179,7 @@ async def read_order(request: web.Request) -> NewOrder:
 
     Raises PayloadTooLarge, UnsupportedMediaType and InvalidRequest, which names every member that is wrong.
     """
-    body = await web.read_body(request)
+    body = await request.body()
     if request.query:
         if body:
             raise InvalidRequest.of("body", "must be empty when the order is in the query")

@@ -132,7 +132,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
 
 
 async def _document(request: web.Request) -> object:
-    body = await web.read_body(request, ADD_BYTES_MAX)
+    body = await request.body(ADD_BYTES_MAX)
     web.require_utf8(body)
     try:
         document: object = msgspec.json.decode(body)

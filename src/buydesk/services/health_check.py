@@ -37,7 +37,6 @@ from buydesk.web import (
     Service,
     answer,
     problems,
-    read_body,
     require_json,
     require_token,
     require_utf8,
@@ -97,7 +96,7 @@ def create_app(
             strangers.take()
         require_json(request)
         single_parameters(request, ())
-        await desk.report(parse_report(await read_body(request)), verified=verified)
+        await desk.report(parse_report(await request.body()), verified=verified)
         return FastJSON({"status": "ok"})
 
     async def reports(request: Request) -> Response:
