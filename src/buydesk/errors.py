@@ -9,15 +9,18 @@ from typing import Any, ClassVar
 
 TYPE_PREFIX = "urn:buydesk:problem:"
 REASONS_MAX = 20
-# Members of a problem document that are no facts; the last one has a header of its own.
-_STANDARD_MEMBERS = frozenset({"type", "title", "status", "detail", "instance", "code", "retry_after_seconds"})
+# Members of a problem document that are no facts. `retry_after_seconds` has a header; `server_said` is never in one.
+_STANDARD_MEMBERS = frozenset(
+    {"type", "title", "status", "detail", "instance", "code", "retry_after_seconds", "server_said"}
+)
 
 
 class DeskError(Exception):
     """An expected refusal or fault, as a client sees it.
 
     `detail` is one sentence for a person; `facts` are further members of the problem document, for programs.
-    `retry_after_seconds` becomes the Retry-After header.
+    `retry_after_seconds` becomes the Retry-After header. `server_said` is what a server behind this service gave as its
+    reason: for the log and for reports, never for clients, because it may name addresses.
     """
 
     code: ClassVar[str]
@@ -26,10 +29,13 @@ class DeskError(Exception):
     by_code: ClassVar[dict[str, type["DeskError"]]] = {}
     example_facts: ClassVar[Mapping[str, Any]] = {}  # for the documentation
 
-    def __init__(self, detail: str, /, *, retry_after_seconds: int | None = None, **facts: object) -> None:
+    def __init__(
+        self, detail: str, /, *, retry_after_seconds: int | None = None, server_said: str = "", **facts: object
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.retry_after_seconds = retry_after_seconds
+        self.server_said = server_said
         self.facts = facts
 
     def __init_subclass__(cls) -> None:
@@ -158,6 +164,13 @@ class WrongMode(DeskError):
     """Sandbox orders and live orders never share a database."""
 
     code, status, title = "wrong_mode", 503, "The database belongs to the other mode"
+
+
+class ClockSkewed(DeskError):
+    """Clocks of the desk differ by more than is allowed; `detail` names the one that is off, where that can be told.
+    Nothing was stored, certainly."""
+
+    code, status, title = "clock_skewed", 503, "A clock of the desk is off"
 
 
 class Overloaded(DeskError):
