@@ -232,5 +232,5 @@ def problem(error: DeskError, instance: str) -> dict[str, object]:
 def rebuild(document: Mapping[str, object], retry_after_seconds: int | None = None) -> DeskError:
     """The error that a problem document of this desk was made of; of an unknown code an InternalError."""
     kind = DeskError.by_code.get(str(document.get("code")), InternalError)
-    facts = {name: value for name, value in document.items() if name not in _STANDARD_MEMBERS}
+    facts: dict[str, Any] = {name: value for name, value in document.items() if name not in _STANDARD_MEMBERS}
     return kind(str(document.get("detail")), retry_after_seconds=retry_after_seconds, **facts)
