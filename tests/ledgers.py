@@ -12,11 +12,11 @@ import msgspec
 
 from buydesk.backends.migrate import migrate
 from buydesk.errors import (
+    ClockSkewed,
     DeskError,
     ExposureCapExceeded,
     IdempotencyKeyReused,
     OrderNotFound,
-    Overloaded,
     PriceNotFound,
 )
 from buydesk.money import SATOSHI_PER_BTC, Currency
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from tests.conftest import PostgresServers
 
 CAP_SATOSHI = 100 * SATOSHI_PER_BTC
+# The Unix times between which a ledger's clock may be.
+ANY_TIME = (0.0, 2.0**32)
 _names = itertools.count()
 
 
@@ -98,6 +100,7 @@ class ModelLedger:
 
     cap_satoshi: int = CAP_SATOSHI
     batches_at_once: int = 1
+    place_seconds: float = 0.001
     stored: list[Order] = field(default_factory=list)
     records: dict[uuid.UUID, PriceRecord] = field(default_factory=dict)
     now: Callable[[], datetime] = utc_now
@@ -110,17 +113,21 @@ class ModelLedger:
         for order in self.stored:
             same_key = new.client_order_id is not None and order.client_order_id == new.client_order_id
             if order.id == new.id or (same_key and order.client == new.client):
-                return Replayed(order) if is_repeat(new, order) else Refused(IdempotencyKeyReused("reused"))
+                return (
+                    Replayed(order)
+                    if is_repeat(new, order)
+                    else Refused(IdempotencyKeyReused("reused"), by_ledger=True)
+                )
         if item.deadline <= self.now():
-            return Refused(Overloaded("late"))
+            return Refused(ClockSkewed("late"))
         if isinstance(item.price, DeskError):
-            return Refused(item.price)
+            return Refused(item.price, by_ledger=True)
         if item.price.expires_at <= self.now():
-            return Refused(stale(item.price.as_of, item.price.expires_at))
+            return Refused(stale(item.price.as_of, item.price.expires_at), by_ledger=True)
         rate_e8, satoshi = priced(new, item.price)
         exposure = Exposure(self.cap_satoshi, sum(order.satoshi for order in self.stored), len(self.stored))
         if satoshi > exposure.cap_satoshi - exposure.used_satoshi:
-            return Refused(ExposureCapExceeded("full", **exposure.facts()))
+            return Refused(ExposureCapExceeded("full", **exposure.facts()), by_ledger=True)
         order = Order(
             len(self.stored) + 1,
             new.id,

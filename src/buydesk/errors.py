@@ -38,6 +38,11 @@ class DeskError(Exception):
         self.server_said = server_said
         self.facts = facts
 
+    @property
+    def for_operators(self) -> str:
+        """The detail, and in what words a server said so: for logs and reports."""
+        return f"{self.detail} The server said: {self.server_said}" if self.server_said else self.detail
+
     def __init_subclass__(cls) -> None:
         DeskError.by_code[cls.code] = cls
 

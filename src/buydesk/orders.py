@@ -82,7 +82,11 @@ class Replayed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Refused(msgspec.Struct, frozen=True):
+    """Not stored. `by_ledger` says that the ledger has looked for the order, under its id and its key, and that what it
+    found refuses every sending of it; otherwise an earlier sending may be stored all the same (docs/decisions/0016)."""
+
     problem: DeskError
+    by_ledger: bool = False
 
 
 Outcome = Placed | Replayed | Refused
@@ -140,17 +144,20 @@ class Page:
 class OrderLedger(Protocol):
     """The one place where orders are stored, each once, below the cap.
 
-    `batches_at_once` says how many calls of `place` under way at a time make sense.
+    `batches_at_once` says how many calls of `place` under way at a time make sense, `place_seconds` how long a call has
+    to be allowed for its outcome to be known, however slow the ledger is.
     """
 
     batches_at_once: int
+    place_seconds: float
 
     async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
         """Settles the items as if they were sent one by one in this order; one outcome each.
 
-        Repeats by id or by key come first, then IdempotencyKeyReused, then Overloaded (past the item's deadline), the
-        item's own price problem, PriceStale, and last the cap (ExposureCapExceeded); times are judged by the ledger's
-        clock. Placed means committed to disk.
+        Repeats by id or by key come first, then IdempotencyKeyReused, then ClockSkewed (the ledger's clock differs from
+        ours, or is past the item's deadline), the item's own price problem, PriceStale, and last the cap
+        (ExposureCapExceeded); times are judged by the ledger's clock. Placed means committed to disk, on the standbys
+        too where PostgreSQL waits for them.
 
         Raises LedgerUnavailable or Overloaded: certainly nothing was stored. Raises OutcomeUnknown: the whole batch
         may or may not be stored; sending the same items again settles it.
@@ -163,11 +170,14 @@ class OrderLedger(Protocol):
         ...
 
     async def order(self, order_id: uuid.UUID) -> Order:
-        """Raises OrderNotFound, LedgerUnavailable."""
+        """Raises OrderNotFound, LedgerUnavailable.
+
+        What is found, or not found, stays so, but for an order that is placed later than this look-up began.
+        """
         ...
 
     async def order_by_key(self, client: str, client_order_id: str) -> Order:
-        """Raises OrderNotFound, LedgerUnavailable."""
+        """As `order`."""
         ...
 
     async def exposure(self) -> Exposure:

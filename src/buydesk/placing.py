@@ -2,7 +2,12 @@
 
 create_buy_order sends its batches to the ledger (db_proxy, when that runs elsewhere), db_proxy sends its own to
 PostgreSQL: both by `PlacingQueue`. One batch is under way at a time. A batch whose outcome is unknown is sent again,
-the same items with the same ids and prices, until their time is up.
+the same items with the same ids and prices, until their time is up. Which answer proves what is in
+docs/decisions/0016, and here in `_settle` and `_answer`.
+
+A ledger that is too slow for its orders gets no more of them than it can answer: an order that has waited so long that
+its outcome might not be known in time is refused instead of sent, and a batch is no larger than the ledger settles in
+half of the time that it may take.
 
 A batch is a request with an id of its own, which travels on with it (docs/decisions/0013). Where an order's answer is
 lost, or the ledger has a fault with it, what is logged names the order, its request and its batch.
@@ -27,7 +32,7 @@ from buydesk.times import format_time
 SMALL_BATCH = 32
 _SWEEP_SECONDS = 0.25
 _NOT_TOLD = "the ledger could not tell"
-_NOT_THIS_TIME = (LedgerUnavailable, Overloaded, WrongMode)
+_AWAY = (LedgerUnavailable, WrongMode)
 
 
 class Waiting(msgspec.Struct, eq=False):
@@ -61,6 +66,7 @@ class PlacingQueue:
         self._log = logging.getLogger(f"buydesk.services.{service}")
         # What a ledger that works needs at the most. A connection gone silent must not cost an order all of its time.
         self._sending_seconds = settings.connect_seconds_max + settings.statement_seconds_max
+        self._batch_max = settings.batch_orders_max  # fewer while the ledger is slow
         self._queue: deque[Waiting] = deque()
         self._arrived = asyncio.Event()
         self._closing = False
@@ -104,8 +110,7 @@ class PlacingQueue:
             await self._arrived.wait()
             if not self._closing:  # then it stays set: every worker has to hear of it
                 self._arrived.clear()
-            while self._queue:
-                batch = [self._queue.popleft() for _ in range(self._batch_size())]
+            while batch := self._next_batch():
                 _begin(batch)
                 try:
                     await self._settle(batch)
@@ -122,37 +127,41 @@ class PlacingQueue:
         waiting = len(self._queue)
         if self._halves and waiting > SMALL_BATCH:
             waiting = max(SMALL_BATCH, waiting // 2)
-        return min(waiting, self._settings.batch_orders_max)
+        return min(waiting, self._batch_max)
+
+    def _fit(self, orders: int, seconds: float) -> None:
+        """Makes the next batches as large as the ledger is fast, seen that it took so long for so many orders."""
+        seconds_max = self._ledger.place_seconds / 2
+        if seconds > seconds_max:
+            self._batch_max = max(1, int(orders * seconds_max / seconds))
+        elif orders >= self._batch_max:
+            self._batch_max = min(2 * self._batch_max, self._settings.batch_orders_max)
 
     async def _settle(self, batch: Sequence[Waiting]) -> None:
         """Sends the batch until each of its orders has an outcome, or no time left."""
         left = list(batch)
-        while left:
-            seconds = min(each.give_up_at for each in left) - time.monotonic()
-            if seconds <= 0:
-                left = self._give_up_late(left)
-                continue
+        while left := self._in_time(left):
+            sent_at = time.monotonic()
+            seconds = min(min(each.give_up_at for each in left) - sent_at, self._sending_seconds)
+            why = _NOT_TOLD
             try:
-                outcomes = await self._ledger.place([each.item for each in left], min(seconds, self._sending_seconds))
-            except OutcomeUnknown as error:
-                left = self._lost(left, error.detail)
+                outcomes = await self._ledger.place([each.item for each in left], seconds)
             except DeskError as error:
-                # Certainly not stored this time; what an earlier sending did is as unknown as before.
-                for each in left:
-                    if not each.resent:
-                        each.settle(Refused(error))
-                left = [each for each in left if each.resent]
-            else:
-                answered = zip(left, outcomes, strict=True)
-                left = self._lost([each for each, outcome in answered if not self._answer(each, outcome)], _NOT_TOLD)
+                outcomes = [Refused(error)] * len(left)
+                why = error.for_operators
+            self._fit(len(left), time.monotonic() - sent_at)
+            answered = zip(left, outcomes, strict=True)
+            left = self._lost([each for each, outcome in answered if not self._answer(each, outcome)], why)
             if left:
+                self._refuse_waiting_if_away(outcomes)
                 await asyncio.sleep(self._settings.resend_pause_seconds)
 
     def _answer(self, each: Waiting, outcome: Outcome) -> bool:
+        """Answers the order, unless that is no answer: False then."""
         if isinstance(outcome, Refused):
             problem = outcome.problem
-            # Not stored this time proves nothing of an earlier sending: only the ledger itself has looked for that.
-            if isinstance(problem, OutcomeUnknown) or (each.resent and isinstance(problem, _NOT_THIS_TIME)):
+            # That it was not stored this time proves nothing of an earlier sending, unless the ledger looked for that.
+            if isinstance(problem, OutcomeUnknown) or (each.resent and not outcome.by_ledger):
                 return False
             if isinstance(problem, InternalError):
                 # The line of the request, which knows nothing of batches, so that both can be found from either.
@@ -171,30 +180,44 @@ class PlacingQueue:
             each.resent = True
         return left
 
-    def _give_up_late(self, left: Iterable[Waiting]) -> list[Waiting]:
-        """Answers those whose time is up; returns the others."""
+    def _in_time(self, sent: Iterable[Waiting]) -> list[Waiting]:
+        """Answers those whose time is up, whatever became of what was sent; returns the others."""
         now = time.monotonic()
-        still = []
-        for each in left:
-            if each.give_up_at > now:
-                still.append(each)
-            elif each.resent:
-                self._refuse_unknown([each])
-            else:
-                each.settle(Refused(Overloaded("The order waited too long.", retry_after_seconds=1)))
+        still = [each for each in sent if each.give_up_at > now]
+        self._refuse_unknown(each for each in sent if each.give_up_at <= now)
         return still
+
+    def _refuse_waiting_if_away(self, outcomes: Iterable[Outcome]) -> None:
+        """Orders that were never sent do not wait behind those that are sent again to a ledger that says it is away."""
+        problems = [outcome.problem for outcome in outcomes if isinstance(outcome, Refused)]
+        away = next((problem for problem in problems if isinstance(problem, _AWAY)), None)
+        while away is not None and self._queue:
+            self._queue.popleft().settle(Refused(away))
 
     def _refuse_unknown(self, lost: Iterable[Waiting]) -> None:
         for each in lost:
             each.settle(Refused(outcome_unknown(each.item, self._settings)))
 
+    def _next_batch(self) -> list[Waiting]:
+        orders = self._batch_size()
+        batch: list[Waiting] = []
+        while self._queue and len(batch) < orders:
+            if not self._refused_late(each := self._queue.popleft()):
+                batch.append(each)
+        return batch
+
+    def _refused_late(self, each: Waiting) -> bool:
+        """Whether the order, which was never sent, has waited too long to be sent; then it is answered."""
+        if each.give_up_at - time.monotonic() >= self._ledger.place_seconds:
+            return False
+        each.settle(Refused(Overloaded("The order waited too long.", retry_after_seconds=1)))
+        return True
+
     async def _sweep(self) -> None:
-        """Answers orders whose time is up while they wait; they stand in the order of their arrival."""
+        """Answers orders that have waited too long, while they wait."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            now = time.monotonic()
-            while self._queue and self._queue[0].give_up_at <= now:
-                self._give_up_late([self._queue.popleft()])
+            self._queue = deque(each for each in self._queue if not self._refused_late(each))
 
 
 def _begin(batch: Sequence[Waiting]) -> None:

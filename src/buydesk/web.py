@@ -11,6 +11,7 @@ import contextlib
 import hmac
 import logging
 import math
+import re
 import time
 from base64 import b64encode
 from bisect import bisect_left
@@ -70,6 +71,7 @@ _BEGINNINGS = (
 )
 # More parameters than any route has: each that is wrong would be told.
 _PARAMETERS_MAX = 100
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 CHECK_SECONDS_MAX = 3.0
 # However many ask for /metrics, writing it takes a twentieth of the time: no order is answered meanwhile.
 METRICS_SHARE = 1 / 20
@@ -384,7 +386,7 @@ def service_app(
 
     @asynccontextmanager
     async def running() -> AsyncIterator[None]:
-        async with reporter.running(partial(missing_parts, checks)), lifespan(app):
+        async with reporter.running(partial(missing_parts, checks, for_operators=True)), lifespan(app):
             yield
 
     app.running = running
@@ -479,6 +481,22 @@ def single_parameters(request: Request | StarletteRequest, known: Collection[str
     if reasons:
         raise InvalidRequest.of_all(list(dict.fromkeys(reasons)))
     return found
+
+
+def whole_number(parameters: Mapping[str, str], name: str, maximum: int) -> int | None:
+    """The parameter, None when it is not there; raises InvalidRequest unless it is a number from 1 to `maximum`."""
+    text = parameters.get(name)
+    if text is None:
+        return None
+    if not _WHOLE_NUMBER.fullmatch(text) or not 1 <= int(text) <= maximum:
+        raise InvalidRequest.of(name, f"must be a whole number from 1 to {maximum}")
+    return int(text)
+
+
+def number_parameter(name: str, description: str, maximum: int, default: int | None = None) -> dict[str, object]:
+    """An OpenAPI query parameter that is a whole number from 1 to its maximum."""
+    schema = {"type": "integer", "minimum": 1, "maximum": maximum} | ({"default": default} if default else {})
+    return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
 _PROBLEM_SCHEMA = {
@@ -584,18 +602,19 @@ def _operation(summary: str, example: object, further: Mapping[int | str, Any] |
     return {"tags": [_EVERY_SERVICE], "summary": summary, "responses": answer("OK", example) | dict(further or {})}
 
 
-async def missing_parts(checks: Mapping[str, Check]) -> list[dict[str, str]]:
-    """What is missing and why, as {"what", "why"}: all checks asked at once, each for CHECK_SECONDS_MAX at the most."""
-    failures = await asyncio.gather(*map(_failure_of, checks.values()))
+async def missing_parts(checks: Mapping[str, Check], *, for_operators: bool = False) -> list[dict[str, str]]:
+    """What is missing and why, as {"what", "why"}: all checks asked at once, each for CHECK_SECONDS_MAX at the most.
+    Operators also read in what words a server said so."""
+    failures = await asyncio.gather(*(_failure_of(check, for_operators) for check in checks.values()))
     return [{"what": what, "why": why} for what, why in zip(checks, failures, strict=True) if why is not None]
 
 
-async def _failure_of(check: Check) -> str | None:
+async def _failure_of(check: Check, for_operators: bool) -> str | None:
     try:
         async with asyncio.timeout(CHECK_SECONDS_MAX):
             await check()
     except DeskError as error:
-        return error.detail
+        return error.for_operators if for_operators else error.detail
     except TimeoutError:
         return f"No answer within {CHECK_SECONDS_MAX:g} s."
     return None

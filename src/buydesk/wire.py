@@ -102,7 +102,7 @@ def placement_from(document: object, records: dict[uuid.UUID, PriceRecord]) -> P
 def outcome_document(outcome: Outcome) -> dict[str, object]:
     """One result of `POST /add/`."""
     if isinstance(outcome, Refused):
-        return {"outcome": "refused", **_problem_document(outcome.problem)}
+        return {"outcome": "refused", "by_ledger": outcome.by_ledger, **_problem_document(outcome.problem)}
     kind = "placed" if isinstance(outcome, Placed) else "replayed"
     return {"outcome": kind, "order": stored_document(outcome.order)}
 
@@ -112,7 +112,7 @@ def outcome_from(document: object, item: Placement) -> Outcome:
     outcome = read_object(document)
     match outcome["outcome"]:
         case "refused":
-            return Refused(_problem(outcome))
+            return Refused(_problem(outcome), by_ledger=outcome.get("by_ledger") is True)
         case "placed":
             return Placed(_placed(read_object(outcome["order"]), item))
         case "replayed":

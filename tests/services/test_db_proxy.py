@@ -1,6 +1,7 @@
 """db_proxy over real TCP: who may call it, what it settles, what it refuses by name."""
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -59,6 +60,10 @@ class Proxy:
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         return await self.client.post("/add/", content=content, headers=TOKEN | JSON | given)
 
+    async def add_within(self, milliseconds: object, *documents: Any) -> httpx2.Response:
+        within = {"answer_within_ms": str(milliseconds)}
+        return await self.client.post("/add/", params=within, json=msgspec.to_builtins(documents), headers=TOKEN)
+
     async def add(self, *documents: Any) -> list[Document]:
         answer = await self.post(list(documents))
         assert answer.status_code == 200, answer.text
@@ -83,6 +88,7 @@ async def service() -> AsyncIterator[Proxy]:
 async def proxy(service: Proxy) -> Proxy:
     service.ledger.stored, service.ledger.records = [], {}
     service.ledger.fault = service.ledger.gate = None
+    service.ledger.place_seconds = 0.001
     return service
 
 
@@ -366,7 +372,7 @@ async def test_the_documented_example_is_understood(proxy: Proxy) -> None:
     operation = (await proxy.client.get("/openapi.json")).json()["paths"]["/add/"]["post"]
     example = operation["requestBody"]["content"]["application/json"]["example"]
     # Its deadline is long gone.
-    assert outcomes(await proxy.add(*example)) == ["overloaded"]
+    assert outcomes(await proxy.add(*example)) == ["clock_skewed"]
 
 
 NOW = utc_now()
@@ -392,12 +398,48 @@ async def test_a_price_this_desk_would_never_publish_is_none_and_repeats_are_ans
     assert outcomes(await proxy.add(*placement_documents([placement(key="k", price=price)]))) == ["replayed"]
 
 
-async def test_a_deadline_beyond_any_edge_s_is_refused(proxy: Proxy) -> None:
+async def test_a_deadline_beyond_any_edge_s_means_that_the_clocks_differ(proxy: Proxy) -> None:
     [document] = placement_documents([placement()])
-    for deadline in ("9999-12-31T23:59:59.999999Z", format_time(utc_now() + timedelta(seconds=22))):
+    far = "9999-12-31T23:59:59.999999Z"
+    for deadline, ahead in ((far, "[0-9]{10,}"), (format_time(utc_now() + timedelta(seconds=22)), "21")):
         [result] = await proxy.add(document | {"deadline": deadline})
-        assert result["problem"]["errors"] == [{"member": "deadline", "reason": "must be at most 21 s from now"}]
+        assert (result["problem"]["code"], result["problem"]["status"]) == ("clock_skewed", 503)
+        assert re.search(f"by db_proxy's clock this order comes from {ahead} s ahead", result["problem"]["detail"])
+        assert result["by_ledger"] is False
     assert proxy.ledger.stored == []
+
+
+async def test_only_what_the_ledger_itself_refused_holds_for_an_earlier_sending(proxy: Proxy) -> None:
+    whole_cap = placement(price=record(rate_e8=10**8), cents=100 * 100)
+    unproven = placement(price=replace(record(), feed="live"))
+    no_price = placement(price=PriceUnavailable("none"))
+    invalid = placement_documents([placement()])[0] | {"amount": "0"}
+    told = await proxy.add(*documents(whole_cap, placement(), unproven, no_price), invalid)
+    assert outcomes(told) == [
+        "placed",
+        "exposure_cap_exceeded",
+        "price_unavailable",
+        "price_unavailable",
+        "invalid_request",
+    ]
+    assert [each.get("by_ledger") for each in told] == [None, True, False, True, False]
+
+
+@pytest.mark.parametrize("told", ["0", "-1", "1.5", "", "1001", "99999999999"])
+async def test_how_long_the_sender_waits_is_a_number_of_milliseconds(proxy: Proxy, told: str) -> None:
+    answer = await proxy.add_within(told)
+    assert (answer.status_code, answer.json()["errors"]) == (
+        422,
+        [{"member": "answer_within_ms", "reason": "must be a whole number from 1 to 1000"}],
+    )
+
+
+async def test_an_order_whose_sender_does_not_wait_long_enough_is_not_placed(proxy: Proxy) -> None:
+    proxy.ledger.place_seconds = 0.5
+    for waits_ms, outcome in ((600, "overloaded"), (1000, "placed")):
+        answer = await proxy.add_within(waits_ms, *documents(placement()))
+        assert outcomes(answer.json()) == [outcome]
+    assert len(proxy.ledger.stored) == 1
 
 
 async def test_metrics_tell_the_exposure_that_readiness_saw_last(proxy: Proxy) -> None:

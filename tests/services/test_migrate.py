@@ -15,12 +15,21 @@ from buydesk.backends.migrate import migrate
 from buydesk.backends.postgres import PostgresLedger
 from buydesk.errors import CannotStart
 from buydesk.orders import PageFrom, Placed, Replayed
-from buydesk.sql import QUERIES, REVISION
+from buydesk.sql import REVISION
 from buydesk.sql.rows import place_arguments
 from tests.conftest import PostgresServers
-from tests.ledgers import CAP_SATOSHI, placement, settings
+from tests.ledgers import ANY_TIME, CAP_SATOSHI, placement, settings
 
 _names = itertools.count()
+
+# How a program of the versions before 0003 places a batch.
+PLACE_BEFORE = """
+    SELECT outcomes, numbers FROM place_orders(
+        $1::text::uuid[], $2, $3, $4::text::text[], $5::text::bigint[], $6::text::bigint[], $7::text::bigint[],
+        ARRAY(SELECT to_timestamp(deadline) FROM unnest($8::text::float8[]) AS deadline),
+        $9::text::int[], $10::text::int[], $11::text::int[], $12, $13, $14, $15, $16
+    )
+"""
 
 
 @pytest.fixture
@@ -75,14 +84,16 @@ async def test_orders_placed_before_an_upgrade_are_kept_and_repeated(dsn: str, m
         patch.setattr(command, "upgrade", lambda config, _, sql: upgrade(config, "base:0001", sql=sql))
         await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
     items = [placement(100, "a"), placement(200), placement(300, "c")]
-    # The program of the version before calls it in the same way before and after.
-    placed = await run(dsn, QUERIES["place_orders"], *place_arguments(items))
+    placed = await run(dsn, PLACE_BEFORE, *place_arguments(items, ANY_TIME)[:-2])
     assert placed[0]["outcomes"] == ["placed"] * 3
     before = await run(dsn, "SELECT * FROM orders ORDER BY number")
     assert (await contents(dsn))[-1] == ("0001",)
 
     await migrate(dsn, livemode=False, cap_satoshi=1)
     assert await run(dsn, "SELECT * FROM orders ORDER BY number") == before
+    # A program of the version before goes on while it is being replaced.
+    placed = await run(dsn, PLACE_BEFORE, *place_arguments(items, ANY_TIME)[:-2])
+    assert (placed[0]["outcomes"], placed[0]["numbers"]) == (["repeat"] * 3, [1, 2, 3])
     assert (await contents(dsn))[-1] == (REVISION,)
     ledger = PostgresLedger(dsn, settings(), livemode=False)
     try:

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,8 @@ from buydesk.money import Currency
 from buydesk.orders import NewOrder, Order, Outcome, PageFrom, Placement, Refused, Replayed, new_order_id
 from buydesk.sql import QUERIES, REVISION
 from buydesk.sql.rows import place_arguments
-from tests.ledgers import CAP_SATOSHI, Databases, new_order, placement, record, settings
+from buydesk.times import utc_now
+from tests.ledgers import ANY_TIME, CAP_SATOSHI, Databases, new_order, placement, record, settings
 from tests.lines import Line, line_to_postgres
 
 SECONDS = 5.0
@@ -208,7 +211,7 @@ async def test_a_database_without_the_function_refuses_the_batch_and_no_item_is_
     own_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with session(own_dsn) as connection:
-        await connection.execute("ALTER FUNCTION place_orders RENAME TO place_orders_of_another_version")
+        await connection.execute("ALTER FUNCTION place_batch RENAME TO place_batch_of_another_version")
     async with ledger_at(own_dsn) as ledger:
         with pytest.raises(LedgerUnavailable, match="run `buydesk migrate`"):
             await ledger.place([placement(), placement()], SECONDS)
@@ -277,8 +280,10 @@ async def test_parts_of_a_batch_whose_time_is_up_are_not_sent(dsn: str, monkeypa
 
         async def take_long(*arguments: Any) -> Sequence[Outcome]:
             nonlocal now
-            now += SECONDS / 2
-            return await place_one(*arguments)
+            try:
+                return await place_one(*arguments)
+            finally:
+                now += SECONDS / 2
 
         monkeypatch.setattr(ledger, "_place", take_long)
         # The whole batch takes half of the time, its first item the other half.
@@ -640,7 +645,7 @@ async def test_a_driver_that_cannot_decode_is_not_a_refusal(dsn: str, monkeypatc
 
         async def fetch_then_fail(self: Any, query: str, *arguments: Any, **named: Any) -> Any:
             rows = await fetch(self, query, *arguments, **named)
-            if "place_orders" in query:
+            if "place_batch" in query:
                 raise asyncpg.InternalClientError("lost its footing")
             return rows
 
@@ -673,7 +678,7 @@ async def test_repeats_write_nothing(dsn: str) -> None:
     async with session(dsn) as connection:
         for kind, is_written in (("placed", True), ("repeat", False)):
             async with connection.transaction():
-                [row] = await connection.fetch(QUERIES["place_orders"], *place_arguments(items))
+                [row] = await connection.fetch(QUERIES["place_batch"], *place_arguments(items, ANY_TIME))
                 assert (row["outcomes"], row["numbers"]) == ([kind] * 2, [1, 2])
                 has_written = await connection.fetchval("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
                 assert has_written == is_written
@@ -690,7 +695,7 @@ async def test_what_is_committed_between_the_look_up_and_the_lock_is_seen(databa
         session(dsn) as watcher,
     ):
         async with other.transaction():
-            await other.fetch(QUERIES["place_orders"], *place_arguments(rival))
+            await other.fetch(QUERIES["place_batch"], *place_arguments(rival, ANY_TIME))
             placing = asyncio.create_task(ledger.place(mine, SECONDS))
             await waiting_backends(watcher)
         outcomes = await placing
@@ -698,7 +703,7 @@ async def test_what_is_committed_between_the_look_up_and_the_lock_is_seen(databa
         assert [order_of(outcomes[place]).number for place in (0, 1, 3)] == [3, 1, 2]
 
         async with other.transaction():
-            await other.fetch(QUERIES["place_orders"], *place_arguments([placement(400, "c")]))
+            await other.fetch(QUERIES["place_batch"], *place_arguments([placement(400, "c")], ANY_TIME))
             placing = asyncio.create_task(ledger.place([placement(400, "c")], SECONDS))
             await waiting_backends(watcher)
         assert codes(await placing) == ["replayed"]
@@ -709,7 +714,7 @@ async def test_what_is_rolled_back_between_the_look_up_and_the_lock_leaves_no_tr
     async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10) as ledger, session(dsn) as other:
         undone = other.transaction()
         await undone.start()
-        await other.fetch(QUERIES["place_orders"], *place_arguments([placement(100, "a")]))
+        await other.fetch(QUERIES["place_batch"], *place_arguments([placement(100, "a")], ANY_TIME))
         placing = asyncio.create_task(ledger.place([placement(200, "a")], SECONDS))
         async with session(dsn) as watcher:
             await waiting_backends(watcher)
@@ -753,3 +758,51 @@ async def test_no_order_is_without_its_price_record_whoever_writes_sql(
         with pytest.raises(error):
             await connection.execute(change)
         assert await ledger.price_record(order_of((await ledger.place([item], SECONDS))[0]).price_id) == item.price
+
+
+@pytest.mark.parametrize("ahead_seconds", [-3600.0, -13.1, 11.0, 3600.0])
+async def test_a_ledger_whose_clock_differs_from_ours_stores_nothing_and_answers_repeats(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, ahead_seconds: float
+) -> None:
+    stored_before = placement(100, "a")
+    async with ledger_at(dsn) as ledger:
+        await ledger.place([stored_before], SECONDS)
+        monkeypatch.setattr("buydesk.backends.postgres.utc_now", lambda: utc_now() + timedelta(seconds=ahead_seconds))
+        items = [stored_before, placement(200), placement(300, price=PriceUnavailable("none"))]
+        outcomes = await ledger.place(items, SECONDS)
+    assert codes(outcomes) == ["replayed", "clock_skewed", "clock_skewed"]
+    assert isinstance(outcomes[1], Refused)
+    assert "The clocks differ: at the ledger it is 20" in outcomes[1].problem.detail
+    assert await stored(dsn) == [1]
+
+
+@pytest.mark.parametrize("ahead_seconds", [-11.5, 9.5])
+async def test_clocks_may_differ_as_far_as_is_allowed(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, ahead_seconds: float
+) -> None:
+    monkeypatch.setattr("buydesk.backends.postgres.utc_now", lambda: utc_now() + timedelta(seconds=ahead_seconds))
+    async with ledger_at(dsn) as ledger:
+        assert codes(await ledger.place([placement()], SECONDS)) == ["placed"]
+
+
+async def test_a_price_ends_when_its_stored_record_does_whatever_a_copy_says(dsn: str) -> None:
+    price = record()
+    shortened = dataclasses.replace(price, expires_at=utc_now() + timedelta(seconds=0.3))
+    async with ledger_at(dsn) as ledger:
+        assert codes(await ledger.place([placement(100, price=shortened)], SECONDS)) == ["placed"]
+        assert codes(await ledger.place([placement(200, price=price)], SECONDS)) == ["placed"]
+        await asyncio.sleep(0.35)
+        assert codes(await ledger.place([placement(300, price=price)], SECONDS)) == ["price_stale"]
+    assert await stored(dsn) == [1, 2]
+
+
+async def test_a_session_that_was_opened_read_only_is_not_kept(own_dsn: str) -> None:
+    database = own_dsn.rpartition("@/")[2].partition("?")[0]
+    async with session(own_dsn) as other, ledger_at(own_dsn) as ledger:
+        await other.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+        for _ in range(2):
+            with pytest.raises(LedgerUnavailable, match="read-only now"):
+                await ledger.check()
+        await other.execute("SET default_transaction_read_only = off")
+        await other.execute(f"ALTER DATABASE {database} RESET default_transaction_read_only")
+        await ledger.check()

@@ -27,9 +27,11 @@ from buydesk.errors import (
     OrderNotFound,
     OutcomeUnknown,
     Overloaded,
+    PayloadTooLarge,
     PriceBoardUnavailable,
     PriceStale,
     Unauthorized,
+    UnsupportedMediaType,
     WrongMode,
     problem,
 )
@@ -38,6 +40,7 @@ from buydesk.orders import Outcome, PageAfter, PageBefore, PageFrom, Placed, Ref
 from buydesk.prices import FeedState
 from buydesk.reporting import Reporter
 from buydesk.services import db_proxy
+from buydesk.wire import outcome_document
 from tests.ledgers import ModelLedger, at, placement, record, settings
 from tests.lines import Line, line_to_url
 from tests.serving import free_port, served
@@ -329,7 +332,10 @@ async def test_more_or_fewer_outcomes_than_items_are_no_answer(
 async def test_a_problem_comes_back_as_the_error_it_was(told: tuple[Answers, RemoteLedger], error: DeskError) -> None:
     answers, ledger = told
     answers.respond = lambda: web.problem_response(error, "/x")
-    for call in (ledger.place([placement()], SECONDS), ledger.exposure()):
+    calls: list[Awaitable[object]] = [ledger.exposure()]
+    if not isinstance(error, InvalidRequest):
+        calls.append(ledger.place([placement()], SECONDS))
+    for call in calls:
         found = await failure_of(call)
         assert type(found) is type(error)
         assert (found.detail, found.retry_after_seconds, found.facts) == (
@@ -337,6 +343,33 @@ async def test_a_problem_comes_back_as_the_error_it_was(told: tuple[Answers, Rem
             error.retry_after_seconds,
             error.facts,
         )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InvalidRequest.of("deadline", "is missing"), PayloadTooLarge("large"), UnsupportedMediaType("not JSON")],
+    ids=lambda error: error.code,
+)
+async def test_a_batch_that_db_proxy_does_not_understand_is_no_fault_of_a_client_s(
+    told: tuple[Answers, RemoteLedger], error: DeskError
+) -> None:
+    answers, ledger = told
+    answers.respond = lambda: web.problem_response(error, "/x")
+    found = await failure_of(ledger.place([placement()], SECONDS))
+    assert isinstance(found, LedgerUnavailable)
+    assert found.detail == f"db_proxy answered {error.code}: {error.detail}"
+
+
+async def test_an_item_that_db_proxy_does_not_understand_is_no_fault_of_a_client_s(
+    told: tuple[Answers, RemoteLedger],
+) -> None:
+    answers, ledger = told
+    refused = outcome_document(Refused(InvalidRequest.of("deadline", "is missing")))
+    answers.respond = lambda: web.FastJSON([refused])
+    [outcome] = await ledger.place([placement()], SECONDS)
+    assert isinstance(outcome, Refused)
+    assert isinstance(outcome.problem, LedgerUnavailable)
+    assert outcome.problem.detail == "db_proxy answered invalid_request: deadline: is missing"
 
 
 async def test_reads_leave_connections_to_orders_and_checks_and_one_too_many_is_overloaded(

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from buydesk.errors import LedgerUnavailable, OutcomeUnknown, Overloaded
+from buydesk.errors import (
+    ClockSkewed,
+    DeskError,
+    InternalError,
+    InvalidRequest,
+    LedgerUnavailable,
+    OutcomeUnknown,
+    Overloaded,
+    PriceStale,
+    WrongMode,
+)
 from buydesk.orders import Outcome, Placed, Placement, Refused, Replayed
 from buydesk.placing import PlacingQueue, Waiting
 from buydesk.times import parse_time
@@ -54,7 +64,7 @@ def problem(outcome: Outcome) -> Any:
 
 async def test_orders_that_arrive_while_a_batch_is_under_way_form_the_next() -> None:
     gate = asyncio.Event()
-    ledger = Scripted(script=[gate])
+    ledger = Scripted(script=[gate], place_seconds=2)
     async with queue(ledger) as placing:
         first = placing.put([placement(100)], soon(5))
         await asyncio.sleep(0)
@@ -68,7 +78,7 @@ async def test_orders_that_arrive_while_a_batch_is_under_way_form_the_next() -> 
 
 
 async def test_a_batch_has_a_bounded_size_and_keeps_the_order() -> None:
-    ledger = Scripted()
+    ledger = Scripted(place_seconds=2)
     async with queue(ledger, batch_orders_max=3) as placing:
         items = [placement(100 + number) for number in range(8)]
         await answers(placing.put(items, soon(5)))
@@ -80,7 +90,7 @@ async def test_a_batch_has_a_bounded_size_and_keeps_the_order() -> None:
     ("orders", "batches"), [(1, [1]), (32, [32]), (33, [32, 1]), (63, [32, 31]), (100, [50, 32, 18])]
 )
 async def test_an_edge_sends_half_of_a_long_queue(orders: int, batches: list[int]) -> None:
-    ledger = Scripted()
+    ledger = Scripted(place_seconds=2)
     async with PlacingQueue(ledger, settings(), "create_buy_order", halves=True) as placing:
         items = [placement(100 + number) for number in range(orders)]
         assert all(isinstance(outcome, Placed) for outcome in await answers(placing.put(items, soon(5))))
@@ -179,6 +189,57 @@ async def test_an_item_s_own_definite_failure_after_a_lost_answer_proves_nothing
     assert len(ledger.batches) == 3
 
 
+@pytest.mark.parametrize(
+    "problem",
+    [InvalidRequest.of("deadline", "is wrong"), InternalError("a fault"), ClockSkewed("off"), PriceStale("old")],
+    ids=lambda error: error.code,
+)
+async def test_only_the_ledger_s_own_refusal_holds_for_an_order_whose_answer_was_lost(problem: DeskError) -> None:
+    def lose(_: Sequence[Outcome]) -> Sequence[Outcome]:
+        raise OutcomeUnknown("the answer was lost")
+
+    def refuse(_: Sequence[Outcome]) -> Sequence[Outcome]:
+        return [Refused(problem)]
+
+    ledger = Scripted(script=[lose, refuse])
+    async with queue(ledger) as placing:
+        [outcome] = await answers(placing.put([placement()], soon(5)))
+    assert isinstance(outcome, Replayed)
+    assert len(ledger.batches) == 3
+
+    refusal = Refused(problem, by_ledger=True)
+    ledger = Scripted(script=[OutcomeUnknown("lost"), lambda _: [refusal]])
+    async with queue(ledger) as placing:
+        assert await answers(placing.put([placement()], soon(5))) == [refusal]
+
+
+@pytest.mark.parametrize("away", [LedgerUnavailable("away"), WrongMode("another ledger")], ids=lambda error: error.code)
+@pytest.mark.parametrize("in_outcomes", [True, False])
+async def test_orders_do_not_wait_behind_one_that_is_sent_again_to_a_ledger_that_is_away(
+    away: DeskError, in_outcomes: bool
+) -> None:
+    gate = asyncio.Event()
+    told: Any = (lambda _: [Refused(away)]) if in_outcomes else away
+    ledger = Scripted(script=[OutcomeUnknown("lost"), told, gate])
+    async with queue(ledger) as placing:
+        [lost] = placing.put([placement(100)], soon(5))
+        await asyncio.sleep(0)
+        others = placing.put([placement(200), placement(300)], soon(5))
+        assert await answers(others) == [Refused(away)] * 2
+        assert not lost.answer.done()
+        gate.set()
+        assert not isinstance(await lost.answer, Refused)
+
+
+async def test_orders_wait_behind_one_that_is_sent_again_to_a_ledger_that_is_only_busy() -> None:
+    ledger = Scripted(script=[OutcomeUnknown("lost"), Overloaded("busy")])
+    async with queue(ledger) as placing:
+        first = placing.put([placement(100)], soon(5))
+        await asyncio.sleep(0)
+        second = placing.put([placement(200)], soon(5))
+        assert [type(outcome) for outcome in await answers(first + second)] == [Placed, Placed]
+
+
 async def test_when_time_is_up_a_lost_order_is_unknown_and_says_until_when() -> None:
     ledger = Scripted(script=[OutcomeUnknown("lost")] * 1000)
     item = placement()
@@ -219,6 +280,48 @@ async def test_an_order_taken_from_the_queue_too_late_is_never_sent() -> None:
         [outcome] = await answers(placing.put([placement()], soon(0)))
     assert problem(outcome).code == "overloaded"
     assert ledger.batches == []
+
+
+async def test_an_order_that_has_less_time_left_than_the_ledger_may_take_is_not_sent() -> None:
+    ledger = Scripted(place_seconds=0.5)
+    async with queue(ledger) as placing:
+        waiting = placing.put([placement(100)], soon(0.4)) + placing.put([placement(200)], soon(5))
+        late, placed = await answers(waiting)
+    assert problem(late).code == "overloaded"
+    assert isinstance(placed, Placed)
+    assert [len(batch) for batch in ledger.batches] == [1]
+
+
+async def test_an_order_that_waits_too_long_is_refused_while_it_waits_wherever_it_stands() -> None:
+    gate = asyncio.Event()
+    async with queue(Scripted(script=[gate], place_seconds=0.5)) as placing:
+        first = placing.put([placement(100)], soon(5))
+        await asyncio.sleep(0.01)
+        patient, hasty = placing.put([placement(200)], soon(5)), placing.put([placement(300)], soon(0.6))
+        assert problem((await answers(hasty))[0]).code == "overloaded"
+        assert placing.waiting == 1
+        gate.set()
+        assert [type(outcome) for outcome in await answers(first + patient)] == [Placed, Placed]
+
+
+async def test_batches_are_as_large_as_the_ledger_is_fast() -> None:
+    seconds_an_order = 0.004
+
+    class Slow(Scripted):
+        async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+            await asyncio.sleep(len(items) * seconds_an_order)
+            return await super().place(items, timeout_seconds)
+
+    ledger = Slow(place_seconds=0.04)
+    async with queue(ledger, batch_orders_max=40) as placing:
+        await answers(placing.put([placement(100 + number) for number in range(80)], soon(5)))
+        # The first takes 160 ms. In half of 40 ms are 5 orders; twice as many are tried now and then.
+        slow = [len(batch) for batch in ledger.batches]
+        seconds_an_order = 0
+        await answers(placing.put([placement(300 + number) for number in range(120)], soon(5)))
+    assert slow[0] == 40
+    assert all(1 <= size <= 10 for size in slow[1:])
+    assert max(len(batch) for batch in ledger.batches[len(slow) :]) == 40
 
 
 async def test_a_fault_of_our_own_leaves_the_outcome_unknown_and_the_queue_working(

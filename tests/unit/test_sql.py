@@ -11,11 +11,11 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from buydesk.backends.postgres import session_settings
+from buydesk.backends.sessions import session_settings
 from buydesk.orders import NUMBER_MAX
 from buydesk.sql import QUERIES, REVISION
 from buydesk.sql.rows import place_arguments
-from tests.ledgers import Databases, fill, placement, settings
+from tests.ledgers import ANY_TIME, Databases, fill, placement, settings
 
 TEXT = (files("buydesk.sql") / "queries.sql").read_text(encoding="utf-8")
 ORDERS = 30_000
@@ -137,7 +137,9 @@ async def test_placing_goes_by_index_whatever_the_session_s_settings(
         if not await connection.fetchval("SELECT last_number FROM exposure"):
             await fill(dsn, ORDERS)
         await connection.execute("BEGIN")  # and never committed
-        [row] = await connection.fetch(QUERIES["place_orders"], *place_arguments([placement(100, key) for key in keys]))
+        [row] = await connection.fetch(
+            QUERIES["place_batch"], *place_arguments([placement(100, key) for key in keys], ANY_TIME)
+        )
         assert set(row["outcomes"]) == kinds
         scans = {
             name: await connection.fetchval("SELECT pg_stat_get_xact_numscans($1::text::regclass)", name)

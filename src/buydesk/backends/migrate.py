@@ -16,6 +16,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
+from buydesk.backends.sessions import FAULTS, connect
 from buydesk.errors import CannotStart
 
 if TYPE_CHECKING:
@@ -26,15 +27,21 @@ _LOCK = int.from_bytes(b"buydesk", "big")
 _LOCK_SECONDS_MAX = 60.0
 _CONNECT_SECONDS_MAX = 10.0
 _WAIT_POLL_SECONDS = 0.02
-_NOT_THERE_YET = (OSError, asyncpg.CannotConnectNowError, asyncpg.InvalidCatalogNameError)
+# The last one: no host takes writes, and one may be about to.
+_NOT_THERE_YET = (
+    OSError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.TargetServerAttributeNotMatched,
+)
 
 
 async def migrate(database_url: str, *, livemode: bool, cap_satoshi: int, wait_seconds: float = 0) -> None:
     """Runs what is missing, once, whoever starts first: lock and migrations share one connection and transaction.
 
     `cap_satoshi` is the cap of a new database; an existing one keeps its own. A server or database that is not there
-    yet is waited for. Raises CannotStart when the database cannot be reached, belongs to the other mode or is of a
-    newer version than this program.
+    yet, or takes no writes yet, is waited for. Raises CannotStart when the database cannot be reached, belongs to the
+    other mode or is of a newer version than this program.
     """
     try:
         connection = await _connect(database_url, time.monotonic() + wait_seconds)
@@ -45,17 +52,14 @@ async def migrate(database_url: str, *, livemode: bool, cap_satoshi: int, wait_s
             await connection.close(timeout=_CONNECT_SECONDS_MAX)
     except CommandError as error:
         raise CannotStart(f"the database is of a newer version than this program ({error}): update buydesk") from error
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+    except FAULTS as error:
         raise CannotStart(f"cannot use the database ({_said(error)}): check DATABASE_URL and its server") from error
 
 
 async def _connect(database_url: str, give_up_at: float) -> Connection:
-    lock_timeout = f"{_LOCK_SECONDS_MAX:g}s"
     while True:
         try:
-            return await asyncpg.connect(
-                database_url, timeout=_CONNECT_SECONDS_MAX, server_settings={"lock_timeout": lock_timeout}
-            )
+            return await connect(database_url, _CONNECT_SECONDS_MAX, must_write=True)
         except _NOT_THERE_YET:
             if time.monotonic() >= give_up_at:
                 raise
@@ -63,6 +67,7 @@ async def _connect(database_url: str, give_up_at: float) -> Connection:
 
 
 async def _migrate(connection: Connection, livemode: bool, cap_satoshi: int) -> None:
+    await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS_MAX:g}s'")
     await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
     is_new = await connection.fetchval("SELECT to_regclass('alembic_version') IS NULL")
     revision = None if is_new else await connection.fetchval("SELECT version_num FROM alembic_version")
@@ -89,5 +94,7 @@ def _missing_since(revision: str | None) -> str:
 
 def _said(error: Exception) -> str:
     """What PostgreSQL or the network said, in one line. What the driver says of the URL might show the password."""
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return "no host of it takes writes"
     is_harmless = isinstance(error, (asyncpg.PostgresError, OSError)) and str(error)
     return str(error).splitlines()[0] if is_harmless else type(error).__name__

@@ -7,12 +7,12 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import asyncpg
 import msgspec
 
+from buydesk.backends.sessions import FAULTS, Session, Warned, open_session
 from buydesk.bounds import SLICE_ITEMS, Places, SharedCheck
 from buydesk.errors import (
     InternalError,
@@ -37,21 +37,18 @@ from buydesk.orders import (
 from buydesk.price_documents import record_from
 from buydesk.prices import PriceRecord
 from buydesk.settings import Settings
-from buydesk.sql import QUERIES, REVISION
+from buydesk.sql import REVISION
 from buydesk.sql.rows import order_of, outcome_of, place_arguments
-
-if TYPE_CHECKING:
-    Connection = asyncpg.Connection[asyncpg.Record]
+from buydesk.times import utc_now
 
 logger = logging.getLogger("buydesk.services.db_proxy")
 
 # SQLSTATE classes in which PostgreSQL says that no item can be placed now: read-only, not our tables or rights, out of
 # resources, I/O errors.
 _CANNOT_WORK = ("25", "42", "53", "58")
+# What a reader asks of a session, in how many seconds a statement.
+Ask = Callable[[Session, float], Awaitable[list[asyncpg.Record]]]
 _TOOK_TOO_LONG = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
-# Whatever may go wrong between this program and PostgreSQL; a ValueError is a DATABASE_URL that makes no sense.
-_FAULTS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, ValueError)
-_NEVER_PLANNED = ("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_hashjoin", "enable_mergejoin")
 
 
 class PostgresLedger:
@@ -64,11 +61,13 @@ class PostgresLedger:
         self._database_url = database_url
         self._settings = settings
         self._livemode = livemode
+        # Until PostgreSQL has ended the statement by itself, and said so.
+        self.place_seconds = min(settings.statement_seconds_max, settings.order_seconds_max / 4)
         # Orders have a connection of their own: readers must not hold them up.
-        self._placing: Connection | None = None
+        self._placing: Session | None = None
         self._turn = asyncio.Lock()
-        self._reading: set[Connection] = set()  # all that read, the idle ones among them
-        self._idle: list[Connection] = []
+        self._reading: set[Session] = set()  # all that read, the idle ones among them
+        self._idle: list[Session] = []
         self._is_closed = False
         # As many places as connections: no kind of read waits behind another, and checks wait for nobody.
         readers = settings.database_connections_max - 2
@@ -84,13 +83,13 @@ class PostgresLedger:
         give_up_at = time.monotonic() + timeout_seconds
         seconds = min(timeout_seconds, self._settings.connect_seconds_max)
         async with self._placing_turn(seconds):
-            if self._placing is None or self._placing.is_closed():
+            if self._placing is None or self._placing.is_closed:
                 self._placing = await self._connect(seconds)
             try:
                 return await self._settle(self._placing, items, give_up_at)
             except BaseException as error:
                 # Cancelled, cut, confused or led to a server that can only be read: the next call starts afresh.
-                self._placing.terminate()
+                self._placing.end()
                 if isinstance(error, OutcomeUnknown):
                     self._drop_idle()
                 raise
@@ -111,15 +110,14 @@ class PostgresLedger:
         finally:
             self._turn.release()
 
-    async def _settle(self, connection: Connection, items: Sequence[Placement], give_up_at: float) -> Sequence[Outcome]:
+    async def _settle(self, session: Session, items: Sequence[Placement], give_up_at: float) -> Sequence[Outcome]:
         """One outcome each. A batch that was rolled back because of something in it is settled in halves, and these
         in halves again, so that what is wrong hurts only its own item. Raises only when it stored nothing for certain,
         or OutcomeUnknown."""
-        timeout_seconds = give_up_at - time.monotonic()
-        if timeout_seconds <= 0:
+        if give_up_at <= time.monotonic():
             raise Overloaded("The database took too long.", retry_after_seconds=1)
         try:
-            return await self._place(connection, items, timeout_seconds)
+            return await self._place(session, items, give_up_at)
         except asyncpg.PostgresError as error:
             _raise_unless_of_an_item(error)
             if len(items) == 1:
@@ -129,36 +127,42 @@ class PostgresLedger:
         middle = len(items) // 2
         for half in (items[:middle], items[middle:]):
             try:
-                outcomes += await self._settle(connection, half, give_up_at)
+                outcomes += await self._settle(session, half, give_up_at)
             except (LedgerUnavailable, Overloaded) as error:
                 outcomes += [Refused(error)] * len(half)  # the other half may well be stored
         return outcomes
 
-    async def _place(
-        self, connection: Connection, items: Sequence[Placement], timeout_seconds: float
-    ) -> Sequence[Outcome]:
+    async def _place(self, session: Session, items: Sequence[Placement], give_up_at: float) -> Sequence[Outcome]:
         """One call of the function, in a transaction of its own; raises asyncpg.PostgresError or OutcomeUnknown."""
+        arguments = place_arguments(items, self._window())
         try:
-            [row] = await connection.fetch(QUERIES["place_orders"], *place_arguments(items), timeout=timeout_seconds)
+            [row] = await session.fetch("place_batch", *arguments, seconds=give_up_at - time.monotonic())
         except asyncpg.PostgresError:
             raise
         except Exception as error:
-            # A time-out, a lost connection or a driver that lost its footing: the function may have run to its end.
+            # A time-out, a lost connection, a warning or a driver that lost its footing: the function may have run to
+            # its end.
             raise _unknown(error) from error
         results = list(zip(items, row["outcomes"], row["numbers"], row["used_then"], strict=True))
-        stored = await self._repeated(connection, [number for _, kind, number, _ in results if kind == "repeat"])
+        try:
+            stored = await self._repeated(session, [number for _, kind, number, _ in results if kind == "repeat"])
+            if row["has_standbys"] and "placed" not in row["outcomes"]:
+                # Nothing was written and no standby waited for: what was found, or not, may be of this server only.
+                await session.reach_durable_point(seconds=give_up_at - time.monotonic())
+        except Exception as error:
+            raise _unknown(error) from error  # whatever goes wrong here, the batch is committed already
         return [outcome_of(item, kind, number, used, row, stored) for item, kind, number, used in results]
 
-    async def _repeated(self, connection: Connection, numbers: Sequence[int]) -> dict[int, Order]:
-        """The stored orders that a batch repeats. Whatever goes wrong here, the batch is committed already."""
+    def _window(self) -> tuple[float, float]:
+        """The Unix times between which the ledger's clock has to be while a statement sent now runs."""
+        now, skew_seconds = utc_now().timestamp(), self._settings.clock_skew_seconds_max
+        return now - skew_seconds, now + skew_seconds + self._settings.statement_seconds_max
+
+    async def _repeated(self, session: Session, numbers: Sequence[int]) -> dict[int, Order]:
+        """The stored orders that a batch repeats."""
         if not numbers:
             return {}
-        try:
-            rows = await connection.fetch(
-                QUERIES["orders_by_number"], numbers, timeout=self._settings.remote_seconds_max
-            )
-        except Exception as error:
-            raise _unknown(error) from error
+        rows = await session.fetch("orders_by_number", numbers, seconds=self._settings.remote_seconds_max)
         return {row["number"]: order_of(row) for row in rows}
 
     async def page(self, anchor: Anchor, page_size: int) -> Page:
@@ -178,16 +182,30 @@ class PostgresLedger:
 
     async def order(self, order_id: uuid.UUID) -> Order:
         """See OrderLedger."""
-        rows = await self._read("order_by_id", order_id)
-        if not rows:
-            raise OrderNotFound(f"No order has the id {order_id}.")
-        return order_of(rows[0])
+        return await self._look_up(f"No order has the id {order_id}.", "order_by_id", order_id)
 
     async def order_by_key(self, client: str, client_order_id: str) -> Order:
         """See OrderLedger."""
-        rows = await self._read("order_by_key", client, client_order_id)
-        if not rows:
-            raise OrderNotFound("No order has this client_order_id.")
+        told = "No order has this client_order_id."
+        return await self._look_up(told, "order_by_key", client, client_order_id)
+
+    async def _look_up(self, not_found: str, query: str, *arguments: object) -> Order:
+        """The order that a query finds; raises OrderNotFound only after waiting for what is being stored. Either way
+        the standbys have all that was seen."""
+
+        async def find(session: Session, seconds: float) -> list[asyncpg.Record]:
+            rows = await session.fetch(query, *arguments, seconds=seconds)
+            if rows and rows[0]["number"] is None:
+                await session.fetch("all_placed", seconds=seconds)
+                rows = await session.fetch(query, *arguments, seconds=seconds)
+            if rows and rows[0]["has_standbys"]:
+                await session.reach_durable_point(seconds=seconds)
+            return rows
+
+        async with self._short_reads:
+            rows = await self._ask(find)
+        if not rows or rows[0]["number"] is None:
+            raise OrderNotFound(not_found)
         return order_of(rows[0])
 
     async def exposure(self) -> Exposure:
@@ -208,116 +226,104 @@ class PostgresLedger:
 
     async def _check(self) -> None:
         """The check itself; a newer database than this program is fine, so that both can be upgraded one by one."""
-        rows = await self._fetch("revision")
+
+        async def ask(session: Session, seconds: float) -> list[asyncpg.Record]:
+            rows = await session.fetch("revision", seconds=seconds)
+            if rows and rows[0]["has_standbys"] and not rows[0]["is_read_only"]:
+                await session.reach_durable_point(seconds=seconds)
+            return rows
+
+        rows = await self._ask(ask)
         revision = rows[0]["version_num"] if rows else "none"
         if not rows or revision < REVISION:
             told = f"The database is at revision {revision}, not {REVISION}: run `buydesk migrate`."
             raise LedgerUnavailable(told, retry_after_seconds=5)
         if rows[0]["is_read_only"]:
+            self._drop_idle()  # a session may be read-only for as long as it lives, and the database not
             raise LedgerUnavailable("The database is read-only now.", retry_after_seconds=1)
 
     async def close(self) -> None:
-        """Closes all connections; what is under way is cut off."""
+        """Closes all sessions; what is under way is cut off."""
         self._is_closed = True
         if self._placing is not None:
-            self._placing.terminate()
-        for connection in self._reading:
-            connection.terminate()
+            self._placing.end()
+        for session in self._reading:
+            session.end()
 
     async def _read(self, query: str, *arguments: object, places: Places | None = None) -> list[asyncpg.Record]:
         """The rows of a named query for a reader, who waits for a turn; raises Overloaded, LedgerUnavailable."""
-        async with places or self._short_reads:
-            return await self._fetch(query, *arguments)
 
-    async def _fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
-        """The rows of a named query; asked once more when a kept connection turns out to be dead."""
+        async def ask(session: Session, seconds: float) -> list[asyncpg.Record]:
+            return await session.fetch(query, *arguments, seconds=seconds)
+
+        async with places or self._short_reads:
+            return await self._ask(ask)
+
+    async def _ask(self, ask: Ask) -> list[asyncpg.Record]:
+        """What a session is asked for; once more when a kept one turns out to be dead. Raises LedgerUnavailable."""
         try:
             try:
-                return await self._fetch_once(query, arguments)
+                return await self._ask_once(ask)
             except asyncpg.PostgresError as error:
                 if _is_definite(error):
                     raise
-                return await self._fetch_once(query, arguments)
-        except _FAULTS as error:
+                return await self._ask_once(ask)
+        except (*FAULTS, Warned) as error:
             raise _unavailable(error) from error
 
-    async def _fetch_once(self, query: str, arguments: Sequence[object]) -> list[asyncpg.Record]:
-        connection = await self._reader()
+    async def _ask_once(self, ask: Ask) -> list[asyncpg.Record]:
+        session = await self._reader()
         try:
-            rows: list[asyncpg.Record] = await connection.fetch(
-                QUERIES[query], *arguments, timeout=self._settings.remote_seconds_max
-            )
+            rows = await ask(session, self._settings.remote_seconds_max)
         except BaseException as error:  # as above
-            self._reading.discard(connection)
-            connection.terminate()
+            self._reading.discard(session)
+            session.end()
             if not isinstance(error, asyncpg.PostgresError) or not _is_definite(error):
                 self._drop_idle()
             raise
-        self._idle.append(connection)
+        self._idle.append(session)
         return rows
 
-    async def _reader(self) -> Connection:
+    async def _reader(self) -> Session:
         while self._idle:
-            connection = self._idle.pop()
-            if not connection.is_closed():
-                return connection
-            self._reading.discard(connection)
-        connection = await self._connect(self._settings.connect_seconds_max)
-        self._reading.add(connection)
-        return connection
+            session = self._idle.pop()
+            if not session.is_closed:
+                return session
+            self._reading.discard(session)
+        session = await self._connect(self._settings.connect_seconds_max)
+        self._reading.add(session)
+        return session
 
     def _drop_idle(self) -> None:
-        """Where one connection fell silent, those that idle beside it are likely to be as dead."""
+        """Where one session fell silent, those that idle beside it are likely to be as dead."""
         self._reading.difference_update(self._idle)
         while self._idle:
-            self._idle.pop().terminate()
+            self._idle.pop().end()
 
-    async def _connect(self, timeout_seconds: float) -> Connection:
-        """A new connection; raises LedgerUnavailable, WrongMode."""
+    async def _connect(self, timeout_seconds: float) -> Session:
+        """A new session; raises LedgerUnavailable, WrongMode."""
         try:
-            connection: Connection = await asyncpg.connect(
-                self._database_url, timeout=timeout_seconds, server_settings=session_settings(self._settings)
-            )
+            session = await open_session(self._database_url, self._settings, timeout_seconds)
             try:
-                await self._require_mode(connection)
+                await self._require_mode(session)
                 if self._is_closed:  # meanwhile or before
                     raise LedgerUnavailable("The ledger is closed.", retry_after_seconds=1)
             except BaseException:
-                connection.terminate()
+                session.end()
                 raise
-        except _FAULTS as error:
+        except FAULTS as error:
             raise _unavailable(error) from error
-        return connection
+        return session
 
-    async def _require_mode(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
-        """Asked of every new connection: the other mode's database must not even be read."""
-        livemode = await connection.fetchval(QUERIES["livemode"], timeout=self._settings.connect_seconds_max)
-        if livemode is None:
+    async def _require_mode(self, session: Session) -> None:
+        """Asked of every new session: the other mode's database must not even be read."""
+        rows = await session.fetch("livemode", seconds=self._settings.connect_seconds_max)
+        if not rows:
             raise LedgerUnavailable("The database has no exposure row: run `buydesk migrate`.", retry_after_seconds=1)
-        if livemode != self._livemode:
-            has = "live" if livemode else "sandbox"
+        if rows[0]["livemode"] != self._livemode:
+            has = "live" if rows[0]["livemode"] else "sandbox"
             told = f"This database holds {has} orders: start with PRICE_FEED={has}, or use another one."
             raise WrongMode(told, retry_after_seconds=5)
-
-
-def session_settings(settings: Settings) -> dict[str, str]:
-    """What every connection of the ledger tells PostgreSQL about itself."""
-    return {
-        "application_name": "buydesk",
-        "default_transaction_isolation": "read committed",
-        "synchronous_commit": "on",
-        "statement_timeout": _milliseconds(settings.statement_seconds_max),
-        "lock_timeout": _milliseconds(settings.lock_seconds_max),
-        "timezone": "UTC",
-        # Every query of ours goes by an index and reads it in order. The planner must not think otherwise of tables
-        # that it has no statistics of, or old ones.
-        **dict.fromkeys(_NEVER_PLANNED, "off"),
-        "jit": "off",
-    }
-
-
-def _milliseconds(seconds: float) -> str:
-    return str(max(1, int(seconds * 1000)))  # 0 would mean for ever
 
 
 def _is_definite(error: asyncpg.PostgresError) -> bool:
@@ -345,8 +351,13 @@ def _unavailable(error: Exception) -> LedgerUnavailable:
         detail = "The database has not the tables that this program needs: run `buydesk migrate`."
     else:
         detail = f"PostgreSQL cannot be used ({type(error).__name__})."
-    return LedgerUnavailable(detail, retry_after_seconds=1)
+    return LedgerUnavailable(detail, retry_after_seconds=1, server_said=_said(error))
 
 
 def _unknown(error: Exception) -> OutcomeUnknown:
-    return OutcomeUnknown(f"PostgreSQL gave no answer ({type(error).__name__}).")
+    return OutcomeUnknown(f"PostgreSQL gave no answer ({type(error).__name__}).", server_said=_said(error))
+
+
+def _said(error: Exception) -> str:
+    """The server's own words, without the values that it puts into its detail."""
+    return str(error.args[0]) if isinstance(error, (asyncpg.PostgresError, Warned)) else ""

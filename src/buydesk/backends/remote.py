@@ -19,17 +19,20 @@ from buydesk.errors import (
     DeskError,
     HealthUnavailable,
     InternalError,
+    InvalidRequest,
     LedgerUnavailable,
     MethodNotAllowed,
     NotFound,
     OutcomeUnknown,
+    PayloadTooLarge,
     PriceBoardUnavailable,
     Unauthorized,
+    UnsupportedMediaType,
     rebuild,
 )
 from buydesk.health import KeptReport, Level, Report, kept_from
 from buydesk.money import parse_btc
-from buydesk.orders import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, Placement
+from buydesk.orders import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, Placement, Refused
 from buydesk.price_documents import feed_state_document, feed_state_from, point_from, record_document, record_from
 from buydesk.prices import FeedState, PricePoint, PriceRecord
 from buydesk.settings import Settings
@@ -103,9 +106,12 @@ class RemoteService:
             retry_after = response.headers.get("Retry-After", "")
             error = rebuild(document, int(retry_after) if retry_after.isdecimal() else None)
             if isinstance(error, _MISUNDERSTOOD):
-                told = f"{self._service} answered {error.code}: {error.detail}"
-                raise self._unavailable(told, retry_after_seconds=1)
+                raise self._misunderstood(error)
             raise error
+
+    def _misunderstood(self, error: DeskError) -> DeskError:
+        told = f"{self._service} answered {error.code}: {error.detail}"
+        return self._unavailable(told, retry_after_seconds=1)
 
     async def read(self, shape: Callable[[Any], T], path: str, **query: str | int) -> T:
         """What `shape` makes of the answer to a GET; raises Overloaded when too many reads wait for a connection."""
@@ -158,19 +164,37 @@ class RemoteLedger(RemoteService):
 
     def __init__(self, url: str, settings: Settings) -> None:
         super().__init__("db_proxy", url, settings, LedgerUnavailable)
+        # Twice what db_proxy's database needs: db_proxy keeps a share for itself, and may have a batch before ours.
+        self.place_seconds = 2 * min(settings.statement_seconds_max, settings.order_seconds_max / 4)
 
     async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
         """See OrderLedger. Only a connection that was never made, or an error that says so, proves that nothing was
         stored."""
         try:
-            answers = await self.call("POST", "/add/", body=placement_documents(items), timeout_seconds=timeout_seconds)
-            return [outcome_from(answer, item) for answer, item in zip(answers, items, strict=True)]
+            answers = await self.call(
+                "POST",
+                "/add/",
+                body=placement_documents(items),
+                timeout_seconds=timeout_seconds,
+                # db_proxy, which has a clock of its own, is told how long, not until when.
+                answer_within_ms=int(timeout_seconds * 1000),
+            )
+            outcomes = [outcome_from(answer, item) for answer, item in zip(answers, items, strict=True)]
+            return [self._understood(outcome) for outcome in outcomes]
+        except (InvalidRequest, PayloadTooLarge, UnsupportedMediaType) as error:
+            raise self._misunderstood(error) from error
         except _NEVER_SENT as error:
             raise self._no_answer(error) from error
         except InternalError as error:
             raise OutcomeUnknown(f"{self._service}: {error.detail}") from error
         except (aiohttp.ClientError, TimeoutError, *_OTHER_SHAPE) as error:
             raise OutcomeUnknown(self._without_answer(error)) from error
+
+    def _understood(self, outcome: Outcome) -> Outcome:
+        """The outcome; what db_proxy finds wrong with an item is the desk's fault, not its client's."""
+        if isinstance(outcome, Refused) and isinstance(outcome.problem, InvalidRequest):
+            return Refused(self._misunderstood(outcome.problem))
+        return outcome
 
     async def page(self, anchor: Anchor, page_size: int) -> Page:
         """See OrderLedger."""

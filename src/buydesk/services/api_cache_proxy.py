@@ -1,8 +1,7 @@
 """api_cache_proxy: the price, for the other services and for clients; the only service that uses the price board."""
 
-import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -56,19 +55,20 @@ from buydesk.web import (
     Request,
     Service,
     answer,
+    number_parameter,
     problems,
     require_json,
     require_token,
     require_utf8,
     service_app,
     single_parameters,
+    whole_number,
 )
 
 HISTORY_MINUTES = 60
 HISTORY_POINTS = 240
 RECORD_BYTES_MAX = 256 * 1024
 STATE_BYTES_MAX = 64 * 1024
-_WHOLE_NUMBER = re.compile(r"[0-9]{1,4}", re.ASCII)
 # Nothing on the way may keep a price for longer than it is valid; browsers may read it from any page, as CoinDesk's.
 _PRICE_HEADERS = {"Cache-Control": "no-store", "Access-Control-Allow-Origin": "*"}
 
@@ -102,8 +102,8 @@ def create_app(
 
     async def history(request: Request) -> Response:
         asked = single_parameters(request, ("minutes", "points"))
-        minutes = _whole_number(asked, "minutes", HISTORY_MINUTES_MAX) or HISTORY_MINUTES
-        points = _whole_number(asked, "points", HISTORY_POINTS_MAX) or HISTORY_POINTS
+        minutes = whole_number(asked, "minutes", HISTORY_MINUTES_MAX) or HISTORY_MINUTES
+        points = whole_number(asked, "points", HISTORY_POINTS_MAX) or HISTORY_POINTS
         found = await board.history(minutes, points)
         return FastJSON({"data": await in_slices(point_document, found)}, headers=_PRICE_HEADERS)
 
@@ -114,7 +114,7 @@ def create_app(
     async def add(request: Request) -> Response:
         require_token(request, token)
         require_json(request)
-        ttl_seconds = _whole_number(single_parameters(request, ("ttl",)), "ttl", PRICE_TTL_SECONDS_MAX)
+        ttl_seconds = whole_number(single_parameters(request, ("ttl",)), "ttl", PRICE_TTL_SECONDS_MAX)
         new = parse_record(await request.body(RECORD_BYTES_MAX), settings, now())
         if ttl_seconds is not None:
             new = new.shortened(timedelta(seconds=ttl_seconds), now())
@@ -175,21 +175,6 @@ def _parsed(body: bytes, reader: Callable[[object], _Read]) -> _Read:
         raise InvalidRequest.of(error.member, error.reason) from error
     except (ValueError, RecursionError) as error:
         raise InvalidRequest.of("body", "must be JSON") from error
-
-
-def _whole_number(parameters: Mapping[str, str], name: str, maximum: int) -> int | None:
-    text = parameters.get(name)
-    if text is None:
-        return None
-    if not _WHOLE_NUMBER.fullmatch(text) or not 1 <= int(text) <= maximum:
-        raise InvalidRequest.of(name, f"must be a whole number from 1 to {maximum}")
-    return int(text)
-
-
-def _parameter(name: str, description: str, maximum: int, default: int | None = None) -> dict[str, object]:
-    """An OpenAPI query parameter that is a whole number from 1 to its maximum."""
-    schema = {"type": "integer", "minimum": 1, "maximum": maximum} | ({"default": default} if default else {})
-    return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
 _AT = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
@@ -275,8 +260,10 @@ _HISTORY_OPERATION = {
     "`points`: the last one of each span of `minutes` / `points`. Spans begin at multiples of their length: the points "
     "of a chart stay where they are from one look to the next.",
     "parameters": [
-        _parameter("minutes", "Those observed within the last so many minutes.", HISTORY_MINUTES_MAX, HISTORY_MINUTES),
-        _parameter("points", "So many at the most.", HISTORY_POINTS_MAX, HISTORY_POINTS),
+        number_parameter(
+            "minutes", "Those observed within the last so many minutes.", HISTORY_MINUTES_MAX, HISTORY_MINUTES
+        ),
+        number_parameter("points", "So many at the most.", HISTORY_POINTS_MAX, HISTORY_POINTS),
     ],
     "responses": answer("The prices", {"data": [point_document(_EXAMPLE.point())]})
     | problems(InvalidRequest, PriceBoardUnavailable),
@@ -305,7 +292,7 @@ _ADD_OPERATION = {
     "never makes it valid for longer.",
     "security": INTERNAL,
     "parameters": [
-        _parameter(
+        number_parameter(
             "ttl",
             "Seconds from now after which the record is not valid any more. Only ever shortens.",
             PRICE_TTL_SECONDS_MAX,

@@ -16,6 +16,8 @@ from prometheus_client.registry import Collector
 
 from buydesk import web
 from buydesk.errors import (
+    ClockSkewed,
+    DeskError,
     ExposureCapExceeded,
     InvalidRequest,
     LedgerUnavailable,
@@ -47,7 +49,7 @@ from buydesk.orders import (
 from buydesk.paging import PageReader
 from buydesk.placing import PlacingQueue
 from buydesk.price_documents import record_document
-from buydesk.prices import NotARecord, PriceRecord
+from buydesk.prices import RETRY_AFTER_SECONDS, NotARecord, PriceRecord
 from buydesk.proof import require_proven
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
@@ -120,10 +122,13 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
         """Settles one item or a list of items: one result each, in the same order."""
         web.require_token(request, token)
         web.require_json(request)
-        web.single_parameters(request, ())
+        asked = web.single_parameters(request, ("answer_within_ms",))
+        most_ms = int(settings.order_seconds_max * 1000)  # so long a client waits, and no sender longer
+        sender_waits_ms = web.whole_number(asked, "answer_within_ms", most_ms) or most_ms
+        give_up_at = time.monotonic() + sender_waits_ms / 1000 * SENDER_WAITS_SHARE
         document = await _document(request)
         items = document if isinstance(document, list) else [document]
-        answers = [outcome_document(outcome) for outcome in await _settle(queue, items, settings)]
+        answers = [outcome_document(outcome) for outcome in await _settle(queue, items, give_up_at, settings)]
         return web.FastJSON(answers if isinstance(document, list) else answers[0])
 
     app.add_direct_route("/add/", "POST", add, _ADD_OPERATION)
@@ -147,36 +152,52 @@ async def _document(request: web.Request) -> object:
     return document
 
 
-async def _settle(queue: PlacingQueue, documents: Sequence[object], settings: Settings) -> list[Outcome]:
+async def _settle(
+    queue: PlacingQueue, documents: Sequence[object], give_up_at: float, settings: Settings
+) -> list[Outcome]:
     """One outcome for each document; what is no placement is refused before the others go to the ledger together."""
     records: dict[uuid.UUID, PriceRecord] = {}
+    # Found so by this service's clock and settings, which prove nothing of an item that was sent before.
+    unproven: set[object] = set()
     read: list[Placement | Refused] = []
     now = utc_now()
     for document in documents:
         try:
-            read.append(_plausible(placement_from(document, records), settings, now))
-        except InvalidRequest as error:
+            placement = placement_from(document, records)
+            _require_plausible_deadline(placement, settings, now)
+            if why := _unproven(placement.price, settings, now):
+                # A repeat is answered all the same.
+                unproven.add(why)
+                placement = msgspec.structs.replace(placement, price=why)
+            read.append(placement)
+        except (InvalidRequest, ClockSkewed) as error:
             read.append(Refused(error))
-    # Answers before the sender, which waits for order_seconds_max, has given up.
-    give_up_at = time.monotonic() + settings.order_seconds_max * SENDER_WAITS_SHARE
     waiting = queue.put([each for each in read if isinstance(each, Placement)], give_up_at)
     outcomes = iter([await each.answer for each in waiting])
-    return [each if isinstance(each, Refused) else next(outcomes) for each in read]
+    settled = [each if isinstance(each, Refused) else next(outcomes) for each in read]
+    return [
+        Refused(each.problem) if isinstance(each, Refused) and each.problem in unproven else each for each in settled
+    ]
 
 
-def _plausible(placement: Placement, settings: Settings, now: datetime) -> Placement:
-    """The placement; a price that this desk would never have published becomes its price problem, so that a repeat is
-    answered all the same. Raises InvalidRequest for a deadline that no edge of this desk would have given."""
+def _require_plausible_deadline(placement: Placement, settings: Settings, now: datetime) -> None:
+    """Raises ClockSkewed for a deadline that no edge of this desk gives whose clock agrees with ours."""
     seconds_max = settings.order_seconds_max + 2 * settings.clock_skew_seconds_max
     if placement.deadline > now + timedelta(seconds=seconds_max):
-        raise InvalidRequest.of("deadline", f"must be at most {seconds_max:g} s from now")
-    if isinstance(placement.price, PriceRecord):
+        ahead = (placement.deadline - now).total_seconds() - settings.order_seconds_max
+        told = f"The clocks differ: by db_proxy's clock this order comes from {ahead:.0f} s ahead, or less."
+        raise ClockSkewed(told, retry_after_seconds=RETRY_AFTER_SECONDS)
+
+
+def _unproven(price: PriceRecord | DeskError, settings: Settings, now: datetime) -> PriceUnavailable | None:
+    """The problem with a price that this desk would never have published."""
+    if isinstance(price, PriceRecord):
         try:
-            require_proven(placement.price, settings, now)
+            require_proven(price, settings, now)
         except NotARecord as error:
-            problem = PriceUnavailable(f"The ledger does not take this price record: {error}.", retry_after_seconds=5)
-            return msgspec.structs.replace(placement, price=problem)
-    return placement
+            told = f"The ledger does not take this price record: {error}."
+            return PriceUnavailable(told, retry_after_seconds=RETRY_AFTER_SECONDS)
+    return None
 
 
 def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:

@@ -33,18 +33,26 @@ FROM orders
 WHERE number = ANY ($1::bigint[])
 
 -- name: order_by_id
--- The order with this id.
-SELECT number, id, created_at, client, client_order_id, currency, amount_cents, rate_e8, satoshi, price_id,
-       price_as_of, (SELECT livemode FROM exposure) AS livemode, representation
-FROM orders
-WHERE id = $1::uuid
+-- The order with this id, or a row of nulls; and whether what is committed waits for standbys.
+SELECT o.number, o.id, o.created_at, o.client, o.client_order_id, o.currency, o.amount_cents, o.rate_e8, o.satoshi,
+       o.price_id, o.price_as_of, e.livemode, o.representation,
+       current_setting('synchronous_standby_names') <> '' AS has_standbys
+FROM exposure e LEFT JOIN orders o ON o.id = $1::uuid
 
 -- name: order_by_key
--- The order that holds a client's key.
-SELECT number, id, created_at, client, client_order_id, currency, amount_cents, rate_e8, satoshi, price_id,
-       price_as_of, (SELECT livemode FROM exposure) AS livemode, representation
-FROM orders
-WHERE client = $1::text AND client_order_id = $2::text
+-- The order that holds a client's key, or a row of nulls; and whether what is committed waits for standbys.
+SELECT o.number, o.id, o.created_at, o.client, o.client_order_id, o.currency, o.amount_cents, o.rate_e8, o.satoshi,
+       o.price_id, o.price_as_of, e.livemode, o.representation,
+       current_setting('synchronous_standby_names') <> '' AS has_standbys
+FROM exposure e LEFT JOIN orders o ON o.client = $1::text AND o.client_order_id = $2::text
+
+-- name: all_placed
+-- Nothing, once the batches that are being stored now are committed or rolled back. See place_batch.
+SELECT pg_advisory_xact_lock_shared(31644362927074919)
+
+-- name: durable_point
+-- Nothing, once all that is committed so far is where this server promises to have it.
+SELECT pg_logical_emit_message(true, 'buydesk', '')
 
 -- name: exposure
 -- The cap, what is used of it, how many orders there are, and whether they are real.
@@ -54,13 +62,15 @@ SELECT cap_satoshi, used_satoshi, last_number, livemode FROM exposure
 -- The document of a price record.
 SELECT document FROM price_records WHERE id = $1::uuid
 
--- name: place_orders
--- Places a batch; the function explains itself in its migration. Some arrays come as text; deadlines are Unix times.
-SELECT outcomes, numbers, used_then, moment, cap, is_live
-FROM place_orders(
+-- name: place_batch
+-- Places a batch; the function explains itself in its migration. Some arrays come as text; times are Unix times.
+SELECT outcomes, numbers, used_then, moment, cap, is_live,
+       current_setting('synchronous_standby_names') <> '' AS has_standbys
+FROM place_batch(
     $1::text::uuid[], $2, $3, $4::text::text[], $5::text::bigint[], $6::text::bigint[], $7::text::bigint[],
     ARRAY(SELECT to_timestamp(deadline) FROM unnest($8::text::float8[]) AS deadline),
-    $9::text::int[], $10::text::int[], $11::text::int[], $12, $13, $14, $15, $16
+    $9::text::int[], $10::text::int[], $11::text::int[], $12, $13, $14, $15, $16,
+    to_timestamp($17::float8), to_timestamp($18::float8)
 )
 
 -- name: livemode
@@ -68,5 +78,11 @@ FROM place_orders(
 SELECT livemode FROM exposure
 
 -- name: revision
--- How far the database is migrated, and whether it can be written to: a standby cannot.
-SELECT version_num, current_setting('transaction_read_only')::boolean AS is_read_only FROM alembic_version
+-- The database's revision, whether it can only be read, as a standby, and whether what is committed waits for standbys.
+SELECT version_num, current_setting('transaction_read_only')::boolean AS is_read_only,
+       current_setting('synchronous_standby_names') <> '' AS has_standbys
+FROM alembic_version
+
+-- name: session
+-- Sets each of the settings named $1 to the value beside it in $2.
+SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS s (name, value)

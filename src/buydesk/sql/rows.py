@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from buydesk.errors import DeskError, ExposureCapExceeded, IdempotencyKeyReused, Overloaded
+from buydesk.errors import ClockSkewed, DeskError, ExposureCapExceeded, IdempotencyKeyReused
 from buydesk.money import CURRENCIES, format_btc
 from buydesk.orders import (
     REPRESENTATION,
@@ -26,11 +26,15 @@ from buydesk.orders import (
 )
 from buydesk.price_documents import record_document
 from buydesk.prices import PriceRecord, stale
+from buydesk.times import format_time
 
 
-def place_arguments(items: Sequence[Placement]) -> tuple[Any, ...]:
-    """The arguments of place_orders, one list a column, as text where text is safe. A slot is the place, from 1, of the
-    first of equal things."""
+def place_arguments(items: Sequence[Placement], window: tuple[float, float]) -> tuple[Any, ...]:
+    """The arguments of place_batch, one list a column, as text where text is safe. A slot is the place, from 1, of the
+    first of equal things.
+
+    `window` are the Unix times, by our clock, between which the ledger's clock has to be.
+    """
     id_slots: dict[uuid.UUID, int] = {}
     key_slots: dict[tuple[str, str], int] = {}
     # By the end of its validity too: a copy of a record that was shortened later must not live as long as the first.
@@ -63,7 +67,8 @@ def place_arguments(items: Sequence[Placement]) -> tuple[Any, ...]:
     prices = [(record.id, record.as_of, record.expires_at, _document_text(record)) for _, record in records.values()]
     price_columns = zip(*prices, strict=True) if prices else ((),) * 4
     ids, clients, keys, *rest = map(list, zip(*rows, strict=True))
-    return _array_text(ids), clients, keys, *map(_array_text, rest), *map(list, price_columns), REPRESENTATION
+    columns = _array_text(ids), clients, keys, *map(_array_text, rest), *map(list, price_columns)
+    return *columns, REPRESENTATION, *window
 
 
 # Batch after batch is priced with the same record.
@@ -102,7 +107,7 @@ def order_of(row: asyncpg.Record) -> Order:
 def outcome_of(  # noqa: PLR0917
     item: Placement, kind: str, number: int | None, used: int | None, row: asyncpg.Record, stored: dict[int, Order]
 ) -> Outcome:
-    """What place_orders said of one item; `stored` are the orders that the batch repeats, by number."""
+    """What place_batch said of one item; `stored` are the orders that the batch repeats, by number."""
     new = item.order
     match kind, item.price:
         case "placed", PriceRecord() as record:
@@ -113,13 +118,19 @@ def outcome_of(  # noqa: PLR0917
             order = stored[number]
             if is_repeat(new, order):
                 return Replayed(order)
-            return Refused(IdempotencyKeyReused("The key belongs to an order with another currency or amount."))
+            told = "The key belongs to an order with another currency or amount."
+            return Refused(IdempotencyKeyReused(told), by_ledger=True)
         case "expired", PriceRecord() as record:
-            return Refused(stale(record.as_of, record.expires_at))
+            return Refused(stale(record.as_of, record.expires_at), by_ledger=True)
         case "over_cap", _:
             exposure = Exposure(row["cap"], used or 0, 0)
             room = format_btc(exposure.cap_satoshi - exposure.used_satoshi)
-            return Refused(ExposureCapExceeded(f"Only {room} BTC can still be sold.", **exposure.facts()))
+            return Refused(
+                ExposureCapExceeded(f"Only {room} BTC can still be sold.", **exposure.facts()), by_ledger=True
+            )
         case "unpriced", DeskError() as error:
-            return Refused(error)
-    return Refused(Overloaded("The order came to the ledger after its deadline.", retry_after_seconds=1))
+            return Refused(error, by_ledger=True)
+    # After its deadline nobody waits for an order, unless clocks differ. It proves nothing of an earlier sending: that
+    # one may have come while the clocks agreed, or come when they do again.
+    told = f"The clocks differ: at the ledger it is {format_time(row['moment'])}, and not when this order was sent."
+    return Refused(ClockSkewed(told, retry_after_seconds=5))
