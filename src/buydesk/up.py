@@ -218,6 +218,7 @@ async def _start_separately(settings: Settings, stack: contextlib.AsyncExitStack
             [*COMMAND, "serve", service],
             env=environment(settings, service) | pipe.env,
             is_ready=partial(answers, session, settings.own_url(service) + "/livez"),
+            replace_hung=True,
             pass_fds=[pipe.fd],
         )
         await _keep_running(child, partial(child.stop, grace_seconds), stack)

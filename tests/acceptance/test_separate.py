@@ -136,6 +136,22 @@ async def test_killed_it_comes_back_and_no_accepted_order_is_lost(desk: Running,
     assert f"{service} ended (signal SIGKILL)" in desk.printed
 
 
+@pytest.mark.parametrize("service", ["create_buy_order", "redis"])
+async def test_what_hangs_is_replaced(desk: Running, service: str) -> None:
+    if service == "redis":
+        [victim] = [each for each in psutil.Process(desk.process.pid).children() if "redis" in each.name()]
+    else:
+        victim = process_of(desk, service)
+    victim.send_signal(signal.SIGSTOP)
+    async with asyncio.timeout(BACK_SECONDS_MAX):
+        while f"{service} hangs, killing it" not in desk.printed:
+            await asyncio.sleep(0.05)
+    await until(desk, "create_buy_order", "/readyz")
+    answer = await buy(desk, f"after {service} hung".replace(" ", "-"))
+    assert answer is not None
+    assert answer.status_code == 201
+
+
 async def test_the_database_killed_comes_back_and_no_accepted_order_is_lost(desk: Running) -> None:
     assert (await buy(desk, "before")).status_code == 201  # type: ignore[union-attr]
     [postmaster] = [

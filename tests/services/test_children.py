@@ -193,11 +193,11 @@ class Scripted:
 async def test_the_pause_before_a_restart_doubles_up_to_its_limit() -> None:
     scripted = Scripted(*[1.0] * 7)
     await scripted.supervised()
-    assert scripted.pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    assert scripted.pauses == [0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0]
 
 
 async def test_the_pause_is_short_again_after_a_steady_run() -> None:
-    scripted = Scripted(1.0, 1.0, 29.0, 30.0, 1.0)
+    scripted = Scripted(1.0, 1.0, 9.0, 10.0, 1.0)
     await scripted.supervised()
     assert scripted.pauses == [0.2, 0.4, 0.8, 0.2, 0.4]
 
@@ -222,6 +222,60 @@ async def test_a_start_that_fails_in_an_unforeseen_way_is_logged_and_tried_again
     [record] = caplog.records
     assert (record.getMessage(), record.levelname) == ("scripted could not be started", "ERROR")
     assert record.exc_info is not None
+
+
+async def never() -> bool:
+    await asyncio.Event().wait()
+    return True
+
+
+async def test_a_child_that_hangs_is_killed_and_started_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(children, "PROBE_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(children, "PROBE_SECONDS_MAX", 0.02)
+    # It is ready, misses twice, answers, and hangs for good; the next one is well.
+    script = [True, False, None, True, False, None, False]
+
+    async def is_ready() -> bool:
+        answer = script.pop(0) if script else True
+        return await never() if answer is None else answer
+
+    child = make(*SLEEP, is_ready=is_ready, replace_hung=True)
+    await child.start()
+    first = child.pid
+    watching = asyncio.create_task(supervise(child))
+    with caplog.at_level(logging.WARNING, children.__name__):
+        await poll_until(lambda: child.pid not in (None, first), 10)
+    watching.cancel()
+    assert script == []
+    assert [record.getMessage() for record in caplog.records] == [
+        "sleeper hangs, killing it: it did not answer 3 times in a row",
+        "sleeper ended (signal SIGKILL), restart in 0.2 s",
+    ]
+
+
+async def test_a_child_is_asked_no_more_once_it_has_ended_or_nobody_waits(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(children, "PROBE_PAUSE_SECONDS", 0.01)
+    asked = 0
+
+    async def is_ready() -> bool:
+        nonlocal asked
+        asked += 1
+        return True
+
+    child = make(*SLEEP, is_ready=is_ready, replace_hung=True)
+    await child.start()
+    waiting = asyncio.create_task(child.wait())
+    while asked < 3:
+        await asyncio.sleep(0.001)
+    waiting.cancel()
+    await asyncio.sleep(0)
+    before = asked
+    await asyncio.sleep(0.05)
+    assert asked == before
 
 
 async def test_a_killed_child_is_started_again_and_its_death_logged(

@@ -17,7 +17,7 @@ from buydesk.backends.memory_prices import MemoryPriceBoard
 from buydesk.errors import LedgerUnavailable, OutcomeUnknown, PriceBoardUnavailable, PriceStale, PriceUnavailable
 from buydesk.money import Currency
 from buydesk.orders import Outcome, Placement, Refused
-from buydesk.prices import PriceRecord, stale
+from buydesk.prices import FeedState, PriceRecord, stale
 from buydesk.reporting import Reporter
 from buydesk.services.create_buy_order import PriceAtHand, create_app, misspelt_keys
 from buydesk.times import utc_now
@@ -419,7 +419,8 @@ async def test_with_the_price_stale_new_orders_are_refused_and_repeats_answered(
     is_problem(await desk.client.get("/readyz"), 503, "not_ready")
 
 
-async def test_with_no_price_ever_orders_are_refused_as_unavailable() -> None:
+async def test_with_no_price_ever_orders_are_refused_as_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("buydesk.services.create_buy_order.FIRST_PRICE_SECONDS_MAX", 0.1)
     configured = settings()
     board = MemoryPriceBoard(configured)
     reporter = Reporter("create_buy_order", MemoryHealthDesk(configured), configured)
@@ -521,6 +522,29 @@ async def test_the_price_at_hand_ends_at_its_own_time_whatever_the_clock_and_the
     assert price.current().code == "price_stale"  # type: ignore[union-attr]
     with pytest.raises(PriceStale):
         await price.check()
+
+
+async def test_the_first_price_is_waited_for() -> None:
+    board = Board(settings())
+    price = PriceAtHand(board, "sandbox", 1)
+    waiting = asyncio.create_task(price.wait_for_first(60))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    at_hand = record()
+    await board.publish(at_hand)
+    await waiting
+    assert price.current() == at_hand
+
+
+@pytest.mark.parametrize("told", ["fewer than 2 sources agree", None], ids=["none", "nothing"])
+async def test_a_first_price_that_will_not_come_soon_is_not_waited_for(told: str | None) -> None:
+    board = Board(settings())
+    price = PriceAtHand(board, "sandbox", 1)
+    if told is not None:
+        await board.tell(FeedState(utc_now(), "sandbox", told, ()))
+    async with asyncio.timeout(30):
+        await price.wait_for_first(60 if told else 0.1)
+    assert isinstance(price.current(), PriceUnavailable)
 
 
 async def test_a_price_at_hand_that_was_shortened_on_the_board_ends() -> None:

@@ -1,4 +1,4 @@
-"""Child processes: started until ready, watched, started again when they die, stopped within a bounded time.
+"""Child processes: started until ready, watched, started again when they die or hang, stopped within a bounded time.
 
 Every child leads a process group of its own, so that the terminal's Ctrl-C reaches only the desk, which stops its
 children in order. A child of ours also watches a pipe (`SupervisorPipe`) that closes when the desk dies.
@@ -20,12 +20,17 @@ from buydesk.errors import CannotStart
 from buydesk.local.accounts import Account
 
 RESTART_PAUSE_SECONDS_MIN = 0.2
-RESTART_PAUSE_SECONDS_MAX = 5.0
-STEADY_SECONDS = 30.0
+RESTART_PAUSE_SECONDS_MAX = 2.0
+STEADY_SECONDS = 10.0
 READY_SECONDS_MAX = 30.0
 GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.01
 WATCH_SECONDS = 0.1
+# So a child that hangs is killed after 4.5 to 6 seconds. One late answer alone proves nothing: the machine, or this
+# process, may have been suspended.
+PROBE_PAUSE_SECONDS = 0.5
+PROBE_SECONDS_MAX = 1.5
+MISSED_PROBES_MAX = 3
 SUPERVISOR_FD_VARIABLE = "BUYDESK_SUPERVISOR_FD"
 
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH")
@@ -66,7 +71,9 @@ def log_death(death: Death) -> None:
 class Child:
     """One command, run in a process group of its own.
 
-    `is_ready` is asked until it says so, `ready_seconds_max` at the longest; without it a child is ready at once.
+    `is_ready` is asked until it says so, `ready_seconds_max` at the longest; without it a child is ready at once. With
+    `replace_hung` it is asked for as long as somebody waits for the child's end, and a child that does not answer any
+    more is killed.
     `output` is a file for what the command prints, by default the desk's own output. `stop_signals` are sent one after
     the other, each with its grace.
     """
@@ -79,6 +86,7 @@ class Child:
         env: Mapping[str, str] | None = None,
         is_ready: Probe | None = None,
         ready_seconds_max: float = READY_SECONDS_MAX,
+        replace_hung: bool = False,
         pass_fds: Sequence[int] = (),
         stop_signals: Sequence[signal.Signals] = (signal.SIGTERM,),
         output: Path | None = None,
@@ -89,6 +97,7 @@ class Child:
         self._env = env
         self._is_ready = is_ready
         self._ready_seconds_max = ready_seconds_max
+        self._replace_hung = replace_hung
         self._pass_fds = tuple(pass_fds)
         self._stop_signals = tuple(stop_signals)
         self._output = output
@@ -126,8 +135,23 @@ class Child:
         if self._process is None:
             return "never started"
         process = self._process
-        await poll_until(lambda: process.poll() is not None, pause_seconds=WATCH_SECONDS)
+        watching = asyncio.create_task(self._kill_when_hung(process))
+        try:
+            await poll_until(lambda: process.poll() is not None, pause_seconds=WATCH_SECONDS)
+        finally:
+            watching.cancel()
         return describe_ending(process.returncode)
+
+    async def _kill_when_hung(self, process: "subprocess.Popen[bytes]") -> None:
+        if self._is_ready is None or not self._replace_hung:
+            return
+        missed = 0
+        while missed < MISSED_PROBES_MAX:
+            await asyncio.sleep(PROBE_PAUSE_SECONDS)
+            missed = 0 if await _says_so(self._is_ready) else missed + 1
+        log.warning("%s hangs, killing it: it did not answer %d times in a row", self._name, missed)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
     async def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """Ends the process: each stop signal with its grace, then SIGKILL to the group. Harmless when none runs."""
@@ -281,6 +305,15 @@ async def poll_until(
     async with asyncio.timeout(seconds_max):
         while not done():  # noqa: ASYNC110
             await asyncio.sleep(pause_seconds)
+
+
+async def _says_so(probe: Probe) -> bool:
+    """False too when it says nothing in time."""
+    try:
+        async with asyncio.timeout(PROBE_SECONDS_MAX):
+            return await probe()
+    except TimeoutError:
+        return False
 
 
 async def _ended(process: "subprocess.Popen[bytes]", seconds_max: float | None = None) -> None:

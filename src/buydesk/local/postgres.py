@@ -40,9 +40,17 @@ LOG_LOOK_SECONDS = 60.0
 INITDB_SECONDS_MAX = 60.0
 START_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 10.0
+ORPHANS_SECONDS_MAX = 1.0
 CONNECT_SECONDS_MAX = 5.0
 
 _PORT = "5432"  # only names the socket
+# One pair after the other, for the postmaster and for backends that have none. With those the next start recovers
+# anyway, as after a crash.
+_STOP_SIGNALS = (
+    (signal.SIGINT, signal.SIGQUIT),
+    (signal.SIGQUIT, signal.SIGKILL),
+    (signal.SIGKILL, signal.SIGKILL),
+)
 
 # Durable whatever postgresql.conf says; otherwise modest, one desk's worth.
 _SETTINGS: Mapping[str, str] = {
@@ -163,7 +171,7 @@ class EmbeddedPostgres:
         Raises CannotStart.
         """
         child = self._prepared()
-        await end_leftovers(self._cluster)
+        await end_leftovers(self._cluster, self._socket_dir)
         empty_log(self._log)
         self._refusal = ""
         try:
@@ -252,30 +260,33 @@ class EmbeddedPostgres:
         return await asyncpg.connect(self.dsn_of(database), timeout=CONNECT_SECONDS_MAX)
 
 
-async def end_leftovers(cluster: Path, grace_seconds: float = STOP_SECONDS_MAX) -> None:
+async def end_leftovers(cluster: Path, socket_dir: Path, grace_seconds: float = STOP_SECONDS_MAX) -> None:
     """Ends what still runs on the cluster after a desk that was killed, so that a server of ours can start.
 
-    A process counts when it is a postgres that works in the cluster's directory, whatever pid the pid file names: that
+    A process counts when it is a postgres that works in the cluster's directory, whatever pid the lock files name: that
     may be another program's by now. Raises CannotStart when one does not end.
     """
     pid_file = cluster / "postmaster.pid"
-    if not pid_file.exists():
+    lock_files = [pid_file, socket_dir / f".s.PGSQL.{_PORT}.lock"]
+    if not any(file.exists() for file in lock_files):
         return
-    for stop_signal in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
+    for to_postmaster, to_orphans in _STOP_SIGNALS:
         left = processes_on(cluster)
-        # The postmaster ends its backends in order. Without one they end by themselves, or are asked to.
+        # The postmaster ends its backends in order. Without one they end by themselves, at once, if they can at all.
         postmaster = [process for process in left if [str(process.pid)] == _pid_file_lines(cluster)[:1]]
-        for process in left if stop_signal is signal.SIGKILL else postmaster or left:
+        for process in left if to_postmaster is signal.SIGKILL else postmaster or left:
             with contextlib.suppress(psutil.Error):
-                process.send_signal(stop_signal)
+                process.send_signal(to_postmaster if postmaster else to_orphans)
         with contextlib.suppress(TimeoutError):
             # Not waited for as processes: nobody may ever reap them.
-            await poll_until(lambda: not processes_on(cluster), grace_seconds)
+            seconds = grace_seconds if postmaster else min(grace_seconds, ORPHANS_SECONDS_MAX)
+            await poll_until(lambda: not processes_on(cluster), seconds)
             break
     else:
         raise CannotStart(f"another PostgreSQL runs on {cluster} and does not stop: end it, or use another --data-dir")
-    # Nobody is left, but with this file postgres refuses to start when some other program has the pid now.
-    pid_file.unlink(missing_ok=True)
+    # Nobody is left, but with one of these postgres refuses to start when some other program has the pid now.
+    for file in lock_files:
+        file.unlink(missing_ok=True)
 
 
 def processes_on(cluster: Path) -> list[psutil.Process]:

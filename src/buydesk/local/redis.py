@@ -42,6 +42,7 @@ class EmbeddedRedis:
             env=bare_environment(),
             is_ready=self._answers,
             ready_seconds_max=START_SECONDS_MAX,
+            replace_hung=True,  # it is a cache: nothing is lost with it
             output=self._log,
             account=self._account,
         )

@@ -52,6 +52,8 @@ from buydesk.times import format_time, utc_now
 from buydesk.wire import EXAMPLE_ORDER
 
 NAME = "create_buy_order"
+FIRST_PRICE_SECONDS_MAX = 5.0
+_FIRST_PRICE_PAUSE_SECONDS = 0.05
 _MEMBERS = dict.fromkeys(("currency", "amount", "client_order_id")).keys()
 # However it is spelt, and whatever stands around it.
 _MEANT_AS_KEY = re.compile(r"in?demp|clientorderid")
@@ -113,6 +115,19 @@ class PriceAtHand:
         """Whether a record that was observed then is the one at hand, which was shortened, or a later one."""
         return self._record is not None and str(as_of) >= format_time(self._record.as_of)
 
+    async def wait_for_first(self, seconds_max: float) -> None:
+        """Returns once a price is at hand or the board says that the sources prove none, or after so many seconds."""
+        give_up_at = self._monotonic() + seconds_max
+        await self.refresh()
+        while isinstance(self.current(), DeskError) and self._monotonic() < give_up_at:
+            try:
+                if (await self._board.feed_state()).problem:
+                    return
+            except DeskError:  # nothing was told yet
+                pass
+            await asyncio.sleep(_FIRST_PRICE_PAUSE_SECONDS)
+            await self.refresh()
+
     async def keep_fresh(self) -> None:
         """Refreshes for as long as the service runs."""
         while True:
@@ -139,7 +154,8 @@ def create_app(settings: Settings, ledger: OrderLedger, board: PriceBoard, repor
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await price.refresh()
+        # Whoever comes while a desk starts had better wait for its door than be told that there is no price.
+        await price.wait_for_first(FIRST_PRICE_SECONDS_MAX)
         refreshing = asyncio.create_task(price.keep_fresh())
         async with queue:
             yield
