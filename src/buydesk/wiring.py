@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import SecretStr
 
+from buydesk.backends.fallback import FallbackHealthDesk, FallbackPriceBoard
 from buydesk.backends.memory_health import MemoryHealthDesk
 from buydesk.backends.memory_prices import MemoryPriceBoard
 from buydesk.backends.postgres import PostgresLedger
@@ -35,6 +36,8 @@ from buydesk.web import Service
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+
+    from buydesk.backends.redis_faults import RedisCheck
 
 
 class Closes(Protocol):
@@ -67,7 +70,7 @@ class Wired:
             raise CannotStart(error.detail) from error
         except Exception as error:
             # Not there yet, or not ready: the service starts all the same, and says so at /readyz.
-            why = error.detail if isinstance(error, DeskError) else type(error).__name__
+            why = error.for_operators if isinstance(error, DeskError) else type(error).__name__
             logging.getLogger("buydesk").info("the ledger is not ready: %s", why)
 
     async def close(self) -> None:
@@ -82,6 +85,7 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> Wired:
     board = _board(settings, is_own="api_cache_proxy" in services)
     desk = _desk(settings, is_own="health_check" in services)
     sources = _sources(settings) if "api_updater" in services else []
+    redis_check = _redis_check(settings) if "health_check" in services else None
     reporters = {name: Reporter(name, desk, settings) for name in SERVICES if name in services}
 
     def app(name: str) -> Service:
@@ -98,12 +102,12 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> Wired:
             case "api_updater":
                 return api_updater.create_app(settings, sources, board, reporter)
             case _:
-                redis_check = desk.check if settings.redis_url else None
                 return health_check.create_app(
                     settings, desk, ledger.check, board, redis_check=redis_check, reporter=reporter
                 )
 
-    backends: tuple[Closes, ...] = (*sources, ledger, board, desk)
+    checks = [] if redis_check is None else [redis_check]
+    backends: tuple[Closes, ...] = (*sources, *checks, ledger, board, desk)
     return Wired({name: app(name) for name in reporters}, reporters, backends, ledger)
 
 
@@ -123,7 +127,8 @@ def _board(settings: Settings, *, is_own: bool) -> PriceBoard:
         return MemoryPriceBoard(settings)
     from buydesk.backends.redis_prices import RedisPriceBoard  # noqa: PLC0415  # a tenth of a second and 10 MB
 
-    return RedisPriceBoard(_redis(settings.redis_url, settings), settings)
+    shared = RedisPriceBoard(_redis(settings.redis_url, settings), settings)
+    return FallbackPriceBoard(shared, MemoryPriceBoard(settings))
 
 
 def _desk(settings: Settings, *, is_own: bool) -> HealthDesk:
@@ -133,7 +138,18 @@ def _desk(settings: Settings, *, is_own: bool) -> HealthDesk:
         return MemoryHealthDesk(settings)
     from buydesk.backends.redis_health import RedisHealthDesk  # noqa: PLC0415  # as above
 
-    return RedisHealthDesk(_redis(settings.redis_url, settings), settings)
+    shared = RedisHealthDesk(_redis(settings.redis_url, settings), settings)
+    return FallbackHealthDesk(shared, MemoryHealthDesk(settings))
+
+
+def _redis_check(settings: Settings) -> "RedisCheck | None":
+    if settings.redis_url is None:
+        return None
+    from buydesk.backends import redis_health, redis_prices  # noqa: PLC0415  # as above
+    from buydesk.backends.redis_faults import RedisCheck  # noqa: PLC0415
+
+    kinds = redis_prices.kinds(settings) | redis_health.KINDS
+    return RedisCheck(_redis(settings.redis_url, settings), kinds, settings.remote_seconds_max)
 
 
 def _sources(settings: Settings) -> list[PriceSource]:

@@ -1,4 +1,4 @@
-"""One contract for every HealthDesk: in memory, in Redis, and remote across real TCP."""
+"""One contract for every HealthDesk: in memory, in Redis, in both, in both without Redis, and over TCP."""
 
 import contextlib
 import socket
@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from buydesk.backends.fallback import FallbackHealthDesk
 from buydesk.backends.memory_health import MemoryHealthDesk
 from buydesk.backends.memory_prices import MemoryPriceBoard
 from buydesk.backends.redis_health import RedisHealthDesk
@@ -72,18 +73,23 @@ def settings() -> Settings:
     return Settings(reports_kept_max=KEPT_MAX)
 
 
-@pytest.fixture(params=["memory", "redis", "remote"])
+@pytest.fixture(params=["memory", "redis", "remote", "fallback", "fallen_back"])
 async def desk(request: pytest.FixtureRequest, settings: Settings, redis_url: str) -> AsyncIterator[HealthDesk]:
     if request.param == "memory":
         yield MemoryHealthDesk(settings, Clock())
     elif request.param == "remote":
         async with remote_desk(MemoryHealthDesk(settings, Clock()), settings) as remote:
             yield remote
+    elif request.param == "fallen_back":
+        nowhere: Redis = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
+        fallback = FallbackHealthDesk(RedisHealthDesk(nowhere, settings), MemoryHealthDesk(settings, Clock()))
+        yield fallback
+        await fallback.close()
     else:
         client: Redis = Redis.from_url(redis_url)
         await client.flushdb()
         redis = RedisHealthDesk(client, settings, Clock())
-        yield redis
+        yield FallbackHealthDesk(redis, MemoryHealthDesk(settings)) if request.param == "fallback" else redis
         await redis.close()
 
 

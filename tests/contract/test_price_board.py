@@ -1,4 +1,4 @@
-"""One contract for every PriceBoard: in memory, in Redis, and remote across real TCP."""
+"""One contract for every PriceBoard: in memory, in Redis, in both, in both without Redis, and over TCP."""
 
 import asyncio
 import contextlib
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from buydesk.backends import memory_prices
+from buydesk.backends.fallback import FallbackPriceBoard
 from buydesk.backends.memory_health import MemoryHealthDesk
 from buydesk.backends.memory_prices import MemoryPriceBoard
 from buydesk.backends.redis_prices import RedisPriceBoard
@@ -87,7 +88,7 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "redis", "remote"])
+@pytest.fixture(params=["memory", "redis", "remote", "fallback", "fallen_back"])
 async def board(
     request: pytest.FixtureRequest, settings: Settings, clock: Clock, redis_url: str
 ) -> AsyncIterator[PriceBoard]:
@@ -96,6 +97,14 @@ async def board(
     elif request.param == "remote":
         async with remote_board(settings, clock) as remote:
             yield remote
+    elif request.param == "fallen_back":
+        nowhere: Redis = Redis.from_url(f"redis://127.0.0.1:{free_port()}", retry=None)
+        fallback = FallbackPriceBoard(RedisPriceBoard(nowhere, settings, clock), MemoryPriceBoard(settings, clock))
+        yield fallback
+        await fallback.close()
+    elif request.param == "fallback":
+        async with redis_board(settings, clock, redis_url) as redis:
+            yield FallbackPriceBoard(redis, MemoryPriceBoard(settings, clock))
     else:
         async with redis_board(settings, clock, redis_url) as redis:
             yield redis

@@ -14,6 +14,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from buydesk import cli, logs
+from buydesk.backends.redis_faults import RedisCheck
 from buydesk.backends.remote import RemoteLedger
 from buydesk.errors import CannotStart, DeskError, OutcomeUnknown
 from buydesk.health import SERVICES
@@ -70,6 +71,7 @@ async def ask(wired: Wired, answers: list[str]) -> None:
     calls.append(lambda: wired.ledger.place([placement()], 1))
     _, board, desk = wired.backends[-3:]
     calls += [getattr(board, "latest"), getattr(desk, "last_of_each")]  # noqa: B009
+    calls += [each for each in wired.backends if isinstance(each, RedisCheck)]
     for call in calls:
         try:
             await call()

@@ -14,8 +14,8 @@ from typing import cast
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
+from buydesk.backends.redis_faults import FAULTS, meaning_of
 from buydesk.errors import HealthUnavailable
 from buydesk.health import (
     OTHERS_KEPT_MAX,
@@ -33,6 +33,12 @@ from buydesk.times import utc_now
 
 _VERIFIED = "buydesk:reports:verified"
 _STRANGERS = "buydesk:reports"
+# The keys of a health desk, and what kind of value each holds.
+KINDS = {
+    f"{stream}{part}": kind
+    for stream in (_VERIFIED, _STRANGERS)
+    for part, kind in (("", "stream"), (":last", "hash"), (":others", "zset"))
+}
 # Other work of Redis goes on between slices of this many.
 _SLICE_REPORTS = 250
 
@@ -142,8 +148,8 @@ class RedisHealthDesk:
         try:
             async with asyncio.timeout(self._seconds_max):
                 yield
-        except (RedisError, OSError, TimeoutError) as error:
-            raise HealthUnavailable(f"Redis gave no answer ({type(error).__name__}).", retry_after_seconds=1) from error
+        except FAULTS as error:
+            raise meaning_of(error, HealthUnavailable) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise HealthUnavailable("Redis holds something that is not a report.") from error
 

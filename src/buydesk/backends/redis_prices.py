@@ -14,8 +14,8 @@ from typing import cast
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
+from buydesk.backends.redis_faults import FAULTS, meaning_of
 from buydesk.errors import PriceBoardUnavailable, PriceUnavailable
 from buydesk.price_documents import (
     feed_state_document,
@@ -92,6 +92,13 @@ return found
 """
 
 
+def kinds(settings: Settings) -> dict[str, str]:
+    """The keys of a price board, and what kind of value each holds."""
+    prefix = f"buydesk:prices:{settings.price_feed}"
+    # Not "history": earlier versions kept whole records under that name, which expire by themselves.
+    return {f"{prefix}:hanging": "hash", f"{prefix}:points": "zset", f"{prefix}:sources": "string"}
+
+
 class RedisPriceBoard:
     """PriceBoard, in Redis. Owns the client it is given, and closes it."""
 
@@ -109,10 +116,7 @@ class RedisPriceBoard:
         self._records_max = settings.price_history_records_max
         self._skew_seconds_max = settings.clock_skew_seconds_max
         self._now = now
-        self._hanging_key = f"buydesk:prices:{settings.price_feed}:hanging"
-        # Not "history": earlier versions kept whole records under that name, which expire by themselves.
-        self._points_key = f"buydesk:prices:{settings.price_feed}:points"
-        self._sources_key = f"buydesk:prices:{settings.price_feed}:sources"
+        self._hanging_key, self._points_key, self._sources_key = kinds(settings)
 
     async def publish(self, record: PriceRecord) -> None:
         """See PriceBoard. Publishing again after a lost answer changes nothing."""
@@ -196,8 +200,8 @@ class RedisPriceBoard:
         try:
             async with asyncio.timeout(self._seconds_max):
                 yield
-        except (RedisError, OSError, TimeoutError) as error:
-            raise PriceBoardUnavailable(f"Redis failed ({type(error).__name__}).", retry_after_seconds=1) from error
+        except FAULTS as error:
+            raise meaning_of(error, PriceBoardUnavailable) from error
         except ValueError as error:
             raise PriceBoardUnavailable("Redis holds something that is not a price record.") from error
 

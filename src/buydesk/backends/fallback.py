@@ -1,0 +1,188 @@
+"""Redis, and this process's memory beside it: a cache that is away, or takes no writes, stops no sales and no reports.
+
+What is published hangs in memory first and then in Redis, for the other processes and for after a restart; what is read
+is the newer of the two. Without Redis each process knows only what was published through it, and nothing of before its
+start. That Redis cannot be used is logged, and so reported, once; whether it can be is asked by `/status`.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Sequence
+from itertools import islice
+from typing import TypeVar
+
+from buydesk.errors import DeskError, HealthUnavailable, PriceBoardUnavailable, PriceStale, PriceUnavailable
+from buydesk.health import HealthDesk, KeptReport, Level, Report, newest_first
+from buydesk.prices import FeedState, PriceBoard, PricePoint, PriceRecord
+from buydesk.times import format_time
+
+# Less than whoever asks us waits: a Redis that hangs must not keep what is in memory from being told.
+REDIS_SECONDS_MAX = 1.0
+
+T = TypeVar("T")
+
+
+class _Redis:
+    """Whether Redis takes part in one kind of work, and one line in the log whenever that changes."""
+
+    def __init__(self, work: str, unavailable: type[DeskError], log: logging.Logger) -> None:
+        self._work = work
+        self._unavailable = unavailable
+        self._log = log
+        self._is_away = False
+
+    async def ask(self, call: Awaitable[T]) -> T:
+        """What Redis says; raises the "unavailable" error when it cannot be used or says nothing in time, and what else
+        the call raises."""
+        try:
+            async with asyncio.timeout(REDIS_SECONDS_MAX):
+                answer = await call
+        except TimeoutError as error:
+            away = self._unavailable(f"Redis gave no answer within {REDIS_SECONDS_MAX:g} s.", retry_after_seconds=1)
+            self._lose(away)
+            raise away from error
+        except DeskError as error:
+            if isinstance(error, self._unavailable):
+                self._lose(error)
+            else:  # an answer
+                self._regain()
+            raise
+        self._regain()
+        return answer
+
+    def _lose(self, error: DeskError) -> None:
+        if not self._is_away:
+            self._log.warning("Redis %s, and memory stands in: %s", self._work, error.for_operators)
+        self._is_away = True
+
+    def _regain(self) -> None:
+        if self._is_away:
+            self._log.info("Redis %s: no longer so.", self._work)
+        self._is_away = False
+
+
+class FallbackPriceBoard:
+    """PriceBoard, in Redis (`shared`) and in memory (`own`). Closes both."""
+
+    def __init__(self, shared: PriceBoard, own: PriceBoard) -> None:
+        self._shared = shared
+        self._own = own
+        log = logging.getLogger("buydesk.services.api_cache_proxy")
+
+        def redis(work: str) -> _Redis:
+            return _Redis(work, PriceBoardUnavailable, log)
+
+        self._publishing, self._latest = redis("takes no price"), redis("tells no price")
+        self._history = redis("tells no past prices")
+        self._telling, self._state = redis("takes no state of the sources"), redis("tells no state of the sources")
+
+    async def publish(self, record: PriceRecord) -> None:
+        """See PriceBoard."""
+        await self._own.publish(record)
+        with contextlib.suppress(PriceBoardUnavailable):
+            await self._publishing.ask(self._shared.publish(record))
+
+    async def latest(self) -> PriceRecord:
+        """See PriceBoard."""
+        own, shared = await _outcome(self._own.latest()), await _outcome(self._latest.ask(self._shared.latest()))
+        told = own if _is_newer(own, shared) else shared
+        if isinstance(told, DeskError):
+            raise told
+        return told
+
+    async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
+        """See PriceBoard."""
+        try:
+            return await self._history.ask(self._shared.history(minutes, points))
+        except PriceBoardUnavailable:
+            return await self._own.history(minutes, points)
+
+    async def tell(self, state: FeedState) -> None:
+        """See PriceBoard."""
+        await self._own.tell(state)
+        with contextlib.suppress(PriceBoardUnavailable):
+            await self._telling.ask(self._shared.tell(state))
+
+    async def feed_state(self) -> FeedState:
+        """See PriceBoard."""
+        shared = await _outcome(self._state.ask(self._shared.feed_state()))
+        if isinstance(shared, DeskError):
+            return await self._own.feed_state()
+        own = await _outcome(self._own.feed_state())
+        return shared if isinstance(own, DeskError) or own.at <= shared.at else own
+
+    async def check(self) -> None:
+        """See PriceBoard: memory is always there."""
+
+    async def close(self) -> None:
+        """See PriceBoard."""
+        await self._shared.close()
+
+
+def _is_newer(own: PriceRecord | DeskError, shared: PriceRecord | DeskError) -> bool:
+    """Whether what memory has is to be told, and not what Redis has."""
+    if isinstance(shared, PriceBoardUnavailable):
+        return True
+    if isinstance(own, DeskError):
+        return isinstance(own, PriceStale) and isinstance(shared, PriceUnavailable)
+    if isinstance(shared, PriceRecord):
+        # Of the same record, the copy that somebody has shortened.
+        return own.expires_at < shared.expires_at if own.id == shared.id else own.as_of > shared.as_of
+    return not (isinstance(shared, PriceStale) and str(shared.facts["as_of"]) >= format_time(own.as_of))
+
+
+async def _outcome(call: Awaitable[T]) -> T | DeskError:
+    try:
+        return await call
+    except DeskError as error:
+        return error
+
+
+class FallbackHealthDesk:
+    """HealthDesk, in Redis (`shared`); what it does not take is kept in memory (`own`). Closes both."""
+
+    def __init__(self, shared: HealthDesk, own: HealthDesk) -> None:
+        self._shared = shared
+        self._own = own
+        log = logging.getLogger("buydesk.services.health_check")
+        self._reporting = _Redis("takes no reports", HealthUnavailable, log)
+        self._reports = _Redis("tells no reports", HealthUnavailable, log)
+        self._last = _Redis("tells no last reports", HealthUnavailable, log)
+
+    async def report(self, report: Report, *, verified: bool) -> None:
+        """See HealthDesk."""
+        try:
+            await self._reporting.ask(self._shared.report(report, verified=verified))
+        except HealthUnavailable:
+            await self._own.report(report, verified=verified)
+
+    async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[KeptReport]:
+        """See HealthDesk."""
+        own = await self._own.reports(service, level, limit)
+        try:
+            shared = await self._reports.ask(self._shared.reports(service, level, limit))
+        except HealthUnavailable:
+            return own
+        return list(islice(newest_first(own, shared), limit))
+
+    async def last_of_each(self) -> Sequence[KeptReport]:
+        """See HealthDesk."""
+        own = await self._own.last_of_each()
+        try:
+            shared = await self._last.ask(self._shared.last_of_each())
+        except HealthUnavailable:
+            return own
+        last: dict[str, KeptReport] = {}
+        for kept in (*own, *shared):
+            known = last.get(kept.report.service)
+            if known is None or (known.verified, known.arrived_at) < (kept.verified, kept.arrived_at):
+                last[kept.report.service] = kept
+        return list(last.values())
+
+    async def check(self) -> None:
+        """See HealthDesk: memory is always there."""
+
+    async def close(self) -> None:
+        """See HealthDesk."""
+        await self._shared.close()

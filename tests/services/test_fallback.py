@@ -1,0 +1,276 @@
+"""Redis under every kind of fault: sales and reports go on, what is wrong is said once, and it heals by itself."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from buydesk.backends import redis_health, redis_prices
+from buydesk.backends.fallback import FallbackHealthDesk, FallbackPriceBoard
+from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk.backends.memory_prices import MemoryPriceBoard
+from buydesk.backends.redis_faults import RedisCheck
+from buydesk.backends.redis_health import RedisHealthDesk
+from buydesk.backends.redis_prices import RedisPriceBoard
+from buydesk.errors import HealthUnavailable, PriceStale, PriceUnavailable
+from buydesk.health import Report
+from buydesk.local.redis import EmbeddedRedis
+from buydesk.prices import FeedState
+from buydesk.settings import Settings
+from buydesk.times import utc_now
+from tests.ledgers import record
+
+SETTINGS = Settings(remote_seconds_max=0.4, connect_seconds_max=0.4)
+
+
+class Server:
+    """A Redis of its own, to hurt."""
+
+    def __init__(self, redis: EmbeddedRedis, directory: Path) -> None:
+        self.redis = redis
+        self.directory = directory
+
+    def client(self) -> Redis:
+        return Redis.from_url(self.redis.url, socket_timeout=0.4, socket_connect_timeout=0.4)
+
+    async def say(self, *words: str | int) -> None:
+        async with self.client() as client:
+            await client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+async def server(open_directory: Path, redis_program: Path) -> AsyncIterator[Server]:
+    directory = open_directory / "hurt"
+    directory.mkdir()
+    directory.chmod(0o755)
+    redis = EmbeddedRedis(directory, redis_program)
+    await redis.start()
+    yield Server(redis, directory)
+    with contextlib.suppress(TypeError, ProcessLookupError):
+        os.kill(redis.pid, signal.SIGCONT)  # type: ignore[arg-type]
+    await redis.stop()
+    (directory / "socket").chmod(0o700)
+    for file in sorted(directory.rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    directory.rmdir()
+
+
+class Bench:
+    """The two ports over a server, and the check; its clients are new ones."""
+
+    def __init__(self, server: Server) -> None:
+        self.memory = MemoryPriceBoard(SETTINGS)
+        self.redis = RedisPriceBoard(server.client(), SETTINGS)
+        self.board = FallbackPriceBoard(self.redis, self.memory)
+        self.desk = FallbackHealthDesk(RedisHealthDesk(server.client(), SETTINGS), MemoryHealthDesk(SETTINGS))
+        kinds = redis_prices.kinds(SETTINGS) | redis_health.KINDS
+        self.check = RedisCheck(server.client(), kinds, SETTINGS.remote_seconds_max)
+
+    async def close(self) -> None:
+        await self.board.close()
+        await self.desk.close()
+        await self.check.close()
+
+
+@pytest.fixture
+async def bench(server: Server) -> AsyncIterator[Bench]:
+    bench = Bench(server)
+    yield bench
+    await bench.close()
+
+
+async def refuse_saving(server: Server) -> None:
+    """As a Redis that takes snapshots does when its disk is full."""
+    (server.directory / "socket").chmod(0o500)
+    await server.say("CONFIG", "SET", "save", "1 1")
+    await server.say("SET", "something", "x")
+    await server.say("BGSAVE")
+    async with server.client() as client:
+        while (await client.info("persistence"))["rdb_last_bgsave_status"] != "err":
+            await asyncio.sleep(0.01)
+
+
+async def save_again(server: Server) -> None:
+    (server.directory / "socket").chmod(0o700)
+    await server.say("CONFIG", "SET", "save", "")
+
+
+async def fill(server: Server) -> None:
+    await server.say("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    await server.say("CONFIG", "SET", "maxmemory", "1")
+
+
+async def forbid(server: Server) -> None:
+    await server.say("ACL", "SETUSER", "default", "-@write")
+
+
+async def freeze(server: Server) -> None:
+    assert server.redis.pid is not None
+    os.kill(server.redis.pid, signal.SIGSTOP)
+
+
+async def thaw(server: Server) -> None:
+    assert server.redis.pid is not None
+    os.kill(server.redis.pid, signal.SIGCONT)
+
+
+def saying(*words: str) -> Callable[[Server], object]:
+    async def say(server: Server) -> None:
+        await server.say(*words)
+
+    return say
+
+
+async def leave_strange_values(server: Server) -> None:
+    for key in (*redis_prices.kinds(SETTINGS), *redis_health.KINDS):
+        await server.say("DEL", key)
+        await server.say("SETBIT", key, 7, 1) if "sources" not in key else await server.say("LPUSH", key, "x")
+
+
+async def leave_nothing(server: Server) -> None:
+    await server.say("FLUSHDB")
+
+
+# How to make the fault and to mend it; what the check says, and the server's own words in the log.
+FAULTS = {
+    "down": (lambda server: server.redis.stop(), lambda server: server.redis.start(), "ConnectionError", ""),
+    "frozen": (freeze, thaw, "TimeoutError", ""),
+    "MISCONF": (refuse_saving, save_again, "ResponseError", "MISCONF"),
+    "READONLY": (
+        saying("REPLICAOF", "127.0.0.1", "1"),
+        saying("REPLICAOF", "NO", "ONE"),
+        "ReadOnlyError",
+        "read only replica",
+    ),
+    "OOM": (fill, saying("CONFIG", "SET", "maxmemory", "64mb"), "OutOfMemoryError", "command not allowed when used"),
+    "WRONGTYPE": (leave_strange_values, leave_nothing, "where the desk keeps a hash: delete it", "WRONGTYPE"),
+    "NOPERM": (forbid, saying("ACL", "SETUSER", "default", "+@all"), "NoPermissionError", "run"),
+}
+
+
+TABLE = (Path(__file__).parents[2] / "docs" / "operating.md").read_text().partition("## Redis under faults\n")[2]
+# What operators read in docs/operating.md: the fault, by its first word, and what `/status` says of it.
+DOCUMENTED = dict(re.findall(r"^\| (\w+)[^|]* \| ([^|]+) \| [^|]+ \|$", TABLE.partition("\n## ")[0], re.MULTILINE)[1:])
+
+
+def test_the_documented_faults_are_those_that_are_tried() -> None:
+    assert list(DOCUMENTED) == list(FAULTS)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_prices_and_reports_go_on_and_what_is_wrong_is_said_once(
+    server: Server, bench: Bench, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin, end, name, said = FAULTS[fault]
+    before, after = record(age=2), record(age=1)
+    await bench.board.publish(before)
+    await bench.check()
+    assert not caplog.records
+    caplog.set_level(logging.INFO)
+
+    await begin(server)  # type: ignore[no-untyped-call]
+    try:
+        with pytest.raises(HealthUnavailable, match=name) as raised:
+            await bench.check()
+        assert re.fullmatch(re.escape(DOCUMENTED[fault]).replace("…", ".+"), raised.value.detail)
+        assert fault == "WRONGTYPE" or said in raised.value.server_said
+        assert "127.0.0.1" not in raised.value.detail
+        for _ in range(2):
+            await bench.board.publish(after)
+            await bench.board.tell(FeedState(utc_now(), "sandbox", "", ()))
+            await bench.desk.report(Report("warning", "db_proxy", 400, "while Redis is hurt"), verified=True)
+        assert await bench.board.latest() == after
+        assert (await bench.board.feed_state()).problem == ""
+        assert (await bench.board.history(60, 10))[-1] in (before.point(), after.point())
+        assert [kept.report.data for kept in await bench.desk.reports(None, None, 9)] == ["while Redis is hurt"] * 2
+        assert [kept.report.service for kept in await bench.desk.last_of_each()] == ["db_proxy"]
+        await bench.board.check()
+        await bench.desk.check()
+    finally:
+        await end(server)  # type: ignore[no-untyped-call]
+
+    async with asyncio.timeout(10):
+        while True:
+            with contextlib.suppress(HealthUnavailable):
+                await bench.check()
+                break
+    await bench.board.publish(after)
+    assert await bench.redis.latest() == after
+    await bench.desk.report(Report("info", "db_proxy", 200, "well again"), verified=True)
+    assert [kept.report.data for kept in await bench.desk.last_of_each()] == ["well again"]
+    assert len(await bench.desk.reports(None, None, 9)) == 3
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("buydesk.services")]
+    assert len(lines) == len(set(lines))
+    for work in ("takes no price", "takes no reports"):
+        [lost] = [line for line in lines if line.startswith(f"Redis {work}, and memory stands in: ")]
+        assert said in lost
+        assert f"Redis {work}: no longer so." in lines
+
+
+async def test_a_cluster_is_refused_in_words(bench: Bench, server: Server) -> None:
+    await server.redis.stop()
+    cluster = await asyncio.start_unix_server(_answer_moved, server.directory / "socket" / "redis.sock")
+    with pytest.raises(HealthUnavailable, match="Redis runs as a cluster, and the desk needs a single server"):
+        await bench.check()
+    cluster.close()
+
+
+async def _answer_moved(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(4096):
+        is_greeting = b"CLIENT" in data or b"HELLO" in data
+        writer.write((b"+OK\r\n" if is_greeting else b"-MOVED 3999 127.0.0.1:6381\r\n") * data.count(b"*"))
+    writer.close()
+
+
+async def test_another_process_s_newer_price_is_told(bench: Bench) -> None:
+    own, others = record(age=2), record(age=1)
+    await bench.board.publish(own)
+    assert await bench.board.latest() == own
+    await bench.redis.publish(others)
+    assert await bench.board.latest() == others
+
+
+async def test_a_price_that_another_process_has_shortened_ends(bench: Bench) -> None:
+    price = record()
+    await bench.board.publish(price)
+    await bench.redis.publish(price.shortened(price.expires_at - price.as_of, price.as_of))
+    assert await bench.board.latest() == price
+    brief = price.shortened(price.expires_at - price.as_of - (price.expires_at - utc_now()), price.as_of)
+    await bench.redis.publish(brief)
+    with pytest.raises(PriceStale):
+        await bench.board.latest()
+
+
+async def test_a_redis_that_lost_the_price_is_no_reason_to_lose_it(bench: Bench, server: Server) -> None:
+    price = record()
+    await bench.board.publish(price)
+    await bench.board.tell(FeedState(utc_now(), "sandbox", "", ()))
+    await server.say("FLUSHDB")
+    assert await bench.board.latest() == price
+    assert (await bench.board.feed_state()).problem == ""
+
+
+async def test_an_old_price_in_memory_is_told_to_be_stale_and_not_to_be_none(bench: Bench, server: Server) -> None:
+    with pytest.raises(PriceUnavailable):
+        await bench.board.latest()
+    await bench.board.publish(record(age=100))
+    await server.say("FLUSHDB")
+    with pytest.raises(PriceStale):
+        await bench.board.latest()
+
+
+async def test_the_last_report_of_a_service_is_the_newest_of_both_places(bench: Bench, server: Server) -> None:
+    await bench.desk.report(Report("info", "db_proxy", 200, "in Redis"), verified=True)
+    await freeze(server)
+    await bench.desk.report(Report("info", "db_proxy", 200, "in memory"), verified=True)
+    await thaw(server)
+    assert [kept.report.data for kept in await bench.desk.last_of_each()] == ["in memory"]
+    await bench.desk.report(Report("info", "db_proxy", 200, "in Redis again"), verified=True)
+    assert [kept.report.data for kept in await bench.desk.last_of_each()] == ["in Redis again"]
