@@ -43,6 +43,16 @@ SECRET_CHARS_MIN = 16
 SECRETS_DIR = Path("/run/secrets")
 
 DATABASE_SCHEMES = ("postgresql://", "postgres://")
+# Parameters that other programs read from such an address. asyncpg does not: it would send them to the server, which
+# refuses them in words that fit nothing that was written here.
+# fmt: off
+OTHER_DRIVERS_PARAMETERS = frozenset((
+    "channel_binding", "connect_timeout", "connection_limit", "fallback_application_name", "gssdelegation",
+    "gssencmode", "hostaddr", "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval",
+    "load_balance_hosts", "pgbouncer", "pool_timeout", "replication", "require_auth", "requirepeer", "requiressl",
+    "scram_client_key", "scram_server_key", "sslcertmode", "sslcompression", "sslcrldir", "sslkeylogfile", "sslsni",
+))
+# fmt: on
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 # What Kubernetes tells every pod of a Service whose name begins with "buydesk".
 _SERVICE_LINK = re.compile(
@@ -297,6 +307,10 @@ class Settings(BaseSettings):
                 f"must be an address such as {schemes[0]}HOST:PORT/NAME, with USER:PASSWORD@ before the host where "
                 "needed, the password's special characters percent-encoded (@ is %40, / is %2F, ? is %3F, # is %23)"
             )
+        if info.field_name == "database_url":
+            foreign = sorted(OTHER_DRIVERS_PARAMETERS & {name for name, _ in parse_qsl(urlsplit(text).query)})
+            if foreign:
+                raise ValueError(f"has parameters that are not for the driver here: leave out {', '.join(foreign)}")
         return url
 
     @field_validator("sentry_dsn")

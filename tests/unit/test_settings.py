@@ -96,6 +96,7 @@ def test_the_command_line_wins_over_the_environment(field: str, monkeypatch: pyt
         ("DATABASE_URL", "postgresql://u:p@hunter2@h/db"),
         ("DATABASE_URL", "postgresql://u:p@h:hunter2/db"),
         ("DATABASE_URL", "postgresql://u@[h/db"),
+        ("DATABASE_URL", "postgresql://u:hunter2@h/db?sslmode=require&channel_binding=require"),
         ("SENTRY_DSN", "https://hunter2/x@host/1"),
         ("SENTRY_DSN", "https://k@hunter2@host/1"),
         ("SENTRY_DSN", "https://:hunter2@host/1"),
@@ -437,3 +438,11 @@ def test_a_secret_file_that_is_unknown_or_cannot_be_read_is_named(secrets: Path)
     (secrets / "BUYDESK_TOKEN").write_text("hunter2")
     with pytest.raises(CannotStart, match=r"^unknown setting BUYDESK_TOKEN:"):
         read_settings()
+
+
+def test_parameters_of_other_drivers_in_the_database_s_address_are_named() -> None:
+    url = "postgresql://u:hunter2@h/db?sslmode=require&channel_binding=prefer&pgbouncer=true&application_name=desk"
+    with pytest.raises(CannotStart) as raised:
+        read_settings(database_url=url)
+    told = "DATABASE_URL: has parameters that are not for the driver here: leave out channel_binding, pgbouncer"
+    assert told in str(raised.value)
