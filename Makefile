@@ -7,7 +7,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-emit-index-url --custom-compile-command "make lock" $(UPGRADE)
 export UV_SYSTEM_CERTS := 1
 
-.PHONY: help up test check bench load fuzz audit lock hooks clean
+.PHONY: help up test check bench chaos load fuzz audit lock hooks clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -36,6 +36,9 @@ load: .venv/.load ## make load on a desk that is up, for 20 s; ARGS=--ui opens a
 
 fuzz: .venv/.dev ## calls made up from the OpenAPI documents, on a desk of its own; ARGS="--calls 5000 --seed 1" are fewer
 	@exec $(BIN)/python -m fuzz $(ARGS)
+
+chaos: .venv/.dev ## hurt desks under load and judge what was told; ARGS="restarts --rounds 5" is one, ARGS=--help lists them
+	@exec $(BIN)/python -m chaos $(ARGS)
 
 audit: .venv/.dev ## look the pinned packages up among known vulnerabilities (needs the network)
 	@for part in setup run image load; do \
