@@ -107,7 +107,7 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> Wired:
                 )
 
     checks = [] if redis_check is None else [redis_check]
-    backends: tuple[Closes, ...] = (*sources, *checks, ledger, board, desk)
+    backends: tuple[Closes, ...] = (*sources, ledger, board, desk, *checks)
     return Wired({name: app(name) for name in reporters}, reporters, backends, ledger)
 
 

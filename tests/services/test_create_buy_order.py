@@ -526,6 +526,7 @@ async def test_the_price_at_hand_ends_at_its_own_time_whatever_the_clock_and_the
 
 async def test_the_first_price_is_waited_for() -> None:
     board = Board(settings())
+    await board.tell(FeedState(utc_now(), "sandbox", "", ()))  # of a price that is not on the board any more
     price = PriceAtHand(board, "sandbox", 1)
     waiting = asyncio.create_task(price.wait_for_first(60))
     await asyncio.sleep(0.1)

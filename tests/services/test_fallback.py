@@ -80,7 +80,8 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(server: Server) -> AsyncIterator[Bench]:
+async def bench(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    monkeypatch.setattr("buydesk.backends.fallback.REDIS_SECONDS_MAX", 0.2)
     bench = Bench(server)
     yield bench
     await bench.close()

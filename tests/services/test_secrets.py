@@ -69,9 +69,9 @@ async def ask(wired: Wired, answers: list[str]) -> None:
     """Calls everything that is elsewhere, and keeps what clients, reports and the log are told of it."""
     calls: list[Callable[[], Awaitable[object]]] = [wired.check_mode, wired.ledger.check, wired.ledger.exposure]
     calls.append(lambda: wired.ledger.place([placement()], 1))
-    _, board, desk = wired.backends[-3:]
-    calls += [getattr(board, "latest"), getattr(desk, "last_of_each")]  # noqa: B009
-    calls += [each for each in wired.backends if isinstance(each, RedisCheck)]
+    checks = [each for each in wired.backends if isinstance(each, RedisCheck)]
+    board, desk = [each for each in wired.backends if each not in checks][-2:]
+    calls += [getattr(board, "latest"), getattr(desk, "last_of_each"), *checks]  # noqa: B009
     for call in calls:
         try:
             await call()

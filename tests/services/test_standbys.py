@@ -52,6 +52,7 @@ async def standby_away(server: Connection) -> AsyncIterator[None]:
     await server.execute("ALTER SYSTEM SET synchronous_standby_names = 'away'")
     try:
         await _reload(server, "away")
+        await _until_commits_wait(server)
         yield
     finally:
         await server.execute("ALTER SYSTEM RESET synchronous_standby_names")
@@ -62,6 +63,16 @@ async def _reload(server: Connection, names: str) -> None:
     await server.execute("SELECT pg_reload_conf()")
     while await server.fetchval("SELECT current_setting('synchronous_standby_names')") != names:
         await asyncio.sleep(0.005)
+
+
+async def _until_commits_wait(server: Connection) -> None:
+    """Those who wait are told of by the checkpointer, some time after the setting changed."""
+    await server.execute("SET synchronous_commit = on")
+    try:
+        while True:
+            await server.execute("SELECT pg_logical_emit_message(true, 'test', '')", timeout=0.1)
+    except TimeoutError:
+        await server.execute("SET synchronous_commit = local")
 
 
 async def waiting_backend(server: Connection) -> int:

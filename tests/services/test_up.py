@@ -24,9 +24,9 @@ from fastapi.responses import JSONResponse
 
 from buydesk import cli, logs, running
 from buydesk import up as up_module
+from buydesk.backends.fallback import FallbackHealthDesk, FallbackPriceBoard
 from buydesk.backends.postgres import PostgresLedger
-from buydesk.backends.redis_health import RedisHealthDesk
-from buydesk.backends.redis_prices import RedisPriceBoard
+from buydesk.backends.redis_faults import RedisCheck
 from buydesk.backends.remote import RemoteLedger
 from buydesk.backends.sources import EXCHANGES
 from buydesk.backends.sources.exchange import ExchangeSource
@@ -495,8 +495,7 @@ async def test_wiring_takes_own_backends_for_own_ports_and_remote_ones_for_the_o
     wired = wire(given, PORTS)
     kinds = [type(backend) for backend in wired.backends]
     assert kinds[:6] == [ExchangeSource] * 5 + [PostgresLedger]
-    assert RedisPriceBoard in kinds
-    assert RedisHealthDesk in kinds
+    assert kinds[6:] == [FallbackPriceBoard, FallbackHealthDesk, RedisCheck]
     await wired.close()
     alone = wire(settings(), ["api_updater"])
     assert [type(backend) for backend in alone.backends][:6] == [SandboxSource] * 5 + [RemoteLedger]
