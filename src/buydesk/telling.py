@@ -84,6 +84,12 @@ async def answers(session: "ClientSession", url: str) -> bool:
     return status == HTTPStatus.OK
 
 
+async def replies(session: "ClientSession", url: str) -> bool:
+    """Whether there is any answer at the address: one that says it has too much to do is one, too."""
+    status, _ = await _get(session, url)
+    return status is not None
+
+
 async def table(session: "ClientSession", settings: Settings, parts: Parts, seconds: float, missing: str) -> str:
     """What runs where, as its services tell it: addresses, database, feed, price, room under the cap, sources that are
     not well, a call to try. `missing` is what keeps orders from being taken, "" when nothing does."""

@@ -28,7 +28,7 @@ from buydesk.local.programs import find_redis
 from buydesk.local.redis import EmbeddedRedis
 from buydesk.local.signals import stop_signals
 from buydesk.settings import PORTS, Settings, variable
-from buydesk.telling import READY_SECONDS_MAX, Parts, answers, new_session, table, until_ready, until_selling
+from buydesk.telling import READY_SECONDS_MAX, Parts, answers, new_session, replies, table, until_ready, until_selling
 from buydesk.times import utc_now
 
 # Which service may know where PostgreSQL and Redis are. Nobody else has business there.
@@ -218,7 +218,7 @@ async def _start_separately(settings: Settings, stack: contextlib.AsyncExitStack
             [*COMMAND, "serve", service],
             env=environment(settings, service) | pipe.env,
             is_ready=partial(answers, session, settings.own_url(service) + "/livez"),
-            replace_hung=True,
+            is_alive=partial(replies, session, settings.own_url(service) + "/livez"),
             pass_fds=[pipe.fd],
         )
         await _keep_running(child, partial(child.stop, grace_seconds), stack)

@@ -234,14 +234,14 @@ async def test_a_child_that_hangs_is_killed_and_started_again(
 ) -> None:
     monkeypatch.setattr(children, "PROBE_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(children, "PROBE_SECONDS_MAX", 0.02)
-    # It is ready, misses twice, answers, and hangs for good; the next one is well.
-    script = [True, False, None, True, False, None, False]
+    # It misses twice, answers, and hangs for good; the next one is well.
+    script = [False, None, True, False, None, False]
 
-    async def is_ready() -> bool:
+    async def is_alive() -> bool:
         answer = script.pop(0) if script else True
         return await never() if answer is None else answer
 
-    child = make(*SLEEP, is_ready=is_ready, replace_hung=True)
+    child = make(*SLEEP, is_alive=is_alive)
     await child.start()
     first = child.pid
     watching = asyncio.create_task(supervise(child))
@@ -261,12 +261,12 @@ async def test_a_child_is_asked_no_more_once_it_has_ended_or_nobody_waits(
     monkeypatch.setattr(children, "PROBE_PAUSE_SECONDS", 0.01)
     asked = 0
 
-    async def is_ready() -> bool:
+    async def is_alive() -> bool:
         nonlocal asked
         asked += 1
         return True
 
-    child = make(*SLEEP, is_ready=is_ready, replace_hung=True)
+    child = make(*SLEEP, is_alive=is_alive)
     await child.start()
     waiting = asyncio.create_task(child.wait())
     while asked < 3:

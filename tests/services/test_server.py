@@ -14,6 +14,7 @@ from buydesk.connections import HEAD_BYTES_MAX, UNREAD_BYTES_MAX
 from buydesk.running import running
 from buydesk.server import serving
 from buydesk.settings import Settings
+from buydesk.telling import answers, new_session, replies
 from tests.logged import logged
 from tests.raw import LARGE_BYTES, Answer, Echo, echo_of, raw, settings
 
@@ -373,6 +374,16 @@ async def test_an_address_with_too_many_connections_gets_no_more_and_others_do()
         lines[0].abort()
         await until(lambda: open_to(echo.port) == 19 + 30)
         assert (await asked(echo.port, address="127.0.0.2")).status == 200
+
+
+async def test_a_service_that_takes_no_more_connections_counts_as_alive() -> None:
+    """Or whoever opens many of them could get it killed by its supervisor."""
+    async with limited(1) as echo, raw(echo.port), new_session() as session:
+        url = f"http://127.0.0.1:{echo.port}/livez"
+        assert not await answers(session, url)
+        assert await replies(session, url)
+    async with new_session() as session:
+        assert not await replies(session, url)
 
 
 async def test_a_proxy_has_as_many_connections_as_its_clients_need() -> None:

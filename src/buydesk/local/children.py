@@ -71,9 +71,9 @@ def log_death(death: Death) -> None:
 class Child:
     """One command, run in a process group of its own.
 
-    `is_ready` is asked until it says so, `ready_seconds_max` at the longest; without it a child is ready at once. With
-    `replace_hung` it is asked for as long as somebody waits for the child's end, and a child that does not answer any
-    more is killed.
+    `is_ready` is asked until it says so, `ready_seconds_max` at the longest; without it a child is ready at once.
+    `is_alive` is asked for as long as somebody waits for the child's end, and a child that is not is killed; without it
+    none is.
     `output` is a file for what the command prints, by default the desk's own output. `stop_signals` are sent one after
     the other, each with its grace.
     """
@@ -86,7 +86,7 @@ class Child:
         env: Mapping[str, str] | None = None,
         is_ready: Probe | None = None,
         ready_seconds_max: float = READY_SECONDS_MAX,
-        replace_hung: bool = False,
+        is_alive: Probe | None = None,
         pass_fds: Sequence[int] = (),
         stop_signals: Sequence[signal.Signals] = (signal.SIGTERM,),
         output: Path | None = None,
@@ -97,7 +97,7 @@ class Child:
         self._env = env
         self._is_ready = is_ready
         self._ready_seconds_max = ready_seconds_max
-        self._replace_hung = replace_hung
+        self._is_alive = is_alive
         self._pass_fds = tuple(pass_fds)
         self._stop_signals = tuple(stop_signals)
         self._output = output
@@ -143,12 +143,12 @@ class Child:
         return describe_ending(process.returncode)
 
     async def _kill_when_hung(self, process: "subprocess.Popen[bytes]") -> None:
-        if self._is_ready is None or not self._replace_hung:
+        if self._is_alive is None:
             return
         missed = 0
         while missed < MISSED_PROBES_MAX:
             await asyncio.sleep(PROBE_PAUSE_SECONDS)
-            missed = 0 if await _says_so(self._is_ready) else missed + 1
+            missed = 0 if await _says_so(self._is_alive) else missed + 1
         log.warning("%s hangs, killing it: it did not answer %d times in a row", self._name, missed)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

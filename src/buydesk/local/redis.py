@@ -42,7 +42,7 @@ class EmbeddedRedis:
             env=bare_environment(),
             is_ready=self._answers,
             ready_seconds_max=START_SECONDS_MAX,
-            replace_hung=True,  # it is a cache: nothing is lost with it
+            is_alive=self._replies,  # and killed if not: it is a cache, nothing is lost with it
             output=self._log,
             account=self._account,
         )
@@ -79,6 +79,10 @@ class EmbeddedRedis:
 
     async def _answers(self) -> bool:
         return await self._say("PING") == b"+PONG\r\n"
+
+    async def _replies(self) -> bool:
+        """Whether it says anything, be it that it has too many clients."""
+        return bool(await self._say("PING"))
 
     async def _say(self, command: str) -> bytes | None:
         """One command's first line of answer; None when nobody listens."""
