@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -116,9 +117,22 @@ async def test_a_single_host_may_be_read_only(two: tuple[str, int, int]) -> None
     await connection.close()
 
 
-async def test_of_two_hosts_that_fit_the_second_connection_is_ended(two: tuple[str, int, int]) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_of_two_hosts_that_fit_the_second_connection_is_ended(
+    two: tuple[str, int, int], monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
     name, port, _ = two
-    connection = await connect(url(name, port, port), SECONDS)
+    connect_one, both = asyncpg.connect, asyncio.Barrier(2)
+
+    async def connect_together(*arguments: Any, **options: Any) -> Any:
+        connection = await connect_one(*arguments, **options)
+        await both.wait()
+        return connection
+
+    with monkeypatch.context() as patch:
+        if at_once:
+            patch.setattr(asyncpg, "connect", connect_together)
+        connection = await connect(url(name, port, port), SECONDS)
     while await connection.fetchval(MINE) > 1:
         await asyncio.sleep(0.01)
     await connection.close()
