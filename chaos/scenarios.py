@@ -64,10 +64,10 @@ async def _judged(desk: Desk, plan: Plan, verdict: Verdict) -> int:
     return ledger.last_number
 
 
-async def overload(plan: Plan, retries: int = 0) -> Verdict:
+async def overload(plan: Plan, *arguments: str, retries: int = 0) -> Verdict:
     """An open load of 300 orders a second for a minute on a database that stores 220."""
     verdict = Verdict()
-    async with desk_up(plan.directory / "desk") as desk:
+    async with desk_up(plan.directory / "desk", *arguments) as desk:
         async with desk.database() as database:
             await database.execute(SLOW)
             before = await database.fetchval("SELECT last_number FROM exposure")
@@ -91,6 +91,11 @@ async def overload(plan: Plan, retries: int = 0) -> Verdict:
 async def overload_with_retries(plan: Plan) -> Verdict:
     """The same with clients that send again at once, twice."""
     return await overload(plan, retries=2)
+
+
+async def overload_separate(plan: Plan) -> Verdict:
+    """The same with each service in a process of its own."""
+    return await overload(plan, "--separate")
 
 
 async def _until_normal(buyers: Buyers) -> float:
@@ -222,6 +227,7 @@ async def _kill_all(
 SCENARIOS: dict[str, tuple[Callable[[Plan], Coroutine[None, None, Verdict]], int]] = {
     "overload": (overload, 1),
     "overload_with_retries": (overload_with_retries, 1),
+    "overload_separate": (overload_separate, 1),
     "hang": (hang, 1),
     "restarts": (restarts, 50),
     "restarts_without_init": (restarts_without_init, 50),
