@@ -19,6 +19,7 @@ from buydesk.errors import (
     OrderNotFound,
     PriceNotFound,
 )
+from buydesk.keys import new_signing_key
 from buydesk.money import SATOSHI_PER_BTC, Currency
 from buydesk.orders import (
     ANONYMOUS,
@@ -39,8 +40,9 @@ from buydesk.orders import (
     order_document,
     priced,
 )
-from buydesk.prices import PriceRecord, Quote, Rule, stale
+from buydesk.prices import SOURCES, PriceRecord, Quote, Rule, stale
 from buydesk.settings import Settings
+from buydesk.signing import Signer
 from buydesk.times import utc_now
 
 if TYPE_CHECKING:
@@ -49,26 +51,39 @@ if TYPE_CHECKING:
 CAP_SATOSHI = 100 * SATOSHI_PER_BTC
 # The Unix times between which a ledger's clock may be.
 ANY_TIME = (0.0, 2.0**32)
+SIGNING_KEY = new_signing_key()
+_signer = Signer(SIGNING_KEY)
 _names = itertools.count()
 
 
 def settings(**given: Any) -> Settings:
-    return Settings(**{"internal_token": "test-token", **given})
+    return Settings(**{"internal_token": "test-token", "price_signing_key": SIGNING_KEY, **given})
+
+
+def signed(unsigned: PriceRecord) -> PriceRecord:
+    """The record, signed with the key of `settings`."""
+    return _signer.sign(unsigned)
 
 
 def record(rate_e8: int = 20_000 * 10**8, *, age: float = 0, ttl: float = 60, **rates: int) -> PriceRecord:
     """A price record observed `age` seconds ago; one bitcoin costs the same in every currency unless told."""
     as_of = utc_now() - timedelta(seconds=age)
     rates_e8 = {currency: rates.get(currency.value, rate_e8) for currency in Currency}
-    return PriceRecord(
-        uuid.uuid4(),
-        as_of,
-        as_of + timedelta(seconds=ttl),
-        "sandbox",
-        rates_e8,
-        tuple(Quote(source, currency, rate, rate, as_of) for currency, rate in rates_e8.items() for source in "ab"),
-        rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
-        decided_at=as_of,
+    return signed(
+        PriceRecord(
+            uuid.uuid4(),
+            as_of,
+            as_of + timedelta(seconds=ttl),
+            "sandbox",
+            rates_e8,
+            tuple(
+                Quote(source, currency, rate, rate, as_of)
+                for currency, rate in rates_e8.items()
+                for source in SOURCES["sandbox"][:2]
+            ),
+            rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
+            decided_at=as_of,
+        )
     )
 
 

@@ -14,6 +14,7 @@ from buydesk.prices import (
     Quote,
     Rejection,
     Rule,
+    Signature,
     SourceState,
 )
 from buydesk.reading import read_currency, read_id, read_integer, read_list, read_object, read_text, read_time
@@ -43,6 +44,7 @@ def record_document(record: PriceRecord) -> dict[str, object]:
         },
         "rule": record.rule and asdict(record.rule),
         "decided_at": record.decided_at and format_time(record.decided_at),
+        "signature": record.signature and _signature_document(record.signature),
     }
 
 
@@ -64,6 +66,7 @@ def record_from(document: object) -> PriceRecord:
         rejected=tuple(_rejection(each, where) for where, each in _items(sources, "rejected")),
         rule=_optional(record, "rule", _rule),
         decided_at=_optional(record, "decided_at", read_time),
+        signature=_optional(record, "signature", _signature),
     )
 
 
@@ -196,6 +199,19 @@ def _source_state(state: Mapping[str, object], where: str) -> SourceState:
 def _rule(value: object) -> Rule:
     rule = read_object(value)
     return Rule(**{field.name: _read(rule, field.name, _limit, "rule.") for field in fields(Rule)})
+
+
+def _signature_document(signature: Signature) -> dict[str, str]:
+    return {"key": signature.key, "value": signature.value, "expires_at": format_time(signature.expires_at)}
+
+
+def _signature(value: object) -> Signature:
+    signature, where = read_object(value), "signature."
+    return Signature(
+        _read(signature, "key", read_text, where),
+        _read(signature, "value", read_text, where),
+        _read(signature, "expires_at", read_time, where),
+    )
 
 
 def _limit(value: object) -> int:

@@ -14,6 +14,11 @@ from buydesk.money import Currency
 from buydesk.times import format_time
 
 Feed = Literal["sandbox", "live"]
+# Nobody else's quotes are in a price, whoever signed it.
+SOURCES: Mapping[Feed, tuple[str, ...]] = {
+    "live": ("bitfinex", "bitstamp", "coinbase", "gemini", "kraken"),
+    "sandbox": ("sandbox-1", "sandbox-2", "sandbox-3", "sandbox-4", "sandbox-5"),
+}
 
 PRICE_TTL_SECONDS_MAX = 3600
 RULE_VERSION = 1
@@ -67,12 +72,23 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Signature:
+    """Who made a price record: the public key, and the signature of the record as it was when it ended at `expires_at`
+    (`signing`)."""
+
+    key: str
+    value: str
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class PriceRecord:
     """The market price at one moment, with its proof: all quotes there were, the rule and when it was applied.
 
     `as_of` is when the oldest quote used was observed. The record may be used until `expires_at` and not longer.
     `replayed_from` is the historic minute a sandbox record shows; None on the live feed. `rule` and `decided_at` are
-    None for records of the time before there was a rule: they prove nothing.
+    None for records of the time before there was a rule, `signature` for those from before they were signed: these
+    prove nothing.
     """
 
     id: uuid.UUID
@@ -85,6 +101,7 @@ class PriceRecord:
     replayed_from: datetime | None = None
     rule: Rule | None = None
     decided_at: datetime | None = None
+    signature: Signature | None = None
 
     def __hash__(self) -> int:
         return hash(self.id)  # its rates are a mapping, which has none
@@ -183,7 +200,7 @@ class PriceBoard(Protocol):
 
         One from the future (`observed_by`) is not newer: it gives way, and leaves the history. So does another one of
         the same moment.
-        The record that hangs may be published again: of its two `expires_at` the earlier one holds.
+        The record that hangs may be published again, and stays as it was.
         """
         ...
 

@@ -12,6 +12,7 @@ from buydesk.orders import Order
 from buydesk.prices import (
     PRICE_TTL_SECONDS_MAX,
     RULE_VERSION,
+    SOURCES,
     SOURCES_MIN,
     NotARecord,
     PriceRecord,
@@ -20,25 +21,35 @@ from buydesk.prices import (
 )
 from buydesk.pricing import decide, listed
 from buydesk.settings import Settings
+from buydesk.signing import doubt_of_signature
 from buydesk.times import format_time
 
 
 def require_proven(record: PriceRecord, settings: Settings, now: datetime) -> None:
-    """Raises NotARecord unless the record may be a price of this desk: plausible now (`require_plausible`), and proven
-    by its own quotes with limits that allow no more than the settings do.
+    """Raises NotARecord unless the record may be a price of this desk: plausible now (`require_plausible`), signed with
+    a key that the settings accept, of this desk's sources, and proven by its own quotes with limits that allow no more
+    than the settings do.
 
-    Whoever takes a record from another process asks this: what that one was set to, or got wrong, sells nothing.
+    Whoever takes a record from another process, to publish, sell or store at it, asks this: what that one was set to,
+    or got wrong, sells nothing.
     """
     require_plausible(record, settings.price_feed, settings.price_ttl_seconds, settings.clock_skew_seconds_max, now)
-    if why := _unproven(record, settings.pricing_rule):
+    if why := _unproven(record, settings.pricing_rule, settings.accepted_price_keys):
         raise NotARecord("record", why)
 
 
 # For a minute each order brings the same record.
 @lru_cache(maxsize=8)
-def _unproven(record: PriceRecord, limits: Rule) -> str:
+def _unproven(record: PriceRecord, limits: Rule, keys: tuple[str, ...]) -> str:
     """Why the record's price is not proven within the limits, "" when it is."""
-    return "; ".join([*_doubts_of_record(record), *_doubts_of_limits(record.rule or limits, limits)])
+    doubts_of_origin = filter(None, [doubt_of_signature(record, keys), _doubt_of_sources(record)])
+    return "; ".join([*doubts_of_origin, *_doubts_of_record(record), *_doubts_of_limits(record.rule or limits, limits)])
+
+
+def _doubt_of_sources(record: PriceRecord) -> str:
+    named = {each.source for each in (*record.used, *record.rejected)}
+    strange = sorted(named.difference(SOURCES[record.feed]))
+    return f"the desk has no source {', '.join(strange)}" if strange else ""
 
 
 def _doubts_of_limits(rule: Rule, limits: Rule) -> Iterator[str]:

@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from buydesk import addresses, hosts
+from buydesk import addresses, hosts, keys
 from buydesk.errors import CannotStart
 from buydesk.prices import PRICE_TTL_SECONDS_MAX, SOURCES_MIN, Rule
 
@@ -103,6 +103,11 @@ def _not_empty(given: object) -> object:
     return given
 
 
+def _public_key(text: str) -> str:
+    keys.to_bytes(text, keys.KEY_BYTES)
+    return text
+
+
 T = TypeVar("T")
 
 
@@ -128,6 +133,11 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 BasisPoints = Annotated[int, Field(ge=1, le=10_000)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+PublicKeys = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    _listed(_public_key, f"public keys as `buydesk price-key` shows them ({keys.KEY_BYTES} bytes as base64url)"),
+]
 HostNames = Annotated[
     tuple[str, ...], NoDecode, _listed(hosts.host_name, "host names without ports (IP addresses need no name)")
 ]
@@ -245,6 +255,13 @@ class Settings(BaseSettings):
     price_ttl_seconds: Annotated[float, Field(gt=0, le=PRICE_TTL_SECONDS_MAX)] = Field(
         60, description="How long a price may be used after it was observed."
     )
+    price_signing_key: SecretStr = Field(
+        default_factory=lambda: SecretStr(keys.new_signing_key()),
+        description="What api_updater signs prices with: `buydesk price-key` makes one; `up` makes one too.",
+    )
+    price_keys: PublicKeys = Field(
+        (), description="Public keys whose prices are taken, separated by commas; by default that of the signing key."
+    )
     price_history_records_max: Count = Field(6000, description="Price records kept for history; the oldest go.")
     price_refresh_seconds: Seconds = Field(1, description="How often create_buy_order looks at the price board.")
     source_seconds_max: Seconds = Field(4, description="The longest wait for a price source.")
@@ -329,6 +346,12 @@ class Settings(BaseSettings):
             raise ValueError("must be visible ASCII characters only, without blanks or an end of line")
         return token
 
+    @field_validator("price_signing_key")
+    @classmethod
+    def _is_signing_key(cls, key: SecretStr) -> SecretStr:
+        keys.to_bytes(key.get_secret_value(), keys.KEY_BYTES)
+        return key
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         rules = [
@@ -399,6 +422,11 @@ class Settings(BaseSettings):
             deviation_bp_max=self.price_deviation_bp_max,
             sources_min=self.price_sources_min,
         )
+
+    @cached_property
+    def accepted_price_keys(self) -> tuple[str, ...]:
+        """The public keys whose prices may be published, sold and stored."""
+        return self.price_keys or (keys.public_key(self.price_signing_key.get_secret_value()),)
 
     @property
     def is_beyond_loopback(self) -> bool:

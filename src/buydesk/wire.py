@@ -30,7 +30,7 @@ from buydesk.orders import (
     priced,
 )
 from buydesk.price_documents import record_document, record_from
-from buydesk.prices import PriceRecord, Quote, Rejection, Rule
+from buydesk.prices import PriceRecord, Quote, Rejection, Rule, Signature
 from buydesk.reading import read_boolean, read_currency, read_id, read_integer, read_object, read_text, read_time
 
 
@@ -220,6 +220,11 @@ EXAMPLE_RECORD = PriceRecord(
     rejected=(Rejection("sandbox-1", "gave no answer within 5 s"),),
     rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
     decided_at=datetime(2026, 1, 31, 9, 4, 51, 250_000, tzinfo=UTC),
+    signature=Signature(
+        "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+        "LJdwfY-rIJaGKzLyouvwGhnLW4gbgSR6s5aO5iUB1qhVBNeZIR0iwtfKy5sWnP-BVe0tnpfJBQqhmsqO8ihbAA",
+        expires_at=datetime(2026, 1, 31, 9, 5, 51, tzinfo=UTC),
+    ),
 )
 EXAMPLE_PLACEMENT = Placement(
     NewOrder(uuid.UUID("01926e60-7a7c-7cc3-9c4e-3a1d1f1d8a35"), ANONYMOUS, None, Currency.EUR, 6900),

@@ -27,6 +27,7 @@ from buydesk.price_documents import record_document
 from buydesk.prices import (
     HISTORY_MINUTES_MAX,
     HISTORY_POINTS_MAX,
+    SOURCES,
     FeedState,
     PriceBoard,
     PricePoint,
@@ -40,6 +41,8 @@ from buydesk.reporting import Reporter
 from buydesk.services.api_cache_proxy import create_app
 from buydesk.settings import Settings
 from buydesk.times import EPOCH
+from tests import ledgers
+from tests.ledgers import signed
 from tests.serving import free_port, served
 
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
@@ -80,7 +83,7 @@ async def redis_board(settings: Settings, clock: Clock, redis_url: str) -> Async
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings(price_history_records_max=RECORDS_MAX)
+    return ledgers.settings(price_history_records_max=RECORDS_MAX)
 
 
 @pytest.fixture
@@ -112,24 +115,26 @@ async def board(
 
 def record(as_of: datetime = NOON, rate_e8: int = 20_572_78 * 10**6) -> PriceRecord:
     rates_e8 = {Currency.EUR: rate_e8, Currency.GBP: 18_271_51 * 10**6, Currency.USD: 21_712_51 * 10**6 + 1}
-    return PriceRecord(
-        id=uuid.uuid4(),
-        as_of=as_of,
-        expires_at=as_of + TTL,
-        feed="sandbox",
-        rates_e8=rates_e8,
-        used=tuple(
-            Quote(source, currency, rate_e8 - 3, rate_e8 + 3, as_of)
-            for currency, rate_e8 in rates_e8.items()
-            for source in ("one", "öne")
-        ),
-        rejected=(
-            Rejection("ötħer", 'gave "no" answer\n'),
-            Rejection("two", "is too far off", Quote("two", Currency.GBP, 10**8, 10**8, as_of)),
-        ),
-        replayed_from=datetime(2023, 3, 9, tzinfo=UTC),
-        rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
-        decided_at=as_of + MOMENT,
+    return signed(
+        PriceRecord(
+            id=uuid.uuid4(),
+            as_of=as_of,
+            expires_at=as_of + TTL,
+            feed="sandbox",
+            rates_e8=rates_e8,
+            used=tuple(
+                Quote(source, currency, rate_e8 - 3, rate_e8 + 3, as_of)
+                for currency, rate_e8 in rates_e8.items()
+                for source in SOURCES["sandbox"][:2]
+            ),
+            rejected=(
+                Rejection("sandbox-3", 'gave "nö" answer\n'),
+                Rejection("sandbox-4", "is too far off", Quote("sandbox-4", Currency.GBP, 10**8, 10**8, as_of)),
+            ),
+            replayed_from=datetime(2023, 3, 9, tzinfo=UTC),
+            rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
+            decided_at=as_of + MOMENT,
+        )
     )
 
 
@@ -233,15 +238,14 @@ async def test_same_record_may_be_published_again_and_is_kept_once(board: PriceB
     assert await whole_history(board) == points_of([published])
 
 
-async def test_publishing_again_may_shorten_a_record_and_never_extends_it(board: PriceBoard) -> None:
+@pytest.mark.parametrize(("first", "second"), [(TTL, TTL / 2), (TTL / 2, TTL)], ids=["shorter", "longer"])
+async def test_a_published_record_never_changes(board: PriceBoard, first: timedelta, second: timedelta) -> None:
     published = record()
-    shorter = replace(published, expires_at=NOON + TTL / 2)
+    published = replace(published, expires_at=published.as_of + first)
     await board.publish(published)
-    await board.publish(shorter)
-    assert await board.latest() == shorter
-    await board.publish(published)
-    assert await board.latest() == shorter
-    assert await whole_history(board) == points_of([shorter])
+    await board.publish(replace(published, expires_at=published.as_of + second))
+    assert await board.latest() == published
+    assert await whole_history(board) == points_of([published])
 
 
 async def test_record_is_valid_until_it_expires_and_stale_from_then_on(board: PriceBoard, clock: Clock) -> None:
@@ -403,7 +407,7 @@ async def test_any_history_is_what_the_naive_one_is(
 
 @given(st.data(), st.integers(1, 40))
 def test_any_history_in_memory_is_what_the_naive_one_is(data: st.DataObject, records_max: int) -> None:
-    settings, clock = Settings(price_history_records_max=records_max), Clock()
+    settings, clock = ledgers.settings(price_history_records_max=records_max), Clock()
     asyncio.run(play(MemoryPriceBoard(settings, clock), NaiveHistory(settings, clock), data, steps=4))
 
 
@@ -504,7 +508,7 @@ async def test_redis_that_does_not_answer_in_time_is_unavailable() -> None:
         gone.release()
 
     gone = asyncio.Semaphore(0)
-    settings = Settings(remote_seconds_max=0.05)
+    settings = ledgers.settings(remote_seconds_max=0.05)
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     client: Redis = Redis.from_url(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     await assert_unavailable(RedisPriceBoard(client, settings))
@@ -530,7 +534,7 @@ async def test_recorded_prices_left_in_redis_are_no_live_prices(clock: Clock, re
     async with redis_board(Settings(), clock, redis_url) as sandbox:
         await sandbox.publish(record())
         await sandbox.tell(state())
-        board = RedisPriceBoard(live, Settings(price_feed="live"), clock)
+        board = RedisPriceBoard(live, ledgers.settings(price_feed="live"), clock)
         with pytest.raises(PriceUnavailable):
             await board.latest()
         with pytest.raises(PriceUnavailable):
@@ -611,7 +615,7 @@ async def test_what_an_earlier_version_left_in_redis_is_no_price_and_no_history(
 ) -> None:
     left = replace(record(), rejected=(), rule=None, decided_at=None)
     document = record_document(left)
-    del document["rule"], document["decided_at"]
+    del document["rule"], document["decided_at"], document["signature"]
     text, score = msgspec.json.encode(document), (left.as_of - EPOCH) // MOMENT
     expires_at = (left.expires_at - EPOCH) // MOMENT
     async with redis_board(settings, clock, redis_url) as board, Redis.from_url(redis_url) as client:
@@ -628,7 +632,7 @@ async def test_what_an_earlier_version_left_in_redis_is_no_price_and_no_history(
         ]
         await client.hset("buydesk:prices:sandbox:hanging", items=members)
         with pytest.raises(
-            PriceUnavailable, match="no price of this desk: record: the record tells no rule"
+            PriceUnavailable, match="no price of this desk: record: the record is not signed"
         ) as refused:
             await board.latest()
         assert refused.value.retry_after_seconds is not None

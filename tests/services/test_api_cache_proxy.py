@@ -20,10 +20,12 @@ from buydesk.backends.redis_prices import RedisPriceBoard
 from buydesk.coindesk import currentprice, currentprice_of
 from buydesk.money import Currency
 from buydesk.price_documents import feed_state_document, point_document, record_document
-from buydesk.prices import FeedState, PriceRecord, Quote, Rejection, Rule, SourceState
+from buydesk.prices import SOURCES, FeedState, PriceRecord, Quote, Rejection, Rule, SourceState
 from buydesk.reporting import Reporter
 from buydesk.services.api_cache_proxy import RECORD_BYTES_MAX, STATE_BYTES_MAX, create_app
 from buydesk.settings import Settings
+from tests import ledgers
+from tests.ledgers import signed
 from tests.serving import free_port, served
 
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
@@ -48,7 +50,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings(internal_token="the-token")
+    return ledgers.settings(internal_token="the-token")
 
 
 @pytest.fixture
@@ -81,17 +83,17 @@ def record(as_of: datetime = NOON, **members: Any) -> PriceRecord:
         used=tuple(
             Quote(source, currency, rate_e8 - 78 * 10**6, rate_e8 + 78 * 10**6, as_of)
             for currency, rate_e8 in rates_e8.items()
-            for source in ("one", "two")
+            for source in SOURCES["sandbox"][:2]
         ),
         rejected=(
-            Rejection("another", "gave no answer"),
-            Rejection("third", "is older than 30 s", Quote("third", Currency.EUR, 10**12, 10**12, as_of)),
+            Rejection("sandbox-3", "gave no answer"),
+            Rejection("sandbox-4", "is older than 30 s", Quote("sandbox-4", Currency.EUR, 10**12, 10**12, as_of)),
         ),
         replayed_from=datetime(2023, 3, 9, tzinfo=UTC),
         rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
         decided_at=as_of + TTL / 60,
     )
-    return replace(made, **members)
+    return signed(replace(made, **members))
 
 
 def state(at: datetime = NOON, **members: Any) -> FeedState:
@@ -154,15 +156,15 @@ async def test_record_shows_its_proof(client: httpx2.AsyncClient, board: MemoryP
                 ("GBP", "18270.73", "18272.29"),
                 ("USD", "21711.73000001", "21713.29000001"),
             )
-            for source in ("one", "two")
+            for source in SOURCES["sandbox"][:2]
         ],
         "rejected": [
-            {"source": "another", "reason": "gave no answer", "quote": None},
+            {"source": "sandbox-3", "reason": "gave no answer", "quote": None},
             {
-                "source": "third",
+                "source": "sandbox-4",
                 "reason": "is older than 30 s",
                 "quote": {
-                    "source": "third",
+                    "source": "sandbox-4",
                     "currency": "EUR",
                     "bid": "10000.00",
                     "ask": "10000.00",
@@ -179,6 +181,8 @@ async def test_record_shows_its_proof(client: httpx2.AsyncClient, board: MemoryP
         "sources_min": 2,
     }
     assert document["decided_at"] == "2026-01-31T12:00:01.123456Z"
+    assert document["signature"]["key"] == ledgers.settings().accepted_price_keys[0]
+    assert document["signature"]["expires_at"] == document["expires_at"]
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,9 @@ def is_problem(response: httpx2.Response, status: int, code: str) -> dict[str, A
 
 @asynccontextmanager
 async def desk_of(**given: Any) -> AsyncIterator[Desk]:
-    configured = settings(order_seconds_max=1, resend_pause_seconds=0.01, price_refresh_seconds=0.05, **given)
+    configured = settings(
+        order_seconds_max=1, price_ttl_seconds=3600, resend_pause_seconds=0.01, price_refresh_seconds=0.05, **given
+    )
     ledger, board = Ledger(), MemoryPriceBoard(configured)
     await board.publish(PRICE)
     reporter = Reporter("create_buy_order", MemoryHealthDesk(configured), configured)
@@ -497,7 +499,7 @@ async def test_the_price_at_hand_ends_at_its_own_time_whatever_the_clock_and_the
         return moment
 
     board = Board(settings())
-    price = PriceAtHand(board, "sandbox", 1, now=wall, monotonic=lambda: ticks)
+    price = PriceAtHand(board, settings(), now=wall, monotonic=lambda: ticks)
     assert price.current().code == "price_unavailable"  # type: ignore[union-attr]
     board.fault = PriceBoardUnavailable("away", retry_after_seconds=1)
     await price.refresh()
@@ -527,7 +529,7 @@ async def test_the_price_at_hand_ends_at_its_own_time_whatever_the_clock_and_the
 async def test_the_first_price_is_waited_for() -> None:
     board = Board(settings())
     await board.tell(FeedState(utc_now(), "sandbox", "", ()))  # of a price that is not on the board any more
-    price = PriceAtHand(board, "sandbox", 1)
+    price = PriceAtHand(board, settings())
     waiting = asyncio.create_task(price.wait_for_first(60))
     await asyncio.sleep(0.1)
     assert not waiting.done()
@@ -540,7 +542,7 @@ async def test_the_first_price_is_waited_for() -> None:
 @pytest.mark.parametrize("told", ["fewer than 2 sources agree", None], ids=["none", "nothing"])
 async def test_a_first_price_that_will_not_come_soon_is_not_waited_for(told: str | None) -> None:
     board = Board(settings())
-    price = PriceAtHand(board, "sandbox", 1)
+    price = PriceAtHand(board, settings())
     if told is not None:
         await board.tell(FeedState(utc_now(), "sandbox", told, ()))
     async with asyncio.timeout(30):
@@ -550,7 +552,7 @@ async def test_a_first_price_that_will_not_come_soon_is_not_waited_for(told: str
 
 async def test_a_price_at_hand_that_was_shortened_on_the_board_ends() -> None:
     board = Board(settings())
-    price = PriceAtHand(board, "sandbox", 1)
+    price = PriceAtHand(board, settings())
     at_hand = record()
     await board.publish(at_hand)
     await price.refresh()
@@ -565,7 +567,7 @@ async def test_a_price_at_hand_that_was_shortened_on_the_board_ends() -> None:
 async def test_a_fault_of_one_look_at_the_board_does_not_end_the_looking(caplog: pytest.LogCaptureFixture) -> None:
     board = Board(settings())
     board.fault = ZeroDivisionError("a fault")
-    price = PriceAtHand(board, "sandbox", 0.001)
+    price = PriceAtHand(board, settings(price_refresh_seconds=0.001))
     looking = asyncio.create_task(price.keep_fresh())
     async with asyncio.timeout(5):
         while "the price could not be looked up" not in caplog.text:
@@ -580,8 +582,8 @@ async def test_a_fault_of_one_look_at_the_board_does_not_end_the_looking(caplog:
 async def test_the_other_feed_s_price_is_none() -> None:
     board = MemoryPriceBoard(settings())
     await board.publish(record())
-    price = PriceAtHand(board, "live", 1)
+    price = PriceAtHand(board, settings(price_feed="live"))
     await price.refresh()
     problem = price.current()
     assert isinstance(problem, PriceUnavailable)
-    assert "check PRICE_FEED" in problem.detail
+    assert problem.detail.endswith("no price of this desk: feed: must be live, the feed of this desk.")

@@ -23,11 +23,10 @@ from buydesk.errors import HealthUnavailable, PriceStale, PriceUnavailable
 from buydesk.health import Report
 from buydesk.local.redis import EmbeddedRedis
 from buydesk.prices import FeedState
-from buydesk.settings import Settings
 from buydesk.times import utc_now
-from tests.ledgers import record
+from tests.ledgers import record, settings
 
-SETTINGS = Settings(remote_seconds_max=0.4, connect_seconds_max=0.4)
+SETTINGS = settings(remote_seconds_max=0.4, connect_seconds_max=0.4)
 
 
 class Server:

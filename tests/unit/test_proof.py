@@ -17,13 +17,13 @@ from buydesk.price_documents import record_document, record_from
 from buydesk.prices import NotARecord, PriceRecord, Quote, Rejection, Rule
 from buydesk.pricing import decide, record_of
 from buydesk.proof import doubts, require_proven
-from buydesk.settings import Settings
+from tests.ledgers import settings, signed
 
 NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
 RULE = Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2)
 EUR, GBP, USD = Currency
-MIDS = {"one": 2_000_000_000_000, "two": 2_000_000_000_007, "three": 2_000_000_000_013, "liar": 10**12}
+MIDS = {"kraken": 2_000_000_000_000, "gemini": 2_000_000_000_007, "bitstamp": 2_000_000_000_013, "coinbase": 10**12}
 QUOTES = [
     Quote(name, currency, mid_e8 - 5, mid_e8 + 5, NOW - timedelta(seconds=number))
     for currency in Currency
@@ -32,7 +32,7 @@ QUOTES = [
 
 
 def decided(quotes: list[Quote]) -> PriceRecord:
-    unanswered = [Rejection("slow", "gave no answer")]
+    unanswered = [Rejection("bitfinex", "gave no answer")]
     return record_of(
         decide(quotes, NOW, RULE), unanswered, "live", rule=RULE, decided_at=NOW, ttl=timedelta(seconds=60)
     )
@@ -124,7 +124,7 @@ RATES = dict(RECORD.rates_e8)
 @pytest.mark.parametrize(
     ("change", "doubt"),
     [
-        (with_quote(1, bid_e8=MIDS["two"] - 7), "by the rule EUR 20000.00000006, GBP"),
+        (with_quote(1, bid_e8=MIDS["gemini"] - 7), "by the rule EUR 20000.00000006, GBP"),
         (with_quote(0, observed_at=NOW + TICK), "the rates are EUR 20000.00000007"),
         (
             with_changes(rates_e8=RATES | {USD: RATES[USD] + 1}),
@@ -167,21 +167,21 @@ def test_what_of_the_record_does_not_follow_from_its_quotes_is_named(
     assert doubt in "; ".join(found)
 
 
-SETTINGS = Settings(price_feed="live", price_spread_bp_max=1000, price_ttl_seconds=60)
+SETTINGS = settings(price_feed="live", price_spread_bp_max=1000, price_ttl_seconds=60)
 
 
 def test_proven_record_may_become_a_price() -> None:
-    require_proven(RECORD, SETTINGS, NOW)
+    require_proven(signed(RECORD), SETTINGS, NOW)
     stricter = replace(RULE, quote_age_seconds_max=3, spread_bp_max=1, deviation_bp_max=1, sources_min=3)
     strict = record_of(
-        decide([quote for quote in QUOTES if quote.source != "liar"], NOW, stricter),
+        decide([quote for quote in QUOTES if quote.source != "coinbase"], NOW, stricter),
         [],
         "live",
         rule=stricter,
         decided_at=NOW,
         ttl=timedelta(seconds=60),
     )
-    require_proven(strict, SETTINGS, NOW)
+    require_proven(signed(strict), SETTINGS, NOW)
 
 
 @pytest.mark.parametrize(
@@ -199,16 +199,18 @@ def test_proven_record_may_become_a_price() -> None:
         (with_rule(quote_age_seconds_max=31), "its rule allows a quote_age_seconds of 31, and this desk 30"),
         (with_rule(spread_bp_max=1001), "its rule allows a spread_bp of 1001, and this desk 1000"),
         (with_rule(deviation_bp_max=101), "its rule allows a deviation_bp of 101, and this desk 100"),
+        (with_quote(0, source="mine"), "record: the desk has no source mine$"),
+        (with_changes(rejected=(*RECORD.rejected, Rejection("mine", "x"))), "record: the desk has no source mine$"),
     ],
 )
 def test_what_is_not_proven_becomes_no_price(change: Callable[[PriceRecord], PriceRecord], told: str) -> None:
     with pytest.raises(NotARecord, match=told):
-        require_proven(change(RECORD), SETTINGS, NOW)
+        require_proven(signed(change(RECORD)), SETTINGS, NOW)
 
 
 def test_desk_that_needs_more_sources_takes_no_price_of_fewer() -> None:
     with pytest.raises(NotARecord, match="its rule is content with 2 sources, and this desk needs 3"):
-        require_proven(RECORD, Settings(price_feed="live", price_sources_min=3), NOW)
+        require_proven(signed(RECORD), settings(price_feed="live", price_sources_min=3), NOW)
 
 
 quotes = st.lists(

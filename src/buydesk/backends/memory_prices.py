@@ -45,8 +45,6 @@ class MemoryPriceBoard:
         """See PriceBoard."""
         hanging = self._hanging
         if hanging is not None and hanging.id == record.id:
-            if record.expires_at < hanging.expires_at:
-                self._hanging = record
             return
         if hanging is not None and record.as_of < hanging.as_of <= observed_by(self._now(), self._skew_seconds_max):
             raise superseded(hanging.as_of)

@@ -47,23 +47,20 @@ _MICROSECOND = timedelta(microseconds=1)
 # So many points take a millisecond to read; other work goes on between slices of them.
 _SLICE_POINTS = 100
 
-# Hangs the record unless a newer one hangs that is not from the future (later than ARGV[8]); returns the as_of of that
+# Hangs the record unless a newer one hangs that is not from the future (later than ARGV[7]); returns the as_of of that
 # one, otherwise 0. What is newer leaves the history: it is from the future, or was hung before it. One script, because
 # the comparison and the writing must not be torn apart by another updater. Times are whole microseconds, which are
 # exact in Lua's numbers until the year 2255.
 _PUBLISH = """
-local id, as_of, expires_at, document, point = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local kept_for, records_max, observed_by = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local hanging = redis.call('HMGET', KEYS[1], 'id', 'as_of', 'expires_at')
+local id, as_of, document, point = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local kept_for, records_max, observed_by = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local hanging = redis.call('HMGET', KEYS[1], 'id', 'as_of')
 if hanging[1] == id then
-  if expires_at < tonumber(hanging[3]) then
-    redis.call('HSET', KEYS[1], 'expires_at', ARGV[3], 'document', document)
-  end
   return 0
 elseif hanging[1] and as_of < tonumber(hanging[2]) and tonumber(hanging[2]) <= observed_by then
   return tonumber(hanging[2])
 end
-redis.call('HSET', KEYS[1], 'id', id, 'as_of', ARGV[2], 'expires_at', ARGV[3], 'document', document)
+redis.call('HSET', KEYS[1], 'id', id, 'as_of', ARGV[2], 'document', document)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], ARGV[2], '+inf')
 redis.call('ZADD', KEYS[2], ARGV[2], point)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', as_of - kept_for * 1000000))
@@ -123,7 +120,6 @@ class RedisPriceBoard:
         arguments = (
             str(record.id),
             _microseconds(record.as_of),
-            _microseconds(record.expires_at),
             msgspec.json.encode(record_document(record)),
             msgspec.json.encode(point_document(record.point())),
             int(KEPT_FOR.total_seconds()),

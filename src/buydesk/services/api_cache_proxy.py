@@ -42,6 +42,7 @@ from buydesk.prices import (
     Quote,
     Rejection,
     Rule,
+    Signature,
     SourceState,
     require_plausible_state,
 )
@@ -211,6 +212,11 @@ _EXAMPLE = PriceRecord(
     ),
     rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
     decided_at=_AT + timedelta(seconds=1),
+    signature=Signature(
+        "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+        "XukwEvSOq9VKI4P6P4pd7quaRtowdKBXtfr92cIZD55gQve2kTKecu9gFxz9xSez6yHPUO0fqVE3dlEAeKeZAg",
+        expires_at=_AT + timedelta(seconds=60),
+    ),
 )
 _STATE_EXAMPLE = FeedState(
     at=_AT + timedelta(seconds=1),
@@ -288,13 +294,13 @@ _TELL_OPERATION = {
 }
 _ADD_OPERATION = {
     "summary": "Publish a price record (internal)",
-    "description": "Needs `Authorization: Bearer <internal token>`. Publishing the current record again is fine and "
-    "never makes it valid for longer.",
+    "description": "Needs `Authorization: Bearer <internal token>`. The record is signed by api_updater. Publishing the "
+    "current record again is fine and changes nothing.",
     "security": INTERNAL,
     "parameters": [
         number_parameter(
             "ttl",
-            "Seconds from now after which the record is not valid any more. Only ever shortens.",
+            "Seconds from now after which the record is not valid any more. Shortens a record that was never published.",
             PRICE_TTL_SECONDS_MAX,
         )
     ],

@@ -22,6 +22,7 @@ from buydesk.prices import FeedState, Observation, PriceBoard, PriceRecord, Pric
 from buydesk.pricing import Verdict, decide, held_back, listed, percent, record_of
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
+from buydesk.signing import Signer
 from buydesk.times import utc_now
 from buydesk.web import Service, service_app
 
@@ -76,6 +77,7 @@ class Updater:
         self.has_quorum = False
         self._settings = settings
         self._rule = settings.pricing_rule
+        self._signer = Signer(settings.price_signing_key.get_secret_value())
         self._board = Hanging(board, settings.clock_skew_seconds_max, _log, now=now, clock=clock, sleep=sleep)
         self._journal = Journal()
         self._now = now
@@ -161,7 +163,9 @@ class Updater:
             ttl=timedelta(seconds=self._settings.price_ttl_seconds),
             replayed_from=min((each.replayed_from for each in found.answers if each.replayed_from), default=None),
         )
-        return DecidedPrice(record, found.moment + (record.expires_at - found.decided_at).total_seconds())
+        return DecidedPrice(
+            self._signer.sign(record), found.moment + (record.expires_at - found.decided_at).total_seconds()
+        )
 
     def _jump(
         self,

@@ -45,7 +45,8 @@ from buydesk.orders import (
     parse_key,
 )
 from buydesk.placing import PlacingQueue, Waiting
-from buydesk.prices import Feed, PriceBoard, PriceRecord, stale
+from buydesk.prices import RETRY_AFTER_SECONDS, NotARecord, PriceBoard, PriceRecord, stale
+from buydesk.proof import require_proven
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
 from buydesk.times import format_time, utc_now
@@ -70,14 +71,12 @@ class PriceAtHand:
     def __init__(
         self,
         board: PriceBoard,
-        feed: Feed,
-        refresh_seconds: float,
+        settings: Settings,
         now: Callable[[], datetime] = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._board = board
-        self._feed = feed
-        self._refresh_seconds = refresh_seconds
+        self._settings = settings
         self._now = now
         self._monotonic = monotonic
         self._record: PriceRecord | None = None
@@ -102,11 +101,14 @@ class PriceAtHand:
             if isinstance(error, PriceStale) and self._has_seen(error.facts.get("as_of")):
                 self._usable_until = started
             return
-        if record.feed != self._feed:
-            told = f"The price board shows {record.feed} prices and this service is {self._feed}: check PRICE_FEED."
-            self._problem = PriceUnavailable(told, retry_after_seconds=5)
+        now = self._now()
+        try:
+            require_proven(record, self._settings, now)
+        except NotARecord as error:
+            told = f"The price board shows what is no price of this desk: {error}."
+            self._problem = PriceUnavailable(told, retry_after_seconds=RETRY_AFTER_SECONDS)
             return
-        usable_until = started + (record.expires_at - self._now()).total_seconds()
+        usable_until = started + (record.expires_at - now).total_seconds()
         if self._record is not None and self._record.id == record.id:
             usable_until = min(usable_until, self._usable_until)
         self._record, self._usable_until = record, usable_until
@@ -135,7 +137,7 @@ class PriceAtHand:
                 await self.refresh()
             except Exception:  # a fault of one look must not end all later ones: orders would stop for good
                 logger.exception("the price could not be looked up")
-            await asyncio.sleep(self._refresh_seconds)
+            await asyncio.sleep(self._settings.price_refresh_seconds)
 
     async def check(self) -> None:
         """Raises what stands in the way of pricing an order now."""
@@ -146,7 +148,7 @@ class PriceAtHand:
 
 def create_app(settings: Settings, ledger: OrderLedger, board: PriceBoard, reporter: Reporter) -> web.Service:
     """The service over a ledger and a price board."""
-    price = PriceAtHand(board, settings.price_feed, settings.price_refresh_seconds)
+    price = PriceAtHand(board, settings)
     queue = PlacingQueue(ledger, settings, NAME, halves=True)
     seconds_max = settings.order_seconds_max
     storable_for = timedelta(seconds=seconds_max + settings.clock_skew_seconds_max)
