@@ -10,13 +10,13 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx2
 
 from buydesk.settings import PORTS
-from buydesk.up import TOKEN_FILE
+from buydesk.up import secret_file
 from fuzz.calls import Found
 from fuzz.rounds import Services, fuzz
 from tests.desks import Running, desk_up
@@ -24,8 +24,6 @@ from tests.desks import Running, desk_up
 FAILED = 1
 CALLS = 100_000
 MINUTES_MAX = 30
-# A call may publish a record again with a shorter life: the next record comes soon.
-ENV = {"BUYDESK_FEED_INTERVAL_SECONDS": "2"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,14 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _on_a_desk(data_dir: Path, asked: argparse.Namespace) -> Found:
-    async with desk_up(data_dir, env=ENV) as desk:
-        services = await _services(desk, (data_dir / TOKEN_FILE).read_text().strip())
+    async with desk_up(data_dir) as desk:
+        services = await _services(desk, _tokens(data_dir))
         return await asyncio.to_thread(
             fuzz, services, calls=asked.calls, seed=asked.seed, seconds_max=asked.minutes_max * 60
         )
 
 
-async def _services(desk: Running, token: str) -> Services:
+def _tokens(data_dir: Path) -> dict[str, list[str]]:
+    """What may be shown to each service, other than what makes a report a verified one."""
+    shown = {"api_cache_proxy": ("publishing_tokens",), "db_proxy": ("placing_tokens", "reading_tokens")}
+    return {service: [secret_file(data_dir, name).read_text() for name in shown.get(service, ())] for service in PORTS}
+
+
+async def _services(desk: Running, tokens: Mapping[str, Sequence[str]]) -> Services:
     """The desk's services, with an order and a price that are there as examples."""
     key = "fuzz"
     async with httpx2.AsyncClient() as client:
@@ -63,7 +67,7 @@ async def _services(desk: Running, token: str) -> Services:
         record, sources = [(await client.get(f"{prices}{path}")).json() for path in ("/record", "/sources/")]
     return Services(
         urls={service: desk.url(service) for service in PORTS},
-        token=token,
+        tokens=tokens,
         parameters={
             "order_id": order["id"],
             "price_id": order["price_id"],

@@ -25,13 +25,13 @@ LEFT_OUT = {
     "use_after_free",
     # No operation leads to another within one document: an order is placed at one service and read at another.
     "ensure_resource_availability",
-    # There is one token, which reads everything.
+    # Whoever may read may read everything.
     "object_level_authorization",
     # No header is required but Authorization, which `ignored_auth` looks at.
     "missing_required_header",
 }
-# Refusals that are no fault though the call was good: a key made up before may belong to another order, and a call may
-# have published the price again with a shorter life. Any other answer of 500 or more is one, documented or not.
+# Refusals that are no fault though the call was good: a key made up before may belong to another order, and on a busy
+# machine a price may end before the next one. Any other answer of 500 or more is one, documented or not.
 NO_FAULTS = {each.code for each in (IdempotencyKeyReused, PriceStale, PriceUnavailable, NotReady)}
 ACCEPTED = ["2xx", "3xx", "401", "404", "409", "429"]
 REJECTED = ["401", "404", "405", "409", "413", "415", "422", "429"]
@@ -46,7 +46,7 @@ STRICTER_THAN_SCHEMA = {
 
 @dataclass(frozen=True)
 class Part:
-    """What is called together: the operations of a document, with the internal token or without."""
+    """What is called together: the operations of a document, with the token for them or without."""
 
     service: str
     url: str

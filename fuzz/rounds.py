@@ -1,7 +1,7 @@
 """Rounds of calls, in several processes, until there were enough; and what else must hold of the services."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,11 +20,11 @@ WORKERS = 2
 
 @dataclass(frozen=True)
 class Services:
-    """What is called: the services' URLs, their token, and examples that find something, so that each operation
+    """What is called: the services' URLs, their tokens, and examples that find something, so that each operation
     succeeds: of parameters by name, and of bodies by service and operation."""
 
     urls: Mapping[str, str]
-    token: str
+    tokens: Mapping[str, Sequence[str]]
     parameters: Mapping[str, str] = field(default_factory=dict)
     bodies: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
@@ -70,4 +70,5 @@ def _parts(services: Services, documents: Mapping[str, Document]) -> Iterator[Pa
             yield Part(service, url, form, None, is_form=index > 0)
         guarded = only_guarded(shown)
         if guarded["paths"]:
-            yield Part(service, url, guarded, services.token)
+            for token in services.tokens[service]:
+                yield Part(service, url, guarded, token)

@@ -41,7 +41,7 @@ from buydesk.orders import (
     priced,
 )
 from buydesk.prices import SOURCES, PriceRecord, Quote, Rule, stale
-from buydesk.settings import Settings
+from buydesk.settings import TOKENS, Settings, variable
 from buydesk.signing import Signer
 from buydesk.times import utc_now
 
@@ -52,12 +52,20 @@ CAP_SATOSHI = 100 * SATOSHI_PER_BTC
 # The Unix times between which a ledger's clock may be.
 ANY_TIME = (0.0, 2.0**32)
 SIGNING_KEY = new_signing_key()
+TOKEN = "test-token"
 _signer = Signer(SIGNING_KEY)
 _names = itertools.count()
 
 
+def shared_env() -> dict[str, str]:
+    """What services of one desk share, as variables."""
+    given = settings()
+    tokens = {variable(name): TOKEN for name in TOKENS}
+    return tokens | {variable("price_signing_key"): SIGNING_KEY, variable("price_keys"): given.accepted_price_keys[0]}
+
+
 def settings(**given: Any) -> Settings:
-    return Settings(**{"internal_token": "test-token", "price_signing_key": SIGNING_KEY, **given})
+    return Settings(**{"price_signing_key": SIGNING_KEY, **dict.fromkeys(TOKENS, TOKEN), **given})
 
 
 def signed(unsigned: PriceRecord) -> PriceRecord:

@@ -7,11 +7,19 @@ from typing import Any
 
 import click
 
-from buydesk import __version__, logs
+from buydesk import __version__, keys, logs
 from buydesk.errors import CannotStart
 from buydesk.money import NotMoney, parse_btc
 from buydesk.sentry import require_sentry
-from buydesk.settings import PORTS, SANDBOX_FAULTS, Settings, read_settings, require_access, variable
+from buydesk.settings import (
+    PORTS,
+    SANDBOX_FAULTS,
+    Settings,
+    read_settings,
+    require_access,
+    require_secrets,
+    variable,
+)
 
 # `up` and `serve` import what they need when they are called: `buydesk --help` answers at once, and the SQLAlchemy that
 # `migrate` loads stays out of the services' memory.
@@ -42,6 +50,7 @@ def main() -> None:
     buydesk up --separate         the same, each service a supervised process of its own
     buydesk serve db_proxy        one service, set up by its environment, for containers
     buydesk migrate               bring the database at DATABASE_URL up to date
+    buydesk price-key             a new key to sign prices with
 
     Every setting is an environment variable: `buydesk serve --help` lists them.
     """
@@ -87,9 +96,7 @@ def _has_plain_default(name: str) -> bool:
 def serve(service: str) -> None:
     """Run one SERVICE, set up by environment variables only."""
     settings = read_settings()
-    if "internal_token" not in settings.model_fields_set:
-        name = variable("internal_token")
-        raise CannotStart(f"{name} is missing: give all services the same secret, such as `openssl rand -hex 32`")
+    require_secrets(settings, service)
     require_access(settings)
     require_sentry(settings)
     from buydesk.running import serve as run  # noqa: PLC0415
@@ -122,6 +129,15 @@ def migrate(cap: str, wait_seconds: float) -> None:
     url = settings.database_url.get_secret_value()
     _run(run(url, livemode=livemode, cap_satoshi=cap_satoshi, wait_seconds=wait_seconds))
     click.echo("The database is up to date.")
+
+
+@main.command("price-key")
+def price_key() -> None:
+    """Show a new signing key, which only api_updater may know, and the public key that goes with it."""
+    signing_key = keys.new_signing_key()
+    click.echo(
+        f"{variable('price_signing_key')}={signing_key}\n{variable('price_keys')}={keys.public_key(signing_key)}"
+    )
 
 
 def _run(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -5,10 +5,13 @@ A signing key is its 32 random bytes and a secret; a public key is what everybod
 
 import secrets
 from base64 import b64decode, urlsafe_b64encode
+from functools import lru_cache
 
 # cryptography takes a while to import, and `buydesk --help` needs none of it.
 
 KEY_BYTES = 32
+# What comes along for local use, as "changeme" does: everybody knows it.
+DEFAULT_SIGNING_KEY = "A" * 43
 
 
 def new_signing_key() -> str:
@@ -16,6 +19,7 @@ def new_signing_key() -> str:
     return to_text(secrets.token_bytes(KEY_BYTES))
 
 
+@lru_cache(maxsize=8)
 def public_key(signing_key: str) -> str:
     """The public key of a signing key; raises ValueError."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415

@@ -47,7 +47,7 @@ def _unproven(record: PriceRecord, limits: Rule, keys: tuple[str, ...]) -> str:
 
 
 def _doubt_of_sources(record: PriceRecord) -> str:
-    named = {each.source for each in (*record.used, *record.rejected)}
+    named = {quote.source for quote in record.used} | {each.source for each in record.rejected}
     strange = sorted(named.difference(SOURCES[record.feed]))
     return f"the desk has no source {', '.join(strange)}" if strange else ""
 

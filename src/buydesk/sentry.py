@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from buydesk import __version__
 from buydesk.errors import CannotStart
 from buydesk.logs import masked, request_id_of
-from buydesk.settings import Settings, variable
+from buydesk.settings import Settings, tokens, variable
 
 if TYPE_CHECKING:
     import sentry_sdk
@@ -143,8 +143,9 @@ def _client(settings: Settings, dsn: SecretStr) -> "sentry_sdk.Client":
     import sentry_sdk  # noqa: PLC0415  # an extra, and a tenth of a second
 
     found = (getattr(settings, name) for name in Settings.model_fields)
-    secrets = [each.get_secret_value() for each in found if isinstance(each, SecretStr)]
-    secrets = [each for each in secrets if len(each) >= SECRET_CHARS_MIN]
+    whole = [each for each in found if isinstance(each, SecretStr)]
+    every = {each.get_secret_value() for each in whole}.union(*map(tokens, whole))  # of two tokens each one too
+    secrets = [each for each in every if len(each) >= SECRET_CHARS_MIN]
     return sentry_sdk.Client(
         dsn.get_secret_value(),
         release=f"buydesk@{__version__}",

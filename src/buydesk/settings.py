@@ -7,7 +7,7 @@ BUYDESK_. One that is unknown, or has no sense by itself or beside the others, f
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar, get_args
@@ -38,6 +38,24 @@ _ASKED = ("api_cache_proxy", "db_proxy", "fetch_buy_orders", "health_check")
 
 # Longer than every secret that somebody else made up: those of deploy/secrets, and any server's default.
 SECRET_CHARS_MIN = 16
+# An old one and a new one, while they are changed.
+TOKENS_MAX = 2
+
+# Who knows which secret; nobody else has business with it.
+OWNERS: Mapping[str, tuple[str, ...]] = {
+    "database_url": ("db_proxy",),
+    "redis_url": ("api_cache_proxy", "health_check"),
+    "price_signing_key": ("api_updater",),
+    "publishing_tokens": ("api_cache_proxy", "api_updater"),
+    "placing_tokens": ("create_buy_order", "db_proxy"),
+    "reading_tokens": ("db_proxy", "fetch_buy_orders"),
+    "reporting_tokens": tuple(PORTS),
+}
+TOKENS = tuple(name for name in OWNERS if name.endswith("_tokens"))
+# Who takes prices from another process and proves them.
+_PROVERS = ("api_cache_proxy", "create_buy_order", "db_proxy")
+# What earlier versions knew, and what to set instead.
+_RENAMED = {f"{PREFIX}INTERNAL_TOKEN": ", ".join(PREFIX + name.upper() for name in TOKENS)}
 
 # Where containers find their secrets: a file for each, with the name of the variable it stands for.
 SECRETS_DIR = Path("/run/secrets")
@@ -146,6 +164,25 @@ Networks = Annotated[
 ]
 
 
+def _tokens(given: SecretStr) -> SecretStr:
+    each = tokens(given)
+    if len(each) > TOKENS_MAX or not all(token and _is_visible(token) for token in each):
+        raise ValueError("must be a token of visible ASCII characters, or two of them with a comma between")
+    return given
+
+
+def tokens(setting: SecretStr) -> tuple[str, ...]:
+    """The tokens of a setting: the first one is shown, all of them are taken."""
+    return tuple(setting.get_secret_value().split(","))
+
+
+def _new_token() -> SecretStr:
+    return SecretStr(secrets.token_urlsafe(32))
+
+
+Tokens = Annotated[SecretStr, AfterValidator(_tokens)]
+
+
 def _shared_name(name: str) -> AliasChoices:
     # pydantic-settings does not put its prefix before an alias.
     return AliasChoices(name)
@@ -199,9 +236,18 @@ class Settings(BaseSettings):
     data_dir: Annotated[Path | None, BeforeValidator(_not_empty)] = Field(
         None, description="Where the sandbox keeps its position (and `up` everything)."
     )
-    internal_token: SecretStr = Field(
-        default_factory=lambda: SecretStr(secrets.token_urlsafe(32)),
-        description="What the services show each other: visible ASCII; `up` makes one, `serve` requires it.",
+    publishing_tokens: Tokens = Field(
+        default_factory=_new_token, description="What api_updater shows api_cache_proxy to publish prices."
+    )
+    placing_tokens: Tokens = Field(
+        default_factory=_new_token, description="What create_buy_order shows db_proxy to place orders."
+    )
+    reading_tokens: Tokens = Field(
+        default_factory=_new_token, description="What fetch_buy_orders shows db_proxy to read orders."
+    )
+    reporting_tokens: Tokens = Field(
+        default_factory=_new_token,
+        description="What the services show health_check when they report.",
     )
     refuse_default_secrets: bool = Field(
         False,
@@ -338,14 +384,6 @@ class Settings(BaseSettings):
             raise ValueError("must be as Sentry gives it: https://KEY@HOST/PROJECT")
         return dsn
 
-    @field_validator("internal_token")
-    @classmethod
-    def _fits_a_header(cls, token: SecretStr) -> SecretStr:
-        text = token.get_secret_value()
-        if not text or not _is_visible(text):
-            raise ValueError("must be visible ASCII characters only, without blanks or an end of line")
-        return token
-
     @field_validator("price_signing_key")
     @classmethod
     def _is_signing_key(cls, key: SecretStr) -> SecretStr:
@@ -395,11 +433,25 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _accept_own_prices(self) -> Self:
+        own = keys.public_key(self.price_signing_key.get_secret_value())
+        if "price_signing_key" in self.model_fields_set and self.price_keys and own not in self.price_keys:
+            raise ValueError(
+                f"{variable('price_keys')} must have the public key of {variable('price_signing_key')}, which is {own}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _keep_secrets(self) -> Self:
-        secret = {"internal_token": self.internal_token.get_secret_value()}
+        secret = {field: min(tokens(getattr(self, field)), key=len) for field in TOKENS}
         if self.database_url is not None:
             secret["database_url"] = unquote(urlsplit(self.database_url.get_secret_value()).password or "")
         weak = [variable(field) for field in secret if len(secret[field]) < SECRET_CHARS_MIN]
+        default = keys.DEFAULT_SIGNING_KEY
+        if self.price_signing_key.get_secret_value() == default:
+            weak.append(variable("price_signing_key"))
+        if keys.public_key(default) in self.price_keys:
+            weak.append(variable("price_keys"))
         if self.refuse_default_secrets and weak:
             told = f"must hold a secret of your own, of at least {SECRET_CHARS_MIN} characters"
             raise ValueError("; ".join(f"{each} {told}" for each in weak))
@@ -423,7 +475,7 @@ class Settings(BaseSettings):
             sources_min=self.price_sources_min,
         )
 
-    @cached_property
+    @property
     def accepted_price_keys(self) -> tuple[str, ...]:
         """The public keys whose prices may be published, sold and stored."""
         return self.price_keys or (keys.public_key(self.price_signing_key.get_secret_value()),)
@@ -461,6 +513,20 @@ def require_access(settings: Settings) -> None:
         )
 
 
+def require_secrets(settings: Settings, service: str) -> None:
+    """Raises CannotStart for a secret that the service shares with others, and which was not given to it."""
+    shared = [name for name in (*TOKENS, "price_signing_key") if service in OWNERS[name]]
+    if service in _PROVERS:
+        shared.append("price_keys")
+    missing = [variable(name) for name in shared if name not in settings.model_fields_set]
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        raise CannotStart(
+            f"{', '.join(missing)} {are} missing: services that know the same one share it; a token is such as "
+            "`openssl rand -hex 32` makes, the keys of prices are what `buydesk price-key` shows"
+        )
+
+
 def read_settings(**overrides: object) -> Settings:
     """The settings of this process: what the command line says, or else its environment, or else a file in SECRETS_DIR.
 
@@ -471,6 +537,8 @@ def read_settings(**overrides: object) -> Settings:
     unknown = sorted(name for name in {*os.environ, *files} if name.startswith(PREFIX) and name not in known)
     if unknown:
         mend = "unset it, or see `buydesk serve --help` for names"
+        for renamed in _RENAMED.keys() & unknown:
+            mend += f"; instead of {renamed} there are {_RENAMED[renamed]}"
         if linked := [name for name in unknown if _SERVICE_LINK.fullmatch(name)]:
             mend += (
                 f"; Kubernetes sets {linked[0]} for a Service, and does not with enableServiceLinks: false in the pod"

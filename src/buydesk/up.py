@@ -11,7 +11,7 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from buydesk.errors import CannotStart, DeskError
+from buydesk.keys import new_signing_key
 from buydesk.local import ports
 from buydesk.local.accounts import server_account
 from buydesk.local.children import Child, Supervised, SupervisorPipe, supervise
@@ -27,14 +28,15 @@ from buydesk.local.postgres import EmbeddedPostgres
 from buydesk.local.programs import find_redis
 from buydesk.local.redis import EmbeddedRedis
 from buydesk.local.signals import stop_signals
-from buydesk.settings import PORTS, Settings, variable
+from buydesk.settings import OWNERS, PORTS, TOKENS, Settings, variable
 from buydesk.telling import READY_SECONDS_MAX, Parts, answers, new_session, replies, table, until_ready, until_selling
 from buydesk.times import utc_now
 
-# Which service may know where PostgreSQL and Redis are. Nobody else has business there.
-OWNERS = {"database_url": ("db_proxy",), "redis_url": ("api_cache_proxy", "health_check")}
 COMMAND = (sys.executable, "-m", "buydesk")
-TOKEN_FILE = "internal-token"  # noqa: S105  # a file's name
+# What services share with each other, and is made when it is not given.
+SHARED: Mapping[str, Callable[[], str]] = dict.fromkeys(TOKENS, lambda: secrets.token_urlsafe(32)) | {
+    "price_signing_key": new_signing_key
+}
 DATABASE_SECONDS_MAX = 30.0
 MIGRATE_SECONDS_MAX = 120.0
 GRACE_BEYOND_DRAIN_SECONDS = 3.0
@@ -62,15 +64,19 @@ async def up(settings: Settings, *, separate: bool, say: Say) -> None:
 async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separate: bool, say: Say) -> str:
     """Starts everything, to be ended by the stack in the reverse order; returns the table of what runs."""
     started, started_at = time.monotonic(), utc_now()
-    given = tuple(variable(name) for name in OWNERS if getattr(settings, name) is not None)
+    given = tuple(variable(name) for name in ("database_url", "redis_url") if getattr(settings, name) is not None)
     data_dir = stack.enter_context(
         claimed(settings.data_dir or default_data_dir(settings.port_offset, is_live=settings.price_feed == "live"))
     )
     # What the desk's access is its services are told, and none of them has to find it unsaid.
     settings = settings.model_copy(update={"data_dir": data_dir, "access": settings.access, **_own_urls(settings)})
-    if "internal_token" not in settings.model_fields_set:
-        token = SecretStr(internal_token(data_dir / TOKEN_FILE))
-        settings = settings.model_copy(update={"internal_token": token})
+    made = {
+        name: SecretStr(kept_secret(secret_file(data_dir, name), new))
+        for name, new in SHARED.items()
+        if name not in settings.model_fields_set
+    }
+    settings = settings.model_copy(update=made)
+    settings = settings.model_copy(update={"price_keys": settings.accepted_price_keys})
     listeners = ports.bind(settings, PORTS)
     stack.callback(ports.close, listeners.values())
     # FastAPI and the like take half a second to import, in which PostgreSQL can start.
@@ -100,21 +106,26 @@ def _own_urls(settings: Settings) -> dict[str, str]:
     return {f"{name}_url": settings.own_url(name) for name in ("api_cache_proxy", "db_proxy", "health_check")}
 
 
-def internal_token(path: Path) -> str:
-    """What the services show each other: read from the file, which is made, for its owner only, when there is none."""
+def secret_file(data_dir: Path, name: str) -> Path:
+    """Where a secret that services share is kept."""
+    return data_dir / name.replace("_", "-")
+
+
+def kept_secret(path: Path, new: Callable[[], str]) -> str:
+    """The secret in the file; a `new` one when there is no such file yet, which then is for its owner only."""
     touch_private(path)
-    if token := path.read_text().strip():
-        return token
-    token = secrets.token_urlsafe(32)
+    if kept := path.read_text().strip():
+        return kept
+    made = new()
     unfinished = path.with_suffix(".unfinished")
     unfinished.unlink(missing_ok=True)
     unfinished.touch(mode=0o600)
     with unfinished.open("w") as file:
-        file.write(token)
+        file.write(made)
         file.flush()
         os.fsync(file.fileno())
     unfinished.rename(path)
-    return token
+    return made
 
 
 async def _start_postgres(settings: Settings, stack: contextlib.AsyncExitStack, say: Say) -> tuple[Settings, str]:

@@ -108,7 +108,7 @@ def lying() -> FastAPI:
 
 async def test_a_service_that_breaks_its_document_is_found_out() -> None:
     async with served(lying()) as url:
-        services = Services({"liar": url}, "secret")
+        services = Services({"liar": url}, {"liar": ["secret"]})
         found = await asyncio.to_thread(fuzz, services, calls=1, seed=1, seconds_max=SECONDS_MAX)
     told = sorted(found.failures)
     assert not [each for each in told if "/right" in each]
@@ -131,7 +131,7 @@ async def test_a_service_that_breaks_its_document_is_found_out() -> None:
 
 async def test_a_run_whose_time_is_over_too_early_fails() -> None:
     async with served(lying()) as url:
-        services = Services({"liar": url}, "secret")
+        services = Services({"liar": url}, {"liar": ["secret"]})
         found = await asyncio.to_thread(fuzz, services, calls=1_000_000, seed=1, seconds_max=0)
     assert found.failures["not all calls were made"] == f"The time was over after {found.made} of 1000000."
 

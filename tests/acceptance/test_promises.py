@@ -12,7 +12,7 @@ import pytest
 
 from buydesk.money import format_btc
 from tests.desks import Running, buydesk, free_offset
-from tests.ledgers import CAP_SATOSHI, Databases
+from tests.ledgers import CAP_SATOSHI, Databases, shared_env
 
 TENTH_SATOSHI = 10_000_000
 CLIENTS = 64
@@ -57,7 +57,7 @@ async def ready(running: Running, service: str) -> None:
 async def desk(databases: Databases) -> AsyncIterator[Doubled]:
     dsn = await databases.new()
     offsets = [free_offset(), free_offset()]
-    first, second = ({"BUYDESK_INTERNAL_TOKEN": "t", "BUYDESK_PORT_OFFSET": str(offset)} for offset in offsets)
+    first, second = (shared_env() | {"BUYDESK_PORT_OFFSET": str(offset)} for offset in offsets)
     # The second edge has its own db_proxy; the price and the reports come from the first one's neighbours.
     for name, port in (("API_CACHE_PROXY", 8002), ("HEALTH_CHECK", 8050)):
         second[f"BUYDESK_{name}_URL"] = f"http://127.0.0.1:{port + offsets[0]}"

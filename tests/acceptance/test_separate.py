@@ -68,7 +68,8 @@ async def test_every_service_is_a_process_of_its_own(desk: Running) -> None:
     for service in PORTS:
         environ = process_of(desk, service).environ()
         assert ("DATABASE_URL" in environ) == (service == "db_proxy")
-        assert environ["BUYDESK_INTERNAL_TOKEN"] not in " ".join(process_of(desk, service).cmdline())
+        assert ("BUYDESK_PRICE_SIGNING_KEY" in environ) == (service == "api_updater")
+        assert environ["BUYDESK_REPORTING_TOKENS"] not in " ".join(process_of(desk, service).cmdline())
     assert (await buy(desk, "first")).status_code == 201  # type: ignore[union-attr]
 
 

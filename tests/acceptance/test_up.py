@@ -9,6 +9,7 @@ import pytest
 
 from buydesk.settings import PORTS
 from tests.desks import buydesk, desk_up, free_offset
+from tests.ledgers import shared_env
 
 
 @pytest.fixture
@@ -139,7 +140,8 @@ async def test_the_other_mode_s_database_is_refused(data_dir: Path) -> None:
         ({"PRICE_FEED": "guess"}, "PRICE_FEED"),
         ({"DATABASE_URL": "postgresql://u:secret@127.0.0.1:1/x"}, "check DATABASE_URL"),
         ({"DATABASE_URL": "u:secret@127.0.0.1:1/x"}, "DATABASE_URL: must start with postgresql://"),
-        ({"BUYDESK_INTERNAL_TOKEN": "secret\n"}, "BUYDESK_INTERNAL_TOKEN"),
+        ({"BUYDESK_PLACING_TOKENS": "secret\n"}, "BUYDESK_PLACING_TOKENS"),
+        ({"BUYDESK_PRICE_SIGNING_KEY": "secret"}, "BUYDESK_PRICE_SIGNING_KEY: must be 32 bytes as base64url"),
         (
             {"REDIS_URL": "redis://:my@pass:secret/x@127.0.0.1:1/0"},
             "must be an address such as redis://HOST:PORT/NAME, with USER:PASSWORD@ before",
@@ -164,9 +166,9 @@ async def test_a_desk_whose_terminal_closes_stops_in_order(data_dir: Path) -> No
         assert desk.lines[-1] == "Stopped."
 
 
-async def test_serve_needs_its_token_and_db_proxy_its_database() -> None:
-    assert "BUYDESK_INTERNAL_TOKEN" in await refusal("serve", "db_proxy")
-    assert "DATABASE_URL" in await refusal("serve", "db_proxy", BUYDESK_INTERNAL_TOKEN="t")
+async def test_serve_needs_its_secrets_and_db_proxy_its_database() -> None:
+    assert "BUYDESK_PLACING_TOKENS" in await refusal("serve", "db_proxy")
+    assert "DATABASE_URL" in await refusal("serve", "db_proxy", **shared_env())
     assert "DATABASE_URL" in await refusal("migrate")
 
 

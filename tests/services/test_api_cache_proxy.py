@@ -50,7 +50,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def settings() -> Settings:
-    return ledgers.settings(internal_token="the-token")
+    return ledgers.settings(publishing_tokens="the-token")
 
 
 @pytest.fixture

@@ -703,7 +703,7 @@ async def test_service_publishes_while_it_runs_and_not_after(time: Time) -> None
 
 
 async def test_service_publishes_to_a_board_far_away_once_it_is_there_and_tells_it_of_the_sources(time: Time) -> None:
-    settings = Settings(internal_token="the-token", feed_interval_seconds=0.5, price_ttl_seconds=60)
+    settings = Settings(publishing_tokens="the-token", feed_interval_seconds=0.5, price_ttl_seconds=60)
     port = free_port()
     far = RemotePriceBoard(f"http://127.0.0.1:{port}", settings)
     behind = MemoryPriceBoard(settings)

@@ -80,7 +80,7 @@ class Bench:
     @property
     def token(self) -> dict[str, str]:
         """What the desk's own services show."""
-        return {"Authorization": f"Bearer {self.settings.internal_token.get_secret_value()}"}
+        return {"Authorization": f"Bearer {self.settings.reporting_tokens.get_secret_value()}"}
 
     async def all_alive(self) -> None:
         for service in SERVICES:
@@ -142,7 +142,7 @@ async def test_report_cannot_say_itself_that_it_is_verified(shared: httpx2.Async
 async def test_report_with_a_wrong_token_is_refused_and_not_taken_as_a_stranger_s(
     bench: Bench, client: httpx2.AsyncClient, scheme: str
 ) -> None:
-    shown = scheme.format(token=bench.settings.internal_token.get_secret_value())
+    shown = scheme.format(token=bench.settings.reporting_tokens.get_secret_value())
     answer = await client.post("/report", json=ALIVE, headers={"Authorization": shown})
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
     assert answer.headers["www-authenticate"] == "Bearer"

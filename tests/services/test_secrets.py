@@ -22,7 +22,7 @@ from buydesk.reporting import _described
 from buydesk.sentry import told
 from buydesk.settings import Settings, read_settings, variable
 from buydesk.wiring import Wired, wire
-from tests.ledgers import placement, settings
+from tests.ledgers import placement, settings, shared_env
 from tests.serving import free_port
 
 SECRET = "hunter2"
@@ -105,7 +105,7 @@ def test_no_piece_of_a_password_in_any_address_is_shown(
 
     env: dict[str, str | None] = {
         "DATABASE_URL": "postgresql://127.0.0.1:9/db",
-        "BUYDESK_INTERNAL_TOKEN": "token",
+        **shared_env(),
         "BUYDESK_CONNECT_SECONDS_MAX": "0.5",
         name: url.format(password),
     }

@@ -94,7 +94,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 def configured(dsn: str | None, **given: Any) -> Settings:
     nobody = "http://127.0.0.1:9"
     return settings(
-        **{"internal_token": TOKEN, "sentry_dsn": dsn, "port_offset": free_offset(), "db_proxy_url": nobody} | given
+        **{"reporting_tokens": TOKEN, "sentry_dsn": dsn, "port_offset": free_offset(), "db_proxy_url": nobody} | given
     )
 
 

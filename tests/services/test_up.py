@@ -32,19 +32,20 @@ from buydesk.backends.sources import EXCHANGES
 from buydesk.backends.sources.exchange import ExchangeSource
 from buydesk.backends.sources.replay import SandboxSource
 from buydesk.errors import CannotStart
+from buydesk.keys import public_key
 from buydesk.local import ports
 from buydesk.local.ports import bind, close
 from buydesk.local.signals import stop_signals
 from buydesk.price_documents import feed_state_document
 from buydesk.prices import FeedState
-from buydesk.settings import PORT_OFFSET_MAX, PORTS, Settings, read_settings
+from buydesk.settings import OWNERS, PORT_OFFSET_MAX, PORTS, Settings, read_settings, variable
 from buydesk.telling import Parts, new_session, sandbox_command, table, until_ready, until_selling
 from buydesk.times import utc_now
-from buydesk.up import environment, internal_token, up
+from buydesk.up import SHARED, environment, kept_secret, secret_file, up
 from buydesk.web import Service
 from buydesk.wiring import wire
 from tests.desks import free_offset
-from tests.ledgers import Databases, settings
+from tests.ledgers import TOKEN, Databases, settings, shared_env
 from tests.serving import free_port, served
 
 
@@ -92,7 +93,8 @@ async def test_a_desk_in_one_process_and_its_next_start(data_dir: Path) -> None:
         assert (await buy(given)).status_code == 201
     assert said[:2] == ["Making a PostgreSQL 18 database …", "Starting the services …"]
     assert re.match(r"buydesk \S+ is up after \d+\.\d s\.\n", said[2])
-    assert (data_dir / "internal-token").stat().st_mode & 0o777 == 0o600
+    for name in SHARED:
+        assert secret_file(data_dir, name).stat().st_mode & 0o777 == 0o600
     async with running_up(given) as said:
         assert "1 orders are stored" in said[2]
     # An up-to-date database is not migrated again.
@@ -107,7 +109,7 @@ async def test_a_desk_of_six_processes_with_a_redis(data_dir: Path) -> None:
         placed = await buy(given)
         assert placed.status_code == 201
         assert placed.headers["location"].startswith("http://127.0.0.1:9/get_orders/")
-        assert not (data_dir / "internal-token").exists()  # one was given
+        assert not any(secret_file(data_dir, name).exists() for name in SHARED)  # they were given
         async with httpx2.AsyncClient() as client:
             status = (await client.get(given.own_url("health_check") + "/status")).json()
     assert "127.0.0.1:9/" not in "\n".join(said)
@@ -250,31 +252,42 @@ async def test_a_migration_that_fails_in_a_way_of_its_own_shows_nothing(
             pass
 
 
-def test_the_token_is_made_once(tmp_path: Path) -> None:
-    path = tmp_path / "token"
-    token = internal_token(path)
-    assert len(token) >= 32
+@pytest.mark.parametrize("name", SHARED)
+def test_a_secret_is_made_once(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    made = kept_secret(path, SHARED[name])
+    assert len(made) >= 32
     path.chmod(0o644)
-    assert internal_token(path) == token
+    assert kept_secret(path, SHARED[name]) == made
+    assert getattr(settings(**{name: made}), name).get_secret_value() == made
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_token_that_was_lost_in_a_crash_is_made_again(tmp_path: Path) -> None:
-    path = tmp_path / "token"
+def test_a_secret_that_was_lost_in_a_crash_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
     path.touch()
     path.with_suffix(".unfinished").write_text("half of o")
-    token = internal_token(path)
-    assert len(token) >= 32
-    assert [each.read_text() for each in tmp_path.iterdir()] == [token]
+    assert kept_secret(path, lambda: "new") == "new"
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["new"]
 
 
-def test_a_child_gets_every_setting_given_and_no_server_s_address_that_is_not_its_own(
+def test_a_child_gets_every_setting_given_and_no_secret_that_is_not_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://inherited")
     given = settings(database_url="postgresql://x", redis_url="redis://x", port_offset=7, data_dir=None)
     edge = environment(given, "create_buy_order")
-    assert (edge["BUYDESK_PORT_OFFSET"], edge["BUYDESK_INTERNAL_TOKEN"]) == ("7", "test-token")
+    assert (edge["BUYDESK_PORT_OFFSET"], edge["BUYDESK_PLACING_TOKENS"]) == ("7", TOKEN)
+    children = {service: environment(given, service) for service in PORTS}
+    known = {service: {field for field in OWNERS if variable(field) in env} for service, env in children.items()}
+    assert known == {
+        "create_buy_order": {"placing_tokens", "reporting_tokens"},
+        "fetch_buy_orders": {"reading_tokens", "reporting_tokens"},
+        "db_proxy": {"database_url", "placing_tokens", "reading_tokens", "reporting_tokens"},
+        "api_cache_proxy": {"redis_url", "publishing_tokens", "reporting_tokens"},
+        "api_updater": {"price_signing_key", "publishing_tokens", "reporting_tokens"},
+        "health_check": {"redis_url", "reporting_tokens"},
+    }
     assert not {"DATABASE_URL", "REDIS_URL", "BUYDESK_DATA_DIR"} & set(edge)
     assert environment(given, "db_proxy")["DATABASE_URL"] == "postgresql://x"
     assert "REDIS_URL" not in environment(given, "db_proxy")
@@ -287,7 +300,8 @@ def test_a_child_reads_the_settings_that_it_is_given_as_they_are(monkeypatch: py
     )
     for name, value in environment(given, "create_buy_order").items():
         monkeypatch.setenv(name, value)
-    assert read_settings().model_dump() == given.model_dump()
+    of_others = {field for field, owners in OWNERS.items() if "create_buy_order" not in owners}
+    assert read_settings().model_dump(exclude=of_others) == given.model_dump(exclude=of_others)
 
 
 @pytest.mark.parametrize("service", PORTS)
@@ -518,7 +532,7 @@ def test_help_tells_commands_and_settings(runner: CliRunner) -> None:
     said = runner.invoke(cli.main, ["--help"]).output
     assert "buydesk up --separate" in said
     said = runner.invoke(cli.main, ["serve", "--help"]).output
-    for name in ("DATABASE_URL", "REDIS_URL", "PRICE_FEED", "BUYDESK_INTERNAL_TOKEN", "BUYDESK_ORDER_SECONDS_MAX"):
+    for name in ("DATABASE_URL", "REDIS_URL", "PRICE_FEED", "BUYDESK_PLACING_TOKENS", "BUYDESK_ORDER_SECONDS_MAX"):
         assert name in said
 
 
@@ -529,7 +543,7 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
         called.append((given.port_offset, given.replay_speed, given.sandbox_fault, separate))
 
     async def fake_serve(given: Settings, service: str) -> None:
-        called.append((given.internal_token.get_secret_value(), service))
+        called.append((given.placing_tokens.get_secret_value(), service))
 
     async def fake_migrate(url: str, *, livemode: bool, cap_satoshi: int, wait_seconds: float) -> None:
         called.append((url, livemode, cap_satoshi, wait_seconds))
@@ -539,13 +553,14 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
     monkeypatch.setattr("buydesk.backends.migrate.migrate", fake_migrate)
     arguments = ["--port-offset", "5", "--replay-speed", "60", "--sandbox-fault", "outlier", "--separate"]
     assert runner.invoke(cli.main, ["up", *arguments]).exit_code == 0
-    monkeypatch.setenv("BUYDESK_INTERNAL_TOKEN", "t")
+    for name, value in shared_env().items():
+        monkeypatch.setenv(name, value)
     assert runner.invoke(cli.main, ["serve", "db_proxy"]).exit_code == 0
     monkeypatch.setenv("DATABASE_URL", "postgresql://x")
     assert runner.invoke(cli.main, ["migrate", "--cap", "0.5", "--wait", "3"]).exit_code == 0
     assert called == [
         (5, 60.0, "outlier", True),
-        ("t", "db_proxy"),
+        (TOKEN, "db_proxy"),
         ("postgresql://x", False, 50_000_000, 3.0),
     ]
 
@@ -553,7 +568,15 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["serve", "db_proxy"], "BUYDESK_INTERNAL_TOKEN is missing"),
+        (
+            ["serve", "db_proxy"],
+            "BUYDESK_PLACING_TOKENS, BUYDESK_READING_TOKENS, BUYDESK_REPORTING_TOKENS, BUYDESK_PRICE_KEYS are missing",
+        ),
+        (
+            ["serve", "api_updater"],
+            "BUYDESK_PUBLISHING_TOKENS, BUYDESK_REPORTING_TOKENS, BUYDESK_PRICE_SIGNING_KEY are missing",
+        ),
+        (["serve", "health_check"], "BUYDESK_REPORTING_TOKENS is missing"),
         (["migrate"], "DATABASE_URL is missing"),
         (["up", "--port-offset", "-1"], "BUYDESK_PORT_OFFSET"),
         (["up", "--data-dir", ""], "BUYDESK_DATA_DIR: must not be empty"),
@@ -575,7 +598,7 @@ def test_what_keeps_a_command_from_starting_is_one_line(runner: CliRunner, argum
 def test_a_live_service_that_other_machines_reach_says_who_guards_it(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"BUYDESK_INTERNAL_TOKEN": "t", "PRICE_FEED": "live", "BUYDESK_HOST": "0.0.0.0"}.items():  # noqa: S104
+    for name, value in (shared_env() | {"PRICE_FEED": "live", "BUYDESK_HOST": "0.0.0.0"}).items():  # noqa: S104
         monkeypatch.setenv(name, value)
     result = runner.invoke(cli.main, ["serve", "create_buy_order"])
     assert (result.exit_code, result.stderr.startswith("buydesk: BUYDESK_ACCESS is missing: ")) == (2, True)
@@ -599,7 +622,7 @@ def test_a_sandbox_that_other_machines_reach_says_so_unless_it_was_told_to_be_op
     async def fake_serve(_: Settings, __: str) -> None: ...
 
     monkeypatch.setattr("buydesk.running.serve", fake_serve)
-    for name, value in ({"BUYDESK_INTERNAL_TOKEN": "t"} | env).items():
+    for name, value in (shared_env() | env).items():
         monkeypatch.setenv(name, value)
     result = runner.invoke(cli.main, ["serve", "create_buy_order"])
     assert result.exit_code == 0
@@ -611,6 +634,14 @@ def test_a_cap_that_is_no_amount_is_refused(runner: CliRunner, monkeypatch: pyte
     monkeypatch.setenv("DATABASE_URL", "postgresql://x")
     result = runner.invoke(cli.main, ["migrate", "--cap", "a lot"])
     assert (result.exit_code, result.stderr.startswith("buydesk: --cap must be")) == (2, True)
+
+
+def test_a_key_for_prices_is_made_with_its_public_one(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    for line in runner.invoke(cli.main, ["price-key"]).output.splitlines():
+        monkeypatch.setenv(*line.split("="))
+    made = read_settings()
+    assert {"price_signing_key", "price_keys"} <= made.model_fields_set
+    assert made.price_keys == (public_key(made.price_signing_key.get_secret_value()),)
 
 
 def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

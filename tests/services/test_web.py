@@ -91,7 +91,7 @@ async def _body(request: web.Request) -> Response:
 
 
 async def _guarded(request: web.Request) -> Response:
-    web.require_token(request, TOKEN)
+    web.require_token(request, ("another", TOKEN))
     return web.FastJSON({"ok": True})
 
 
@@ -433,6 +433,8 @@ async def test_a_client_that_breaks_off_its_body_is_no_fault_of_ours(
         (f"Bearer {TOKEN}x", 401),
         ("Bearer \xfc", 401),
         (f"Bearer {TOKEN}", 200),
+        ("Bearer another", 200),
+        (f"Bearer another,{TOKEN}", 401),
     ],
 )
 async def test_internal_paths_need_the_token(client: httpx2.AsyncClient, shown: str | None, status: int) -> None:

@@ -16,7 +16,7 @@ from buydesk import __version__, request_ids, sentry
 from buydesk.cli import main
 from buydesk.errors import CannotStart
 from buydesk.sentry import SentryHandler, bare, require_sentry, told, without_facts
-from tests.ledgers import settings
+from tests.ledgers import settings, shared_env
 
 DSN = "http://key@127.0.0.1:9/42"
 DB_PROXY = "buydesk.services.db_proxy"
@@ -176,7 +176,7 @@ def test_an_event_shows_no_password_and_no_secret_of_the_desk_wherever_they_stan
 
 
 def test_short_settings_are_not_taken_for_secrets() -> None:
-    configured = settings(internal_token="err", sentry_dsn=DSN)
+    configured = settings(placing_tokens="err", sentry_dsn=DSN)
     assert configured.sentry_dsn is not None
     client = sentry._client(configured, configured.sentry_dsn)
     assert client.options["before_send"]({"level": "error"}, {}) == {"level": "error"}
@@ -206,7 +206,7 @@ async def test_without_the_package_a_desk_that_asks_for_sentry_says_so_and_other
 @pytest.mark.usefixtures("without_package")
 @pytest.mark.parametrize("command", [["serve", "db_proxy"], ["up"]])
 def test_the_command_says_in_one_line_what_to_install(command: list[str]) -> None:
-    ended = CliRunner().invoke(main, command, env={"SENTRY_DSN": DSN, "BUYDESK_INTERNAL_TOKEN": "x" * 20})
+    ended = CliRunner().invoke(main, command, env={"SENTRY_DSN": DSN, **shared_env()})
     assert ended.exit_code == 2
     assert ended.output.splitlines() == [
         "buydesk: SENTRY_DSN is set, but sentry-sdk is not installed: install buydesk[sentry], or unset SENTRY_DSN"

@@ -7,7 +7,18 @@ from pydantic import SecretStr
 
 from buydesk import settings as settings_module
 from buydesk.errors import CannotStart
-from buydesk.settings import PORTS, PREFIX, SANDBOX_FAULTS, Settings, read_settings, require_access, variable
+from buydesk.keys import DEFAULT_SIGNING_KEY, new_signing_key, public_key
+from buydesk.settings import (
+    PORTS,
+    PREFIX,
+    SANDBOX_FAULTS,
+    TOKENS,
+    Settings,
+    read_settings,
+    require_access,
+    tokens,
+    variable,
+)
 
 HOSTS = ("desk.example.org", "my_desk", "xn--bcher-kva.example")
 PROXIES = (ip_network("10.0.0.0/8"), ip_network("192.0.2.7/32"), ip_network("2001:db8::/32"))
@@ -139,9 +150,15 @@ def test_the_command_line_wins_over_the_environment(field: str, monkeypatch: pyt
         ("BUYDESK_PROXIES", "10.0.0.0/33"),
         ("BUYDESK_PROXIES", "10.0.0.0/8,"),
         ("BUYDESK_PROXIES", "front"),
-        ("BUYDESK_INTERNAL_TOKEN", "hunter2\n"),
-        ("BUYDESK_INTERNAL_TOKEN", "hunter2 and more"),
-        ("BUYDESK_INTERNAL_TOKEN", "hunter2é"),
+        ("BUYDESK_PLACING_TOKENS", "hunter2\n"),
+        ("BUYDESK_READING_TOKENS", "hunter2 and more"),
+        ("BUYDESK_REPORTING_TOKENS", "hunter2é"),
+        ("BUYDESK_PUBLISHING_TOKENS", "hunter2,"),
+        ("BUYDESK_PUBLISHING_TOKENS", "hunter2,hunter3,hunter4"),
+        ("BUYDESK_INTERNAL_TOKEN", "hunter2"),
+        ("BUYDESK_PRICE_SIGNING_KEY", "hunter2"),
+        ("BUYDESK_PRICE_KEYS", "hunter2"),
+        ("BUYDESK_PRICE_KEYS", "A" * 42 + "hunter2"),
     ],
 )
 def test_a_variable_that_is_wrong_or_unknown_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +169,7 @@ def test_a_variable_that_is_wrong_or_unknown_is_named(name: str, value: str, mon
     assert "hunter2" not in str(refused.value)
 
 
-@pytest.mark.parametrize("field", ["host", "data_dir", "internal_token"])
+@pytest.mark.parametrize("field", ["host", "data_dir", "placing_tokens", "price_signing_key"])
 def test_nothing_is_no_value_on_the_command_line(field: str) -> None:
     with pytest.raises(CannotStart, match=f"^{variable(field)}: must"):
         read_settings(**{field: ""})
@@ -261,16 +278,40 @@ def test_an_override_that_is_no_setting_is_refused() -> None:
 
 def test_secrets_show_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:hunter2@db/desk")
-    settings = read_settings(redis_url=SecretStr("redis://:hunter2@r/0"), internal_token=SecretStr("hunter2"))
+    settings = read_settings(redis_url=SecretStr("redis://:hunter2@r/0"), placing_tokens=SecretStr("hunter2"))
     assert "hunter2" not in repr(settings) + str(settings)
     assert settings.database_url is not None
     assert settings.database_url.get_secret_value().endswith("@db/desk")
 
 
-def test_a_token_is_made_when_none_is_given() -> None:
-    one, other = (read_settings().internal_token.get_secret_value() for _ in range(2))
-    assert len(one) >= 32
-    assert one != other
+def test_tokens_and_a_key_are_made_when_none_are_given() -> None:
+    made = [getattr(read_settings(), name).get_secret_value() for name in (*TOKENS, "price_signing_key") * 2]
+    assert min(map(len, made)) >= 32
+    assert len(set(made)) == len(made)
+
+
+def test_the_first_of_two_tokens_is_the_one_to_show() -> None:
+    assert tokens(read_settings(placing_tokens="new,old").placing_tokens) == ("new", "old")
+
+
+def test_the_name_that_tokens_had_says_what_they_are_called_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUYDESK_INTERNAL_TOKEN", "hunter2")
+    with pytest.raises(
+        CannotStart, match=r"instead of BUYDESK_INTERNAL_TOKEN there are BUYDESK_PUBLISHING_TOKENS, BUYD"
+    ):
+        read_settings()
+
+
+def test_prices_are_taken_from_those_whose_keys_are_given_or_from_oneself() -> None:
+    signing_key, old = new_signing_key(), public_key(new_signing_key())
+    own = public_key(signing_key)
+    assert read_settings(price_signing_key=signing_key).accepted_price_keys == (own,)
+    assert read_settings(price_keys=old).accepted_price_keys == (old,)
+    both = read_settings(price_signing_key=signing_key, price_keys=f"{old}, {own}")
+    assert both.accepted_price_keys == (old, own)
+    told = f"BUYDESK_PRICE_KEYS must have the public key of BUYDESK_PRICE_SIGNING_KEY, which is {own}"
+    with pytest.raises(CannotStart, match=f"^{told}$"):
+        read_settings(price_signing_key=signing_key, price_keys=old)
 
 
 def test_settings_do_not_change() -> None:
@@ -374,14 +415,17 @@ LONG = "a-secret-of-my-own-making"
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"internal_token": "changeme"}, ["BUYDESK_INTERNAL_TOKEN"]),
-        ({"internal_token": LONG, "database_url": "postgresql://postgres:changeme@h/db"}, ["DATABASE_URL"]),
-        ({"internal_token": LONG, "database_url": "postgresql://postgres@h/db"}, ["DATABASE_URL"]),
-        ({"internal_token": LONG, "database_url": f"postgresql://{LONG}@h/db"}, ["DATABASE_URL"]),
+        ({"placing_tokens": "changeme"}, ["BUYDESK_PLACING_TOKENS"]),
+        ({"reporting_tokens": f"{LONG},changeme"}, ["BUYDESK_REPORTING_TOKENS"]),
+        ({"database_url": "postgresql://postgres:changeme@h/db"}, ["DATABASE_URL"]),
+        ({"database_url": "postgresql://postgres@h/db"}, ["DATABASE_URL"]),
+        ({"database_url": f"postgresql://{LONG}@h/db"}, ["DATABASE_URL"]),
         (
-            {"internal_token": "short", "database_url": "postgres://u:p@h/db"},
-            ["BUYDESK_INTERNAL_TOKEN", "DATABASE_URL"],
+            {"reading_tokens": "short", "database_url": "postgres://u:p@h/db"},
+            ["BUYDESK_READING_TOKENS", "DATABASE_URL"],
         ),
+        ({"price_signing_key": DEFAULT_SIGNING_KEY}, ["BUYDESK_PRICE_SIGNING_KEY"]),
+        ({"price_keys": f"{public_key('B' * 42 + 'A')},{public_key(DEFAULT_SIGNING_KEY)}"}, ["BUYDESK_PRICE_KEYS"]),
     ],
 )
 def test_default_secrets_are_refused_where_that_is_asked_for(given: dict[str, str], named: list[str]) -> None:
@@ -394,7 +438,7 @@ def test_default_secrets_are_refused_where_that_is_asked_for(given: dict[str, st
 
 def test_secrets_of_one_s_own_are_taken() -> None:
     url = "postgresql://postgres:" + LONG.replace("-", "%2d") + "@h/db"
-    read_settings(refuse_default_secrets=True, internal_token=LONG, database_url=url)
+    read_settings(refuse_default_secrets=True, placing_tokens=f"{LONG},{LONG}2", database_url=url)
 
 
 @pytest.fixture
@@ -405,23 +449,23 @@ def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_secret_comes_from_its_file(secrets: Path) -> None:
     (secrets / "DATABASE_URL").write_text("postgresql://u:hunter2@db/desk\n")
-    (secrets / "BUYDESK_INTERNAL_TOKEN").write_text("hunter2")
+    (secrets / "BUYDESK_PLACING_TOKENS").write_text("hunter2\n")
     (secrets / "another program's").write_text("x")
     settings = read_settings()
     assert settings.database_url == SecretStr("postgresql://u:hunter2@db/desk")
-    assert settings.internal_token == SecretStr("hunter2")
-    assert "internal_token" in settings.model_fields_set
+    assert settings.placing_tokens == SecretStr("hunter2")
+    assert "placing_tokens" in settings.model_fields_set
 
 
 def test_a_variable_and_the_command_line_win_over_a_secret_file(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (secrets / "BUYDESK_INTERNAL_TOKEN").write_bytes(b"\xff")
-    monkeypatch.setenv("BUYDESK_INTERNAL_TOKEN", "here")
-    assert read_settings().internal_token == SecretStr("here")
+    (secrets / "BUYDESK_PLACING_TOKENS").write_bytes(b"\xff")
+    monkeypatch.setenv("BUYDESK_PLACING_TOKENS", "here")
+    assert read_settings().placing_tokens == SecretStr("here")
     (secrets / "BUYDESK_LOG_LEVEL").write_text("ERROR")
     assert read_settings(log_level="DEBUG").log_level == "DEBUG"
 
 
-@pytest.mark.parametrize(("name", "content"), [("DATABASE_URL", b"hunter2"), ("BUYDESK_INTERNAL_TOKEN", b"")])
+@pytest.mark.parametrize(("name", "content"), [("DATABASE_URL", b"hunter2"), ("BUYDESK_PLACING_TOKENS", b"")])
 def test_a_secret_file_without_sense_is_named(name: str, content: bytes, secrets: Path) -> None:
     (secrets / name).write_bytes(content)
     with pytest.raises(CannotStart, match=f"^{name}: must"):
@@ -429,8 +473,8 @@ def test_a_secret_file_without_sense_is_named(name: str, content: bytes, secrets
 
 
 def test_a_secret_file_that_is_unknown_or_cannot_be_read_is_named(secrets: Path) -> None:
-    (secrets / "BUYDESK_INTERNAL_TOKEN").write_bytes(b"\xff")
-    with pytest.raises(CannotStart, match=r"^BUYDESK_INTERNAL_TOKEN: .* cannot be read: it is no text"):
+    (secrets / "BUYDESK_PLACING_TOKENS").write_bytes(b"\xff")
+    with pytest.raises(CannotStart, match=r"^BUYDESK_PLACING_TOKENS: .* cannot be read: it is no text"):
         read_settings()
     (secrets / "DATABASE_URL").mkdir()
     with pytest.raises(CannotStart, match=r"^DATABASE_URL: .* cannot be read: Is a directory"):

@@ -7,11 +7,11 @@ what may have been.
 import logging
 import uuid
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
+from pydantic import SecretStr
 
 from buydesk import request_ids
 from buydesk.bounds import Places, SharedCheck
@@ -35,7 +35,7 @@ from buydesk.money import parse_btc
 from buydesk.orders import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, Placement, Refused
 from buydesk.price_documents import feed_state_document, feed_state_from, point_from, record_document, record_from
 from buydesk.prices import FeedState, PricePoint, PriceRecord
-from buydesk.settings import Settings
+from buydesk.settings import Settings, tokens
 from buydesk.wire import order_from, outcome_from, placement_documents
 
 T = TypeVar("T")
@@ -52,21 +52,31 @@ _OTHER_SHAPE = (ValueError, LookupError, TypeError, AttributeError, RecursionErr
 
 
 class RemoteService:
-    """Pooled keep-alive HTTP to one service. `unavailable` is what it means when no answer of its own comes back.
+    """Pooled keep-alive HTTP to one service. `unavailable` is what it means when no answer of its own comes back,
+    `reads` and `writes` are the settings whose first token a GET and a POST show.
 
     Clients read what went wrong: the service is named there, and where it is stands in the log, at debug.
     """
 
     def __init__(
-        self, service: str, url: str, settings: Settings, unavailable: type[DeskError], *, shows_token: bool = True
+        self,
+        service: str,
+        url: str,
+        settings: Settings,
+        unavailable: type[DeskError],
+        *,
+        reads: SecretStr | None = None,
+        writes: SecretStr | None = None,
     ) -> None:
         self._service = service
         self._url = url
         self._settings = settings
         self._unavailable = unavailable
-        self._headers = {"Content-Type": "application/json"}
-        if shows_token:
-            self._headers["Authorization"] = f"Bearer {settings.internal_token.get_secret_value()}"
+        shown = {"GET": reads, "POST": writes}
+        self._authorization = {
+            method: {} if setting is None else {"Authorization": f"Bearer {tokens(setting)[0]}"}
+            for method, setting in shown.items()
+        }
         self._session: aiohttp.ClientSession | None = None
         self._reads = Places(
             settings.remote_connections_max - _KEPT_FREE, settings.reads_waiting_max, settings.read_wait_seconds_max
@@ -79,13 +89,19 @@ class RemoteService:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=self._settings.remote_connections_max),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                headers=self._headers,
+                headers={"Content-Type": "application/json"},
                 auto_decompress=False,
             )
         return self._session
 
     async def call(
-        self, method: str, path: str, *, body: object = None, timeout_seconds: float, **query: str | int
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        timeout_seconds: float,
+        **query: str | int,
     ) -> Any:
         """The JSON of a 200; raises the error that a problem document names.
 
@@ -94,7 +110,9 @@ class RemoteService:
         timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=self._settings.connect_seconds_max)
         data = None if body is None else msgspec.json.encode(body)
         request_id = request_ids.current()
-        headers = None if request_id is None else {request_ids.NAME: request_id}
+        headers = self._authorization[method]
+        if request_id is not None:
+            headers = {**headers, request_ids.NAME: request_id}
         async with self.session().request(
             method, self._url + path, data=data, params=query, headers=headers, timeout=timeout, allow_redirects=False
         ) as response:
@@ -124,12 +142,12 @@ class RemoteService:
 
     async def _safely(self, shape: Callable[[Any], T], method: str, path: str, body: object, **query: str | int) -> T:
         """Asks, and once more on a fresh connection when a kept one turns out to be cut."""
-        ask = partial(self.call, method, path, body=body, timeout_seconds=self._settings.remote_seconds_max, **query)
+        seconds = self._settings.remote_seconds_max
         try:
             try:
-                return shape(await ask())
+                return shape(await self.call(method, path, body=body, timeout_seconds=seconds, **query))
             except _CUT:
-                return shape(await ask())
+                return shape(await self.call(method, path, body=body, timeout_seconds=seconds, **query))
         except (aiohttp.ClientError, TimeoutError, *_OTHER_SHAPE) as error:
             raise self._no_answer(error) from error
 
@@ -163,7 +181,9 @@ class RemoteLedger(RemoteService):
     batches_at_once = 2
 
     def __init__(self, url: str, settings: Settings) -> None:
-        super().__init__("db_proxy", url, settings, LedgerUnavailable)
+        super().__init__(
+            "db_proxy", url, settings, LedgerUnavailable, reads=settings.reading_tokens, writes=settings.placing_tokens
+        )
         # Twice what db_proxy's database needs: db_proxy keeps a share for itself, and may have a batch before ours.
         self.place_seconds = 2 * min(settings.statement_seconds_max, settings.order_seconds_max / 4)
 
@@ -233,7 +253,7 @@ class RemotePriceBoard(RemoteService):
     """PriceBoard, at api_cache_proxy."""
 
     def __init__(self, url: str, settings: Settings) -> None:
-        super().__init__("api_cache_proxy", url, settings, PriceBoardUnavailable)
+        super().__init__("api_cache_proxy", url, settings, PriceBoardUnavailable, writes=settings.publishing_tokens)
 
     async def publish(self, record: PriceRecord) -> None:
         """See PriceBoard. No `ttl` is sent: the record's own `expires_at` travels with it."""
@@ -264,8 +284,8 @@ class RemoteHealthDesk(RemoteService):
     """HealthDesk, at health_check."""
 
     def __init__(self, url: str, settings: Settings) -> None:
-        super().__init__("health_check", url, settings, HealthUnavailable)
-        self._as_stranger = RemoteService("health_check", url, settings, HealthUnavailable, shows_token=False)
+        super().__init__("health_check", url, settings, HealthUnavailable, writes=settings.reporting_tokens)
+        self._as_stranger = RemoteService("health_check", url, settings, HealthUnavailable)
 
     async def report(self, report: Report, *, verified: bool) -> None:
         """See HealthDesk."""

@@ -1,8 +1,9 @@
 """The data directory: where it is, that one desk at a time uses it, and that what gets its name there is whole.
 
-In it: ``lock``, ``internal-token``, ``replay.json`` (the sandbox's position), ``postgres`` (the cluster), ``socket``
-(PostgreSQL's and, of separate services, ``redis.sock``), ``postgres.log``, ``redis.log``; for root ``programs`` (copies
-out of the wheel). Nobody else can open any of it, but for those copies.
+In it: ``lock``, the secrets that services share (``*-tokens``, ``price-signing-key``), ``replay.json`` (the sandbox's
+position), ``postgres`` (the cluster), ``socket`` (PostgreSQL's and, of separate services, ``redis.sock``),
+``postgres.log``, ``redis.log``; for root ``programs`` (copies out of the wheel). Nobody else can open any of it, but
+for those copies.
 """
 
 import contextlib

@@ -48,7 +48,7 @@ from buydesk.prices import (
 )
 from buydesk.proof import require_proven
 from buydesk.reporting import Reporter
-from buydesk.settings import Settings
+from buydesk.settings import Settings, tokens
 from buydesk.times import utc_now
 from buydesk.web import (
     INTERNAL,
@@ -86,7 +86,7 @@ def create_app(
         yield
 
     app = service_app("api_cache_proxy", "The price of a bitcoin", {"prices": board.check}, reporter, lifespan)
-    token = settings.internal_token.get_secret_value()
+    accepted = tokens(settings.publishing_tokens)
 
     async def record(_: Request) -> Response:
         latest = await board.latest()
@@ -113,7 +113,7 @@ def create_app(
         return FastJSON(feed_state_document(await board.feed_state()), headers=_PRICE_HEADERS)
 
     async def add(request: Request) -> Response:
-        require_token(request, token)
+        require_token(request, accepted)
         require_json(request)
         ttl_seconds = whole_number(single_parameters(request, ("ttl",)), "ttl", PRICE_TTL_SECONDS_MAX)
         new = parse_record(await request.body(RECORD_BYTES_MAX), settings, now())
@@ -123,7 +123,7 @@ def create_app(
         return FastJSON(record_document(new))
 
     async def tell(request: Request) -> Response:
-        require_token(request, token)
+        require_token(request, accepted)
         require_json(request)
         single_parameters(request, ())
         state = parse_state(await request.body(STATE_BYTES_MAX), settings, now())
@@ -283,7 +283,7 @@ _SOURCES_OPERATION = {
 }
 _TELL_OPERATION = {
     "summary": "Tell how the price sources are (internal)",
-    "description": "Needs `Authorization: Bearer <internal token>`. Replaces what was told before.",
+    "description": "Needs `Authorization: Bearer <publishing token>`. Replaces what was told before.",
     "security": INTERNAL,
     "requestBody": {
         "required": True,
@@ -294,13 +294,13 @@ _TELL_OPERATION = {
 }
 _ADD_OPERATION = {
     "summary": "Publish a price record (internal)",
-    "description": "Needs `Authorization: Bearer <internal token>`. The record is signed by api_updater. Publishing the "
-    "current record again is fine and changes nothing.",
+    "description": "Needs `Authorization: Bearer <publishing token>`, and the record a signature by api_updater. "
+    "Publishing the current record again is fine and changes nothing.",
     "security": INTERNAL,
     "parameters": [
         number_parameter(
             "ttl",
-            "Seconds from now after which the record is not valid any more. Shortens a record that was never published.",
+            "Seconds from now after which the record is not valid any more. Only ever shortens, and only a new record.",
             PRICE_TTL_SECONDS_MAX,
         )
     ],

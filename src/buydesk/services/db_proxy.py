@@ -52,7 +52,7 @@ from buydesk.price_documents import record_document
 from buydesk.prices import RETRY_AFTER_SECONDS, NotARecord, PriceRecord
 from buydesk.proof import require_proven
 from buydesk.reporting import Reporter
-from buydesk.settings import Settings
+from buydesk.settings import Settings, tokens
 from buydesk.times import utc_now
 from buydesk.wire import (
     EXAMPLE_ORDER,
@@ -116,11 +116,11 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
     exposure = ExposureSeen(ledger)
     app = web.service_app(NAME, "The ledger, over HTTP", {"database": exposure.check}, reporter, lifespan)
     app.registry.register(exposure)
-    token = settings.internal_token.get_secret_value()
+    may_place = tokens(settings.placing_tokens)
 
     async def add(request: web.Request) -> Response:
         """Settles one item or a list of items: one result each, in the same order."""
-        web.require_token(request, token)
+        web.require_token(request, may_place)
         web.require_json(request)
         asked = web.single_parameters(request, ("answer_within_ms",))
         most_ms = int(settings.order_seconds_max * 1000)  # so long a client waits, and no sender longer
@@ -201,10 +201,10 @@ def _unproven(price: PriceRecord | DeskError, settings: Settings, now: datetime)
 
 
 def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
-    token = settings.internal_token.get_secret_value()
+    may_read = tokens(settings.reading_tokens)
 
     async def internal(request: Request) -> None:
-        web.require_token(request, token)
+        web.require_token(request, may_read)
 
     only_internal = [Depends(_BEARER), Depends(internal), _KNOWN_ONLY]
     pages = PageReader(ledger, settings)

@@ -28,7 +28,7 @@ from buydesk.limits import Bucket
 from buydesk.price_documents import feed_state_document
 from buydesk.prices import FeedState, PriceBoard, SourceState
 from buydesk.reporting import Reporter
-from buydesk.settings import Settings
+from buydesk.settings import Settings, tokens
 from buydesk.times import format_time, parse_time, utc_now
 from buydesk.web import (
     CHECK_SECONDS_MAX,
@@ -87,11 +87,11 @@ def create_app(
         "health_check", "How the desk is, and what its services report", {"reports": desk.check}, reporter, lifespan
     )
 
-    token = settings.internal_token.get_secret_value()
+    accepted = tokens(settings.reporting_tokens)
     strangers = Bucket(STRANGERS_PER_SECOND_MAX, STRANGERS_AT_ONCE_MAX, now)
 
     async def report(request: Request) -> Response:
-        verified = _shows_token(request, token)
+        verified = _shows_token(request, accepted)
         if not verified:
             strangers.take()
         require_json(request)
@@ -166,12 +166,12 @@ def parse_report(body: bytes) -> Report:
     return Report(cast("Level", level), cast("str", service), cast("int", status), cast("str", data))
 
 
-def _shows_token(request: Request, token: str) -> bool:
+def _shows_token(request: Request, accepted: tuple[str, ...]) -> bool:
     """False for a stranger's request, which shows none; raises Unauthorized for a wrong one."""
     if "authorization" not in request.headers:
         return False
     try:
-        require_token(request, token)
+        require_token(request, accepted)
     except Unauthorized as error:
         raise Unauthorized(
             "The token is not the one of the desk's services. Without any, you report as anybody."
@@ -321,7 +321,7 @@ _LEVEL_SCHEMA = {
 _SERVICE_SCHEMA = {"type": "string", "pattern": "^[!-~]{1,64}$"}
 _REPORT_OPERATION = {
     "summary": "Report something",
-    "description": "Anybody may. With `Authorization: Bearer <internal token>`, as the desk's own services do, it is "
+    "description": "Anybody may. With `Authorization: Bearer <reporting token>`, as the desk's own services do, it is "
     f"kept as `verified`. All others are kept apart, the last {health.STRANGERS_KEPT_MAX} of them, change the state of "
     f"no service of the desk, and are taken {STRANGERS_PER_SECOND_MAX} a second, {STRANGERS_AT_ONCE_MAX} at once. What "
     "cannot be seen in `data`, but for blanks, tabs and ends of lines, is kept written out, as `\\u202e`.",
