@@ -20,6 +20,7 @@ from buydesk.errors import (
     PriceNotFound,
 )
 from buydesk.keys import new_signing_key
+from buydesk.local.postgres import USER
 from buydesk.money import SATOSHI_PER_BTC, Currency
 from buydesk.orders import (
     ANONYMOUS,
@@ -43,6 +44,7 @@ from buydesk.orders import (
 from buydesk.prices import SOURCES, PriceRecord, Quote, Rule, stale
 from buydesk.settings import TOKENS, Settings, variable
 from buydesk.signing import Signer
+from buydesk.sql.accounts import Account
 from buydesk.times import utc_now
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 CAP_SATOSHI = 100 * SATOSHI_PER_BTC
 # The Unix times between which a ledger's clock may be.
 ANY_TIME = (0.0, 2.0**32)
+DB_PROXY = Account("db_proxy_of_tests", "secret-of-tests")
 SIGNING_KEY = new_signing_key()
 TOKEN = "test-token"
 _signer = Signer(SIGNING_KEY)
@@ -208,6 +211,13 @@ class ModelLedger:
         pass
 
 
+def as_db_proxy(dsn: str) -> str:
+    """The same database for the account that may place and read only."""
+    scheme, _, rest = dsn.partition(f"{USER}@")
+    assert rest
+    return f"{scheme}{DB_PROXY.name}:{DB_PROXY.password}@{rest}"
+
+
 class Databases:
     """Fresh, migrated databases, copied from a template of each server."""
 
@@ -223,7 +233,9 @@ class Databases:
             template = "template_live" if livemode else "template_ledger"
             if (version, livemode) not in self._templates:
                 await maintenance.execute(f"CREATE DATABASE {template}")
-                await migrate(server.dsn_of(template), livemode=livemode, cap_satoshi=CAP_SATOSHI)
+                keys = settings().accepted_price_keys
+                url = server.dsn_of(template)
+                await migrate(url, livemode=livemode, cap_satoshi=CAP_SATOSHI, price_keys=keys, account=DB_PROXY)
                 self._templates.add((version, livemode))
             name = f"ledger_{next(_names)}"
             await maintenance.execute(f"CREATE DATABASE {name} TEMPLATE {template}")

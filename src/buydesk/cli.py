@@ -14,7 +14,9 @@ from buydesk.sentry import require_sentry
 from buydesk.settings import (
     PORTS,
     SANDBOX_FAULTS,
+    TOKENS,
     Settings,
+    new_token,
     read_settings,
     require_access,
     require_secrets,
@@ -50,7 +52,7 @@ def main() -> None:
     buydesk up --separate         the same, each service a supervised process of its own
     buydesk serve db_proxy        one service, set up by its environment, for containers
     buydesk migrate               bring the database at DATABASE_URL up to date
-    buydesk price-key             a new key to sign prices with
+    buydesk secrets               new ones, for services to share
 
     Every setting is an environment variable: `buydesk serve --help` lists them.
     """
@@ -114,7 +116,8 @@ def serve(service: str) -> None:
 def migrate(cap: str, wait_seconds: float) -> None:
     """Bring the database at DATABASE_URL up to date; of a new one, set mode (PRICE_FEED) and cap.
 
-    An existing database keeps its cap and its mode.
+    An existing database keeps its cap and its mode. Keys of prices (BUYDESK_PRICE_KEYS) are added, and the account of
+    db_proxy (BUYDESK_DB_PROXY_DATABASE_URL) gets its password and its rights.
     """
     settings = read_settings()
     if settings.database_url is None:
@@ -124,20 +127,32 @@ def migrate(cap: str, wait_seconds: float) -> None:
     except NotMoney as error:
         raise CannotStart(f"--cap {error}") from error
     from buydesk.backends.migrate import migrate as run  # noqa: PLC0415
+    from buydesk.sql.accounts import account_of  # noqa: PLC0415
 
     livemode = settings.price_feed == "live"
     url = settings.database_url.get_secret_value()
-    _run(run(url, livemode=livemode, cap_satoshi=cap_satoshi, wait_seconds=wait_seconds))
+    own_url = settings.db_proxy_database_url
+    account = None if own_url is None else account_of(own_url.get_secret_value())
+    migrated = run(
+        url,
+        livemode=livemode,
+        cap_satoshi=cap_satoshi,
+        price_keys=settings.price_keys,
+        account=account,
+        wait_seconds=wait_seconds,
+    )
+    _run(migrated)
     click.echo("The database is up to date.")
 
 
-@main.command("price-key")
-def price_key() -> None:
-    """Show a new signing key, which only api_updater may know, and the public key that goes with it."""
-    signing_key = keys.new_signing_key()
-    click.echo(
-        f"{variable('price_signing_key')}={signing_key}\n{variable('price_keys')}={keys.public_key(signing_key)}"
-    )
+@main.command("secrets")
+def new_secrets() -> None:
+    """Show new secrets for services to share, as variables: tokens, and the keys that prices are signed with."""
+    made = {name: new_token() for name in TOKENS}
+    made["price_signing_key"] = keys.new_signing_key()
+    made["price_keys"] = keys.public_key(made["price_signing_key"])
+    for name, value in made.items():
+        click.echo(f"{variable(name)}={value}")
 
 
 def _run(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -109,10 +109,6 @@ class Hanging:
                 self._log.info("The price board had lost the price, which hangs there again.")
                 if self._state is not None:
                     await self.tell(self._state)
-            elif hanging.id == price.record.id and hanging.expires_at < price.record.expires_at:
-                # Somebody has shortened it: hung again, it would be that short too.
-                shortened = (price.record.expires_at - hanging.expires_at).total_seconds()
-                self._price = DecidedPrice(hanging, price.usable_until - shortened)
         except DeskError:
             pass  # it has ended, or the board has another updater's or is away: nothing that could be mended here
         except Exception as error:  # of whatever kind: the next tick comes, and says what it cannot do

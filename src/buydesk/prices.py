@@ -195,8 +195,9 @@ class PriceSource(Protocol):
 class PriceBoard(Protocol):
     """Where the current price record hangs, and those of the last day."""
 
-    async def publish(self, record: PriceRecord) -> None:
-        """Hangs a record; raises PriceSuperseded if a newer one hangs already, PriceBoardUnavailable.
+    async def publish(self, record: PriceRecord) -> PriceRecord:
+        """Hangs a record and returns it as it hangs; raises PriceSuperseded if a newer one hangs already,
+        PriceBoardUnavailable.
 
         One from the future (`observed_by`) is not newer: it gives way, and leaves the history. So does another one of
         the same moment.

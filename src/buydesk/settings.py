@@ -44,6 +44,7 @@ TOKENS_MAX = 2
 # Who knows which secret; nobody else has business with it.
 OWNERS: Mapping[str, tuple[str, ...]] = {
     "database_url": ("db_proxy",),
+    "db_proxy_database_url": (),  # only `migrate`
     "redis_url": ("api_cache_proxy", "health_check"),
     "price_signing_key": ("api_updater",),
     "publishing_tokens": ("api_cache_proxy", "api_updater"),
@@ -53,7 +54,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
 }
 TOKENS = tuple(name for name in OWNERS if name.endswith("_tokens"))
 # Who takes prices from another process and proves them.
-_PROVERS = ("api_cache_proxy", "create_buy_order", "db_proxy")
+PROVERS = ("api_cache_proxy", "create_buy_order", "db_proxy")
 # What earlier versions knew, and what to set instead.
 _RENAMED = {f"{PREFIX}INTERNAL_TOKEN": ", ".join(PREFIX + name.upper() for name in TOKENS)}
 
@@ -154,7 +155,7 @@ HttpUrl = Annotated[str, AfterValidator(_http_url)]
 PublicKeys = Annotated[
     tuple[str, ...],
     NoDecode,
-    _listed(_public_key, f"public keys as `buydesk price-key` shows them ({keys.KEY_BYTES} bytes as base64url)"),
+    _listed(_public_key, f"public keys as `buydesk secrets` shows them ({keys.KEY_BYTES} bytes as base64url)"),
 ]
 HostNames = Annotated[
     tuple[str, ...], NoDecode, _listed(hosts.host_name, "host names without ports (IP addresses need no name)")
@@ -176,8 +177,13 @@ def tokens(setting: SecretStr) -> tuple[str, ...]:
     return tuple(setting.get_secret_value().split(","))
 
 
-def _new_token() -> SecretStr:
-    return SecretStr(secrets.token_urlsafe(32))
+def new_token() -> str:
+    """A token that nobody knows yet."""
+    return secrets.token_urlsafe(32)
+
+
+def _own_token() -> SecretStr:
+    return SecretStr(new_token())
 
 
 Tokens = Annotated[SecretStr, AfterValidator(_tokens)]
@@ -202,6 +208,11 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = Field(
         None, validation_alias=_shared_name("DATABASE_URL"), description="The PostgreSQL database (only db_proxy)."
+    )
+    db_proxy_database_url: SecretStr | None = Field(
+        None,
+        description="The DATABASE_URL of db_proxy, if it has an account of its own: `migrate` makes that account, sets "
+        "its password and lets it place and read, and nothing else.",
     )
     redis_url: SecretStr | None = Field(
         None,
@@ -237,16 +248,16 @@ class Settings(BaseSettings):
         None, description="Where the sandbox keeps its position (and `up` everything)."
     )
     publishing_tokens: Tokens = Field(
-        default_factory=_new_token, description="What api_updater shows api_cache_proxy to publish prices."
+        default_factory=_own_token, description="What api_updater shows api_cache_proxy to publish prices."
     )
     placing_tokens: Tokens = Field(
-        default_factory=_new_token, description="What create_buy_order shows db_proxy to place orders."
+        default_factory=_own_token, description="What create_buy_order shows db_proxy to place orders."
     )
     reading_tokens: Tokens = Field(
-        default_factory=_new_token, description="What fetch_buy_orders shows db_proxy to read orders."
+        default_factory=_own_token, description="What fetch_buy_orders shows db_proxy to read orders."
     )
     reporting_tokens: Tokens = Field(
-        default_factory=_new_token,
+        default_factory=_own_token,
         description="What the services show health_check when they report.",
     )
     refuse_default_secrets: bool = Field(
@@ -303,7 +314,7 @@ class Settings(BaseSettings):
     )
     price_signing_key: SecretStr = Field(
         default_factory=lambda: SecretStr(keys.new_signing_key()),
-        description="What api_updater signs prices with: `buydesk price-key` makes one; `up` makes one too.",
+        description="What api_updater signs prices with, as `buydesk secrets` makes it.",
     )
     price_keys: PublicKeys = Field(
         (), description="Public keys whose prices are taken, separated by commas; by default that of the signing key."
@@ -356,10 +367,10 @@ class Settings(BaseSettings):
     reports_waiting_max: Count = Field(1000, description="Reports that may wait to be sent; more are dropped, counted.")
     drain_seconds_max: Seconds = Field(10, description="The longest a service takes to finish what it accepted.")
 
-    @field_validator("database_url", "redis_url")
+    @field_validator("database_url", "db_proxy_database_url", "redis_url")
     @classmethod
     def _has_scheme(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        schemes = DATABASE_SCHEMES if info.field_name == "database_url" else REDIS_SCHEMES
+        schemes = REDIS_SCHEMES if info.field_name == "redis_url" else DATABASE_SCHEMES
         if url is None:
             return url
         text = url.get_secret_value()
@@ -370,7 +381,7 @@ class Settings(BaseSettings):
                 f"must be an address such as {schemes[0]}HOST:PORT/NAME, with USER:PASSWORD@ before the host where "
                 "needed, the password's special characters percent-encoded (@ is %40, / is %2F, ? is %3F, # is %23)"
             )
-        if info.field_name == "database_url":
+        if schemes == DATABASE_SCHEMES:
             foreign = sorted(OTHER_DRIVERS_PARAMETERS & {name for name, _ in parse_qsl(urlsplit(text).query)})
             if foreign:
                 raise ValueError(f"has parameters that are not for the driver here: leave out {', '.join(foreign)}")
@@ -444,8 +455,10 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _keep_secrets(self) -> Self:
         secret = {field: min(tokens(getattr(self, field)), key=len) for field in TOKENS}
-        if self.database_url is not None:
-            secret["database_url"] = unquote(urlsplit(self.database_url.get_secret_value()).password or "")
+        for field in ("database_url", "db_proxy_database_url", "redis_url"):
+            url = getattr(self, field)
+            if url is not None and not url.get_secret_value().startswith("unix:"):  # where files have owners
+                secret[field] = unquote(urlsplit(url.get_secret_value()).password or "")
         weak = [variable(field) for field in secret if len(secret[field]) < SECRET_CHARS_MIN]
         default = keys.DEFAULT_SIGNING_KEY
         if self.price_signing_key.get_secret_value() == default:
@@ -516,15 +529,12 @@ def require_access(settings: Settings) -> None:
 def require_secrets(settings: Settings, service: str) -> None:
     """Raises CannotStart for a secret that the service shares with others, and which was not given to it."""
     shared = [name for name in (*TOKENS, "price_signing_key") if service in OWNERS[name]]
-    if service in _PROVERS:
+    if service in PROVERS:
         shared.append("price_keys")
     missing = [variable(name) for name in shared if name not in settings.model_fields_set]
     if missing:
         are = "is" if len(missing) == 1 else "are"
-        raise CannotStart(
-            f"{', '.join(missing)} {are} missing: services that know the same one share it; a token is such as "
-            "`openssl rand -hex 32` makes, the keys of prices are what `buydesk price-key` shows"
-        )
+        raise CannotStart(f"{', '.join(missing)} {are} missing: services share them, and `buydesk secrets` makes some")
 
 
 def read_settings(**overrides: object) -> Settings:

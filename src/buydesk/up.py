@@ -8,7 +8,6 @@ import contextlib
 import importlib
 import os
 import re
-import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -28,15 +27,13 @@ from buydesk.local.postgres import EmbeddedPostgres
 from buydesk.local.programs import find_redis
 from buydesk.local.redis import EmbeddedRedis
 from buydesk.local.signals import stop_signals
-from buydesk.settings import OWNERS, PORTS, TOKENS, Settings, variable
+from buydesk.settings import OWNERS, PORTS, TOKENS, Settings, new_token, variable
 from buydesk.telling import READY_SECONDS_MAX, Parts, answers, new_session, replies, table, until_ready, until_selling
 from buydesk.times import utc_now
 
 COMMAND = (sys.executable, "-m", "buydesk")
 # What services share with each other, and is made when it is not given.
-SHARED: Mapping[str, Callable[[], str]] = dict.fromkeys(TOKENS, lambda: secrets.token_urlsafe(32)) | {
-    "price_signing_key": new_signing_key
-}
+SHARED: Mapping[str, Callable[[], str]] = dict.fromkeys(TOKENS, new_token) | {"price_signing_key": new_signing_key}
 DATABASE_SECONDS_MAX = 30.0
 MIGRATE_SECONDS_MAX = 120.0
 GRACE_BEYOND_DRAIN_SECONDS = 3.0

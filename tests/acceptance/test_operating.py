@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from buydesk.errors import CannotStart
-from buydesk.settings import PORTS, SECRET_CHARS_MIN, Settings, read_settings, variable
+from buydesk.settings import OWNERS, PORTS, SECRET_CHARS_MIN, Settings, read_settings, variable
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
@@ -82,17 +82,31 @@ def test_only_the_proxy_gets_the_keys_of_clients() -> None:
 
 
 def secrets_of(directory: Path) -> dict[str, str]:
-    files = {"internal_token": "internal_token", "database_url": "database_url"}
-    return {field: (directory / file).read_text().strip() for field, file in files.items()}
+    """The settings that stand in files of the directory; those that only production has where they are."""
+    names = [*OWNERS, "price_keys"]
+    found = {field: (directory / field).read_text().strip() for field in names if (directory / field).exists()}
+    return found | {"db_proxy_database_url": (directory / "database_url").read_text().strip()}
 
 
 def test_the_secrets_that_come_along_do_not_start_production() -> None:
-    local = {"internal_token": "changeme", "database_url": "postgresql://postgres:changeme@postgres:5432/buydesk"}
-    assert secrets_of(ROOT / "deploy" / "secrets") == local
+    local = secrets_of(ROOT / "deploy" / "secrets")
     assert isinstance(read_settings(**local), Settings)
-    for field, secret in local.items():
-        with pytest.raises(CannotStart, match="must hold a secret of your own"):
-            read_settings(refuse_default_secrets=True, **{"internal_token": "x" * 32, field: secret})
+    for field, secret in (local | {"redis_url": "redis://api_redis:6379/0"}).items():
+        with pytest.raises(CannotStart, match=f"{variable(field)} must hold a secret of your own"):
+            read_settings(refuse_default_secrets=True, **{field: secret})
+
+
+def test_in_production_redis_asks_for_the_password_that_those_who_use_it_show(tmp_path: Path) -> None:
+    override = (ROOT / "deploy" / "compose.production.yaml").read_text(encoding="utf-8")
+    assert "command: *redis_command, secrets: [REDIS_CONF]" in override
+    assert "&redis_command [redis-server, /run/secrets/REDIS_CONF, " in override
+    for service in OWNERS["redis_url"]:
+        assert f"  {service}: {{<<: *desk, environment: *with_redis, secrets: [REDIS_URL], " in override
+    assert '&with_redis {<<: *settings, REDIS_URL: ""}' in override  # so that the file counts
+    made = tmp_path / "secrets"
+    subprocess.run([str(ROOT / "deploy" / "new-secrets"), str(made)], check=True, capture_output=True)  # noqa: S603
+    [password] = re.findall(r"^requirepass (\w+)\n$", (made / "redis.conf").read_text())
+    assert f"redis://:{password}@api_redis:6379/0" == (made / "redis_url").read_text().strip()
 
 
 def test_secrets_of_one_s_own_are_made_once_and_start_production(tmp_path: Path) -> None:
@@ -101,8 +115,9 @@ def test_secrets_of_one_s_own_are_made_once_and_start_production(tmp_path: Path)
     subprocess.run(command, check=True, capture_output=True)  # noqa: S603  # our own
     secrets = secrets_of(made)
     read_settings(refuse_default_secrets=True, **secrets)
-    assert (made / "postgres_password").read_text().strip() in secrets["database_url"]
-    assert len(set(secrets.values())) == len(secrets)
+    assert (made / "postgres_password").read_text().strip() in (made / "database_owner_url").read_text()
+    assert secrets.keys() == {*OWNERS, "price_keys"}
+    assert len(set(secrets.values())) == len(secrets) - 1  # db_proxy's address twice, for itself and for `migrate`
     assert len((made / "pgadmin_password").read_text()) >= SECRET_CHARS_MIN
     assert re.fullmatch(r'"Bearer [0-9a-f]{64}" first\n', (made / "clients").read_text())
     assert stat.S_IMODE(made.stat().st_mode) == 0o700

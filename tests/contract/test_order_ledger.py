@@ -31,7 +31,7 @@ from buydesk.orders import (
 )
 from buydesk.reporting import Reporter
 from buydesk.services import db_proxy
-from tests.ledgers import CAP_SATOSHI, Databases, ModelLedger, new_order, placement, record, settings
+from tests.ledgers import CAP_SATOSHI, Databases, ModelLedger, as_db_proxy, new_order, placement, record, settings
 from tests.serving import served
 
 SECONDS = 5.0
@@ -43,7 +43,7 @@ async def opened(kind: str, databases: Databases) -> AsyncIterator[OrderLedger]:
         yield ModelLedger()
         return
     version = 16 if kind == "postgres16" else 18
-    own = PostgresLedger(await databases.new(version), settings(), livemode=False)
+    own = PostgresLedger(as_db_proxy(await databases.new(version)), settings(), livemode=False)
     if kind == "remote":
         app = db_proxy.create_app(settings(), own, Reporter("db_proxy", MemoryHealthDesk(settings()), settings()))
         async with served(app) as url:

@@ -242,8 +242,8 @@ async def test_same_record_may_be_published_again_and_is_kept_once(board: PriceB
 async def test_a_published_record_never_changes(board: PriceBoard, first: timedelta, second: timedelta) -> None:
     published = record()
     published = replace(published, expires_at=published.as_of + first)
-    await board.publish(published)
-    await board.publish(replace(published, expires_at=published.as_of + second))
+    assert await board.publish(published) == published
+    assert await board.publish(replace(published, expires_at=published.as_of + second)) == published
     assert await board.latest() == published
     assert await whole_history(board) == points_of([published])
 
@@ -447,8 +447,8 @@ async def test_publishing_at_once_leaves_the_newest_hanging(board: PriceBoard) -
     shuffled = [records[number * 7 % 20] for number in range(20)]
     results = await asyncio.gather(*map(board.publish, shuffled), return_exceptions=True)
     assert await board.latest() == records[-1]
-    assert all(result is None or isinstance(result, PriceSuperseded) for result in results)
-    kept = [shuffled[number] for number, result in enumerate(results) if result is None]
+    assert all(isinstance(result, PriceRecord | PriceSuperseded) for result in results)
+    kept = [shuffled[number] for number, result in enumerate(results) if result == shuffled[number]]
     assert await whole_history(board) == points_of(sorted(kept, key=lambda each: each.as_of))
 
 

@@ -18,6 +18,7 @@ from buydesk.backends.remote import RemotePriceBoard
 from buydesk.errors import PriceBoardUnavailable, PriceStale, PriceUnavailable, SourceFailed
 from buydesk.money import RATE_SCALE, Currency
 from buydesk.prices import (
+    SOURCES,
     FeedState,
     Observation,
     PriceBoard,
@@ -132,11 +133,12 @@ class Board(MemoryPriceBoard):
         self.told: list[FeedState] = []
         self.is_away = False
 
-    async def publish(self, record: PriceRecord) -> None:
+    async def publish(self, record: PriceRecord) -> PriceRecord:
         if self.is_away:
             raise PriceBoardUnavailable("The board is away.")
-        await super().publish(record)
+        hanging = await super().publish(record)
         self.published.append(record)
+        return hanging
 
     async def tell(self, state: FeedState) -> None:
         if self.is_away:
@@ -636,10 +638,10 @@ async def test_validity_is_counted_from_the_decision_on_a_clock_that_does_not_st
 
 async def test_fault_that_is_not_foreseen_ends_one_tick_only(time: Time, logged: Callable[[], list[str]]) -> None:
     class Broken(Board):
-        async def publish(self, record: PriceRecord) -> None:
+        async def publish(self, record: PriceRecord) -> PriceRecord:
             if time.seconds < 1015:
                 raise RuntimeError("a fault")
-            await super().publish(record)
+            return await super().publish(record)
 
     board = Broken(time)
     running = await run_ticks(time, board, 2, [well], [well])
@@ -709,6 +711,8 @@ async def test_service_publishes_to_a_board_far_away_once_it_is_there_and_tells_
     behind = MemoryPriceBoard(settings)
     reporter = Reporter("api_cache_proxy", MemoryHealthDesk(settings), settings)
     sources = exchanges(time, [now_well], [now_well], [closed])
+    for each, name in zip(sources, SOURCES["sandbox"], strict=False):
+        each.name = name  # others are not believed far away
     app = api_updater.create_app(settings, sources, far, reporter)
     async with asyncio.timeout(30), served(app) as url, asking(url) as client:
         while "gave no answer" not in (await client.get("/readyz")).text:
@@ -811,10 +815,11 @@ async def test_service_ends_what_it_does_before_it_has_stopped(time: Time) -> No
     publishing, ended = asyncio.Event(), asyncio.Event()
 
     class Slow(Board):
-        async def publish(self, record: PriceRecord) -> None:
+        async def publish(self, record: PriceRecord) -> PriceRecord:
             publishing.set()
             try:
                 await asyncio.Event().wait()
+                raise AssertionError("unreachable")
             finally:
                 await asyncio.sleep(0.05)
                 ended.set()

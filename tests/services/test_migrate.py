@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -16,9 +17,10 @@ from buydesk.backends.postgres import PostgresLedger
 from buydesk.errors import CannotStart
 from buydesk.orders import PageFrom, Placed, Replayed
 from buydesk.sql import REVISION
+from buydesk.sql.accounts import TABLES
 from buydesk.sql.rows import place_arguments
 from tests.conftest import PostgresServers
-from tests.ledgers import ANY_TIME, CAP_SATOSHI, placement, settings
+from tests.ledgers import ANY_TIME, CAP_SATOSHI, placement, record, settings
 
 _names = itertools.count()
 
@@ -68,7 +70,7 @@ async def test_a_new_database_gets_its_mode_its_cap_and_its_tables(dsn: str) -> 
     [row] = await run(dsn, "SELECT livemode, cap_satoshi, used_satoshi, last_number FROM exposure")
     assert tuple(row) == (True, 12345, 0, 0)
     tables = await run(dsn, "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
-    assert [row["tablename"] for row in tables] == ["alembic_version", "exposure", "orders", "price_records"]
+    assert [row["tablename"] for row in tables] == sorted(TABLES)
 
 
 async def test_a_second_run_changes_nothing_and_keeps_the_cap(dsn: str) -> None:
@@ -83,14 +85,16 @@ async def test_orders_placed_before_an_upgrade_are_kept_and_repeated(dsn: str, m
     with monkeypatch.context() as patch:
         patch.setattr(command, "upgrade", lambda config, _, sql: upgrade(config, "base:0001", sql=sql))
         await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
-    items = [placement(100, "a"), placement(200), placement(300, "c")]
+    unsigned = replace(record(), signature=None)
+    items = [placement(100, "a", price=unsigned), placement(200, price=unsigned), placement(300, "c", price=unsigned)]
     placed = await run(dsn, PLACE_BEFORE, *place_arguments(items, ANY_TIME)[:-2])
     assert placed[0]["outcomes"] == ["placed"] * 3
     before = await run(dsn, "SELECT * FROM orders ORDER BY number")
     assert (await contents(dsn))[-1] == ("0001",)
 
-    await migrate(dsn, livemode=False, cap_satoshi=1)
+    await migrate(dsn, livemode=False, cap_satoshi=1, price_keys=settings().accepted_price_keys)
     assert await run(dsn, "SELECT * FROM orders ORDER BY number") == before
+    assert [row["key"] for row in await run(dsn, "SELECT key FROM price_records")] == [None]
     # A program of the version before goes on while it is being replaced.
     placed = await run(dsn, PLACE_BEFORE, *place_arguments(items, ANY_TIME)[:-2])
     assert (placed[0]["outcomes"], placed[0]["numbers"]) == (["repeat"] * 3, [1, 2, 3])

@@ -39,6 +39,7 @@ from buydesk.local.signals import stop_signals
 from buydesk.price_documents import feed_state_document
 from buydesk.prices import FeedState
 from buydesk.settings import OWNERS, PORT_OFFSET_MAX, PORTS, Settings, read_settings, variable
+from buydesk.sql.accounts import Account
 from buydesk.telling import Parts, new_session, sandbox_command, table, until_ready, until_selling
 from buydesk.times import utc_now
 from buydesk.up import SHARED, environment, kept_secret, secret_file, up
@@ -545,8 +546,8 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
     async def fake_serve(given: Settings, service: str) -> None:
         called.append((given.placing_tokens.get_secret_value(), service))
 
-    async def fake_migrate(url: str, *, livemode: bool, cap_satoshi: int, wait_seconds: float) -> None:
-        called.append((url, livemode, cap_satoshi, wait_seconds))
+    async def fake_migrate(url: str, **given: object) -> None:
+        called.append((url, given))
 
     monkeypatch.setattr("buydesk.up.up", fake_up)
     monkeypatch.setattr("buydesk.running.serve", fake_serve)
@@ -557,11 +558,21 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
         monkeypatch.setenv(name, value)
     assert runner.invoke(cli.main, ["serve", "db_proxy"]).exit_code == 0
     monkeypatch.setenv("DATABASE_URL", "postgresql://x")
+    monkeypatch.setenv("BUYDESK_DB_PROXY_DATABASE_URL", "postgresql://db_proxy:p@x")
     assert runner.invoke(cli.main, ["migrate", "--cap", "0.5", "--wait", "3"]).exit_code == 0
     assert called == [
         (5, 60.0, "outlier", True),
         (TOKEN, "db_proxy"),
-        ("postgresql://x", False, 50_000_000, 3.0),
+        (
+            "postgresql://x",
+            {
+                "livemode": False,
+                "cap_satoshi": 50_000_000,
+                "price_keys": settings().accepted_price_keys,
+                "account": Account("db_proxy", "p"),
+                "wait_seconds": 3.0,
+            },
+        ),
     ]
 
 
@@ -636,12 +647,14 @@ def test_a_cap_that_is_no_amount_is_refused(runner: CliRunner, monkeypatch: pyte
     assert (result.exit_code, result.stderr.startswith("buydesk: --cap must be")) == (2, True)
 
 
-def test_a_key_for_prices_is_made_with_its_public_one(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    for line in runner.invoke(cli.main, ["price-key"]).output.splitlines():
+def test_secrets_to_share_are_made_at_once(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = runner.invoke(cli.main, ["secrets"]).output.splitlines()
+    for line in lines:
         monkeypatch.setenv(*line.split("="))
-    made = read_settings()
-    assert {"price_signing_key", "price_keys"} <= made.model_fields_set
+    made = read_settings(refuse_default_secrets=True)
+    assert made.model_fields_set == {*SHARED, "price_keys", "refuse_default_secrets"}
     assert made.price_keys == (public_key(made.price_signing_key.get_secret_value()),)
+    assert len(set(lines)) == len(SHARED) + 1
 
 
 def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

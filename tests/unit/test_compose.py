@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from buydesk import __version__
-from buydesk.settings import PORTS, Settings, read_settings, variable
+from buydesk.keys import DEFAULT_SIGNING_KEY, public_key
+from buydesk.settings import OWNERS, PORTS, PROVERS, TOKENS, Settings, read_settings, variable
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -126,13 +127,34 @@ def test_every_service_is_bounded_and_comes_back(service: str) -> None:
     assert "mem_limit" in it
 
 
+def secrets_of(service: str) -> set[str]:
+    """The names under which the service finds its secrets."""
+    return {each["target"] if isinstance(each, dict) else each for each in SERVICES[service].get("secrets", [])}
+
+
+@pytest.mark.parametrize("service", PORTS)
+def test_each_service_gets_the_secrets_that_are_its_own(service: str) -> None:
+    own = {variable(field) for field, owners in OWNERS.items() if service in owners} - {"REDIS_URL"}
+    if service in PROVERS:
+        own.add(variable("price_keys"))
+    assert secrets_of(service) == own
+
+
+def test_migrate_is_the_owner_and_knows_the_account_of_db_proxy() -> None:
+    assert SERVICES["migrate"]["secrets"] == [
+        {"source": "DATABASE_OWNER_URL", "target": "DATABASE_URL"},
+        {"source": "DATABASE_URL", "target": "BUYDESK_DB_PROXY_DATABASE_URL"},
+        "BUYDESK_PRICE_KEYS",
+    ]
+
+
 @pytest.mark.parametrize("service", DESK)
 def test_settings_are_known_and_hold_no_secret(service: str) -> None:
     names = set(SERVICES[service].get("environment", {}))
     known = {variable(field) for field in Settings.model_fields}
     assert names <= known
-    assert names.isdisjoint({"DATABASE_URL", "BUYDESK_INTERNAL_TOKEN"})
-    assert set(SERVICES[service]["secrets"]) <= known
+    assert names.isdisjoint({"DATABASE_URL", *map(variable, OWNERS)} - {"REDIS_URL"})
+    assert secrets_of(service) <= known
 
 
 @pytest.mark.parametrize("service", DESK)
@@ -154,7 +176,7 @@ def test_a_desk_in_containers_says_that_it_is_open_and_knows_its_front(
 def test_only_those_that_own_them_can_reach_the_database_and_redis() -> None:
     in_data = {name for name, each in SERVICES.items() if "data" in each.get("networks", [])} - IN_PROFILES
     assert in_data == {*OTHERS, "migrate", "db_proxy", "api_cache_proxy", "health_check"}
-    has_url = {name for name, each in SERVICES.items() if "DATABASE_URL" in each.get("secrets", [])}
+    has_url = {name for name in SERVICES if "DATABASE_URL" in secrets_of(name)}
     assert has_url == {"migrate", "db_proxy"}
 
 
@@ -163,8 +185,11 @@ def test_the_secrets_that_come_along_are_the_documented_defaults() -> None:
     assert here == {
         "postgres_password": "changeme",
         "pgadmin_password": "changeme",
-        "internal_token": "changeme",
-        "database_url": "postgresql://postgres:changeme@postgres:5432/buydesk",
+        **dict.fromkeys(TOKENS, "changeme"),
+        "price_signing_key": DEFAULT_SIGNING_KEY,
+        "price_keys": public_key(DEFAULT_SIGNING_KEY),
+        "database_owner_url": "postgresql://postgres:changeme@postgres:5432/buydesk",
+        "database_url": "postgresql://db_proxy:changeme@postgres:5432/buydesk",
     }
     files = {each["file"] for each in COMPOSE["secrets"].values()}
     assert files == {"${SECRETS_DIR:-./deploy/secrets}/" + name for name in here}

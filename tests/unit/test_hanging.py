@@ -54,10 +54,11 @@ class Board(MemoryPriceBoard):
         self.published: list[PriceRecord] = []
         self.told: list[FeedState] = []
 
-    async def publish(self, record: PriceRecord) -> None:
+    async def publish(self, record: PriceRecord) -> PriceRecord:
         self._fail()
-        await super().publish(record)
+        hanging = await super().publish(record)
         self.published.append(record)
+        return hanging
 
     async def latest(self) -> PriceRecord:
         self._fail()
@@ -257,23 +258,6 @@ async def test_price_that_was_lost_before_anything_was_told_hangs_again(
     at(time, 5, board.lose)
     await hanging.keep(1015)
     assert (len(board.published), board.told) == (2, [])
-
-
-async def test_price_that_somebody_shortened_hangs_again_as_short_as_that(
-    time: Time, hanging: Hanging, board: Board
-) -> None:
-    shortened = replace(RECORD, expires_at=NOON + timedelta(seconds=8))
-
-    async def shorten_and_lose() -> None:
-        if time.seconds == 1002:
-            await MemoryPriceBoard.publish(board, shortened)
-        if time.seconds >= 1004:
-            board.lose()
-
-    await hanging.publish(decided(), 1015)
-    time.meanwhile = shorten_and_lose
-    await hanging.keep(1030)
-    assert board.published == [RECORD] + [shortened] * 4  # in the seconds 4 to 7
 
 
 async def test_lost_price_is_hung_again_until_it_ends_and_not_longer(

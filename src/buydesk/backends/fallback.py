@@ -77,11 +77,12 @@ class FallbackPriceBoard:
         self._history = redis("tells no past prices")
         self._telling, self._state = redis("takes no state of the sources"), redis("tells no state of the sources")
 
-    async def publish(self, record: PriceRecord) -> None:
+    async def publish(self, record: PriceRecord) -> PriceRecord:
         """See PriceBoard."""
-        await self._own.publish(record)
+        hanging = await self._own.publish(record)
         with contextlib.suppress(PriceBoardUnavailable):
-            await self._publishing.ask(self._shared.publish(record))
+            return await self._publishing.ask(self._shared.publish(hanging))
+        return hanging
 
     async def latest(self) -> PriceRecord:
         """See PriceBoard."""

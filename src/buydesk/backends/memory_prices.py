@@ -41,11 +41,11 @@ class MemoryPriceBoard:
         self._points: list[PricePoint] = []  # in the order of their observation, no two of the same moment
         self._told: FeedState | None = None
 
-    async def publish(self, record: PriceRecord) -> None:
+    async def publish(self, record: PriceRecord) -> PriceRecord:
         """See PriceBoard."""
         hanging = self._hanging
         if hanging is not None and hanging.id == record.id:
-            return
+            return hanging
         if hanging is not None and record.as_of < hanging.as_of <= observed_by(self._now(), self._skew_seconds_max):
             raise superseded(hanging.as_of)
         self._hanging = record
@@ -53,6 +53,7 @@ class MemoryPriceBoard:
         self._points.append(record.point())
         too_old = bisect_right(self._points, record.as_of - KEPT_FOR, key=_as_of)
         del self._points[: max(too_old, len(self._points) - self._records_max)]
+        return record
 
     async def latest(self) -> PriceRecord:
         """See PriceBoard."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from alembic.util import CommandError
 
 from buydesk.backends.sessions import FAULTS, connect
 from buydesk.errors import CannotStart
+from buydesk.sql.accounts import Account, statements
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -27,6 +29,7 @@ _LOCK = int.from_bytes(b"buydesk", "big")
 _LOCK_SECONDS_MAX = 60.0
 _CONNECT_SECONDS_MAX = 10.0
 _WAIT_POLL_SECONDS = 0.02
+_ADD_KEYS = "INSERT INTO price_keys (key) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING"
 # The last one: no host takes writes, and one may be about to.
 _NOT_THERE_YET = (
     OSError,
@@ -36,18 +39,33 @@ _NOT_THERE_YET = (
 )
 
 
-async def migrate(database_url: str, *, livemode: bool, cap_satoshi: int, wait_seconds: float = 0) -> None:
+async def migrate(
+    database_url: str,
+    *,
+    livemode: bool,
+    cap_satoshi: int,
+    price_keys: Sequence[str] = (),
+    account: Account | None = None,
+    wait_seconds: float = 0,
+) -> None:
     """Runs what is missing, once, whoever starts first: lock and migrations share one connection and transaction.
 
-    `cap_satoshi` is the cap of a new database; an existing one keeps its own. A server or database that is not there
-    yet, or takes no writes yet, is waited for. Raises CannotStart when the database cannot be reached, belongs to the
-    other mode or is of a newer version than this program.
+    `cap_satoshi` is the cap of a new database; an existing one keeps its own. `price_keys` are added to those that
+    price records may name. `account` is made for db_proxy, or gets its password and its rights anew. A server or
+    database that is not there yet, or takes no writes yet, is waited for.
+
+    Raises CannotStart when the database cannot be reached, belongs to the other mode or is of a newer version than this
+    program, and when the account is the owner's.
     """
     try:
         connection = await _connect(database_url, time.monotonic() + wait_seconds)
         try:
             async with connection.transaction():
                 await _migrate(connection, livemode, cap_satoshi)
+                if price_keys:
+                    await connection.execute(_ADD_KEYS, price_keys)
+                if account is not None:
+                    await _let_in(connection, account)
         finally:
             await connection.close(timeout=_CONNECT_SECONDS_MAX)
     except CommandError as error:
@@ -80,6 +98,24 @@ async def _migrate(connection: Connection, livemode: bool, cap_satoshi: int) -> 
     if stored != livemode:
         has = "live" if stored else "sandbox"
         raise CannotStart(f"this database holds {has} orders: start with PRICE_FEED={has}, or use another one")
+
+
+async def _let_in(connection: Connection, account: Account) -> None:
+    """Gives the account its password and its rights; raises CannotStart for one that owns the tables anyway."""
+    row = await connection.fetchrow(
+        """
+        SELECT current_schema() AS schema, EXISTS (SELECT FROM pg_roles WHERE rolname = $1) AS exists,
+               $1 IN (SELECT tableowner FROM pg_tables WHERE tablename = 'exposure') AS is_owner
+        """,
+        account.name,
+    )
+    assert row is not None  # noqa: S101  # always one
+    if row["is_owner"]:
+        raise CannotStart(
+            f"BUYDESK_DB_PROXY_DATABASE_URL: {account.name} owns the tables: give db_proxy an account of its own"
+        )
+    for statement in statements(account, row["schema"], exists=row["exists"]):
+        await connection.execute(statement)
 
 
 def _missing_since(revision: str | None) -> str:

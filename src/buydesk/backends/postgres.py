@@ -241,6 +241,11 @@ class PostgresLedger:
         if rows[0]["is_read_only"]:
             self._drop_idle()  # a session may be read-only for as long as it lives, and the database not
             raise LedgerUnavailable("The database is read-only now.", retry_after_seconds=1)
+        unknown = await self._ask(_asking("unknown_price_keys", self._settings.accepted_price_keys))
+        if unknown:
+            keys = ", ".join(row["key"] for row in unknown)
+            told = f"The database does not know keys that prices are signed with ({keys}): run `buydesk migrate`."
+            raise LedgerUnavailable(told, retry_after_seconds=5)
 
     async def close(self) -> None:
         """Closes all sessions; what is under way is cut off."""
@@ -253,11 +258,8 @@ class PostgresLedger:
     async def _read(self, query: str, *arguments: object, places: Places | None = None) -> list[asyncpg.Record]:
         """The rows of a named query for a reader, who waits for a turn; raises Overloaded, LedgerUnavailable."""
 
-        async def ask(session: Session, seconds: float) -> list[asyncpg.Record]:
-            return await session.fetch(query, *arguments, seconds=seconds)
-
         async with places or self._short_reads:
-            return await self._ask(ask)
+            return await self._ask(_asking(query, *arguments))
 
     async def _ask(self, ask: Ask) -> list[asyncpg.Record]:
         """What a session is asked for; once more when a kept one turns out to be dead. Raises LedgerUnavailable."""
@@ -324,6 +326,15 @@ class PostgresLedger:
             has = "live" if rows[0]["livemode"] else "sandbox"
             told = f"This database holds {has} orders: start with PRICE_FEED={has}, or use another one."
             raise WrongMode(told, retry_after_seconds=5)
+
+
+def _asking(query: str, *arguments: object) -> Ask:
+    """Asks for the rows of a named query."""
+
+    async def ask(session: Session, seconds: float) -> list[asyncpg.Record]:
+        return await session.fetch(query, *arguments, seconds=seconds)
+
+    return ask
 
 
 def _is_definite(error: asyncpg.PostgresError) -> bool:

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -48,17 +48,17 @@ _MICROSECOND = timedelta(microseconds=1)
 _SLICE_POINTS = 100
 
 # Hangs the record unless a newer one hangs that is not from the future (later than ARGV[7]); returns the as_of of that
-# one, otherwise 0. What is newer leaves the history: it is from the future, or was hung before it. One script, because
-# the comparison and the writing must not be torn apart by another updater. Times are whole microseconds, which are
-# exact in Lua's numbers until the year 2255.
+# one, otherwise 0 and, if the record hung already, its document. What is newer leaves the history: it is from the
+# future, or was hung before it. One script, because the comparison and the writing must not be torn apart by another
+# updater. Times are whole microseconds, which are exact in Lua's numbers until the year 2255.
 _PUBLISH = """
 local id, as_of, document, point = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local kept_for, records_max, observed_by = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local hanging = redis.call('HMGET', KEYS[1], 'id', 'as_of')
 if hanging[1] == id then
-  return 0
+  return {0, redis.call('HGET', KEYS[1], 'document')}
 elseif hanging[1] and as_of < tonumber(hanging[2]) and tonumber(hanging[2]) <= observed_by then
-  return tonumber(hanging[2])
+  return {tonumber(hanging[2])}
 end
 redis.call('HSET', KEYS[1], 'id', id, 'as_of', ARGV[2], 'document', document)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], ARGV[2], '+inf')
@@ -67,7 +67,7 @@ redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', as_of - ke
 redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -records_max - 1)
 redis.call('EXPIRE', KEYS[1], kept_for)
 redis.call('EXPIRE', KEYS[2], kept_for)
-return 0
+return {0}
 """
 
 # The points observed after ARGV[1] and not after ARGV[2], newest first. When they are more than ARGV[3]: from the
@@ -115,7 +115,7 @@ class RedisPriceBoard:
         self._now = now
         self._hanging_key, self._points_key, self._sources_key = kinds(settings)
 
-    async def publish(self, record: PriceRecord) -> None:
+    async def publish(self, record: PriceRecord) -> PriceRecord:
         """See PriceBoard. Publishing again after a lost answer changes nothing."""
         arguments = (
             str(record.id),
@@ -127,11 +127,13 @@ class RedisPriceBoard:
             _microseconds(observed_by(self._now(), self._skew_seconds_max)),
         )
         async with self._faults():
-            newer = await cast(
-                "Awaitable[int]", self._client.eval(_PUBLISH, 2, self._hanging_key, self._points_key, *arguments)
+            newer, *documents = await cast(
+                "Awaitable[list[Any]]", self._client.eval(_PUBLISH, 2, self._hanging_key, self._points_key, *arguments)
             )
+            hanging = record_from(msgspec.json.decode(documents[0])) if documents else record
         if newer:
             raise superseded(EPOCH + newer * _MICROSECOND)
+        return hanging
 
     async def latest(self) -> PriceRecord:
         """See PriceBoard."""

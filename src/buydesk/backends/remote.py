@@ -136,9 +136,9 @@ class RemoteService:
         async with self._reads:
             return await self._safely(shape, "GET", path, None, **query)
 
-    async def write(self, path: str, body: object) -> None:
-        """A POST that may be repeated without harm."""
-        await self._safely(_whatever, "POST", path, body)
+    async def write(self, shape: Callable[[Any], T], path: str, body: object) -> T:
+        """What `shape` makes of the answer to a POST that may be repeated without harm."""
+        return await self._safely(shape, "POST", path, body)
 
     async def _safely(self, shape: Callable[[Any], T], method: str, path: str, body: object, **query: str | int) -> T:
         """Asks, and once more on a fresh connection when a kept one turns out to be cut."""
@@ -255,9 +255,9 @@ class RemotePriceBoard(RemoteService):
     def __init__(self, url: str, settings: Settings) -> None:
         super().__init__("api_cache_proxy", url, settings, PriceBoardUnavailable, writes=settings.publishing_tokens)
 
-    async def publish(self, record: PriceRecord) -> None:
+    async def publish(self, record: PriceRecord) -> PriceRecord:
         """See PriceBoard. No `ttl` is sent: the record's own `expires_at` travels with it."""
-        await self.write("/add/", record_document(record))
+        return await self.write(record_from, "/add/", record_document(record))
 
     async def latest(self) -> PriceRecord:
         """See PriceBoard."""
@@ -273,7 +273,7 @@ class RemotePriceBoard(RemoteService):
 
     async def tell(self, state: FeedState) -> None:
         """See PriceBoard."""
-        await self.write("/sources/", feed_state_document(state))
+        await self.write(_whatever, "/sources/", feed_state_document(state))
 
     async def feed_state(self) -> FeedState:
         """See PriceBoard."""
@@ -289,7 +289,7 @@ class RemoteHealthDesk(RemoteService):
 
     async def report(self, report: Report, *, verified: bool) -> None:
         """See HealthDesk."""
-        await (self if verified else self._as_stranger).write("/report", report)
+        await (self if verified else self._as_stranger).write(_whatever, "/report", report)
 
     async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[KeptReport]:
         """See HealthDesk."""

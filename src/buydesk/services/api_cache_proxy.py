@@ -119,8 +119,7 @@ def create_app(
         new = parse_record(await request.body(RECORD_BYTES_MAX), settings, now())
         if ttl_seconds is not None:
             new = new.shortened(timedelta(seconds=ttl_seconds), now())
-        await board.publish(new)
-        return FastJSON(record_document(new))
+        return FastJSON(record_document(await board.publish(new)))
 
     async def tell(request: Request) -> Response:
         require_token(request, accepted)

@@ -83,6 +83,11 @@ SELECT version_num, current_setting('transaction_read_only')::boolean AS is_read
        current_setting('synchronous_standby_names') <> '' AS has_standbys
 FROM alembic_version
 
+-- name: unknown_price_keys
+-- Those of the public keys $1 that records must not name yet.
+SELECT given.key FROM unnest($1::text[]) AS given (key)
+WHERE NOT EXISTS (SELECT FROM price_keys k WHERE k.key = given.key)
+
 -- name: session
 -- Sets each of the settings named $1 to the value beside it in $2.
 SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS s (name, value)

@@ -1,0 +1,60 @@
+"""The account of db_proxy in PostgreSQL: it may place orders and read, and has no rights on the schema."""
+
+import hashlib
+import hmac
+import secrets
+from base64 import b64encode
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from buydesk.errors import CannotStart
+
+TABLES = ("alembic_version", "exposure", "orders", "price_keys", "price_records")
+# So many turns PostgreSQL takes by itself (scram_iterations).
+_TURNS = 4096
+
+
+@dataclass(frozen=True)
+class Account:
+    """A role and its password."""
+
+    name: str
+    password: str
+
+
+def account_of(database_url: str) -> Account:
+    """The account that an address names; raises CannotStart when its name or password cannot be of one."""
+    parts = urlsplit(database_url)
+    name, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if not name or not password or not password.isascii() or not password.isprintable():
+        raise CannotStart(
+            "BUYDESK_DB_PROXY_DATABASE_URL: must have the name of an account and its password, in ASCII characters"
+        )
+    return Account(name, password)
+
+
+def verifier(password: str, salt: bytes) -> str:
+    """What PostgreSQL keeps of a password (RFC 5803): it is sent in place of the password, which may be logged."""
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _TURNS)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    salt_text, stored_text, server_text = (b64encode(each).decode() for each in (salt, stored, server))
+    return f"SCRAM-SHA-256${_TURNS}:{salt_text}${stored_text}:{server_text}"
+
+
+def statements(account: Account, schema: str, *, exists: bool) -> list[str]:
+    """What makes the account, or gives one that exists this password, and lets it place and read in the schema."""
+    name, within = _identifier(account.name), _identifier(schema)
+    # Only verbs of ours and names in quotes; a verifier has none of the characters that end a text.
+    password = verifier(account.password, secrets.token_bytes(16))
+    return [
+        f"{'ALTER' if exists else 'CREATE'} ROLE {name} LOGIN PASSWORD '{password}'",
+        f"GRANT USAGE ON SCHEMA {within} TO {name}",
+        f"GRANT SELECT ON {', '.join(TABLES)} TO {name}",
+        f"GRANT EXECUTE ON FUNCTION place_batch TO {name}",
+    ]
+
+
+def _identifier(name: str) -> str:
+    doubled = name.replace('"', '""')
+    return f'"{doubled}"'

@@ -1,0 +1,162 @@
+"""db_proxy's account in PostgreSQL: it can do what db_proxy does, and nothing that changes what may be sold."""
+
+from base64 import b64decode
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from buydesk.backends.migrate import migrate
+from buydesk.backends.postgres import PostgresLedger
+from buydesk.errors import CannotStart
+from buydesk.local.postgres import USER
+from buydesk.orders import Placed, Replayed
+from buydesk.sql.accounts import Account, account_of, verifier
+from tests.ledgers import CAP_SATOSHI, DB_PROXY, Databases, as_db_proxy, placement, settings
+
+
+@pytest.fixture(params=[18, 16], ids=["postgres18", "postgres16"])
+async def dsn(request: pytest.FixtureRequest, databases: Databases) -> str:
+    """A database with an order in it, for its owner."""
+    dsn = await databases.new(request.param)
+    ledger = PostgresLedger(dsn, settings(), livemode=False)
+    await ledger.place([placement(key="first")], 5)
+    await ledger.close()
+    return dsn
+
+
+@pytest.fixture
+async def db_proxy(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    connection = await asyncpg.connect(as_db_proxy(dsn))
+    yield connection
+    await connection.close()
+
+
+async def test_it_places_and_reads_all_that_a_ledger_does(dsn: str) -> None:
+    ledger = PostgresLedger(as_db_proxy(dsn), settings(), livemode=False)
+    await ledger.check()
+    item = placement(key="second")
+    [placed] = await ledger.place([item], 5)
+    assert isinstance(placed, Placed)
+    assert isinstance((await ledger.place([item], 5))[0], Replayed)
+    assert (await ledger.exposure()).orders == 2
+    assert await ledger.order_by_key(placed.order.client, "second") == placed.order
+    assert (await ledger.price_record(placed.order.price_id)).id == placed.order.price_id
+    await ledger.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE exposure SET cap_satoshi = 2100000000000000",
+        "UPDATE exposure SET used_satoshi = 0",
+        "DELETE FROM orders",
+        "UPDATE orders SET satoshi = 1",
+        "INSERT INTO orders SELECT 2, amount_cents, rate_e8, satoshi, created_at, price_as_of, gen_random_uuid(), "
+        "price_id, representation, currency, client, 'mine' FROM orders",
+        "INSERT INTO price_records (id, as_of, expires_at, document) VALUES (gen_random_uuid(), now(), now(), '{}')",
+        "INSERT INTO price_keys VALUES ('mine')",
+        "UPDATE alembic_version SET version_num = '0001'",
+        "TRUNCATE orders",
+        "DROP TABLE orders CASCADE",
+        "ALTER TABLE orders ADD COLUMN mine int",
+        "CREATE TABLE mine ()",
+        "CREATE SCHEMA mine",
+        "CREATE OR REPLACE FUNCTION place_batch() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "DROP FUNCTION place_batch",
+        "ALTER FUNCTION place_batch SECURITY INVOKER",
+        "SET session_replication_role = replica",
+        "CREATE ROLE mine",
+    ],
+)
+async def test_what_else_there_is_it_may_not_do(
+    statement: str, db_proxy: "asyncpg.Connection[asyncpg.Record]", dsn: str
+) -> None:
+    with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.DuplicateFunctionError)):
+        await db_proxy.execute(statement)
+
+
+async def test_tables_of_its_own_by_our_names_are_not_those_that_orders_go_to(
+    db_proxy: "asyncpg.Connection[asyncpg.Record]",
+) -> None:
+    empty = ", ".join(["'{}'"] * 15)
+    call = f"SELECT cap, is_live FROM place_batch({empty}, 1::smallint, '-infinity', 'infinity')"  # noqa: S608
+    await db_proxy.execute("CREATE TEMPORARY TABLE exposure AS SELECT * FROM exposure")
+    await db_proxy.execute("UPDATE pg_temp.exposure SET cap_satoshi = 2100000000000000, livemode = true")
+    [row] = await db_proxy.fetch(call)
+    assert tuple(row) == (CAP_SATOSHI, False)
+
+
+async def test_price_of_a_key_that_was_never_accepted_is_not_stored(dsn: str) -> None:
+    owner = await asyncpg.connect(dsn)
+    document = '{"signature": {"key": "mine"}}'
+    with pytest.raises(asyncpg.ForeignKeyViolationError, match="price_records_key_known"):
+        await owner.execute(
+            "INSERT INTO price_records (id, as_of, expires_at, document) VALUES (gen_random_uuid(), now(), now(), $1)",
+            document,
+        )
+    assert await owner.fetchval("SELECT key FROM price_records") == settings().accepted_price_keys[0]
+    await owner.close()
+
+
+async def test_ledger_that_does_not_know_an_accepted_key_is_not_ready_until_it_is_migrated(dsn: str) -> None:
+    known = settings().accepted_price_keys
+    new = settings(price_keys=(*known, "A" * 43))
+    ledger = PostgresLedger(as_db_proxy(dsn), new, livemode=False)
+    with pytest.raises(Exception, match=rf"does not know keys that prices are signed with \({'A' * 43}\): run"):
+        await ledger.check()
+    await migrate(dsn, livemode=False, cap_satoshi=1, price_keys=new.accepted_price_keys)
+    await ledger.check()
+    await ledger.close()
+    owner = await asyncpg.connect(dsn)
+    assert {row["key"] for row in await owner.fetch("SELECT key FROM price_keys")} == set(new.accepted_price_keys)
+    await owner.close()
+
+
+def salt_of(kept: str) -> bytes:
+    return b64decode(kept.split("$")[1].partition(":")[2])
+
+
+async def test_password_is_that_of_the_address_from_then_on(dsn: str) -> None:
+    """The servers of the tests ask for none, so what they keep of it is looked at."""
+    owner = await asyncpg.connect(dsn)
+    kept = "SELECT rolpassword FROM pg_authid WHERE rolname = $1"
+    first = await owner.fetchval(kept, DB_PROXY.name)
+    account = Account('odd "name', "it's a $ecret: with % and more")
+    for _ in range(2):
+        await migrate(dsn, livemode=False, cap_satoshi=1, account=account)
+        of_migrate = await owner.fetchval(kept, account.name)
+        # PostgreSQL's own verifier of the same password with its own salt is the same as ours with that salt.
+        alter = "SELECT format('ALTER ROLE %I PASSWORD %L', $1::text, $2::text)"
+        await owner.execute(await owner.fetchval(alter, account.name, account.password))
+        of_postgresql = await owner.fetchval(kept, account.name)
+        assert of_postgresql == verifier(account.password, salt_of(of_postgresql))
+        assert of_migrate == verifier(account.password, salt_of(of_migrate))
+        assert of_migrate != of_postgresql
+    assert await owner.fetchval(kept, DB_PROXY.name) == first
+    await owner.execute("""DROP OWNED BY "odd ""name"; DROP ROLE "odd ""name" """)
+    await owner.close()
+
+
+async def test_owner_is_no_account_for_db_proxy(dsn: str) -> None:
+    with pytest.raises(CannotStart, match=f"{USER} owns the tables: give db_proxy an account of its own"):
+        await migrate(dsn, livemode=False, cap_satoshi=1, account=Account(USER, "x"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://h/db",
+        "postgresql://u@h/db",
+        "postgresql://:p@h/db",
+        "postgresql://u:p%C3%A4@h/d",
+        "postgresql://u:%00@h/d",
+    ],
+)
+def test_address_without_an_account_is_refused(url: str) -> None:
+    with pytest.raises(CannotStart, match="BUYDESK_DB_PROXY_DATABASE_URL: must have the name of an account"):
+        account_of(url)
+
+
+def test_account_is_that_of_the_address() -> None:
+    assert account_of("postgresql://db%5Fproxy:p%40%2F'x@h:5432/db?sslmode=require") == Account("db_proxy", "p@/'x")

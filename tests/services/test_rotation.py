@@ -1,0 +1,146 @@
+"""Rotation: while services go, one by one, from an old secret to a new one, each understands all others."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+
+from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk.backends.memory_prices import MemoryPriceBoard
+from buydesk.backends.remote import RemoteHealthDesk, RemoteLedger, RemotePriceBoard
+from buydesk.errors import DeskError, HealthUnavailable, LedgerUnavailable, PriceBoardUnavailable
+from buydesk.health import Report
+from buydesk.keys import new_signing_key, public_key
+from buydesk.orders import Placed
+from buydesk.prices import NotARecord
+from buydesk.proof import require_proven
+from buydesk.reporting import Reporter
+from buydesk.services import api_cache_proxy, db_proxy, health_check
+from buydesk.services.create_buy_order import PriceAtHand
+from buydesk.settings import TOKENS, Settings
+from buydesk.signing import Signer
+from buydesk.times import utc_now
+from tests.ledgers import ModelLedger, placement, record, settings
+from tests.serving import served
+
+# What a setting says in turn. Services are between one stage and the next at any time.
+STAGES = ("old", "old,new", "new,old", "new")
+NEIGHBOURS = [(one, other) for one in range(4) for other in range(4) if abs(one - other) <= 1]
+
+
+def with_tokens(stage: str) -> Settings:
+    return settings(**dict.fromkeys(TOKENS, stage))
+
+
+@dataclass
+class Clients:
+    """Who calls the services."""
+
+    ledger: RemoteLedger
+    board: RemotePriceBoard
+    desk: RemoteHealthDesk
+
+
+@contextlib.asynccontextmanager
+async def clients_of(theirs: Settings, ours: Settings) -> AsyncIterator[Clients]:
+    """The callers, with settings of theirs, of services with ours."""
+    board, desk = MemoryPriceBoard(ours), MemoryHealthDesk(ours)
+
+    def reporter(name: str) -> Reporter:
+        return Reporter(name, desk, ours)
+
+    async def ready() -> None: ...
+
+    apps = (
+        db_proxy.create_app(ours, ModelLedger(), reporter("db_proxy")),
+        api_cache_proxy.create_app(ours, board, reporter("api_cache_proxy")),
+        health_check.create_app(ours, desk, ready, board, redis_check=None, reporter=reporter("health_check")),
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        urls = [await stack.enter_async_context(served(app, settings=ours)) for app in apps]
+        clients = Clients(
+            RemoteLedger(urls[0], theirs), RemotePriceBoard(urls[1], theirs), RemoteHealthDesk(urls[2], theirs)
+        )
+        for client in (clients.ledger, clients.board, clients.desk):
+            stack.push_async_callback(client.close)
+        yield clients
+
+
+@pytest.mark.parametrize(("theirs", "ours"), NEIGHBOURS)
+async def test_tokens_of_neighbouring_stages_are_taken(theirs: int, ours: int) -> None:
+    async with clients_of(with_tokens(STAGES[theirs]), with_tokens(STAGES[ours])) as clients:
+        [placed] = await clients.ledger.place([placement()], 5)
+        assert isinstance(placed, Placed)
+        assert await clients.ledger.order(placed.order.id) == placed.order
+        published = record()
+        await clients.board.publish(published)
+        assert await clients.board.latest() == published
+        await clients.desk.report(Report("info", "db_proxy", 200, "here"), verified=True)
+        assert [each.verified for each in await clients.desk.reports("db_proxy", None, 1)] == [True]
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("old", "new"), ("old,new", "new")])
+async def test_token_that_was_withdrawn_is_none(theirs: str, ours: str) -> None:
+    async with clients_of(with_tokens(theirs), with_tokens(ours)) as clients:
+        with pytest.raises(LedgerUnavailable, match="unauthorized"):
+            await clients.ledger.place([placement()], 5)
+        with pytest.raises(LedgerUnavailable, match="unauthorized"):
+            await clients.ledger.exposure()
+        with pytest.raises(PriceBoardUnavailable, match="unauthorized"):
+            await clients.board.publish(record())
+        with pytest.raises(HealthUnavailable, match="unauthorized"):
+            await clients.desk.report(Report("info", "db_proxy", 200, "here"), verified=True)
+
+
+@pytest.mark.parametrize("known", TOKENS)
+async def test_token_for_one_purpose_is_none_for_another(known: str) -> None:
+    """Who has one secret can do what it is for, and nothing else."""
+    thief = with_tokens("guessed").model_copy(update={known: with_tokens("right").placing_tokens})
+    done: set[str] = set()
+    async with clients_of(thief, with_tokens("right")) as clients:
+        for purpose, attempt in {
+            "placing_tokens": clients.ledger.place([placement()], 5),
+            "reading_tokens": clients.ledger.exposure(),
+            "publishing_tokens": clients.board.publish(record()),
+            "reporting_tokens": clients.desk.report(Report("info", "db_proxy", 200, "here"), verified=True),
+        }.items():
+            with contextlib.suppress(DeskError):
+                await attempt
+                done.add(purpose)
+    assert done == {known}
+
+
+OLD, NEW = new_signing_key(), new_signing_key()
+KEYS = {"old": public_key(OLD), "new": public_key(NEW)}
+
+
+def with_keys(stage: str) -> Settings:
+    return settings(price_signing_key=new_signing_key()).model_copy(
+        update={"price_keys": tuple(KEYS[each] for each in stage.split(","))}
+    )
+
+
+@pytest.mark.parametrize(
+    ("signing_key", "stage", "is_taken"),
+    [
+        (OLD, "old", True),
+        (OLD, "old,new", True),
+        (NEW, "old,new", True),
+        (NEW, "new", True),
+        (NEW, "old", False),
+        (OLD, "new", False),
+    ],
+)
+async def test_price_is_taken_while_its_key_is_accepted(signing_key: str, stage: str, is_taken: bool) -> None:
+    ours, price = with_keys(stage), Signer(signing_key).sign(record())
+    board = MemoryPriceBoard(ours)
+    await board.publish(price)
+    at_hand = PriceAtHand(board, ours)
+    await at_hand.refresh()
+    assert (at_hand.current() == price) is is_taken
+    if is_taken:
+        require_proven(price, ours, utc_now())
+    else:
+        with pytest.raises(NotARecord, match="which this desk does not accept"):
+            require_proven(price, ours, utc_now())
