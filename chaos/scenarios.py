@@ -8,10 +8,12 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import asyncpg
 import psutil
 
 from bench.desk import Desk, desk_up
@@ -19,12 +21,15 @@ from bench.processes import PYTHON, clean_environment, free_base
 from buydesk.local.postgres import processes_on
 from buydesk.settings import PORTS
 from chaos.buyers import Buyers, Load
+from chaos.clocks import step, stepped_desk
 from chaos.journal import Journal, read
-from chaos.judge import findings, read_ledger
+from chaos.judge import by_key, findings, read_ledger
 
 UP_SECONDS_MAX = 60.0
 QUIET_SECONDS = 3.0
 NORMAL_SECONDS = 0.5
+STEPS = (11, -11, 60, -60, 3600, -3600)  # s
+STEP_SECONDS_MAX = 30.0
 SPARED = 0.2  # of the processes that are killed together
 # A database of 220 orders a second, however they are batched; a statement that is cancelled has cost its time.
 SLOW = """
@@ -224,11 +229,32 @@ async def _kill_all(
                 each.send_signal(signal.SIGKILL)
 
 
+async def clocks(plan: Plan) -> Verdict:
+    """Each service's clock is set 11 s, a minute and an hour ahead and behind, and has to be named, under load."""
+    verdict = Verdict()
+    async with stepped_desk(plan.directory) as desk:
+        with plan.journal() as journal:
+            buyers = Buyers(desk.orders_url, journal, plan.seed)
+            for service in [*PORTS] * plan.rounds:
+                for seconds in STEPS:
+                    verdict.wrong += await step(desk, service, seconds, buyers, journal, seconds_max=STEP_SECONDS_MAX)
+        await asyncio.sleep(QUIET_SECONDS)
+        database = await asyncpg.connect(desk.dsn)
+        ledger = await read_ledger(database)
+        await database.close()
+    told = by_key(read(plan.directory / "journal.jsonl"))
+    verdict.seen |= Counter(each.outcome for each in told.values())
+    verdict.seen["stored"] = ledger.last_number
+    verdict.wrong += findings(read(plan.directory / "journal.jsonl"), ledger)
+    return verdict
+
+
 SCENARIOS: dict[str, tuple[Callable[[Plan], Coroutine[None, None, Verdict]], int]] = {
     "overload": (overload, 1),
     "overload_with_retries": (overload_with_retries, 1),
     "overload_separate": (overload_separate, 1),
     "hang": (hang, 1),
+    "clocks": (clocks, 1),
     "restarts": (restarts, 50),
     "restarts_without_init": (restarts_without_init, 50),
 }

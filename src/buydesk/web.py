@@ -253,6 +253,7 @@ class Service(FastAPI):
         )
         self.name = name
         self.running: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext  # entered while it runs
+        self.checks: dict[str, Check] = {}  # what /readyz asks, each by the name of what is missing when it raises
         # One registry a service, also when several run in one process.
         self.registry = registry = CollectorRegistry()
         self.operations: dict[str, dict[str, Json]] = {}  # by path and method: what FastAPI does not document itself
@@ -383,10 +384,11 @@ def service_app(
     """
 
     app = Service(name, summary)
+    app.checks |= checks
 
     @asynccontextmanager
     async def running() -> AsyncIterator[None]:
-        async with reporter.running(partial(missing_parts, checks, for_operators=True)), lifespan(app):
+        async with reporter.running(partial(missing_parts, app.checks, for_operators=True)), lifespan(app):
             yield
 
     app.running = running
@@ -395,7 +397,7 @@ def service_app(
     )
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    _add_common_routes(app, checks)
+    _add_common_routes(app)
     return app
 
 
@@ -513,7 +515,7 @@ _PROBLEM_SCHEMA = {
 }
 
 
-def _add_common_routes(app: Service, checks: Mapping[str, Check]) -> None:
+def _add_common_routes(app: Service) -> None:
     exposition = Kept(lambda: generate_latest(app.registry), METRICS_SHARE)
     document = cache(lambda: encode(app.openapi()))
     page = _docs_page(app.title)
@@ -528,7 +530,7 @@ def _add_common_routes(app: Service, checks: Mapping[str, Check]) -> None:
         return FastJSON(alive)
 
     async def ready(_: Request) -> Response:
-        missing = await missing_parts(checks)
+        missing = await missing_parts(app.checks)
         if missing:
             names = ", ".join(each["what"] for each in missing)
             raise NotReady(f"Missing: {names}.", retry_after_seconds=1, missing=missing)

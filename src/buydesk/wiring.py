@@ -4,6 +4,7 @@ One rule makes one process or six: if the service that owns a port runs in this 
 otherwise that service is called by HTTP. Nothing else branches.
 """
 
+import asyncio
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from buydesk.backends.postgres import PostgresLedger
 from buydesk.backends.remote import RemoteHealthDesk, RemoteLedger, RemotePriceBoard
 from buydesk.backends.sources import exchanges
 from buydesk.backends.sources.replay import sandbox_sources
+from buydesk.clocks import Clocks
 from buydesk.errors import CannotStart, DeskError, WrongMode
 from buydesk.health import SERVICES, HealthDesk
 from buydesk.orders import OrderLedger
@@ -81,14 +83,25 @@ class Wired:
 
 def wire(settings: Settings, services: Collection[str] = SERVICES) -> Wired:
     """The named services, wired to each other or to where the others are; raises CannotStart for a missing setting."""
-    ledger = _ledger(settings, is_own="db_proxy" in services)
-    board = _board(settings, is_own="api_cache_proxy" in services)
-    desk = _desk(settings, is_own="health_check" in services)
-    sources = _sources(settings) if "api_updater" in services else []
-    redis_check = _redis_check(settings) if "health_check" in services else None
+    clocks = Clocks(", ".join(services) if len(services) == 1 else "the desk", settings.clock_skew_seconds_max)
+    ledger = _ledger(settings, clocks, is_own="db_proxy" in services)
+    board = _board(settings, clocks, is_own="api_cache_proxy" in services)
+    desk = _desk(settings, clocks, is_own="health_check" in services)
+    sources = _sources(settings, clocks) if "api_updater" in services else []
+    redis_check = _redis_check(settings, clocks) if "health_check" in services else None
     reporters = {name: Reporter(name, desk, settings) for name in SERVICES if name in services}
 
     def app(name: str) -> Service:
+        made = bare_app(name)
+        made.checks["clock"] = ask_and_check if name == "health_check" else clocks.check
+        return made
+
+    async def ask_and_check() -> None:
+        """health_check asks others for nothing else by itself, and would not hear what time it is."""
+        await asyncio.gather(ledger.check(), board.check(), return_exceptions=True)
+        await clocks.check()
+
+    def bare_app(name: str) -> Service:
         reporter = reporters[name]
         match name:
             case "create_buy_order":
@@ -111,29 +124,29 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> Wired:
     return Wired({name: app(name) for name in reporters}, reporters, backends, ledger)
 
 
-def _ledger(settings: Settings, *, is_own: bool) -> OrderLedger:
+def _ledger(settings: Settings, clocks: Clocks, *, is_own: bool) -> OrderLedger:
     if not is_own:
-        return RemoteLedger(settings.url("db_proxy"), settings)
+        return RemoteLedger(settings.url("db_proxy"), settings, clocks)
     if settings.database_url is None:
         raise CannotStart("DATABASE_URL is missing: db_proxy needs a PostgreSQL database")
     livemode = settings.price_feed == "live"
-    return PostgresLedger(settings.database_url.get_secret_value(), settings, livemode=livemode)
+    return PostgresLedger(settings.database_url.get_secret_value(), settings, livemode, clocks)
 
 
-def _board(settings: Settings, *, is_own: bool) -> PriceBoard:
+def _board(settings: Settings, clocks: Clocks, *, is_own: bool) -> PriceBoard:
     if not is_own:
-        return RemotePriceBoard(settings.url("api_cache_proxy"), settings)
+        return RemotePriceBoard(settings.url("api_cache_proxy"), settings, clocks)
     if settings.redis_url is None:
         return MemoryPriceBoard(settings)
     from buydesk.backends.redis_prices import RedisPriceBoard  # noqa: PLC0415  # a tenth of a second and 10 MB
 
-    shared = RedisPriceBoard(_redis(settings.redis_url, settings), settings)
+    shared = RedisPriceBoard(_redis(settings.redis_url, settings), settings, clocks=clocks)
     return FallbackPriceBoard(shared, MemoryPriceBoard(settings))
 
 
-def _desk(settings: Settings, *, is_own: bool) -> HealthDesk:
+def _desk(settings: Settings, clocks: Clocks, *, is_own: bool) -> HealthDesk:
     if not is_own:
-        return RemoteHealthDesk(settings.url("health_check"), settings)
+        return RemoteHealthDesk(settings.url("health_check"), settings, clocks)
     if settings.redis_url is None:
         return MemoryHealthDesk(settings)
     from buydesk.backends.redis_health import RedisHealthDesk  # noqa: PLC0415  # as above
@@ -142,19 +155,19 @@ def _desk(settings: Settings, *, is_own: bool) -> HealthDesk:
     return FallbackHealthDesk(shared, MemoryHealthDesk(settings))
 
 
-def _redis_check(settings: Settings) -> "RedisCheck | None":
+def _redis_check(settings: Settings, clocks: Clocks) -> "RedisCheck | None":
     if settings.redis_url is None:
         return None
     from buydesk.backends import redis_health, redis_prices  # noqa: PLC0415  # as above
     from buydesk.backends.redis_faults import RedisCheck  # noqa: PLC0415
 
     kinds = redis_prices.kinds(settings) | redis_health.KINDS
-    return RedisCheck(_redis(settings.redis_url, settings), kinds, settings.remote_seconds_max)
+    return RedisCheck(_redis(settings.redis_url, settings), kinds, settings.remote_seconds_max, clocks)
 
 
-def _sources(settings: Settings) -> list[PriceSource]:
+def _sources(settings: Settings, clocks: Clocks) -> list[PriceSource]:
     if settings.price_feed == "live":
-        return exchanges(settings)
+        return exchanges(settings, clocks)
     return sandbox_sources(settings, settings.data_dir / "replay.json" if settings.data_dir else None)
 
 

@@ -467,11 +467,10 @@ async def test_the_last_report_of_each_service_that_spoke(answering: tuple[Answe
         assert list(await desk.last_of_each()) == [KeptReport(Report(**report), at(2026, 1, 31, 9, 5), verified=True)]  # type: ignore[arg-type]
 
 
-async def test_publishing_and_reporting_need_only_be_taken(answering: tuple[Answers, str]) -> None:
+async def test_telling_and_reporting_need_only_be_taken(answering: tuple[Answers, str]) -> None:
     answers, url = answering
     answers.say(None)
     async with opened(RemotePriceBoard, url) as board, opened(RemoteHealthDesk, url) as desk:
-        await WRITES["publish"](board)
         await WRITES["tell"](board)
         await WRITES["report"](desk)
 

@@ -26,7 +26,8 @@ from tests.ledgers import placement, settings, shared_env
 from tests.serving import free_port
 
 SECRET = "hunter2"
-HTTP_URLS = [variable(field) for field in Settings.model_fields if field.endswith("_url")][2:]
+SERVER_URLS = ("database_url", "db_proxy_database_url", "redis_url")
+HTTP_URLS = [variable(each) for each in Settings.model_fields if each.endswith("_url") and each not in SERVER_URLS]
 URLS = {
     "DATABASE_URL": [
         "postgresql://u:{}@127.0.0.1:9/db",
@@ -34,6 +35,7 @@ URLS = {
         "postgresql:///db?host=127.0.0.1&port=9&password={}",
         "postgresql://u@127.0.0.1:9/db?sslmode=require&sslpassword={}",
     ],
+    "BUYDESK_DB_PROXY_DATABASE_URL": ["postgresql://u:{}@127.0.0.1:9/db", "postgresql://{}:p@127.0.0.1:9/db"],
     "REDIS_URL": [
         "redis://:{}@127.0.0.1:9/0",
         "rediss://u:{}@127.0.0.1:9",

@@ -257,7 +257,7 @@ def test_what_is_no_state_of_the_sources_is_refused_by_its_member(path: str, val
 @pytest.mark.parametrize(
     ("read", "document", "optional"),
     [
-        (record_from, DOCUMENT, {"replayed_from", "rule", "decided_at"}),
+        (record_from, DOCUMENT, {"replayed_from", "rule", "decided_at", "signature"}),
         (point_from, point_document(POINT), {"replayed_from"}),
         (feed_state_from, feed_state_document(STATE), set()),
     ],

@@ -14,6 +14,7 @@ import msgspec
 
 from buydesk.backends.sessions import FAULTS, Session, Warned, open_session
 from buydesk.bounds import SLICE_ITEMS, Places, SharedCheck
+from buydesk.clocks import Clocks
 from buydesk.errors import (
     InternalError,
     LedgerUnavailable,
@@ -57,8 +58,9 @@ class PostgresLedger:
     # A second call would only wait for the row that the first has locked.
     batches_at_once = 1
 
-    def __init__(self, database_url: str, settings: Settings, livemode: bool) -> None:
+    def __init__(self, database_url: str, settings: Settings, livemode: bool, clocks: Clocks | None = None) -> None:
         self._database_url = database_url
+        self._clocks = clocks or Clocks("this process", settings.clock_skew_seconds_max)
         self._settings = settings
         self._livemode = livemode
         # Until PostgreSQL has ended the statement by itself, and said so.
@@ -228,7 +230,10 @@ class PostgresLedger:
         """The check itself; a newer database than this program is fine, so that both can be upgraded one by one."""
 
         async def ask(session: Session, seconds: float) -> list[asyncpg.Record]:
+            asked_at = self._clocks.moment()
             rows = await session.fetch("revision", seconds=seconds)
+            if rows:
+                self._clocks.hear("PostgreSQL", rows[0]["moment"], asked_at)
             if rows and rows[0]["has_standbys"] and not rows[0]["is_read_only"]:
                 await session.reach_durable_point(seconds=seconds)
             return rows
@@ -241,6 +246,7 @@ class PostgresLedger:
         if rows[0]["is_read_only"]:
             self._drop_idle()  # a session may be read-only for as long as it lives, and the database not
             raise LedgerUnavailable("The database is read-only now.", retry_after_seconds=1)
+        self._clocks.require_agreement_with("PostgreSQL")
         unknown = await self._ask(_asking("unknown_price_keys", self._settings.accepted_price_keys))
         if unknown:
             keys = ", ".join(row["key"] for row in unknown)

@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 
 from redis import exceptions
 from redis.asyncio import Redis
 
 from buydesk.bounds import SharedCheck
+from buydesk.clocks import Clocks
 from buydesk.errors import DeskError, HealthUnavailable
+from buydesk.times import EPOCH
 
 FAULTS = (exceptions.RedisError, OSError, TimeoutError)
 _OF_A_CLUSTER = (
@@ -33,12 +36,18 @@ def meaning_of(error: Exception, unavailable: type[DeskError]) -> DeskError:
     return unavailable(detail, retry_after_seconds=1, server_said=said)
 
 
+def time_of(told: tuple[int, int]) -> datetime:
+    """What TIME answered: seconds since 1970, and microseconds."""
+    return EPOCH + timedelta(seconds=told[0], microseconds=told[1])
+
+
 class RedisCheck:
     """Raises HealthUnavailable unless Redis takes writes and holds, under each of the keys, the kind of value that the
     desk keeps there, or nothing."""
 
-    def __init__(self, client: Redis, kinds: Mapping[str, str], seconds_max: float) -> None:
+    def __init__(self, client: Redis, kinds: Mapping[str, str], seconds_max: float, clocks: Clocks) -> None:
         self._client = client  # owned, and closed
+        self._clocks = clocks
         self._kinds = kinds
         self._seconds_max = seconds_max
         self._shared = SharedCheck(self._check)
@@ -57,7 +66,10 @@ class RedisCheck:
                 for key in self._kinds:
                     pipeline.type(key)
                 pipeline.set(_PROBE_KEY, "", ex=_PROBE_KEPT_SECONDS)
-                *found, _ = await pipeline.execute()
+                pipeline.time()
+                asked_at = self._clocks.moment()
+                *found, _, told = await pipeline.execute()
+                self._clocks.hear("Redis", time_of(told), asked_at)
         except FAULTS as error:
             raise meaning_of(error, HealthUnavailable) from error
         for (key, kind), other in zip(self._kinds.items(), found, strict=True):

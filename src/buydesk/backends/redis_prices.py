@@ -15,7 +15,8 @@ from typing import Any, cast
 import msgspec
 from redis.asyncio import Redis
 
-from buydesk.backends.redis_faults import FAULTS, meaning_of
+from buydesk.backends.redis_faults import FAULTS, meaning_of, time_of
+from buydesk.clocks import Clocks
 from buydesk.errors import PriceBoardUnavailable, PriceUnavailable
 from buydesk.price_documents import (
     feed_state_document,
@@ -105,8 +106,10 @@ class RedisPriceBoard:
         settings: Settings,
         now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
+        clocks: Clocks | None = None,
     ) -> None:
         self._client = client
+        self._clocks = clocks or Clocks("this process", settings.clock_skew_seconds_max)
         self._settings = settings
         self._countdown = Countdown(clock)
         self._seconds_max = settings.remote_seconds_max
@@ -174,6 +177,8 @@ class RedisPriceBoard:
         """See PriceBoard."""
         document = msgspec.json.encode(feed_state_document(state))
         async with self._faults():
+            asked_at = self._clocks.moment()
+            self._clocks.hear("Redis", time_of(await self._client.time()), asked_at)
             await self._client.set(self._sources_key, document, ex=KEPT_FOR)
 
     async def feed_state(self) -> FeedState:

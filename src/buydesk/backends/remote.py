@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from buydesk import request_ids
 from buydesk.bounds import Places, SharedCheck
+from buydesk.clocks import Clocks
 from buydesk.errors import (
     DeskError,
     HealthUnavailable,
@@ -53,7 +54,7 @@ _OTHER_SHAPE = (ValueError, LookupError, TypeError, AttributeError, RecursionErr
 
 class RemoteService:
     """Pooled keep-alive HTTP to one service. `unavailable` is what it means when no answer of its own comes back,
-    `reads` and `writes` are the settings whose first token a GET and a POST show.
+    `reads` and `writes` are the settings whose first token a GET and a POST show. `clocks` hear what time it is there.
 
     Clients read what went wrong: the service is named there, and where it is stands in the log, at debug.
     """
@@ -67,11 +68,13 @@ class RemoteService:
         *,
         reads: SecretStr | None = None,
         writes: SecretStr | None = None,
+        clocks: Clocks | None = None,
     ) -> None:
         self._service = service
         self._url = url
         self._settings = settings
         self._unavailable = unavailable
+        self._clocks = clocks or Clocks("this process", settings.clock_skew_seconds_max)
         shown = {"GET": reads, "POST": writes}
         self._authorization = {
             method: {} if setting is None else {"Authorization": f"Bearer {tokens(setting)[0]}"}
@@ -113,9 +116,11 @@ class RemoteService:
         headers = self._authorization[method]
         if request_id is not None:
             headers = {**headers, request_ids.NAME: request_id}
+        asked_at = self._clocks.moment()
         async with self.session().request(
             method, self._url + path, data=data, params=query, headers=headers, timeout=timeout, allow_redirects=False
         ) as response:
+            self._clocks.hear_date(self._service, response.headers.get("Date"), asked_at)
             document = msgspec.json.decode(await response.read())
             if response.status == 200:
                 return document
@@ -180,10 +185,9 @@ class RemoteLedger(RemoteService):
     # While db_proxy's database has one batch, the next one is on its way.
     batches_at_once = 2
 
-    def __init__(self, url: str, settings: Settings) -> None:
-        super().__init__(
-            "db_proxy", url, settings, LedgerUnavailable, reads=settings.reading_tokens, writes=settings.placing_tokens
-        )
+    def __init__(self, url: str, settings: Settings, clocks: Clocks | None = None) -> None:
+        shown = {"reads": settings.reading_tokens, "writes": settings.placing_tokens}
+        super().__init__("db_proxy", url, settings, LedgerUnavailable, **shown, clocks=clocks)
         # Twice what db_proxy's database needs: db_proxy keeps a share for itself, and may have a batch before ours.
         self.place_seconds = 2 * min(settings.statement_seconds_max, settings.order_seconds_max / 4)
 
@@ -252,8 +256,9 @@ class RemoteLedger(RemoteService):
 class RemotePriceBoard(RemoteService):
     """PriceBoard, at api_cache_proxy."""
 
-    def __init__(self, url: str, settings: Settings) -> None:
-        super().__init__("api_cache_proxy", url, settings, PriceBoardUnavailable, writes=settings.publishing_tokens)
+    def __init__(self, url: str, settings: Settings, clocks: Clocks | None = None) -> None:
+        tokens = settings.publishing_tokens
+        super().__init__("api_cache_proxy", url, settings, PriceBoardUnavailable, writes=tokens, clocks=clocks)
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
         """See PriceBoard. No `ttl` is sent: the record's own `expires_at` travels with it."""
@@ -283,8 +288,9 @@ class RemotePriceBoard(RemoteService):
 class RemoteHealthDesk(RemoteService):
     """HealthDesk, at health_check."""
 
-    def __init__(self, url: str, settings: Settings) -> None:
-        super().__init__("health_check", url, settings, HealthUnavailable, writes=settings.reporting_tokens)
+    def __init__(self, url: str, settings: Settings, clocks: Clocks | None = None) -> None:
+        tokens = settings.reporting_tokens
+        super().__init__("health_check", url, settings, HealthUnavailable, writes=tokens, clocks=clocks)
         self._as_stranger = RemoteService("health_check", url, settings, HealthUnavailable)
 
     async def report(self, report: Report, *, verified: bool) -> None:

@@ -6,12 +6,13 @@ from buydesk.backends.sources.coinbase import COINBASE
 from buydesk.backends.sources.exchange import ExchangeSource
 from buydesk.backends.sources.gemini import GEMINI
 from buydesk.backends.sources.kraken import KRAKEN
+from buydesk.clocks import Clocks
 from buydesk.prices import PriceSource
 from buydesk.settings import Settings
 
 EXCHANGES = (BITFINEX, BITSTAMP, COINBASE, GEMINI, KRAKEN)
 
 
-def exchanges(settings: Settings) -> list[PriceSource]:
-    """The sources of the live feed, each at the address that `settings` has for it."""
-    return [ExchangeSource(each, getattr(settings, f"{each.name}_url"), settings) for each in EXCHANGES]
+def exchanges(settings: Settings, clocks: Clocks | None = None) -> list[PriceSource]:
+    """The sources of the live feed, each at the address that `settings` has for it. `clocks` hear what time it is."""
+    return [ExchangeSource(each, getattr(settings, f"{each.name}_url"), settings, clocks=clocks) for each in EXCHANGES]

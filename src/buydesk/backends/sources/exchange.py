@@ -21,6 +21,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from buydesk import __version__
+from buydesk.clocks import Clocks
 from buydesk.errors import SourceFailed
 from buydesk.money import Currency, NotMoney, parse_rate
 from buydesk.prices import Observation, Quote, Rejection
@@ -79,9 +80,17 @@ class _Answer:
 class ExchangeSource:
     """PriceSource: an exchange at an address."""
 
-    def __init__(self, exchange: Exchange, url: str, settings: Settings, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        url: str,
+        settings: Settings,
+        now: Callable[[], datetime] = utc_now,
+        clocks: Clocks | None = None,
+    ) -> None:
         self.name = exchange.name
         self._exchange = exchange
+        self._clocks = clocks or Clocks("this process", settings.clock_skew_seconds_max)
         self._url = url.rstrip("/")
         self._timeout = aiohttp.ClientTimeout(
             total=settings.source_seconds_max * REQUEST_SHARE_MAX,
@@ -126,10 +135,12 @@ class ExchangeSource:
         return self._session
 
     async def _ask(self, session: aiohttp.ClientSession, path: str, currencies: tuple[Currency, ...]) -> _Answer:
-        asked_at = self._now()
+        asked_at, moment = self._now(), self._clocks.moment()
         try:
             async with session.get(self._url + path, timeout=self._timeout, allow_redirects=False) as response:
                 body = await _body(response)
+                if "Age" not in response.headers:  # or the date is of when a cache got it
+                    self._clocks.hear_date(self.name, response.headers.get("Date"), moment)
                 asked_at -= _age(response)
         except Unusable as error:
             return _Answer((), dict.fromkeys(currencies, str(error)))

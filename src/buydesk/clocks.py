@@ -1,0 +1,136 @@
+"""Clocks: whether this process's clock agrees with those that it hears of, and if not, whose is off.
+
+Every answer over HTTP is dated (RFC 9110, section 6.6.1), PostgreSQL and Redis say what time it is when they are asked.
+Nobody's clock is right by itself: those that agree with most others are.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+
+from buydesk.errors import ClockSkewed
+from buydesk.times import utc_now
+
+RETRY_AFTER_SECONDS = 5
+# A date in HTTP is cut to the second.
+HTTP_DATE_SECONDS = 1.0
+# What a clock said so long ago says nothing of it any more.
+KEPT_SECONDS = 600.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """That a clock showed between `low` and `high` (seconds since 1970) when our monotonic clock showed `moment`."""
+
+    moment: float
+    low: float
+    high: float
+
+    def at(self, moment: float) -> "Heard":
+        """What it shows then, if it has run as ours has."""
+        since = moment - self.moment
+        return Heard(moment, self.low + since, self.high + since)
+
+    def also(self, other: "Heard") -> "Heard":
+        """Both together; the other one alone when they exclude each other, because the clock was set meanwhile."""
+        low, high = max(self.low, other.low), min(self.high, other.high)
+        return Heard(other.moment, low, high) if low <= high else other
+
+    def ahead_of(self, moment: float) -> float:
+        """By how many seconds it is certainly ahead of a clock that shows `moment`, negative when behind."""
+        return max(0.0, self.low - moment) + min(0.0, self.high - moment)
+
+
+class Clocks:
+    """What the process called `own` hears of others' clocks. `monotonic` counts seconds, whatever is done to `now`."""
+
+    def __init__(
+        self,
+        own: str,
+        skew_seconds_max: float,
+        now: Callable[[], datetime] = utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._own = own
+        self._skew_seconds_max = skew_seconds_max
+        self._now = now
+        self._monotonic = monotonic
+        self._heard: dict[str, Heard] = {}
+        self._said = ""
+
+    def moment(self) -> float:
+        """Before somebody is asked for the time: what `hear` wants to know of that."""
+        return self._monotonic()
+
+    def hear(self, whose: str, told: datetime, asked_at: float, cut_to_seconds: float = 0.0) -> None:
+        """Takes in what a clock showed after it was asked and before now."""
+        moment = self._monotonic()
+        low = told.timestamp()
+        heard = Heard(moment, low, low + cut_to_seconds + moment - asked_at)
+        before = self._heard.get(whose)
+        self._heard[whose] = heard if before is None else before.at(moment).also(heard)
+
+    def hear_date(self, whose: str, header: str | None, asked_at: float) -> None:
+        """Takes in the Date of an answer; one that is missing or none says nothing."""
+        try:
+            told = parsedate_to_datetime(header or "")
+        except ValueError:
+            return
+        if told.tzinfo is not None:
+            self.hear(whose, told, asked_at, HTTP_DATE_SECONDS)
+
+    async def check(self) -> None:
+        """Raises ClockSkewed when our own clock is off. Others that are off are logged, and so reported."""
+        ahead = self._ahead()
+        is_own, said = verdict(self._own, ahead, self._skew_seconds_max)
+        if said != self._said:
+            _log.warning("%s", said) if said else _log.info("The clocks agree again.")
+        self._said = said
+        if is_own:
+            raise ClockSkewed(said, retry_after_seconds=RETRY_AFTER_SECONDS)
+
+    def require_agreement_with(self, whose: str) -> None:
+        """Raises ClockSkewed when that clock and ours differ, whichever is off."""
+        ahead = self._ahead()
+        if abs(ahead.get(whose, 0.0)) > self._skew_seconds_max:
+            said = verdict(self._own, ahead, self._skew_seconds_max)[1]
+            raise ClockSkewed(said, retry_after_seconds=RETRY_AFTER_SECONDS)
+
+    def _ahead(self) -> dict[str, float]:
+        """By how many seconds each clock that was heard of lately is ahead of ours."""
+        moment, now = self._monotonic(), self._now().timestamp()
+        recent = {whose: heard for whose, heard in self._heard.items() if moment - heard.moment <= KEPT_SECONDS}
+        return {whose: heard.at(moment).ahead_of(now) for whose, heard in recent.items()}
+
+
+def verdict(own: str, ahead: Mapping[str, float], skew_seconds_max: float) -> tuple[bool, str]:
+    """Whether our own clock is off, and in words which clocks are, "" when all agree.
+
+    `ahead` are the seconds by which others are ahead of ours. The largest group that agrees is right; where there are
+    several as large, nobody can say which is.
+    """
+    shown = {own: 0.0, **ahead}
+    groups = {
+        frozenset(each for each, seconds in shown.items() if 0 <= seconds - first <= skew_seconds_max)
+        for first in shown.values()
+    }
+    size = max(map(len, groups))
+    if size == len(shown):
+        return False, ""
+    right, *others = (group for group in groups if len(group) == size)
+    if others:
+        differing = [f"{each} ({_apart(seconds, own)})" for each, seconds in sorted(ahead.items()) if seconds]
+        return False, f"The clocks of {own} and {', '.join(differing)} differ, and it cannot be told which is off."
+    middle = sum(shown[each] for each in right) / size
+    off = sorted(shown.keys() - right)
+    agreeing = ", ".join(sorted(right))
+    return own in off, " ".join(f"The clock of {each} is {_apart(shown[each] - middle, agreeing)}." for each in off)
+
+
+def _apart(seconds: float, whose: str) -> str:
+    return f"{abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} {whose}"

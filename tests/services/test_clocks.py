@@ -1,0 +1,121 @@
+"""Where a service hears what time it is elsewhere, each over real TCP, and what its /readyz says of it."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import httpx2
+import pytest
+from aiohttp import web
+from redis.asyncio import Redis
+
+from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk.backends.postgres import PostgresLedger
+from buydesk.backends.redis_faults import RedisCheck
+from buydesk.backends.redis_prices import RedisPriceBoard
+from buydesk.backends.remote import RemotePriceBoard
+from buydesk.backends.sources import EXCHANGES
+from buydesk.backends.sources.exchange import ExchangeSource
+from buydesk.clocks import Clocks
+from buydesk.errors import ClockSkewed, DeskError
+from buydesk.prices import FeedState
+from buydesk.reporting import Reporter
+from buydesk.services import fetch_buy_orders
+from buydesk.settings import PORTS
+from buydesk.times import utc_now
+from buydesk.wiring import wire
+from tests.desks import free_offset
+from tests.ledgers import Databases, ModelLedger, settings
+from tests.serving import served
+
+HOUR = timedelta(hours=1)
+BEHIND = r"The clocks of here and {} \(3[56]\d\d s ahead of here\) differ, and it cannot be told which is off\."
+
+
+def an_hour_behind() -> Clocks:
+    return Clocks("here", 10, lambda: utc_now() - HOUR)
+
+
+async def test_postgresql_is_asked_what_time_it_is(databases: Databases) -> None:
+    ledger = PostgresLedger(await databases.new(), settings(), livemode=False, clocks=an_hour_behind())
+    with pytest.raises(ClockSkewed, match=BEHIND.format("PostgreSQL")):
+        await ledger.check()
+    await ledger.close()
+
+
+async def test_redis_is_asked_what_time_it_is(redis_url: str) -> None:
+    clocks = an_hour_behind()
+    board = RedisPriceBoard(Redis.from_url(redis_url), settings(), clocks=clocks)
+    await board.tell(FeedState(utc_now(), "sandbox", "", ()))
+    await board.close()
+    with pytest.raises(ClockSkewed, match=BEHIND.format("Redis")):
+        clocks.require_agreement_with("Redis")
+    clocks = an_hour_behind()
+    check = RedisCheck(Redis.from_url(redis_url), {}, 5, clocks)
+    await check()
+    await check.close()
+    with pytest.raises(ClockSkewed, match=BEHIND.format("Redis")):
+        clocks.require_agreement_with("Redis")
+
+
+async def test_services_date_their_answers_and_refusals() -> None:
+    given, clocks = settings(), an_hour_behind()
+    app = fetch_buy_orders.create_app(
+        given, ModelLedger(), Reporter("fetch_buy_orders", MemoryHealthDesk(given), given)
+    )
+    async with served(app) as url:
+        remote = RemotePriceBoard(url, given, clocks)
+        with pytest.raises(DeskError):
+            await remote.latest()
+        await remote.close()
+    with pytest.raises(ClockSkewed, match=BEHIND.format("api_cache_proxy")):
+        clocks.require_agreement_with("api_cache_proxy")
+
+
+@contextlib.asynccontextmanager
+async def exchange(clocks: Clocks, **headers: str) -> AsyncIterator[ExchangeSource]:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({}, headers=headers)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    source = ExchangeSource(EXCHANGES[0], f"http://127.0.0.1:{runner.addresses[0][1]}", settings(), clocks=clocks)
+    yield source
+    await source.close()
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize("headers", [{}, {"Age": "3500"}], ids=["fresh", "from a cache"])
+async def test_exchanges_date_their_answers_unless_a_cache_has_kept_them(headers: dict[str, str]) -> None:
+    clocks = an_hour_behind()
+    async with exchange(clocks, **headers) as source:
+        with pytest.raises(DeskError):
+            await source.quotes()
+    if headers:
+        clocks.require_agreement_with(source.name)
+    else:
+        with pytest.raises(ClockSkewed, match=BEHIND.format(source.name)):
+            clocks.require_agreement_with(source.name)
+
+
+@pytest.mark.parametrize("services", [*([name] for name in PORTS), list(PORTS)], ids=[*PORTS, "one process"])
+async def test_every_service_says_at_readyz_that_its_clock_is_off(
+    services: list[str], databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings(database_url=await databases.new(), port_offset=free_offset())
+    own = services[0] if len(services) == 1 else "the desk"
+    told = f"The clock of {own} is 61 s ahead of two others."
+
+    async def is_off(_: Clocks) -> None:
+        raise ClockSkewed(told)
+
+    monkeypatch.setattr(Clocks, "check", is_off)
+    wired = wire(given, services)
+    for app in wired.apps.values():
+        async with served(app) as url, httpx2.AsyncClient() as client:
+            missing = (await client.get(f"{url}/readyz")).json()["missing"]
+            assert {"what": "clock", "why": told} in missing
+    await wired.close()
