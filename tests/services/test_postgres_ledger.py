@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
+from buydesk.backends import postgres
 from buydesk.backends.postgres import PostgresLedger
 from buydesk.errors import LedgerUnavailable, OutcomeUnknown, Overloaded, PriceNotFound, PriceUnavailable, WrongMode
 from buydesk.money import Currency
@@ -215,7 +216,38 @@ async def test_a_database_without_the_function_refuses_the_batch_and_no_item_is_
     async with ledger_at(own_dsn) as ledger:
         with pytest.raises(LedgerUnavailable, match="run `buydesk migrate`"):
             await ledger.place([placement(), placement()], SECONDS)
-    assert not caplog.records
+    [logged] = caplog.messages
+    assert logged.startswith("orders are refused: The database has not the tables that this program needs")
+
+
+async def test_that_orders_are_refused_and_stored_again_is_logged_once(
+    own_dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    full = "RAISE EXCEPTION 'No space left on device' USING ERRCODE = 'disk_full'"
+    async with ledger_at(own_dsn) as ledger, session(own_dsn) as connection:
+        await connection.execute(
+            f"""
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {full}; END$$;
+            CREATE TRIGGER refuse BEFORE INSERT ON orders FOR EACH STATEMENT EXECUTE FUNCTION refuse()
+            """
+        )
+        for _ in range(2):
+            with pytest.raises(LedgerUnavailable, match="DiskFullError"):
+                await ledger.place([placement()], SECONDS)
+            with pytest.raises(LedgerUnavailable, match="DiskFullError"):
+                await ledger.check()
+        monkeypatch.setattr(postgres, "FAILURE_SHOWN_SECONDS", 0.0)
+        await ledger.check()  # nobody has tried since, and it may be well
+        monkeypatch.setattr(postgres, "FAILURE_SHOWN_SECONDS", 60.0)
+        await connection.execute("DROP FUNCTION refuse CASCADE")
+        assert codes(await ledger.place([placement()], SECONDS)) == ["placed"]
+        await ledger.check()
+        monkeypatch.setattr(postgres, "FAILURE_SHOWN_SECONDS", 0.0)
+        for _ in range(2):
+            assert codes(await ledger.place([placement()], SECONDS)) == ["placed"]
+    refused = "orders are refused: PostgreSQL cannot be used (DiskFullError). The server said: No space left on device"
+    assert caplog.messages == [refused, "orders are stored again"]
 
 
 async def test_a_read_only_database_is_unavailable_for_orders_and_readable(own_dsn: str) -> None:

@@ -43,9 +43,9 @@ class Bench:
     """A service with one route of each kind; its checks are what a test makes them."""
 
     def __init__(self) -> None:
-        self.checks: dict[str, web.Check] = {}
         self.desk = MemoryHealthDesk(SETTINGS)
         self.entered: list[str] = []
+        self.checks: dict[str, web.Check] = {}
 
     def app(self) -> FastAPI:
         @asynccontextmanager
@@ -55,7 +55,8 @@ class Bench:
             self.entered.append("out")
 
         reporter = Reporter("db_proxy", self.desk, SETTINGS)
-        app = web.service_app("db_proxy", "A bench.", self.checks, reporter, lifespan)
+        app = web.service_app("db_proxy", "A bench.", {}, reporter, lifespan)
+        app.checks = self.checks
         for path, method, endpoint in (
             ("/body/", "POST", _body),
             ("/parameters", "GET", _parameters),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -49,6 +50,9 @@ logger = logging.getLogger("buydesk.services.db_proxy")
 _CANNOT_WORK = ("25", "42", "53", "58")
 # What a reader asks of a session, in how many seconds a statement.
 Ask = Callable[[Session, float], Awaitable[list[asyncpg.Record]]]
+# So long after orders could not be stored /readyz says so, if none was since; and so long the log waits with the news
+# that they are: a database that can hardly keep up would fill it.
+FAILURE_SHOWN_SECONDS = 5.0
 _TOOK_TOO_LONG = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
 
 
@@ -68,6 +72,8 @@ class PostgresLedger:
         # Orders have a connection of their own: readers must not hold them up.
         self._placing: Session | None = None
         self._turn = asyncio.Lock()
+        self._refusal: LedgerUnavailable | Overloaded | None = None  # the last one of a batch, if none succeeded since
+        self._refused_at: float | None = None  # None when the log has told that orders are stored
         self._reading: set[Session] = set()  # all that read, the idle ones among them
         self._idle: list[Session] = []
         self._is_closed = False
@@ -82,6 +88,27 @@ class PostgresLedger:
         """See OrderLedger."""
         if not items:
             return []
+        try:
+            outcomes = await self._place_at_its_turn(items, timeout_seconds)
+        except (LedgerUnavailable, Overloaded) as error:
+            self._note(error)
+            raise
+        self._note(None)
+        return outcomes
+
+    def _note(self, refusal: LedgerUnavailable | Overloaded | None) -> None:
+        """Keeps in mind whether orders can be stored, and logs when that changes, with the server's reason."""
+        moment = time.monotonic()
+        self._refusal = refusal
+        if refusal is not None:
+            if self._refused_at is None:
+                logger.warning("orders are refused: %s", refusal.for_operators)
+            self._refused_at = moment
+        elif self._refused_at is not None and moment - self._refused_at > FAILURE_SHOWN_SECONDS:
+            logger.info("orders are stored again")
+            self._refused_at = None
+
+    async def _place_at_its_turn(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
         give_up_at = time.monotonic() + timeout_seconds
         seconds = min(timeout_seconds, self._settings.connect_seconds_max)
         async with self._placing_turn(seconds):
@@ -247,6 +274,9 @@ class PostgresLedger:
             self._drop_idle()  # a session may be read-only for as long as it lives, and the database not
             raise LedgerUnavailable("The database is read-only now.", retry_after_seconds=1)
         self._clocks.require_agreement_with("PostgreSQL")
+        refused_for = time.monotonic() - (self._refused_at or -math.inf)
+        if isinstance(self._refusal, LedgerUnavailable) and refused_for <= FAILURE_SHOWN_SECONDS:
+            raise self._refusal
         unknown = await self._ask(_asking("unknown_price_keys", self._settings.accepted_price_keys))
         if unknown:
             keys = ", ".join(row["key"] for row in unknown)
@@ -358,7 +388,8 @@ def _raise_unless_of_an_item(error: asyncpg.PostgresError) -> None:
     if not _is_definite(error):
         raise _unknown(error) from error
     if isinstance(error, _TOOK_TOO_LONG):
-        raise Overloaded("The database took too long.", retry_after_seconds=1) from error
+        told = "The database took too long."
+        raise Overloaded(told, retry_after_seconds=1, server_said=_said(error)) from error
     if error.sqlstate[:2] in _CANNOT_WORK:
         raise _unavailable(error) from error
 
