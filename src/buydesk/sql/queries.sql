@@ -78,8 +78,7 @@ FROM place_batch(
 SELECT livemode FROM exposure
 
 -- name: revision
--- The database's revision, whether it can only be read, as a standby, whether what is committed waits for standbys, and
--- what time it is there.
+-- The database's revision, whether it can only be read, as a standby, whether commits wait for standbys, and its time.
 SELECT version_num, clock_timestamp() AS moment, current_setting('transaction_read_only')::boolean AS is_read_only,
        current_setting('synchronous_standby_names') <> '' AS has_standbys
 FROM alembic_version
