@@ -8,7 +8,7 @@ import pytest
 
 from buydesk.backends.migrate import migrate
 from buydesk.backends.postgres import PostgresLedger
-from buydesk.errors import CannotStart
+from buydesk.errors import CannotStart, LedgerUnavailable
 from buydesk.local.postgres import USER
 from buydesk.orders import Placed, Replayed
 from buydesk.sql.accounts import Account, account_of, verifier
@@ -135,6 +135,21 @@ async def test_password_is_that_of_the_address_from_then_on(dsn: str) -> None:
         assert of_migrate != of_postgresql
     assert await owner.fetchval(kept, DB_PROXY.name) == first
     await owner.execute("""DROP OWNED BY "odd ""name"; DROP ROLE "odd ""name" """)
+    await owner.close()
+
+
+async def test_rights_that_a_restored_backup_has_lost_are_made_again(dsn: str) -> None:
+    owner = await asyncpg.connect(dsn)
+    await owner.execute(f"DROP OWNED BY {DB_PROXY.name}; GRANT EXECUTE ON FUNCTION place_batch TO PUBLIC")
+    ledger = PostgresLedger(as_db_proxy(dsn), settings(), livemode=False)
+    with pytest.raises(LedgerUnavailable, match="InsufficientPrivilegeError"):
+        await ledger.check()
+    await migrate(dsn, livemode=False, cap_satoshi=1, account=DB_PROXY)
+    await ledger.check()
+    assert isinstance((await ledger.place([placement()], 5))[0], Placed)
+    await ledger.close()
+    public = "SELECT count(*) FROM pg_proc, aclexplode(proacl) WHERE proname = 'place_batch' AND grantee = 0"
+    assert await owner.fetchval(public) == 0
     await owner.close()
 
 

@@ -51,6 +51,7 @@ def statements(account: Account, schema: str, *, exists: bool) -> list[str]:
         f"{'ALTER' if exists else 'CREATE'} ROLE {name} LOGIN PASSWORD '{password}'",
         f"GRANT USAGE ON SCHEMA {within} TO {name}",
         f"GRANT SELECT ON {', '.join(TABLES)} TO {name}",
+        "REVOKE EXECUTE ON FUNCTION place_batch FROM PUBLIC",  # again: a backup may be restored without its rights
         f"GRANT EXECUTE ON FUNCTION place_batch TO {name}",
     ]
 
