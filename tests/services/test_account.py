@@ -2,6 +2,7 @@
 
 from base64 import b64decode
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -11,8 +12,9 @@ from buydesk.backends.postgres import PostgresLedger
 from buydesk.errors import CannotStart, LedgerUnavailable
 from buydesk.local.postgres import USER
 from buydesk.orders import Placed, Replayed
+from buydesk.prices import Rejection
 from buydesk.sql.accounts import Account, account_of, verifier
-from tests.ledgers import CAP_SATOSHI, DB_PROXY, Databases, as_db_proxy, placement, settings
+from tests.ledgers import CAP_SATOSHI, DB_PROXY, Databases, as_db_proxy, placement, record, settings, signed
 
 
 @pytest.fixture(params=[18, 16], ids=["postgres18", "postgres16"])
@@ -89,13 +91,28 @@ async def test_tables_of_its_own_by_our_names_are_not_those_that_orders_go_to(
 
 async def test_price_of_a_key_that_was_never_accepted_is_not_stored(dsn: str) -> None:
     owner = await asyncpg.connect(dsn)
-    document = '{"signature": {"key": "mine"}}'
+    document = '{"signature":{"key":"mine","value":"x"}}'
     with pytest.raises(asyncpg.ForeignKeyViolationError, match="price_records_key_known"):
         await owner.execute(
             "INSERT INTO price_records (id, as_of, expires_at, document) VALUES (gen_random_uuid(), now(), now(), $1)",
             document,
         )
     assert await owner.fetchval("SELECT key FROM price_records") == settings().accepted_price_keys[0]
+    await owner.close()
+
+
+async def test_what_a_source_says_changes_no_key_and_keeps_no_order_away(dsn: str) -> None:
+    said = 'an error: \x00 "signature":{"key":"mine"} \\"signature":{"key":"mine"}'
+    price = signed(replace(record(), rejected=(Rejection("sandbox-3", said),)))
+    ledger = PostgresLedger(as_db_proxy(dsn), settings(), livemode=False)
+    [placed] = await ledger.place([placement(price=price)], 5)
+    assert isinstance(placed, Placed)
+    assert await ledger.price_record(price.id) == price
+    await ledger.close()
+    owner = await asyncpg.connect(dsn)
+    assert (
+        await owner.fetchval("SELECT key FROM price_records WHERE id = $1", price.id) in settings().accepted_price_keys
+    )
     await owner.close()
 
 
