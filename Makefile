@@ -37,11 +37,11 @@ load: .venv/.load ## make load on a desk that is up, for 20 s; ARGS=--ui opens a
 fuzz: .venv/.dev ## calls made up from the OpenAPI documents, on a desk of its own; ARGS="--calls 5000 --seed 1" are fewer
 	@exec $(BIN)/python -m fuzz $(ARGS)
 
-chaos: .venv/.dev ## hurt desks under load and judge what was told; ARGS="restarts --rounds 5" is one, ARGS=--help lists them
+chaos: .venv/.dev .venv/.chaos ## hurt desks under load and judge what was told; ARGS="restarts --rounds 5" is one, ARGS=--help lists them
 	@exec $(BIN)/python -m chaos $(ARGS)
 
 audit: .venv/.dev ## look the pinned packages up among known vulnerabilities (needs the network)
-	@for part in setup run image load; do \
+	@for part in setup run image load chaos; do \
 		$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements/$$part.txt || exit; done
 
 lock: .venv/.run ## renew the pinned requirements after an edit; UPGRADE=--upgrade takes the newest
@@ -52,6 +52,7 @@ lock: .venv/.run ## renew the pinned requirements after an edit; UPGRADE=--upgra
 	@$(LOCK) requirements/load.in -c requirements/run.txt -c requirements/image.txt -o requirements/load.txt
 	@$(LOCK) pyproject.toml --extra sentry requirements/load.in requirements/dev.in \
 		-c requirements/run.txt -c requirements/image.txt -c requirements/load.txt -o requirements/dev.txt
+	@$(LOCK) requirements/chaos.in -c requirements/dev.txt -o requirements/chaos.txt
 
 hooks: .venv/.dev ## run the checks before every commit of yours
 	@$(BIN)/python -m pre_commit install
@@ -67,3 +68,6 @@ clean: ## remove what make made, not the desk's data
 
 .venv/.dev: .venv/.run requirements/dev.txt
 	@tools/setup dev
+
+.venv/.chaos: .venv/.run requirements/chaos.txt
+	@tools/setup chaos

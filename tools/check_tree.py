@@ -56,6 +56,7 @@ def missing_pins() -> Iterator[str]:
     asked = {"setup": _asked("setup"), "run": set(map(_name, project["dependencies"]))}
     asked["image"] = asked["run"] - _asked("not-in-image") | extras
     asked["load"] = _asked("load")
+    asked["chaos"] = _asked("chaos")
     asked["dev"] = asked["run"] | extras | asked["load"] | _asked("dev")
     for part, names in asked.items():
         text = Path(f"requirements/{part}.txt").read_text()
