@@ -6,7 +6,8 @@ import secrets
 import tempfile
 from pathlib import Path
 
-from chaos.scenarios import SCENARIOS, Plan, named
+from chaos.plans import Plan
+from chaos.scenarios import SCENARIOS, named
 
 
 def main() -> int:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncpg
@@ -22,8 +21,10 @@ from buydesk.local.postgres import processes_on
 from buydesk.settings import PORTS
 from chaos.buyers import Buyers, Load
 from chaos.clocks import step, stepped_desk
+from chaos.failovers import FAILOVERS
 from chaos.journal import Journal, read
 from chaos.judge import by_key, findings, read_ledger
+from chaos.plans import Plan, Verdict
 
 UP_SECONDS_MAX = 60.0
 QUIET_SECONDS = 3.0
@@ -40,32 +41,12 @@ FOR EACH STATEMENT EXECUTE FUNCTION take_long();
 """
 
 
-@dataclass
-class Verdict:
-    """What a scenario found: `wrong` are broken promises, `seen` is what it measured."""
-
-    wrong: list[str] = field(default_factory=list)
-    seen: dict[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a scenario is given: a directory of its own, a seed, how many rounds."""
-
-    directory: Path
-    seed: int
-    rounds: int
-
-    def journal(self) -> Journal:
-        return Journal(self.directory / "journal.jsonl", self.seed)
-
-
 async def _judged(desk: Desk, plan: Plan, verdict: Verdict) -> int:
     """Adds what the judge finds; returns how many orders are stored."""
     await asyncio.sleep(QUIET_SECONDS)
     async with desk.database() as database:
         ledger = await read_ledger(database)
-    verdict.wrong += findings(read(plan.directory / "journal.jsonl"), ledger)
+    verdict.wrong += findings(read(plan.journal_path), ledger)
     return ledger.last_number
 
 
@@ -257,6 +238,7 @@ SCENARIOS: dict[str, tuple[Callable[[Plan], Coroutine[None, None, Verdict]], int
     "clocks": (clocks, 1),
     "restarts": (restarts, 50),
     "restarts_without_init": (restarts_without_init, 50),
+    **{name: (scenario, 10) for name, scenario in FAILOVERS.items()},
 }
 
 
