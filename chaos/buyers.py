@@ -12,6 +12,8 @@ import aiohttp
 from chaos.journal import Answer, Journal
 
 CLIENT_SECONDS_MAX = 15.0
+NORMAL_SECONDS = 0.5
+RECOVERY_SECONDS_MAX = 60.0
 _TIMEOUT = aiohttp.ClientTimeout(total=CLIENT_SECONDS_MAX)
 
 
@@ -75,6 +77,15 @@ class Buyers:
             answer = await _ask(session, "GET", url, params={"client_order_id": wish.key})
         self._journal.looked_up(wish.key, answer, is_final=is_final)
         return answer
+
+    async def until_normal(self) -> float:
+        """The seconds until three orders in a row were placed within half a second each."""
+        started, well = time.monotonic(), 0
+        while well < 3 and time.monotonic() - started < RECOVERY_SECONDS_MAX:
+            since = time.monotonic()
+            answer = await self.buy_one()
+            well = well + 1 if answer.status == 201 and time.monotonic() - since < NORMAL_SECONDS else 0
+        return time.monotonic() - started
 
     async def _order(self, session: aiohttp.ClientSession, wish: Wish, load: Load) -> Answer:
         for left in range(load.retries, -1, -1):

@@ -304,7 +304,9 @@ class Cluster:
         """The node whose server takes writes; raises TimeoutError when there is none in time."""
         async with asyncio.timeout(seconds_max):
             while True:
-                for node, takes in zip(self.nodes, await asyncio.gather(*map(self._takes_writes, self.nodes)), strict=True):
+                for node, takes in zip(
+                    self.nodes, await asyncio.gather(*map(self._takes_writes, self.nodes)), strict=True
+                ):
                     if takes:
                         return node
                 await asyncio.sleep(POLL_SECONDS)

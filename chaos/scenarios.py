@@ -28,7 +28,6 @@ from chaos.plans import Plan, Verdict
 
 UP_SECONDS_MAX = 60.0
 QUIET_SECONDS = 3.0
-NORMAL_SECONDS = 0.5
 STEPS = (11, -11, 60, -60, 3600, -3600)  # s
 STEP_SECONDS_MAX = 30.0
 SPARED = 0.2  # of the processes that are killed together
@@ -61,7 +60,7 @@ async def overload(plan: Plan, *arguments: str, retries: int = 0) -> Verdict:
             buyers = Buyers(desk.orders_url, journal, plan.seed)
             await buyers.buy(Load(300, 60, retries))
             outcomes = dict(buyers.outcomes)
-            verdict.seen["recovered after s"] = round(await _until_normal(buyers), 1)
+            verdict.seen["recovered after s"] = round(await buyers.until_normal(), 1)
         stored = await _judged(desk, plan, verdict) - before
     placed = outcomes.get("placed", 0)
     verdict.seen |= {"stored": stored, "placed": placed, "stored per second": round(stored / 60), **outcomes}
@@ -82,16 +81,6 @@ async def overload_with_retries(plan: Plan) -> Verdict:
 async def overload_separate(plan: Plan) -> Verdict:
     """The same with each service in a process of its own."""
     return await overload(plan, "--separate")
-
-
-async def _until_normal(buyers: Buyers) -> float:
-    """The seconds until three orders in a row were placed within half a second each."""
-    started, well = time.monotonic(), 0
-    while well < 3 and time.monotonic() - started < 60:
-        since = time.monotonic()
-        answer = await buyers.buy_one()
-        well = well + 1 if answer.status == 201 and time.monotonic() - since < NORMAL_SECONDS else 0
-    return time.monotonic() - started
 
 
 async def hang(plan: Plan) -> Verdict:
@@ -223,10 +212,10 @@ async def clocks(plan: Plan) -> Verdict:
         database = await asyncpg.connect(desk.dsn)
         ledger = await read_ledger(database)
         await database.close()
-    told = by_key(read(plan.directory / "journal.jsonl"))
+    told = by_key(read(plan.journal_path))
     verdict.seen |= Counter(each.outcome for each in told.values())
     verdict.seen["stored"] = ledger.last_number
-    verdict.wrong += findings(read(plan.directory / "journal.jsonl"), ledger)
+    verdict.wrong += findings(read(plan.journal_path), ledger)
     return verdict
 
 
