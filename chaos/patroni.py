@@ -166,6 +166,11 @@ class Node:
         """Patroni and the server stand still, and etcd too when the `whole` machine does."""
         self._signal(signal.SIGSTOP, whole=whole)
 
+    def freeze_patroni(self) -> None:
+        """Patroni stands still, as between two of its looks, and the server goes on."""
+        if self._patroni is not None:
+            self._patroni.send_signal(signal.SIGSTOP)
+
     def thaw(self) -> None:
         """They go on."""
         self._signal(signal.SIGCONT, whole=True)
