@@ -49,6 +49,7 @@ INTERNAL_CODES = {
 }
 MASKS = {
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}": "<id>",
+    r"(?<![\w-])([\w-]{86}|[\w-]{43})(?![\w-])": "<key or signature>",
     # Replayed minutes are of 2023 and stand still.
     r"(?!2023)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?(Z|\+00:00)": "<time>",
     r"[A-Z][a-z]{2} \d{1,2}, \d{4}( at)? \d\d:\d\d(:\d\d)? (UTC|GMT|BST)": "<time>",

@@ -550,7 +550,7 @@ async def test_a_first_price_that_will_not_come_soon_is_not_waited_for(told: str
     assert isinstance(price.current(), PriceUnavailable)
 
 
-async def test_a_price_at_hand_that_was_shortened_on_the_board_ends() -> None:
+async def test_a_price_at_hand_that_has_ended_on_the_board_ends() -> None:
     board = Board(settings())
     price = PriceAtHand(board, settings())
     at_hand = record()

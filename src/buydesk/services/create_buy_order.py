@@ -114,7 +114,7 @@ class PriceAtHand:
         self._record, self._usable_until = record, usable_until
 
     def _has_seen(self, as_of: object) -> bool:
-        """Whether a record that was observed then is the one at hand, which was shortened, or a later one."""
+        """Whether a record that was observed then is the one at hand, or a later one."""
         return self._record is not None and str(as_of) >= format_time(self._record.as_of)
 
     async def wait_for_first(self, seconds_max: float) -> None:
