@@ -21,12 +21,15 @@ import psutil
 import pytest
 
 from buydesk.backends.migrate import migrate
+from buydesk.backends.postgres import PostgresLedger
+from buydesk.errors import LedgerUnavailable
 from buydesk.local.data_dir import claimed
 from buydesk.local.postgres import EmbeddedPostgres
+from buydesk.orders import PageFrom, Placed
 from buydesk.price_documents import record_document
 from buydesk.services import create_buy_order
 from buydesk.wiring import wire
-from tests.ledgers import CAP_SATOSHI, DB_PROXY, TOKEN, as_db_proxy, record, settings
+from tests.ledgers import CAP_SATOSHI, DB_PROXY, TOKEN, as_db_proxy, placement, record, settings
 from tests.serving import served
 
 if TYPE_CHECKING:
@@ -321,3 +324,26 @@ async def test_what_is_documented_is_what_is_said(
     async with asyncio.timeout(20):
         while await desk.buy() != "201" or await desk.missing() or await desk.database():
             await asyncio.sleep(0.02)
+
+
+async def test_look_up_on_a_standby_is_not_told_to_be_final(server: Server) -> None:
+    """It has what its primary has sent so far, and whether that is all it cannot know."""
+    ledger = PostgresLedger(as_db_proxy(server.dsn), settings(), livemode=False)
+    item = placement(key="on the primary")
+    [placed] = await ledger.place([item], 5)
+    assert isinstance(placed, Placed)
+    await server.postgres.stop()
+    signal_file = server.directory / "postgres" / "standby.signal"
+    signal_file.touch()
+    signal_file.chmod(0o644)
+    await server.postgres.start()
+    try:
+        assert (await ledger.page(PageFrom(0), 1)).orders == [placed.order]
+        for look_up in (ledger.order(item.order.id), ledger.order_by_key(item.order.client, "nowhere")):
+            with pytest.raises(LedgerUnavailable):
+                await look_up
+    finally:
+        await ledger.close()
+        await server.postgres.stop()
+        signal_file.unlink()
+        await server.postgres.start()

@@ -33,17 +33,17 @@ FROM orders
 WHERE number = ANY ($1::bigint[])
 
 -- name: order_by_id
--- The order with this id, or a row of nulls; and whether what is committed waits for standbys.
+-- The order with this id, or a row of nulls; and whether there are standbys, this one maybe.
 SELECT o.number, o.id, o.created_at, o.client, o.client_order_id, o.currency, o.amount_cents, o.rate_e8, o.satoshi,
        o.price_id, o.price_as_of, e.livemode, o.representation,
-       current_setting('synchronous_standby_names') <> '' AS has_standbys
+       (current_setting('synchronous_standby_names') <> '' OR pg_is_in_recovery()) AS has_standbys
 FROM exposure e LEFT JOIN orders o ON o.id = $1::uuid
 
 -- name: order_by_key
--- The order that holds a client's key, or a row of nulls; and whether what is committed waits for standbys.
+-- The order that holds a client's key, or a row of nulls; and whether there are standbys, this one maybe.
 SELECT o.number, o.id, o.created_at, o.client, o.client_order_id, o.currency, o.amount_cents, o.rate_e8, o.satoshi,
        o.price_id, o.price_as_of, e.livemode, o.representation,
-       current_setting('synchronous_standby_names') <> '' AS has_standbys
+       (current_setting('synchronous_standby_names') <> '' OR pg_is_in_recovery()) AS has_standbys
 FROM exposure e LEFT JOIN orders o ON o.client = $1::text AND o.client_order_id = $2::text
 
 -- name: all_placed
