@@ -21,8 +21,8 @@ from bench.processes import PYTHON, free_base, running
 from buydesk.settings import PORTS
 from buydesk.times import parse_time
 from chaos.buyers import Buyers, Load, Wish
-from chaos.journal import ANSWERED, SENT, Answer, Event, Journal, read
-from chaos.judge import findings, read_ledger
+from chaos.journal import ANSWERED, SENT, Answer, Journal, read
+from chaos.judge import by_key, findings, read_ledger
 from chaos.patroni import POLL_SECONDS, TTL_SECONDS, Cluster, Node, cluster_up
 from chaos.plans import Plan, Verdict
 
@@ -105,8 +105,10 @@ async def _judged(shared: Round) -> None:
     await asyncio.sleep(QUIET_SECONDS)
     async with shared.cluster.connected(primary) as database:
         ledger = await read_ledger(database)
-    shared.verdict.wrong += findings(read(shared.plan.journal_path), ledger)
+    events = read(shared.plan.journal_path)
+    shared.verdict.wrong += findings(events, ledger)
     shared.verdict.seen |= shared.counts
+    shared.verdict.seen |= Counter(f"orders {told.outcome}" for told in by_key(events).values())
     shared.verdict.seen["stored"] = ledger.last_number
 
 
@@ -238,7 +240,7 @@ async def _looked_up(shared: Round) -> None:
 async def _look_up(shared: Round, wish: Wish, final_after: datetime) -> Answer:
     is_final = datetime.now(UTC) > final_after
     answer = await shared.buyers.look_up(shared.look_up_url, wish, is_final=is_final)
-    shared.counts[f"look-ups {'after' if is_final else 'before'} final_after: {answer.status}"] += 1
+    shared.counts[f"looked up, {'final' if is_final else 'too early'}: {answer.status}"] += 1
     return answer
 
 
@@ -250,15 +252,13 @@ async def failover(plan: Plan) -> Verdict:
         primary = await shared.cluster.primary()
         started = time.monotonic()
         await asyncio.sleep(shared.chance.uniform(2, 4))
+        _note(shared, "placed after ms, median", _median_ms(shared.plan, started))
         shared.fault("killed:", [primary])
         primary.kill()
         await buying
         _note_gap(shared, "s without a 201", started, time.monotonic())
 
-    verdict = await _rounds(plan, one)
-    # At this rate no order waits for the one before it.
-    verdict.seen["placed after ms, median"] = round(_median_ms(read(plan.journal_path)), 1)
-    return verdict
+    return await _rounds(plan, one)
 
 
 async def failover_frozen(plan: Plan) -> Verdict:
@@ -298,18 +298,24 @@ def _note_gap(shared: Round, what: str, started: float, ended: float) -> None:
     events = read(shared.plan.journal_path)
     placed = [event["t"] for event in events if event["what"] == ANSWERED and event["status"] == 201]
     moments = [started, *(moment for moment in placed if started < moment < ended), ended]
-    longest = round(max(after - before for before, after in itertools.pairwise(moments)), 1)
-    seen = shared.verdict.seen
-    seen[what] = f"{seen[what]} {longest}" if what in seen else str(longest)
+    longest = max(after - before for before, after in itertools.pairwise(moments))
+    _note(shared, what, longest)
     if longest > GAP_SECONDS_MAX:
-        shared.verdict.wrong.append(f"for {longest} s no order was placed")
+        shared.verdict.wrong.append(f"for {longest:.1f} s no order was placed")
 
 
-def _median_ms(events: Sequence[Event]) -> float:
-    """From an order's last sending to its 201."""
+def _note(shared: Round, what: str, value: float) -> None:
+    """A number for each round."""
+    seen = shared.verdict.seen
+    seen[what] = f"{seen.get(what, '')} {value:.1f}".lstrip()
+
+
+def _median_ms(plan: Plan, started: float) -> float:
+    """From sending to the 201, of those orders that got one since."""
+    events = [event for event in read(plan.journal_path) if event["t"] >= started]
     sent = {event["key"]: event["t"] for event in events if event["what"] == SENT}
-    took = [event["t"] - sent[event["key"]] for event in events if event["what"] == ANSWERED and event["status"] == 201]
-    return float(statistics.median(took) * 1000)
+    placed = [event for event in events if event["what"] == ANSWERED and event["status"] == 201]
+    return float(statistics.median(event["t"] - sent[event["key"]] for event in placed) * 1000)
 
 
 FAILOVERS: dict[str, Callable[[Plan], Coroutine[None, None, Verdict]]] = {
