@@ -46,7 +46,7 @@ _IS_STORED = "SELECT EXISTS (SELECT FROM orders WHERE client_order_id = $1)"
 
 
 @dataclass
-class Round:
+class Shared:
     """What the rounds of a scenario share."""
 
     plan: Plan
@@ -80,17 +80,17 @@ def _orders_url(offset: int) -> str:
     return f"http://127.0.0.1:{PORTS['create_buy_order'] + offset}/place_order/"
 
 
-def _round(plan: Plan, cluster: Cluster, journal: Journal, offset: int) -> Round:
+def _shared(plan: Plan, cluster: Cluster, journal: Journal, offset: int) -> Shared:
     buyers = Buyers(_orders_url(offset), journal, plan.seed)
     look_up_url = f"http://127.0.0.1:{PORTS['fetch_buy_orders'] + offset}/get_orders/"
-    return Round(plan, cluster, buyers, journal, look_up_url, random.Random(plan.seed))  # noqa: S311  # as in Buyers
+    return Shared(plan, cluster, buyers, journal, look_up_url, random.Random(plan.seed))  # noqa: S311  # as in Buyers
 
 
-async def _rounds(plan: Plan, one: Callable[[Round], Coroutine[None, None, None]]) -> Verdict:
+async def _rounds(plan: Plan, one: Callable[[Shared], Coroutine[None, None, None]]) -> Verdict:
     """So many rounds on one cluster and one desk, each from three nodes that are well; then the judge."""
     async with cluster_up(plan.directory / "cluster") as cluster, _desk_on(plan, cluster) as offset:
         with plan.journal() as journal:
-            shared = _round(plan, cluster, journal, offset)
+            shared = _shared(plan, cluster, journal, offset)
             for _ in range(plan.rounds):
                 await one(shared)
                 await cluster.until_formed()
@@ -99,7 +99,7 @@ async def _rounds(plan: Plan, one: Callable[[Round], Coroutine[None, None, None]
     return shared.verdict
 
 
-async def _judged(shared: Round) -> None:
+async def _judged(shared: Shared) -> None:
     """Adds what the judge finds on the primary that is left."""
     primary = await shared.cluster.until_formed()
     await asyncio.sleep(QUIET_SECONDS)
@@ -140,13 +140,13 @@ async def failover_killed(plan: Plan) -> Verdict:
 
 
 async def _lost_orders(plan: Plan, what: str, hurt: Hurt) -> Verdict:
-    async def one(shared: Round) -> None:
+    async def one(shared: Shared) -> None:
         await _lost_order(shared, what, hurt)
 
     return await _rounds(plan, one)
 
 
-async def _lost_order(shared: Round, what: str, hurt: Hurt) -> None:
+async def _lost_order(shared: Shared, what: str, hurt: Hurt) -> None:
     """An order that only the primary has; the primary dies for good, and the order is sent again with its key."""
     primary = await shared.cluster.until_formed()
     standbys = shared.standbys(primary)
@@ -158,7 +158,11 @@ async def _lost_order(shared: Round, what: str, hurt: Hurt) -> None:
     wish = shared.buyers.wish()
     async with shared.cluster.connected(primary) as server:
         sending = asyncio.create_task(shared.buyers.send(wish))
-        pid = await _waiting(server)
+        try:
+            pid = await _waiting(server)
+        except TimeoutError:
+            shared.counts[f"never waited, answer {_in_a_word(await sending)}"] += 1
+            return
         shared.journal.fault(what)
         await hurt(server, pid)
     await asyncio.wait([sending], timeout=shared.chance.uniform(0.5, 10))  # a wrong 201 would come now
@@ -174,7 +178,7 @@ async def _lost_order(shared: Round, what: str, hurt: Hurt) -> None:
     await _send_again(shared, wish)
 
 
-async def _successor(shared: Round, primary: Node) -> Node:
+async def _successor(shared: Shared, primary: Node) -> Node:
     """Who takes over; when nobody dares to, the old primary is started again."""
     try:
         return await shared.cluster.primary(PROMOTED_SECONDS_MAX)
@@ -194,7 +198,7 @@ async def _waiting(server: "Connection") -> int:
             await asyncio.sleep(POLL_SECONDS / 10)
 
 
-async def _send_again(shared: Round, wish: Wish) -> None:
+async def _send_again(shared: Shared, wish: Wish) -> None:
     """As a client that wants its order: until it is placed, whichever answers it gets before."""
     started = time.monotonic()
     while time.monotonic() - started < PLACED_SECONDS_MAX:
@@ -213,7 +217,7 @@ async def failover_404(plan: Plan) -> Verdict:
     return await _rounds(plan, _looked_up)
 
 
-async def _looked_up(shared: Round) -> None:
+async def _looked_up(shared: Shared) -> None:
     primary = await shared.cluster.until_formed()
     standbys = shared.standbys(primary)
     shared.fault("frozen:", standbys)
@@ -237,7 +241,7 @@ async def _looked_up(shared: Round) -> None:
     shared.verdict.wrong.append(f"{wish.key}: with its standbys back, it was not found out what became of it")
 
 
-async def _look_up(shared: Round, wish: Wish, final_after: datetime) -> Answer:
+async def _look_up(shared: Shared, wish: Wish, final_after: datetime) -> Answer:
     is_final = datetime.now(UTC) > final_after
     answer = await shared.buyers.look_up(shared.look_up_url, wish, is_final=is_final)
     shared.counts[f"looked up, {'final' if is_final else 'too early'}: {answer.status}"] += 1
@@ -247,10 +251,10 @@ async def _look_up(shared: Round, wish: Wish, final_after: datetime) -> Answer:
 async def failover(plan: Plan) -> Verdict:
     """The primary's server and its Patroni are killed under 60 orders a second."""
 
-    async def one(shared: Round) -> None:
-        buying = asyncio.create_task(shared.buyers.buy(Load(60, 35, retries=15, pause_seconds=3)))
-        primary = await shared.cluster.primary()
+    async def one(shared: Shared) -> None:
+        primary = await shared.cluster.until_formed()
         started = time.monotonic()
+        buying = asyncio.create_task(shared.buyers.buy(Load(60, 35, retries=15, pause_seconds=3)))
         await asyncio.sleep(shared.chance.uniform(2, 4))
         _note(shared, "placed after ms, median", _median_ms(shared.plan, started))
         shared.fault("killed:", [primary])
@@ -271,16 +275,16 @@ async def failover_frozen(plan: Plan) -> Verdict:
                 primary = await cluster.until_formed()
                 async with _desk_on(plan, cluster, primary) as offset:
                     one = Plan(plan.directory, plan.seed + number, 1)
-                    shared = _round(one, cluster, journal, offset)
+                    shared = _shared(one, cluster, journal, offset)
                     shared.verdict, shared.counts = verdict, counts
                     await _frozen(shared, primary)
         await _judged(shared)
     return verdict
 
 
-async def _frozen(shared: Round, primary: Node) -> None:
-    buying = asyncio.create_task(shared.buyers.buy(Load(20, 50, retries=15, pause_seconds=3)))
+async def _frozen(shared: Shared, primary: Node) -> None:
     started = time.monotonic()
+    buying = asyncio.create_task(shared.buyers.buy(Load(20, 50, retries=15, pause_seconds=3)))
     await asyncio.sleep(shared.chance.uniform(2, 4))
     shared.fault("frozen, and its etcd:", [primary])
     primary.freeze(whole=True)
@@ -293,7 +297,7 @@ async def _frozen(shared: Round, primary: Node) -> None:
     _note_gap(shared, "s without a 201, thawed", thawed, time.monotonic())
 
 
-def _note_gap(shared: Round, what: str, started: float, ended: float) -> None:
+def _note_gap(shared: Shared, what: str, started: float, ended: float) -> None:
     """The longest time without a 201 between two moments."""
     events = read(shared.plan.journal_path)
     placed = [event["t"] for event in events if event["what"] == ANSWERED and event["status"] == 201]
@@ -304,7 +308,7 @@ def _note_gap(shared: Round, what: str, started: float, ended: float) -> None:
         shared.verdict.wrong.append(f"for {longest:.1f} s no order was placed")
 
 
-def _note(shared: Round, what: str, value: float) -> None:
+def _note(shared: Shared, what: str, value: float) -> None:
     """A number for each round."""
     seen = shared.verdict.seen
     seen[what] = f"{seen.get(what, '')} {value:.1f}".lstrip()

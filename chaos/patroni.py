@@ -130,6 +130,8 @@ def _copied_python(directory: Path) -> Path:
     shutil.copytree(library, directory / "lib" / library.name, ignore=left_out)
     for shared in library.parent.glob("libpython*.so*"):
         shutil.copy(shared, directory / "lib" / shared.name)
+    for each in (directory, copy.parent, directory / "lib"):
+        each.chmod(0o755)
     return copy
 
 
