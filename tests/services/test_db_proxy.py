@@ -1,6 +1,7 @@
 """db_proxy over real TCP: who may call it, what it settles, what it refuses by name."""
 
 import asyncio
+import contextlib
 import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -74,14 +75,21 @@ class Proxy:
         return await self.client.get(path, headers=TOKEN)
 
 
-@pytest.fixture(scope="module")
-async def service() -> AsyncIterator[Proxy]:
-    """One service for all tests of this file; each gets it with an empty ledger."""
-    configured = settings(order_seconds_max=1, price_ttl_seconds=3600)
+@contextlib.asynccontextmanager
+async def proxy_with(**given: Any) -> AsyncIterator[Proxy]:
+    """The service with an empty ledger and these settings."""
+    configured = settings(price_ttl_seconds=3600, **given)
     ledger = Ledger()
     app = create_app(configured, ledger, Reporter("db_proxy", MemoryHealthDesk(configured), configured))
-    async with served(app) as url, httpx2.AsyncClient(base_url=url) as client:
+    async with served(app) as url, httpx2.AsyncClient(base_url=url, timeout=20) as client:
         yield Proxy(ledger, client)
+
+
+@pytest.fixture(scope="module")
+async def service() -> AsyncIterator[Proxy]:
+    """One service for most tests of this file; each gets it with an empty ledger."""
+    async with proxy_with(order_seconds_max=1) as proxy:
+        yield proxy
 
 
 @pytest.fixture
@@ -290,25 +298,23 @@ async def test_a_body_too_large_is_refused(proxy: Proxy) -> None:
     is_problem(await proxy.post(b" " * (ADD_BYTES_MAX + 1)), 413, "payload_too_large")
 
 
-async def test_the_longest_list_is_settled_and_a_longer_one_refused_as_a_whole(proxy: Proxy) -> None:
+async def test_the_longest_list_is_settled_and_a_longer_one_refused_as_a_whole() -> None:
     sent = documents(*(placement(1, "k" * 240 + str(each), price=PRICE) for each in range(ITEMS_MAX + 1)))
-    document = is_problem(await proxy.post(sent), 422, "invalid_request")
-    assert document["errors"] == [{"member": "body", "reason": "may have 1000 items at the most"}]
-    assert proxy.ledger.stored == []
-    assert set(outcomes(await proxy.add(*sent[:ITEMS_MAX]))) == {"placed"}
-    assert len(proxy.ledger.stored) == ITEMS_MAX
+    async with proxy_with() as proxy:
+        proxy.ledger.place_seconds = 2
+        document = is_problem(await proxy.post(sent), 422, "invalid_request")
+        assert document["errors"] == [{"member": "body", "reason": "may have 1000 items at the most"}]
+        assert proxy.ledger.stored == []
+        assert set(outcomes(await proxy.add(*sent[:ITEMS_MAX]))) == {"placed"}
+        assert len(proxy.ledger.stored) == ITEMS_MAX
 
 
 async def test_when_a_list_does_not_fit_into_the_queue_nothing_of_it_is_stored() -> None:
-    configured = settings(orders_waiting_max=2, batch_orders_max=2, price_ttl_seconds=3600)
-    ledger = Ledger()
-    app = create_app(configured, ledger, Reporter("db_proxy", MemoryHealthDesk(configured), configured))
-    async with served(app) as url, httpx2.AsyncClient(base_url=url) as client:
-        proxy = Proxy(ledger, client)
+    async with proxy_with(orders_waiting_max=2, batch_orders_max=2) as proxy:
         answer = await proxy.post(documents(*(placement(100, price=PRICE) for _ in range(3))))
         is_problem(answer, 503, "overloaded")
         assert answer.headers["retry-after"] == "1"
-        assert ledger.stored == []
+        assert proxy.ledger.stored == []
         assert outcomes(await proxy.add(*documents(*(placement(100, price=PRICE) for _ in range(2))))) == ["placed"] * 2
 
 
