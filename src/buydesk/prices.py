@@ -20,10 +20,7 @@ SOURCES: Mapping[Feed, tuple[str, ...]] = {
     "sandbox": ("sandbox-1", "sandbox-2", "sandbox-3", "sandbox-4", "sandbox-5"),
 }
 
-PRICE_TTL_SECONDS_MAX = 3600
 RULE_VERSION = 1
-# One source proves nothing, whatever the settings are.
-SOURCES_MIN = 2
 HISTORY_MINUTES_MAX = 24 * 60
 HISTORY_POINTS_MAX = 1000
 # For so long after its observation the last record is kept: to show history, and to tell stale from none.

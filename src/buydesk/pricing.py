@@ -25,6 +25,7 @@ from datetime import datetime, timedelta
 
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
 from buydesk.prices import Feed, PriceRecord, Quote, Rejection, Rule
+from buydesk.settings import Settings
 
 _BP = 10_000
 
@@ -40,6 +41,16 @@ class Verdict:
     missing: Mapping[Currency, str]
     used: tuple[Quote, ...]
     rejected: tuple[Rejection, ...]
+
+
+def rule_of(settings: Settings) -> Rule:
+    """The pricing rule with the limits of the settings."""
+    return Rule(
+        quote_age_seconds_max=settings.quote_age_seconds_max,
+        spread_bp_max=settings.price_spread_bp_max,
+        deviation_bp_max=settings.price_deviation_bp_max,
+        sources_min=settings.price_sources_min,
+    )
 
 
 def decide(quotes: Sequence[Quote], now: datetime, rule: Rule) -> Verdict:

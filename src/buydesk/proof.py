@@ -10,17 +10,15 @@ from functools import lru_cache
 from buydesk.money import Currency, format_btc, format_rate, satoshi_for
 from buydesk.orders import Order
 from buydesk.prices import (
-    PRICE_TTL_SECONDS_MAX,
     RULE_VERSION,
     SOURCES,
-    SOURCES_MIN,
     NotARecord,
     PriceRecord,
     Rule,
     require_plausible,
 )
-from buydesk.pricing import decide, listed
-from buydesk.settings import Settings
+from buydesk.pricing import decide, listed, rule_of
+from buydesk.settings import PRICE_TTL_SECONDS_MAX, SOURCES_MIN, Settings
 from buydesk.signing import doubt_of_signature
 from buydesk.times import format_time
 
@@ -34,7 +32,7 @@ def require_proven(record: PriceRecord, settings: Settings, now: datetime) -> No
     or got wrong, sells nothing.
     """
     require_plausible(record, settings.price_feed, settings.price_ttl_seconds, settings.clock_skew_seconds_max, now)
-    if why := _unproven(record, settings.pricing_rule, settings.accepted_price_keys):
+    if why := _unproven(record, rule_of(settings), settings.accepted_price_keys):
         raise NotARecord("record", why)
 
 

@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar, get_args
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -28,11 +27,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from buydesk import addresses, hosts, keys
 from buydesk.errors import CannotStart
-from buydesk.prices import PRICE_TTL_SECONDS_MAX, SOURCES_MIN, Rule
 
 PREFIX = "BUYDESK_"
 PORTS = addresses.PORTS
 PORT_OFFSET_MAX = 50_000
+PRICE_TTL_SECONDS_MAX = 3600
+# One source proves nothing, whatever else is set.
+SOURCES_MIN = 2
 # The services that clients or other services ask by their address.
 _ASKED = ("api_cache_proxy", "db_proxy", "fetch_buy_orders", "health_check")
 
@@ -477,16 +478,6 @@ class Settings(BaseSettings):
                 # Frozen to everybody else; a default that depends on other settings has to be filled in here.
                 self.__dict__[f"{service}_url"] = self.own_url(service)
         return self
-
-    @cached_property
-    def pricing_rule(self) -> Rule:
-        """The pricing rule with these limits."""
-        return Rule(
-            quote_age_seconds_max=self.quote_age_seconds_max,
-            spread_bp_max=self.price_spread_bp_max,
-            deviation_bp_max=self.price_deviation_bp_max,
-            sources_min=self.price_sources_min,
-        )
 
     @property
     def accepted_price_keys(self) -> tuple[str, ...]:

@@ -34,7 +34,6 @@ from buydesk.price_documents import (
 from buydesk.prices import (
     HISTORY_MINUTES_MAX,
     HISTORY_POINTS_MAX,
-    PRICE_TTL_SECONDS_MAX,
     FeedState,
     NotARecord,
     PriceBoard,
@@ -48,7 +47,7 @@ from buydesk.prices import (
 )
 from buydesk.proof import require_proven
 from buydesk.reporting import Reporter
-from buydesk.settings import Settings, tokens
+from buydesk.settings import PRICE_TTL_SECONDS_MAX, Settings, tokens
 from buydesk.times import utc_now
 from buydesk.web import (
     INTERNAL,

@@ -19,7 +19,7 @@ from buydesk.errors import DeskError, PriceSuperseded, PriceUnavailable
 from buydesk.hanging import DecidedPrice, Hanging
 from buydesk.money import RATE_SCALE, Currency
 from buydesk.prices import FeedState, Observation, PriceBoard, PriceRecord, PriceSource, Rejection, SourceState
-from buydesk.pricing import Verdict, decide, held_back, listed, percent, record_of
+from buydesk.pricing import Verdict, decide, held_back, listed, percent, record_of, rule_of
 from buydesk.reporting import Reporter
 from buydesk.settings import Settings
 from buydesk.signing import Signer
@@ -76,7 +76,7 @@ class Updater:
         self.states: tuple[SourceState, ...] = ()
         self.has_quorum = False
         self._settings = settings
-        self._rule = settings.pricing_rule
+        self._rule = rule_of(settings)
         self._signer = Signer(settings.price_signing_key.get_secret_value())
         self._board = Hanging(board, settings.clock_skew_seconds_max, _log, now=now, clock=clock, sleep=sleep)
         self._journal = Journal()
