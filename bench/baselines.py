@@ -12,7 +12,7 @@ import asyncpg
 from bench.desk import Desk, until_placed
 from bench.load import BEYOND_SECONDS_MAX, HERE
 from bench.processes import PYTHON, BenchFailed, free_base, output_of, running
-from buydesk.local.programs import installed_programs
+from buydesk.embedded.programs import installed_programs
 
 PGBENCH_DATABASE = "bench_pgbench"
 PLAIN_DATABASE = "bench_plain"

@@ -14,7 +14,7 @@ import asyncpg
 import psutil
 
 from bench.processes import PYTHON, BenchFailed, cpu_seconds, free_base, last_lines, rss_peak_bytes, running
-from buydesk.local.postgres import processes_on
+from buydesk.embedded.postgres import processes_on
 from buydesk.settings import PORTS
 
 START_SECONDS_MAX = 60.0

@@ -13,14 +13,14 @@ import msgspec
 import uvloop
 from fastapi import FastAPI, Response
 
-from buydesk import web
-from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.local.ports import BACKLOG, allow_connections
-from buydesk.reporting import Reporter
-from buydesk.server import serving
+from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.http import app as web
+from buydesk.http.listeners import BACKLOG, allow_connections
+from buydesk.http.server import serving
+from buydesk.observability.reporter import Reporter
+from buydesk.orders.documents import EXAMPLE_ORDER
 from buydesk.services.create_buy_order import NAME, created, read_order
 from buydesk.settings import Settings
-from buydesk.wire import EXAMPLE_ORDER
 
 
 def create_app(settings: Settings) -> web.Service:

@@ -13,14 +13,14 @@ import aiohttp
 import asyncpg
 
 from bench.processes import PYTHON, free_base, running
-from buydesk.backends.migrate import migrate
-from buydesk.keys import new_signing_key, public_key
-from buydesk.local.accounts import server_account
-from buydesk.local.postgres import EmbeddedPostgres
-from buydesk.local.programs import find_redis
-from buydesk.local.redis import EmbeddedRedis
+from buydesk.backends.postgres.migrate import migrate
+from buydesk.embedded.accounts import server_account
+from buydesk.embedded.postgres import EmbeddedPostgres
+from buydesk.embedded.programs import find_redis
+from buydesk.embedded.redis import EmbeddedRedis
 from buydesk.money import SATOSHI_PER_BTC
 from buydesk.settings import PORTS, TOKENS, new_token, variable
+from buydesk.signing_keys import new_signing_key, public_key
 from chaos.buyers import Buyers, Load
 from chaos.journal import Journal
 

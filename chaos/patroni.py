@@ -25,11 +25,11 @@ import asyncpg
 import psutil
 
 from bench.processes import BenchFailed, free_base
-from buydesk.local.accounts import Account, can_read, can_run, server_account
-from buydesk.local.children import bare_environment, switches_account
-from buydesk.local.data_dir import make_private
-from buydesk.local.postgres import DATABASE, MAINTENANCE_DATABASE, USER, processes_on
-from buydesk.local.programs import installed_programs
+from buydesk.embedded.accounts import Account, can_read, can_run, server_account
+from buydesk.embedded.data_dir import make_private
+from buydesk.embedded.postgres import DATABASE, MAINTENANCE_DATABASE, USER, processes_on
+from buydesk.embedded.programs import installed_programs
+from buydesk.embedded.supervisor import bare_environment, switches_account
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]

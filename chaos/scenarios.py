@@ -17,7 +17,7 @@ import psutil
 
 from bench.desk import Desk, desk_up
 from bench.processes import PYTHON, clean_environment, free_base
-from buydesk.local.postgres import processes_on
+from buydesk.embedded.postgres import processes_on
 from buydesk.settings import PORTS
 from chaos.buyers import Buyers, Load
 from chaos.clocks import step, stepped_desk

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-from buydesk.local.accounts import server_account
-from buydesk.local.data_dir import claimed
-from buydesk.local.postgres import EmbeddedPostgres, Version
-from buydesk.local.programs import find_redis
-from buydesk.local.redis import EmbeddedRedis
+from buydesk.embedded.accounts import server_account
+from buydesk.embedded.data_dir import claimed
+from buydesk.embedded.postgres import EmbeddedPostgres, Version
+from buydesk.embedded.programs import find_redis
+from buydesk.embedded.redis import EmbeddedRedis
 from tests.ledgers import Databases
 
 # Deadlines would measure how busy the machine is. CI runs the same examples every time.

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import msgspec
 
-from buydesk.backends.migrate import migrate
+from buydesk.backends.postgres.accounts import Account
+from buydesk.backends.postgres.migrate import migrate
+from buydesk.embedded.postgres import USER
 from buydesk.errors import (
     ClockSkewed,
     DeskError,
@@ -19,10 +21,8 @@ from buydesk.errors import (
     OrderNotFound,
     PriceNotFound,
 )
-from buydesk.keys import new_signing_key
-from buydesk.local.postgres import USER
 from buydesk.money import SATOSHI_PER_BTC, Currency
-from buydesk.orders import (
+from buydesk.orders.model import (
     ANONYMOUS,
     Anchor,
     Exposure,
@@ -41,10 +41,10 @@ from buydesk.orders import (
     order_document,
     priced,
 )
-from buydesk.prices import SOURCES, PriceRecord, Quote, Rule, stale
+from buydesk.prices.model import SOURCES, PriceRecord, Quote, Rule, stale
+from buydesk.prices.signing import Signer
 from buydesk.settings import TOKENS, Settings, variable
-from buydesk.signing import Signer
-from buydesk.sql.accounts import Account
+from buydesk.signing_keys import new_signing_key
 from buydesk.times import utc_now
 
 if TYPE_CHECKING:

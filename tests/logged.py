@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from buydesk import logs
+from buydesk.observability import logs
 
 
 class _Lines(logging.Handler):

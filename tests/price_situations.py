@@ -13,10 +13,10 @@ from decimal import ROUND_HALF_UP, Decimal
 from itertools import chain
 
 from buydesk.money import Currency
-from buydesk.orders import NewOrder, placed_order
-from buydesk.prices import Quote, Rule
-from buydesk.pricing import Verdict, decide, record_of
-from buydesk.proof import doubts
+from buydesk.orders.model import NewOrder, placed_order
+from buydesk.orders.verification import doubts
+from buydesk.prices.model import Quote, Rule
+from buydesk.prices.rule import Verdict, decide, record_of
 
 CURRENCIES = tuple(Currency)
 SITUATIONS = 50_000

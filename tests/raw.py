@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Response
 
-from buydesk import web
-from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.reporting import Reporter
+from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.http import app as web
+from buydesk.observability.reporter import Reporter
 from buydesk.settings import Settings
 from tests.serving import served
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 import uvicorn
 from fastapi import FastAPI
 
-from buydesk.server import serving
+from buydesk.http.app import Service
+from buydesk.http.server import serving
 from buydesk.settings import Settings
-from buydesk.web import Service
 
 
 def free_port() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pip._internal.models.index import PyPI
 
 FUNCTION_LINES_MAX = 70
-VENDORED = "src/buydesk/swagger/"
+VENDORED = "src/buydesk/http/swagger/"
 # Words that say nothing of what a thing does (CONTRIBUTING.md); in names only.
 EMPTY_WORDS = re.compile(r"(?i:_|\b)(manager|helper|util)s?(?=_|\b|[A-Z])|(Manager|Helper|Util)")
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from buydesk import __version__, keys, logs
+from buydesk import __version__, signing_keys
 from buydesk.errors import CannotStart
 from buydesk.money import NotMoney, parse_btc
-from buydesk.sentry import require_sentry
+from buydesk.observability import logs
+from buydesk.observability.sentry import require_sentry
 from buydesk.settings import (
     PORTS,
     SANDBOX_FAULTS,
@@ -74,7 +75,7 @@ def up(separate: bool, **given: object) -> None:
     settings = read_settings(**{name: value for name, value in given.items() if value is not None})
     require_access(settings)
     require_sentry(settings)
-    from buydesk.up import up as run  # noqa: PLC0415
+    from buydesk.runtime.up import up as run  # noqa: PLC0415
 
     logs.configure(settings.log_level)
     _run(run(settings, separate=separate, say=click.echo))
@@ -101,7 +102,7 @@ def serve(service: str) -> None:
     require_secrets(settings, service)
     require_access(settings)
     require_sentry(settings)
-    from buydesk.running import serve as run  # noqa: PLC0415
+    from buydesk.runtime.serve import serve as run  # noqa: PLC0415
 
     logs.configure(settings.log_level)
     if settings.is_beyond_loopback and "access" not in settings.model_fields_set:
@@ -126,8 +127,8 @@ def migrate(cap: str, wait_seconds: float) -> None:
         cap_satoshi = parse_btc(cap)
     except NotMoney as error:
         raise CannotStart(f"--cap {error}") from error
-    from buydesk.backends.migrate import migrate as run  # noqa: PLC0415
-    from buydesk.sql.accounts import account_of  # noqa: PLC0415
+    from buydesk.backends.postgres.accounts import account_of  # noqa: PLC0415
+    from buydesk.backends.postgres.migrate import migrate as run  # noqa: PLC0415
 
     livemode = settings.price_feed == "live"
     url = settings.database_url.get_secret_value()
@@ -149,8 +150,8 @@ def migrate(cap: str, wait_seconds: float) -> None:
 def new_secrets() -> None:
     """Show new secrets for services to share, as variables: tokens, and the keys that prices are signed with."""
     made = {name: new_token() for name in TOKENS}
-    made["price_signing_key"] = keys.new_signing_key()
-    made["price_keys"] = keys.public_key(made["price_signing_key"])
+    made["price_signing_key"] = signing_keys.new_signing_key()
+    made["price_keys"] = signing_keys.public_key(made["price_signing_key"])
     for name, value in made.items():
         click.echo(f"{variable(name)}={value}")
 

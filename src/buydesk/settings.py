@@ -25,11 +25,11 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from buydesk import addresses, hosts, keys
+from buydesk import hosts, signing_keys, topology
 from buydesk.errors import CannotStart
 
 PREFIX = "BUYDESK_"
-PORTS = addresses.PORTS
+PORTS = topology.PORTS
 PORT_OFFSET_MAX = 50_000
 PRICE_TTL_SECONDS_MAX = 3600
 # One source proves nothing, whatever else is set.
@@ -124,7 +124,7 @@ def _not_empty(given: object) -> object:
 
 
 def _public_key(text: str) -> str:
-    keys.to_bytes(text, keys.KEY_BYTES)
+    signing_keys.to_bytes(text, signing_keys.KEY_BYTES)
     return text
 
 
@@ -156,7 +156,7 @@ HttpUrl = Annotated[str, AfterValidator(_http_url)]
 PublicKeys = Annotated[
     tuple[str, ...],
     NoDecode,
-    _listed(_public_key, f"public keys as `buydesk secrets` shows them ({keys.KEY_BYTES} bytes as base64url)"),
+    _listed(_public_key, f"public keys as `buydesk secrets` shows them ({signing_keys.KEY_BYTES} bytes as base64url)"),
 ]
 HostNames = Annotated[
     tuple[str, ...], NoDecode, _listed(hosts.host_name, "host names without ports (IP addresses need no name)")
@@ -314,7 +314,7 @@ class Settings(BaseSettings):
         60, description="How long a price may be used after it was observed."
     )
     price_signing_key: SecretStr = Field(
-        default_factory=lambda: SecretStr(keys.new_signing_key()),
+        default_factory=lambda: SecretStr(signing_keys.new_signing_key()),
         description="What api_updater signs prices with, as `buydesk secrets` makes it.",
     )
     price_keys: PublicKeys = Field(
@@ -399,7 +399,7 @@ class Settings(BaseSettings):
     @field_validator("price_signing_key")
     @classmethod
     def _is_signing_key(cls, key: SecretStr) -> SecretStr:
-        keys.to_bytes(key.get_secret_value(), keys.KEY_BYTES)
+        signing_keys.to_bytes(key.get_secret_value(), signing_keys.KEY_BYTES)
         return key
 
     @model_validator(mode="after")
@@ -446,7 +446,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _accept_own_prices(self) -> Self:
-        own = keys.public_key(self.price_signing_key.get_secret_value())
+        own = signing_keys.public_key(self.price_signing_key.get_secret_value())
         if "price_signing_key" in self.model_fields_set and self.price_keys and own not in self.price_keys:
             raise ValueError(
                 f"{variable('price_keys')} must have the public key of {variable('price_signing_key')}, which is {own}"
@@ -461,10 +461,10 @@ class Settings(BaseSettings):
             if url is not None and not url.get_secret_value().startswith("unix:"):  # where files have owners
                 secret[field] = unquote(urlsplit(url.get_secret_value()).password or "")
         weak = [variable(field) for field in secret if len(secret[field]) < SECRET_CHARS_MIN]
-        default = keys.DEFAULT_SIGNING_KEY
+        default = signing_keys.DEFAULT_SIGNING_KEY
         if self.price_signing_key.get_secret_value() == default:
             weak.append(variable("price_signing_key"))
-        if keys.public_key(default) in self.price_keys:
+        if signing_keys.public_key(default) in self.price_keys:
             weak.append(variable("price_keys"))
         if self.refuse_default_secrets and weak:
             told = f"must hold a secret of your own, of at least {SECRET_CHARS_MIN} characters"
@@ -482,7 +482,7 @@ class Settings(BaseSettings):
     @property
     def accepted_price_keys(self) -> tuple[str, ...]:
         """The public keys whose prices may be published, sold and stored."""
-        return self.price_keys or (keys.public_key(self.price_signing_key.get_secret_value()),)
+        return self.price_keys or (signing_keys.public_key(self.price_signing_key.get_secret_value()),)
 
     @property
     def is_beyond_loopback(self) -> bool:

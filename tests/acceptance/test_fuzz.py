@@ -10,8 +10,8 @@ import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from buydesk import web
 from buydesk.errors import InvalidRequest, Overloaded, PriceStale
+from buydesk.http import app as web
 from buydesk.settings import PORTS
 from fuzz.documents import faults
 from fuzz.rounds import Services, fuzz

@@ -18,11 +18,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from buydesk.orders import ANONYMOUS, REPRESENTATION
-from buydesk.price_documents import record_from
-from buydesk.proof import doubts
+from buydesk.orders.documents import order_from
+from buydesk.orders.model import ANONYMOUS, REPRESENTATION
+from buydesk.orders.verification import doubts
+from buydesk.prices.documents import record_from
 from buydesk.settings import SandboxFault
-from buydesk.wire import order_from
 from tests.desks import Running, buydesk, desk_up, free_offset
 from tests.exchanges import exchanges
 from tests.serving import free_port

@@ -20,8 +20,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.errors import DeskError
-from buydesk.local.postgres import EmbeddedPostgres
 from buydesk.settings import PORTS, Settings, variable
 from tests.desks import Running, desk_up, environment, free_offset
 

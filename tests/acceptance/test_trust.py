@@ -12,13 +12,13 @@ import msgspec
 import pytest
 from redis.asyncio import Redis
 
-from buydesk.backends.redis_prices import kinds
-from buydesk.price_documents import record_document
-from buydesk.prices import PriceRecord
+from buydesk.backends.redis.prices import kinds
+from buydesk.orders.documents import placement_documents
+from buydesk.prices.documents import record_document
+from buydesk.prices.model import PriceRecord
+from buydesk.runtime.up import secret_file
 from buydesk.settings import Settings
 from buydesk.times import EPOCH
-from buydesk.up import secret_file
-from buydesk.wire import placement_documents
 from tests.desks import Running, desk_up
 from tests.ledgers import new_order, placement, record
 

@@ -12,12 +12,13 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from buydesk.backends.fallback import FallbackHealthDesk
-from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.backends.memory_prices import MemoryPriceBoard
-from buydesk.backends.redis_health import RedisHealthDesk
+from buydesk.backends.memory.prices import MemoryPriceBoard
+from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.redis.reports import RedisHealthDesk
 from buydesk.backends.remote import RemoteHealthDesk
 from buydesk.errors import HealthUnavailable
-from buydesk.health import (
+from buydesk.observability.reporter import Reporter
+from buydesk.observability.reports import (
     DATA_CHARS_MAX,
     OTHERS_KEPT_MAX,
     SERVICES,
@@ -27,7 +28,6 @@ from buydesk.health import (
     Level,
     Report,
 )
-from buydesk.reporting import Reporter
 from buydesk.services.health_check import create_app
 from buydesk.settings import Settings
 from tests.serving import free_port, served

@@ -10,12 +10,13 @@ from datetime import timedelta
 import pytest
 from msgspec.structs import replace
 
-from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.backends.postgres import PostgresLedger
+from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.remote import RemoteLedger
 from buydesk.errors import DeskError, OrderNotFound, PriceNotFound, PriceStale, PriceUnavailable
 from buydesk.money import SATOSHI_PER_BTC, Currency
-from buydesk.orders import (
+from buydesk.observability.reporter import Reporter
+from buydesk.orders.model import (
     Anchor,
     Exposure,
     Order,
@@ -29,7 +30,6 @@ from buydesk.orders import (
     Refused,
     Replayed,
 )
-from buydesk.reporting import Reporter
 from buydesk.services import db_proxy
 from tests.ledgers import CAP_SATOSHI, Databases, ModelLedger, as_db_proxy, new_order, placement, record, settings
 from tests.serving import served

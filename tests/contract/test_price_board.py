@@ -15,16 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from buydesk.backends import memory_prices
 from buydesk.backends.fallback import FallbackPriceBoard
-from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.backends.memory_prices import MemoryPriceBoard
-from buydesk.backends.redis_prices import RedisPriceBoard
+from buydesk.backends.memory import prices as memory_prices
+from buydesk.backends.memory.prices import MemoryPriceBoard
+from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.redis.prices import RedisPriceBoard
 from buydesk.backends.remote import RemotePriceBoard
 from buydesk.errors import PriceBoardUnavailable, PriceStale, PriceSuperseded, PriceUnavailable
 from buydesk.money import Currency
-from buydesk.price_documents import record_document
-from buydesk.prices import (
+from buydesk.observability.reporter import Reporter
+from buydesk.prices.documents import record_document
+from buydesk.prices.model import (
     HISTORY_MINUTES_MAX,
     HISTORY_POINTS_MAX,
     SOURCES,
@@ -37,7 +38,6 @@ from buydesk.prices import (
     Rule,
     SourceState,
 )
-from buydesk.reporting import Reporter
 from buydesk.services.api_cache_proxy import create_app
 from buydesk.settings import Settings
 from buydesk.times import EPOCH

@@ -7,13 +7,13 @@ from dataclasses import replace
 import asyncpg
 import pytest
 
-from buydesk.backends.migrate import migrate
-from buydesk.backends.postgres import PostgresLedger
+from buydesk.backends.postgres.accounts import Account, account_of, verifier
+from buydesk.backends.postgres.ledger import PostgresLedger
+from buydesk.backends.postgres.migrate import migrate
+from buydesk.embedded.postgres import USER
 from buydesk.errors import CannotStart, LedgerUnavailable
-from buydesk.local.postgres import USER
-from buydesk.orders import Placed, Replayed
-from buydesk.prices import Rejection
-from buydesk.sql.accounts import Account, account_of, verifier
+from buydesk.orders.model import Placed, Replayed
+from buydesk.prices.model import Rejection
 from tests.ledgers import CAP_SATOSHI, DB_PROXY, Databases, as_db_proxy, placement, record, settings, signed
 
 

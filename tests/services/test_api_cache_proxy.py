@@ -14,14 +14,14 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.backends.memory_prices import MemoryPriceBoard
-from buydesk.backends.redis_prices import RedisPriceBoard
-from buydesk.coindesk import currentprice, currentprice_of
+from buydesk.backends.memory.prices import MemoryPriceBoard
+from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.redis.prices import RedisPriceBoard
 from buydesk.money import Currency
-from buydesk.price_documents import feed_state_document, point_document, record_document
-from buydesk.prices import SOURCES, FeedState, PriceRecord, Quote, Rejection, Rule, SourceState
-from buydesk.reporting import Reporter
+from buydesk.observability.reporter import Reporter
+from buydesk.prices.coindesk import currentprice, currentprice_of
+from buydesk.prices.documents import feed_state_document, point_document, record_document
+from buydesk.prices.model import SOURCES, FeedState, PriceRecord, Quote, Rejection, Rule, SourceState
 from buydesk.services.api_cache_proxy import RECORD_BYTES_MAX, STATE_BYTES_MAX, create_app
 from buydesk.settings import Settings
 from tests import ledgers

@@ -12,12 +12,13 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.backends.memory_prices import MemoryPriceBoard
+from buydesk.backends.memory.prices import MemoryPriceBoard
+from buydesk.backends.memory.reports import MemoryHealthDesk
 from buydesk.backends.remote import RemotePriceBoard
 from buydesk.errors import PriceBoardUnavailable, PriceStale, PriceUnavailable, SourceFailed
 from buydesk.money import RATE_SCALE, Currency
-from buydesk.prices import (
+from buydesk.observability.reporter import Reporter
+from buydesk.prices.model import (
     SOURCES,
     FeedState,
     Observation,
@@ -29,7 +30,6 @@ from buydesk.prices import (
     Rejection,
     Rule,
 )
-from buydesk.reporting import Reporter
 from buydesk.services import api_cache_proxy, api_updater
 from buydesk.services.api_updater import FeedMetrics, Updater, next_due, why_rejected
 from buydesk.settings import Settings

@@ -9,21 +9,21 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.backends.postgres import PostgresLedger
-from buydesk.backends.redis_faults import RedisCheck
-from buydesk.backends.redis_prices import RedisPriceBoard
+from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.postgres.ledger import PostgresLedger
+from buydesk.backends.redis.faults import RedisCheck
+from buydesk.backends.redis.prices import RedisPriceBoard
 from buydesk.backends.remote import RemotePriceBoard
 from buydesk.backends.sources import EXCHANGES
 from buydesk.backends.sources.exchange import ExchangeSource
-from buydesk.clocks import Clocks
 from buydesk.errors import ClockSkewed, DeskError
-from buydesk.prices import FeedState
-from buydesk.reporting import Reporter
+from buydesk.observability.clock_skew import Clocks
+from buydesk.observability.reporter import Reporter
+from buydesk.prices.model import FeedState
+from buydesk.runtime.wiring import wire
 from buydesk.services import fetch_buy_orders
 from buydesk.settings import PORTS
 from buydesk.times import utc_now
-from buydesk.wiring import wire
 from tests.desks import free_offset
 from tests.ledgers import Databases, ModelLedger, settings
 from tests.serving import served

@@ -12,13 +12,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.backends.memory_prices import MemoryPriceBoard
+from buydesk.backends.memory.prices import MemoryPriceBoard
+from buydesk.backends.memory.reports import MemoryHealthDesk
 from buydesk.errors import LedgerUnavailable, OutcomeUnknown, PriceBoardUnavailable, PriceStale, PriceUnavailable
 from buydesk.money import Currency
-from buydesk.orders import Outcome, Placement, Refused
-from buydesk.prices import FeedState, PriceRecord, stale
-from buydesk.reporting import Reporter
+from buydesk.observability.reporter import Reporter
+from buydesk.orders.model import Outcome, Placement, Refused
+from buydesk.prices.model import FeedState, PriceRecord, stale
 from buydesk.services.create_buy_order import PriceAtHand, create_app, misspelt_keys
 from buydesk.times import utc_now
 from tests.ledgers import ModelLedger, record, settings

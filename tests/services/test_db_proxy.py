@@ -13,15 +13,15 @@ import httpx2
 import msgspec
 import pytest
 
-from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk.backends.memory.reports import MemoryHealthDesk
 from buydesk.errors import LedgerUnavailable, Overloaded, PriceUnavailable, WrongMode
-from buydesk.orders import Order, Outcome, Placement
-from buydesk.price_documents import record_document, record_from
-from buydesk.prices import PriceRecord
-from buydesk.reporting import Reporter
+from buydesk.observability.reporter import Reporter
+from buydesk.orders.documents import placement_documents, stored_document
+from buydesk.orders.model import Order, Outcome, Placement
+from buydesk.prices.documents import record_document, record_from
+from buydesk.prices.model import PriceRecord
 from buydesk.services.db_proxy import ADD_BYTES_MAX, ITEMS_MAX, ExposureSeen, create_app
 from buydesk.times import format_time, utc_now
-from buydesk.wire import placement_documents, stored_document
 from tests.ledgers import ModelLedger, placement, record, settings, shown
 from tests.serving import served
 

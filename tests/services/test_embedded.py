@@ -13,12 +13,12 @@ import asyncpg
 import psutil
 import pytest
 
+from buydesk.embedded import postgres as embedded
+from buydesk.embedded.accounts import Account, server_account
+from buydesk.embedded.data_dir import LOG_BYTES_MAX, claimed
+from buydesk.embedded.postgres import STOP_SECONDS_MAX, EmbeddedPostgres, end_leftovers, processes_on
+from buydesk.embedded.supervisor import Child, Death, poll_until, supervise
 from buydesk.errors import CannotStart
-from buydesk.local import postgres as embedded
-from buydesk.local.accounts import Account, server_account
-from buydesk.local.children import Child, Death, poll_until, supervise
-from buydesk.local.data_dir import LOG_BYTES_MAX, claimed
-from buydesk.local.postgres import STOP_SECONDS_MAX, EmbeddedPostgres, end_leftovers, processes_on
 
 SECONDS_MAX = 20
 

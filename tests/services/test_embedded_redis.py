@@ -12,12 +12,12 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from buydesk.embedded import redis as embedded_redis
+from buydesk.embedded.accounts import Account, server_account
+from buydesk.embedded.data_dir import claimed
+from buydesk.embedded.redis import EmbeddedRedis
+from buydesk.embedded.supervisor import Death, poll_until, supervise
 from buydesk.errors import CannotStart
-from buydesk.local import redis as embedded_redis
-from buydesk.local.accounts import Account, server_account
-from buydesk.local.children import Death, poll_until, supervise
-from buydesk.local.data_dir import claimed
-from buydesk.local.redis import EmbeddedRedis
 
 
 @pytest.fixture

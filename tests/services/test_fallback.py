@@ -12,18 +12,19 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from buydesk.backends import redis_health, redis_prices
 from buydesk.backends.fallback import FallbackHealthDesk, FallbackPriceBoard
-from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.backends.memory_prices import MemoryPriceBoard
-from buydesk.backends.redis_faults import RedisCheck
-from buydesk.backends.redis_health import RedisHealthDesk
-from buydesk.backends.redis_prices import RedisPriceBoard
-from buydesk.clocks import Clocks
+from buydesk.backends.memory.prices import MemoryPriceBoard
+from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.redis import prices as redis_prices
+from buydesk.backends.redis import reports as redis_health
+from buydesk.backends.redis.faults import RedisCheck
+from buydesk.backends.redis.prices import RedisPriceBoard
+from buydesk.backends.redis.reports import RedisHealthDesk
+from buydesk.embedded.redis import EmbeddedRedis
 from buydesk.errors import HealthUnavailable, PriceStale, PriceUnavailable
-from buydesk.health import Report
-from buydesk.local.redis import EmbeddedRedis
-from buydesk.prices import FeedState
+from buydesk.observability.clock_skew import Clocks
+from buydesk.observability.reports import Report
+from buydesk.prices.model import FeedState
 from buydesk.times import utc_now
 from tests.ledgers import record, settings
 

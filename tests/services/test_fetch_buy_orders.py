@@ -12,13 +12,13 @@ import httpx2
 import msgspec
 import pytest
 
-from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.backends.postgres import PostgresLedger
+from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.errors import LedgerUnavailable, Overloaded
-from buydesk.orders import Exposure, Order, Page, PageAfter, PageBefore, PageFrom
-from buydesk.price_documents import record_document, record_from
-from buydesk.prices import PriceRecord
-from buydesk.reporting import Reporter
+from buydesk.observability.reporter import Reporter
+from buydesk.orders.model import Exposure, Order, Page, PageAfter, PageBefore, PageFrom
+from buydesk.prices.documents import record_document, record_from
+from buydesk.prices.model import PriceRecord
 from buydesk.services.fetch_buy_orders import FullPages, RenderedPage, create_app
 from tests.ledgers import Databases, ModelLedger, fill, placement, record, settings, shown
 from tests.serving import served

@@ -18,16 +18,16 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from buydesk import health
-from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.backends.memory_prices import MemoryPriceBoard
-from buydesk.backends.redis_health import RedisHealthDesk
+from buydesk.backends.memory.prices import MemoryPriceBoard
+from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.redis.reports import RedisHealthDesk
 from buydesk.backends.remote import RemoteHealthDesk
 from buydesk.errors import LedgerUnavailable
-from buydesk.health import SERVICES, HealthDesk, Report
 from buydesk.money import Currency
-from buydesk.prices import FeedState, PriceRecord, SourceState
-from buydesk.reporting import Reporter
+from buydesk.observability import reports as health
+from buydesk.observability.reporter import Reporter
+from buydesk.observability.reports import SERVICES, HealthDesk, Report
+from buydesk.prices.model import FeedState, PriceRecord, SourceState
 from buydesk.services import health_check
 from buydesk.services.health_check import create_app
 from buydesk.settings import Settings

@@ -11,14 +11,14 @@ import asyncpg
 import pytest
 from alembic import command
 
-from buydesk.backends import migrate as migrations
-from buydesk.backends.migrate import migrate
-from buydesk.backends.postgres import PostgresLedger
+from buydesk.backends.postgres import migrate as migrations
+from buydesk.backends.postgres.accounts import TABLES
+from buydesk.backends.postgres.ledger import PostgresLedger
+from buydesk.backends.postgres.migrate import migrate
+from buydesk.backends.postgres.rows import place_arguments
+from buydesk.backends.postgres.sql import REVISION
 from buydesk.errors import CannotStart
-from buydesk.orders import PageFrom, Placed, Replayed
-from buydesk.sql import REVISION
-from buydesk.sql.accounts import TABLES
-from buydesk.sql.rows import place_arguments
+from buydesk.orders.model import PageFrom, Placed, Replayed
 from tests.conftest import PostgresServers
 from tests.ledgers import ANY_TIME, CAP_SATOSHI, placement, record, settings
 
@@ -202,6 +202,8 @@ async def test_a_server_that_does_not_come_is_waited_for_only_so_long(monkeypatc
 
 
 def test_services_never_load_what_migrates() -> None:
-    loads = "import sys, buydesk.running; print([name for name in ('sqlalchemy', 'alembic') if name in sys.modules])"
+    loads = (
+        "import sys, buydesk.runtime.serve; print([name for name in ('sqlalchemy', 'alembic') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", loads], capture_output=True, text=True, check=True)  # noqa: S603
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "set()"

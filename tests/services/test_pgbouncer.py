@@ -11,10 +11,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from buydesk.backends.migrate import migrate
-from buydesk.backends.postgres import PostgresLedger
+from buydesk.backends.postgres.ledger import PostgresLedger
+from buydesk.backends.postgres.migrate import migrate
 from buydesk.errors import OrderNotFound
-from buydesk.orders import PageFrom, Placed, Replayed, new_order_id
+from buydesk.orders.model import PageFrom, Placed, Replayed, new_order_id
 from tests.ledgers import CAP_SATOSHI, Databases, placement, settings
 from tests.serving import free_port
 

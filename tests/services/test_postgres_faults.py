@@ -20,15 +20,15 @@ import httpx2
 import psutil
 import pytest
 
-from buydesk.backends.migrate import migrate
-from buydesk.backends.postgres import PostgresLedger
+from buydesk.backends.postgres.ledger import PostgresLedger
+from buydesk.backends.postgres.migrate import migrate
+from buydesk.embedded.data_dir import claimed
+from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.errors import LedgerUnavailable
-from buydesk.local.data_dir import claimed
-from buydesk.local.postgres import EmbeddedPostgres
-from buydesk.orders import PageFrom, Placed
-from buydesk.price_documents import record_document
+from buydesk.orders.model import PageFrom, Placed
+from buydesk.prices.documents import record_document
+from buydesk.runtime.wiring import wire
 from buydesk.services import create_buy_order
-from buydesk.wiring import wire
 from tests.ledgers import CAP_SATOSHI, DB_PROXY, TOKEN, as_db_proxy, placement, record, settings
 from tests.serving import served
 

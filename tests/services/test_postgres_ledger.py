@@ -14,13 +14,13 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from buydesk.backends import postgres
-from buydesk.backends.postgres import PostgresLedger
+from buydesk.backends.postgres import ledger as postgres
+from buydesk.backends.postgres.ledger import PostgresLedger
+from buydesk.backends.postgres.rows import place_arguments
+from buydesk.backends.postgres.sql import QUERIES, REVISION
 from buydesk.errors import LedgerUnavailable, OutcomeUnknown, Overloaded, PriceNotFound, PriceUnavailable, WrongMode
 from buydesk.money import Currency
-from buydesk.orders import NewOrder, Order, Outcome, PageFrom, Placement, Refused, Replayed, new_order_id
-from buydesk.sql import QUERIES, REVISION
-from buydesk.sql.rows import place_arguments
+from buydesk.orders.model import NewOrder, Order, Outcome, PageFrom, Placement, Refused, Replayed, new_order_id
 from buydesk.times import utc_now
 from tests.ledgers import ANY_TIME, CAP_SATOSHI, Databases, new_order, placement, record, settings
 from tests.lines import Line, line_to_postgres
@@ -306,7 +306,7 @@ async def test_no_answer_in_time_leaves_the_outcome_unknown_and_the_ledger_worki
 async def test_parts_of_a_batch_whose_time_is_up_are_not_sent(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     items = [placement(100), poisonous("\x00"), placement(200)]
     now = 0.0
-    monkeypatch.setattr("buydesk.backends.postgres.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("buydesk.backends.postgres.ledger.time", SimpleNamespace(monotonic=lambda: now))
     async with ledger_at(dsn) as ledger:
         place_one = ledger._place
 
@@ -799,7 +799,9 @@ async def test_a_ledger_whose_clock_differs_from_ours_stores_nothing_and_answers
     stored_before = placement(100, "a")
     async with ledger_at(dsn) as ledger:
         await ledger.place([stored_before], SECONDS)
-        monkeypatch.setattr("buydesk.backends.postgres.utc_now", lambda: utc_now() + timedelta(seconds=ahead_seconds))
+        monkeypatch.setattr(
+            "buydesk.backends.postgres.ledger.utc_now", lambda: utc_now() + timedelta(seconds=ahead_seconds)
+        )
         items = [stored_before, placement(200), placement(300, price=PriceUnavailable("none"))]
         outcomes = await ledger.place(items, SECONDS)
     assert codes(outcomes) == ["replayed", "clock_skewed", "clock_skewed"]
@@ -812,7 +814,9 @@ async def test_a_ledger_whose_clock_differs_from_ours_stores_nothing_and_answers
 async def test_clocks_may_differ_as_far_as_is_allowed(
     dsn: str, monkeypatch: pytest.MonkeyPatch, ahead_seconds: float
 ) -> None:
-    monkeypatch.setattr("buydesk.backends.postgres.utc_now", lambda: utc_now() + timedelta(seconds=ahead_seconds))
+    monkeypatch.setattr(
+        "buydesk.backends.postgres.ledger.utc_now", lambda: utc_now() + timedelta(seconds=ahead_seconds)
+    )
     async with ledger_at(dsn) as ledger:
         assert codes(await ledger.place([placement()], SECONDS)) == ["placed"]
 

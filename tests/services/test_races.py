@@ -11,13 +11,13 @@ from typing import Any
 import httpx2
 import pytest
 
-from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.backends.memory_prices import MemoryPriceBoard
-from buydesk.backends.postgres import PostgresLedger
+from buydesk.backends.memory.prices import MemoryPriceBoard
+from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.remote import RemoteLedger
 from buydesk.money import SATOSHI_PER_BTC
-from buydesk.orders import Exposure, Order, PageFrom
-from buydesk.reporting import Reporter
+from buydesk.observability.reporter import Reporter
+from buydesk.orders.model import Exposure, Order, PageFrom
 from buydesk.services import create_buy_order, db_proxy
 from tests.ledgers import CAP_SATOSHI, Databases, placement, record, settings
 from tests.lines import Fault, Line, line_to_postgres, line_to_url

@@ -15,7 +15,7 @@ from zlib import crc32
 import psutil
 import pytest
 
-from buydesk import web
+from buydesk.http import app as web
 from tests.logged import logged
 from tests.raw import Answer, Echo, echo_of, raw, settings
 

@@ -11,8 +11,7 @@ import msgspec
 import pytest
 from fastapi import FastAPI, Request, Response
 
-from buydesk import web
-from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk.backends.memory.reports import MemoryHealthDesk
 from buydesk.backends.remote import RemoteHealthDesk, RemoteLedger, RemotePriceBoard, RemoteService
 from buydesk.errors import (
     DeskError,
@@ -35,12 +34,13 @@ from buydesk.errors import (
     WrongMode,
     problem,
 )
-from buydesk.health import KeptReport, Report
-from buydesk.orders import Outcome, PageAfter, PageBefore, PageFrom, Placed, Refused, Replayed
-from buydesk.prices import FeedState
-from buydesk.reporting import Reporter
+from buydesk.http import app as web
+from buydesk.observability.reporter import Reporter
+from buydesk.observability.reports import KeptReport, Report
+from buydesk.orders.documents import outcome_document
+from buydesk.orders.model import Outcome, PageAfter, PageBefore, PageFrom, Placed, Refused, Replayed
+from buydesk.prices.model import FeedState
 from buydesk.services import db_proxy
-from buydesk.wire import outcome_document
 from tests.ledgers import ModelLedger, at, placement, record, settings
 from tests.lines import Line, line_to_url
 from tests.serving import free_port, served

@@ -10,13 +10,14 @@ import httpx2
 import pytest
 from fastapi import FastAPI, Response
 
-from buydesk import request_ids, web
-from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.backends.memory_prices import MemoryPriceBoard
+from buydesk.backends.memory.prices import MemoryPriceBoard
+from buydesk.backends.memory.reports import MemoryHealthDesk
 from buydesk.backends.remote import RemoteLedger
 from buydesk.errors import ExposureCapExceeded, InternalError
-from buydesk.orders import Outcome, Placement, Refused
-from buydesk.reporting import Reporter
+from buydesk.http import app as web
+from buydesk.observability import request_ids
+from buydesk.observability.reporter import Reporter
+from buydesk.orders.model import Outcome, Placement, Refused
 from buydesk.services import create_buy_order, db_proxy
 from tests.ledgers import ModelLedger, record, settings
 from tests.logged import logged

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 import pytest
 
-from buydesk.backends.memory_health import MemoryHealthDesk
-from buydesk.backends.memory_prices import MemoryPriceBoard
+from buydesk.backends.memory.prices import MemoryPriceBoard
+from buydesk.backends.memory.reports import MemoryHealthDesk
 from buydesk.backends.remote import RemoteHealthDesk, RemoteLedger, RemotePriceBoard
 from buydesk.errors import DeskError, HealthUnavailable, LedgerUnavailable, PriceBoardUnavailable
-from buydesk.health import Report
-from buydesk.keys import new_signing_key, public_key
-from buydesk.orders import Placed
-from buydesk.prices import NotARecord
-from buydesk.proof import require_proven
-from buydesk.reporting import Reporter
+from buydesk.observability.reporter import Reporter
+from buydesk.observability.reports import Report
+from buydesk.orders.model import Placed
+from buydesk.orders.verification import require_proven
+from buydesk.prices.model import NotARecord
+from buydesk.prices.signing import Signer
 from buydesk.services import api_cache_proxy, db_proxy, health_check
 from buydesk.services.create_buy_order import PriceAtHand
 from buydesk.settings import TOKENS, Settings
-from buydesk.signing import Signer
+from buydesk.signing_keys import new_signing_key, public_key
 from buydesk.times import utc_now
 from tests.ledgers import ModelLedger, placement, record, settings
 from tests.serving import served

@@ -13,15 +13,16 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from buydesk import cli, logs
-from buydesk.backends.redis_faults import RedisCheck
+from buydesk import cli
+from buydesk.backends.redis.faults import RedisCheck
 from buydesk.backends.remote import RemoteLedger
 from buydesk.errors import CannotStart, DeskError, OutcomeUnknown
-from buydesk.health import SERVICES
-from buydesk.reporting import _described
-from buydesk.sentry import told
+from buydesk.observability import logs
+from buydesk.observability.reporter import _described
+from buydesk.observability.reports import SERVICES
+from buydesk.observability.sentry import told
+from buydesk.runtime.wiring import Wired, wire
 from buydesk.settings import Settings, read_settings, variable
-from buydesk.wiring import Wired, wire
 from tests.ledgers import placement, settings, shared_env
 from tests.serving import free_port
 
@@ -113,8 +114,8 @@ def test_no_piece_of_a_password_in_any_address_is_shown(
     }
     without: dict[str, str | None] = {each: None for each in os.environ if each.startswith("BUYDESK_")}
     with pytest.MonkeyPatch.context() as patch, logged() as log:
-        patch.setattr("buydesk.up.up", run)
-        patch.setattr("buydesk.running.serve", run)
+        patch.setattr("buydesk.runtime.up.up", run)
+        patch.setattr("buydesk.runtime.serve.serve", run)
         patch.setattr(logs, "configure", lambda *_: None)
         result = CliRunner().invoke(cli.main, command, env=without | env)
     assert isinstance(result.exception, SystemExit | None), result.exception

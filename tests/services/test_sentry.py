@@ -14,13 +14,14 @@ import httpx2
 import pytest
 from aiohttp import web as aiohttp_web
 
-from buydesk import __version__, sentry
+from buydesk import __version__
 from buydesk.backends.remote import RemoteLedger
 from buydesk.errors import CannotStart
-from buydesk.local.ports import bind
-from buydesk.running import served
+from buydesk.http.listeners import bind
+from buydesk.observability import sentry
+from buydesk.runtime.serve import served
+from buydesk.runtime.wiring import wire
 from buydesk.settings import Settings
-from buydesk.wiring import wire
 from tests.desks import free_offset
 from tests.ledgers import settings
 

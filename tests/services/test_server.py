@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Callable
 import psutil
 import pytest
 
-from buydesk import connections
-from buydesk.connections import HEAD_BYTES_MAX, UNREAD_BYTES_MAX
-from buydesk.running import running
-from buydesk.server import serving
+from buydesk.http import connections
+from buydesk.http.connections import HEAD_BYTES_MAX, UNREAD_BYTES_MAX
+from buydesk.http.server import serving
+from buydesk.runtime.serve import running
+from buydesk.runtime.startup_report import answers, new_session, replies
 from buydesk.settings import Settings
-from buydesk.telling import answers, new_session, replies
 from tests.logged import logged
 from tests.raw import LARGE_BYTES, Answer, Echo, echo_of, raw, settings
 
@@ -207,7 +207,7 @@ async def test_one_look_that_fails_does_not_end_the_time_limits(monkeypatch: pyt
         look(self)
 
     monkeypatch.setattr(connections.Connections, "look", fails_once)
-    with logged("buydesk.connections") as lines:
+    with logged("buydesk.http.connections") as lines:
         async with echo_of(settings(request_seconds_max=0.1), Echo()) as echo, raw(echo.port) as line:
             await line.send(b"G")
             assert (await line.answer()).status == 408
@@ -218,7 +218,7 @@ async def test_a_fault_of_the_answering_itself_ends_the_connection_and_is_logged
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connections, "written", None)
-    with logged("buydesk.connections") as lines:
+    with logged("buydesk.http.connections") as lines:
         async with echo_of(settings(), Echo()) as echo, raw(echo.port) as line, asyncio.timeout(20):
             await line.send(GET)
             assert await line.rest() == b""

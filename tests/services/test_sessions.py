@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from buydesk.backends.migrate import migrate
-from buydesk.backends.sessions import connect, open_session
+from buydesk.backends.postgres.migrate import migrate
+from buydesk.backends.postgres.sessions import connect, open_session
+from buydesk.backends.postgres.sql import QUERIES
 from buydesk.errors import CannotStart
-from buydesk.sql import QUERIES
 from tests.ledgers import Databases, settings
 from tests.lines import Line
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from buydesk.backends.postgres import PostgresLedger
+from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.errors import LedgerUnavailable, OrderNotFound, OutcomeUnknown
-from buydesk.orders import OrderLedger, Outcome, Placed, Placement, Refused, Replayed
+from buydesk.orders.model import OrderLedger, Outcome, Placed, Placement, Refused, Replayed
 from tests.ledgers import Databases, placement, settings
 
 if TYPE_CHECKING:

@@ -22,29 +22,31 @@ from click.testing import CliRunner
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from buydesk import cli, logs, running
-from buydesk import up as up_module
+from buydesk import cli
 from buydesk.backends.fallback import FallbackHealthDesk, FallbackPriceBoard
-from buydesk.backends.postgres import PostgresLedger
-from buydesk.backends.redis_faults import RedisCheck
+from buydesk.backends.postgres.accounts import Account
+from buydesk.backends.postgres.ledger import PostgresLedger
+from buydesk.backends.redis.faults import RedisCheck
 from buydesk.backends.remote import RemoteLedger
 from buydesk.backends.sources import EXCHANGES
 from buydesk.backends.sources.exchange import ExchangeSource
 from buydesk.backends.sources.replay import SandboxSource
 from buydesk.errors import CannotStart
-from buydesk.keys import public_key
-from buydesk.local import ports
-from buydesk.local.ports import bind, close
-from buydesk.local.signals import stop_signals
-from buydesk.price_documents import feed_state_document
-from buydesk.prices import FeedState
+from buydesk.http import listeners
+from buydesk.http.app import Service
+from buydesk.http.listeners import bind, close
+from buydesk.observability import logs
+from buydesk.prices.documents import feed_state_document
+from buydesk.prices.model import FeedState
+from buydesk.runtime import serve as running
+from buydesk.runtime import up as up_module
+from buydesk.runtime.signals import stop_signals
+from buydesk.runtime.startup_report import Parts, new_session, sandbox_command, table, until_ready, until_selling
+from buydesk.runtime.up import SHARED, environment, kept_secret, secret_file, up
+from buydesk.runtime.wiring import wire
 from buydesk.settings import OWNERS, PORT_OFFSET_MAX, PORTS, Settings, read_settings, variable
-from buydesk.sql.accounts import Account
-from buydesk.telling import Parts, new_session, sandbox_command, table, until_ready, until_selling
+from buydesk.signing_keys import public_key
 from buydesk.times import utc_now
-from buydesk.up import SHARED, environment, kept_secret, secret_file, up
-from buydesk.web import Service
-from buydesk.wiring import wire
 from tests.desks import free_offset
 from tests.ledgers import TOKEN, Databases, settings, shared_env
 from tests.serving import free_port, served
@@ -440,13 +442,13 @@ def test_past_the_highest_offset_the_lower_ones_are_looked_at() -> None:
     suggested = suggestion(settings(port_offset=PORT_OFFSET_MAX))
     assert suggested is not None
     assert suggested < PORT_OFFSET_MAX
-    assert max(PORTS.values()) - min(PORTS.values()) < ports.OFFSET_STEP
+    assert max(PORTS.values()) - min(PORTS.values()) < listeners.OFFSET_STEP
 
 
 def test_when_there_is_no_free_offset_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "PORT_OFFSET_MAX", 0)
+    monkeypatch.setattr(listeners, "PORT_OFFSET_MAX", 0)
     given = settings(port_offset=free_offset())
-    monkeypatch.setattr(ports, "OFFSET_STEP", given.port_offset + 1)  # leaves offset 0
+    monkeypatch.setattr(listeners, "OFFSET_STEP", given.port_offset + 1)  # leaves offset 0
     with socket.socket() as busy:
         busy.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with contextlib.suppress(OSError):  # then another program has it
@@ -549,9 +551,9 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
     async def fake_migrate(url: str, **given: object) -> None:
         called.append((url, given))
 
-    monkeypatch.setattr("buydesk.up.up", fake_up)
-    monkeypatch.setattr("buydesk.running.serve", fake_serve)
-    monkeypatch.setattr("buydesk.backends.migrate.migrate", fake_migrate)
+    monkeypatch.setattr("buydesk.runtime.up.up", fake_up)
+    monkeypatch.setattr("buydesk.runtime.serve.serve", fake_serve)
+    monkeypatch.setattr("buydesk.backends.postgres.migrate.migrate", fake_migrate)
     arguments = ["--port-offset", "5", "--replay-speed", "60", "--sandbox-fault", "outlier", "--separate"]
     assert runner.invoke(cli.main, ["up", *arguments]).exit_code == 0
     for name, value in shared_env().items():
@@ -632,7 +634,7 @@ def test_a_sandbox_that_other_machines_reach_says_so_unless_it_was_told_to_be_op
 ) -> None:
     async def fake_serve(_: Settings, __: str) -> None: ...
 
-    monkeypatch.setattr("buydesk.running.serve", fake_serve)
+    monkeypatch.setattr("buydesk.runtime.serve.serve", fake_serve)
     for name, value in (shared_env() | env).items():
         monkeypatch.setenv(name, value)
     result = runner.invoke(cli.main, ["serve", "create_buy_order"])

@@ -13,8 +13,8 @@ import pytest
 from fastapi import FastAPI, Query, Response
 from prometheus_client.parser import text_string_to_metric_families
 
-from buydesk import __version__, web
-from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk import __version__
+from buydesk.backends.memory.reports import MemoryHealthDesk
 from buydesk.errors import (
     DeskError,
     ExposureCapExceeded,
@@ -29,8 +29,9 @@ from buydesk.errors import (
     Unauthorized,
     WrongMode,
 )
-from buydesk.health import KeptReport
-from buydesk.reporting import Reporter
+from buydesk.http import app as web
+from buydesk.observability.reporter import Reporter
+from buydesk.observability.reports import KeptReport
 from buydesk.settings import Settings
 from tests.serving import served
 

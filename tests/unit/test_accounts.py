@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from buydesk.errors import CannotStart
-from buydesk.local.accounts import Account, can_read, closed_part, server_account
-from buydesk.local.data_dir import (
+from buydesk.embedded.accounts import Account, can_read, closed_part, server_account
+from buydesk.embedded.data_dir import (
     ROOT_DATA_DIR,
     bound_log,
     claimed,
@@ -19,6 +18,7 @@ from buydesk.local.data_dir import (
     make_private,
     require_short_socket_path,
 )
+from buydesk.errors import CannotStart
 
 STRANGER = Account("stranger", 64_000, 64_000)
 

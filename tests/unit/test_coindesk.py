@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from buydesk.coindesk import currentprice, currentprice_of
 from buydesk.money import Currency, parse_rate
-from buydesk.prices import PriceRecord
+from buydesk.prices.coindesk import currentprice, currentprice_of
+from buydesk.prices.model import PriceRecord
 
 RECORDED = Path(__file__).parents[1] / "data" / "recorded" / "coindesk_bpi.json"
 

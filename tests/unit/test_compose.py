@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from buydesk import __version__
-from buydesk.keys import DEFAULT_SIGNING_KEY, public_key
 from buydesk.settings import OWNERS, PORTS, PROVERS, TOKENS, Settings, read_settings, variable
+from buydesk.signing_keys import DEFAULT_SIGNING_KEY, public_key
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())

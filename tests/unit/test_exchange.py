@@ -15,7 +15,7 @@ from buydesk.backends.sources import EXCHANGES, exchanges
 from buydesk.backends.sources.exchange import ANSWER_BYTES_MAX, ExchangeSource
 from buydesk.errors import SourceFailed
 from buydesk.money import Currency
-from buydesk.prices import Observation, Quote, Rejection
+from buydesk.prices.model import Observation, Quote, Rejection
 from buydesk.settings import Settings
 from buydesk.times import utc_now
 from tests.exchanges import StandIns, bitstamp_answer, coinbase_answer, kraken_answer

@@ -8,7 +8,7 @@ from itertools import islice
 import msgspec
 import pytest
 
-from buydesk.health import (
+from buydesk.observability.reports import (
     DATA_CHARS_MAX,
     STOPPED,
     KeptReport,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buydesk import logs
+from buydesk.observability import logs
 from buydesk.times import utc_now
 
 

@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from buydesk.money import Currency
-from buydesk.orders import (
+from buydesk.orders.model import (
     ANONYMOUS,
     Exposure,
     NewOrder,
@@ -18,7 +18,7 @@ from buydesk.orders import (
     parse_key,
     priced,
 )
-from buydesk.prices import PriceRecord
+from buydesk.prices.model import PriceRecord
 
 NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
 RATES = {Currency.EUR: 4_119_225_000_000, Currency.GBP: 3_600_000_000_000, Currency.USD: 2_057_278_000_000}

@@ -6,8 +6,8 @@ import pytest
 
 from buydesk.bounds import SLICE_ITEMS
 from buydesk.errors import Overloaded
-from buydesk.orders import Anchor, Page, PageFrom, order_document
-from buydesk.paging import PageReader
+from buydesk.orders.model import Anchor, Page, PageFrom, order_document
+from buydesk.orders.paging import PageReader
 from tests.ledgers import ModelLedger, placement, settings
 
 

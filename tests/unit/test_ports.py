@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from buydesk.local.ports import OPEN_FILES, allow_connections
+from buydesk.http.listeners import OPEN_FILES, allow_connections
 
 UNLIMITED = resource.RLIM_INFINITY
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
-from buydesk.price_documents import (
+from buydesk.prices.documents import (
     feed_state_document,
     feed_state_from,
     point_document,
@@ -20,7 +20,7 @@ from buydesk.price_documents import (
     record_document,
     record_from,
 )
-from buydesk.prices import (
+from buydesk.prices.model import (
     FeedState,
     NotARecord,
     PricePoint,

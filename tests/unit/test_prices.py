@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from buydesk.errors import PriceStale, PriceSuperseded, PriceUnavailable
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
-from buydesk.prices import (
+from buydesk.prices.model import (
     KEPT_FOR,
     Countdown,
     FeedState,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from buydesk import addresses
-from buydesk.local import probe
+from buydesk import topology
+from buydesk.runtime import probe
 
 SERVE = "/opt/buydesk/bin/python\0/opt/buydesk/bin/buydesk\0serve\0db_proxy\0"
 
@@ -44,7 +44,7 @@ async def answering(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Answering]
     answering = Answering()
     server = await asyncio.start_server(answering.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    monkeypatch.setitem(addresses.PORTS, "db_proxy", port - 1)
+    monkeypatch.setitem(topology.PORTS, "db_proxy", port - 1)
     monkeypatch.setenv("BUYDESK_PORT_OFFSET", "1")
     async with server:
         yield answering
@@ -65,7 +65,7 @@ async def test_any_other_answer_is_not_healthy_and_is_shown(
     answering.answer = answer
     assert await asyncio.to_thread(probe.main) == 1
     said = capsys.readouterr().out
-    assert said.startswith(f"port {addresses.PORTS['db_proxy'] + 1}: ")
+    assert said.startswith(f"port {topology.PORTS['db_proxy'] + 1}: ")
     assert answer.decode() in said
 
 
@@ -83,7 +83,7 @@ def test_no_answer_is_not_healthy(
     runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs(SERVE)
-    monkeypatch.setitem(addresses.PORTS, "db_proxy", 1)
+    monkeypatch.setitem(topology.PORTS, "db_proxy", 1)
     monkeypatch.delenv("BUYDESK_PORT_OFFSET", raising=False)
     assert probe.main() == 1
     assert "refused" in capsys.readouterr().out

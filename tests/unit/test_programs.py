@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from buydesk.embedded import programs
+from buydesk.embedded.accounts import Account
+from buydesk.embedded.programs import WHEEL, find_redis, installed_programs, reachable_programs
 from buydesk.errors import CannotStart
-from buydesk.local import programs
-from buydesk.local.accounts import Account
-from buydesk.local.programs import WHEEL, find_redis, installed_programs, reachable_programs
 
 STRANGER = Account("stranger", 64_000, 64_000)
 

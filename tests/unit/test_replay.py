@@ -15,11 +15,11 @@ from buydesk.backends.sources import replay
 from buydesk.backends.sources.replay import SERIES, load_series, sandbox_sources, turned
 from buydesk.errors import SourceFailed
 from buydesk.money import Currency, format_rate
-from buydesk.prices import Observation, PriceSource, Quote, Rule
-from buydesk.pricing import Verdict, decide, differs
+from buydesk.prices.model import Observation, PriceSource, Quote, Rule
+from buydesk.prices.rule import Verdict, decide, differs
 from buydesk.settings import SANDBOX_FAULTS, SandboxFault, Settings
 
-DATA = Path(replay.__file__).parents[2] / "data"
+DATA = Path(replay.__file__).parent / "data"
 START = datetime(2023, 3, 9, tzinfo=UTC)
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 MINUTES = 12_960

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buydesk import logs, request_ids
-from buydesk.backends.memory_health import MemoryHealthDesk
+from buydesk.backends.memory.reports import MemoryHealthDesk
 from buydesk.errors import ExposureCapExceeded, InternalError, LedgerUnavailable, OutcomeUnknown
-from buydesk.health import DATA_CHARS_MAX
-from buydesk.orders import Outcome, Placed, Placement, Refused
-from buydesk.placing import PlacingQueue, Waiting
-from buydesk.reporting import Reporter, ReportHandler
+from buydesk.observability import logs, request_ids
+from buydesk.observability.reporter import Reporter, ReportHandler
+from buydesk.observability.reports import DATA_CHARS_MAX
+from buydesk.orders.batching import PlacingQueue, Waiting
+from buydesk.orders.model import Outcome, Placed, Placement, Refused
 from tests.ledgers import ModelLedger, placement, settings
 from tests.logged import logged
-from tests.unit.test_placing import answers, soon
+from tests.unit.test_batching import answers, soon
 
 
 def apart(function: Callable[[], Any]) -> Any:

@@ -12,10 +12,11 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buydesk import __version__, request_ids, sentry
+from buydesk import __version__
 from buydesk.cli import main
 from buydesk.errors import CannotStart
-from buydesk.sentry import SentryHandler, bare, require_sentry, told, without_facts
+from buydesk.observability import request_ids, sentry
+from buydesk.observability.sentry import SentryHandler, bare, require_sentry, told, without_facts
 from tests.ledgers import settings, shared_env
 
 DSN = "http://key@127.0.0.1:9/42"

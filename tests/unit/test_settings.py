@@ -7,7 +7,6 @@ from pydantic import SecretStr
 
 from buydesk import settings as settings_module
 from buydesk.errors import CannotStart
-from buydesk.keys import DEFAULT_SIGNING_KEY, new_signing_key, public_key
 from buydesk.settings import (
     PORTS,
     PREFIX,
@@ -19,6 +18,7 @@ from buydesk.settings import (
     tokens,
     variable,
 )
+from buydesk.signing_keys import DEFAULT_SIGNING_KEY, new_signing_key, public_key
 
 HOSTS = ("desk.example.org", "my_desk", "xn--bcher-kva.example")
 PROXIES = (ip_network("10.0.0.0/8"), ip_network("192.0.2.7/32"), ip_network("2001:db8::/32"))

@@ -12,13 +12,13 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from buydesk.keys import new_signing_key, public_key, to_bytes, to_text
 from buydesk.money import Currency
-from buydesk.price_documents import record_document, record_from
-from buydesk.prices import PriceRecord, Rejection, Signature
+from buydesk.orders.documents import EXAMPLE_RECORD
+from buydesk.prices.documents import record_document, record_from
+from buydesk.prices.model import PriceRecord, Rejection, Signature
+from buydesk.prices.signing import Signer, doubt_of_signature
 from buydesk.services.api_cache_proxy import _EXAMPLE
-from buydesk.signing import Signer, doubt_of_signature
-from buydesk.wire import EXAMPLE_RECORD
+from buydesk.signing_keys import new_signing_key, public_key, to_bytes, to_text
 from tests.ledgers import SIGNING_KEY, record, signed
 
 KEY = public_key(SIGNING_KEY)

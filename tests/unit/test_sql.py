@@ -11,13 +11,13 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from buydesk.backends.sessions import session_settings
-from buydesk.orders import NUMBER_MAX
-from buydesk.sql import QUERIES, REVISION
-from buydesk.sql.rows import place_arguments
+from buydesk.backends.postgres.rows import place_arguments
+from buydesk.backends.postgres.sessions import session_settings
+from buydesk.backends.postgres.sql import QUERIES, REVISION
+from buydesk.orders.model import NUMBER_MAX
 from tests.ledgers import ANY_TIME, Databases, fill, placement, settings
 
-TEXT = (files("buydesk.sql") / "queries.sql").read_text(encoding="utf-8")
+TEXT = (files("buydesk.backends.postgres") / "queries.sql").read_text(encoding="utf-8")
 ORDERS = 30_000
 PAGES = {
     "page_from": [0, 1, 15_000, 29_999, 30_000, NUMBER_MAX],
@@ -154,5 +154,5 @@ async def test_placing_goes_by_index_whatever_the_session_s_settings(
 
 def test_the_revision_the_program_asks_for_is_the_newest_migration_s() -> None:
     config = Config()
-    config.set_main_option("script_location", str(files("buydesk.sql") / "migrations"))
+    config.set_main_option("script_location", str(files("buydesk.backends.postgres") / "migrations"))
     assert ScriptDirectory.from_config(config).get_current_head() == REVISION

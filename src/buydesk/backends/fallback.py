@@ -13,8 +13,8 @@ from itertools import islice
 from typing import TypeVar
 
 from buydesk.errors import DeskError, HealthUnavailable, PriceBoardUnavailable, PriceStale, PriceUnavailable
-from buydesk.health import HealthDesk, KeptReport, Level, Report, newest_first
-from buydesk.prices import FeedState, PriceBoard, PricePoint, PriceRecord
+from buydesk.observability.reports import HealthDesk, KeptReport, Level, Report, newest_first
+from buydesk.prices.model import FeedState, PriceBoard, PricePoint, PriceRecord
 from buydesk.times import format_time
 
 # Less than whoever asks us waits: a Redis that hangs must not keep what is in memory from being told.

@@ -13,9 +13,7 @@ import aiohttp
 import msgspec
 from pydantic import SecretStr
 
-from buydesk import request_ids
 from buydesk.bounds import Places, SharedCheck
-from buydesk.clocks import Clocks
 from buydesk.errors import (
     DeskError,
     HealthUnavailable,
@@ -31,13 +29,15 @@ from buydesk.errors import (
     UnsupportedMediaType,
     rebuild,
 )
-from buydesk.health import KeptReport, Level, Report, kept_from
 from buydesk.money import parse_btc
-from buydesk.orders import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, Placement, Refused
-from buydesk.price_documents import feed_state_document, feed_state_from, point_from, record_document, record_from
-from buydesk.prices import FeedState, PricePoint, PriceRecord
+from buydesk.observability import request_ids
+from buydesk.observability.clock_skew import Clocks
+from buydesk.observability.reports import KeptReport, Level, Report, kept_from
+from buydesk.orders.documents import order_from, outcome_from, placement_documents
+from buydesk.orders.model import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, Placement, Refused
+from buydesk.prices.documents import feed_state_document, feed_state_from, point_from, record_document, record_from
+from buydesk.prices.model import FeedState, PricePoint, PriceRecord
 from buydesk.settings import Settings, tokens
-from buydesk.wire import order_from, outcome_from, placement_documents
 
 T = TypeVar("T")
 

@@ -11,7 +11,6 @@ import msgspec
 from fastapi import FastAPI, Response
 
 from buydesk.bounds import in_slices
-from buydesk.coindesk import currentprice, currentprice_of
 from buydesk.errors import (
     InvalidRequest,
     NotFound,
@@ -23,33 +22,7 @@ from buydesk.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from buydesk.money import CURRENCIES, RATE_SCALE, Currency
-from buydesk.price_documents import (
-    feed_state_document,
-    feed_state_from,
-    point_document,
-    record_document,
-    record_from,
-)
-from buydesk.prices import (
-    HISTORY_MINUTES_MAX,
-    HISTORY_POINTS_MAX,
-    FeedState,
-    NotARecord,
-    PriceBoard,
-    PriceRecord,
-    Quote,
-    Rejection,
-    Rule,
-    Signature,
-    SourceState,
-    require_plausible_state,
-)
-from buydesk.proof import require_proven
-from buydesk.reporting import Reporter
-from buydesk.settings import PRICE_TTL_SECONDS_MAX, Settings, tokens
-from buydesk.times import utc_now
-from buydesk.web import (
+from buydesk.http.app import (
     INTERNAL,
     FastJSON,
     Request,
@@ -64,6 +37,33 @@ from buydesk.web import (
     single_parameters,
     whole_number,
 )
+from buydesk.money import CURRENCIES, RATE_SCALE, Currency
+from buydesk.observability.reporter import Reporter
+from buydesk.orders.verification import require_proven
+from buydesk.prices.coindesk import currentprice, currentprice_of
+from buydesk.prices.documents import (
+    feed_state_document,
+    feed_state_from,
+    point_document,
+    record_document,
+    record_from,
+)
+from buydesk.prices.model import (
+    HISTORY_MINUTES_MAX,
+    HISTORY_POINTS_MAX,
+    FeedState,
+    NotARecord,
+    PriceBoard,
+    PriceRecord,
+    Quote,
+    Rejection,
+    Rule,
+    Signature,
+    SourceState,
+    require_plausible_state,
+)
+from buydesk.settings import PRICE_TTL_SECONDS_MAX, Settings, tokens
+from buydesk.times import utc_now
 
 HISTORY_MINUTES = 60
 HISTORY_POINTS = 240

@@ -14,17 +14,17 @@ from fastapi import FastAPI
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from buydesk.asking import AskedSource
 from buydesk.errors import DeskError, PriceSuperseded, PriceUnavailable
-from buydesk.hanging import DecidedPrice, Hanging
+from buydesk.http.app import Service, service_app
 from buydesk.money import RATE_SCALE, Currency
-from buydesk.prices import FeedState, Observation, PriceBoard, PriceRecord, PriceSource, Rejection, SourceState
-from buydesk.pricing import Verdict, decide, held_back, listed, percent, record_of, rule_of
-from buydesk.reporting import Reporter
+from buydesk.observability.reporter import Reporter
+from buydesk.prices.model import FeedState, Observation, PriceBoard, PriceRecord, PriceSource, Rejection, SourceState
+from buydesk.prices.polling import AskedSource
+from buydesk.prices.publishing import DecidedPrice, Hanging
+from buydesk.prices.rule import Verdict, decide, held_back, listed, percent, record_of, rule_of
+from buydesk.prices.signing import Signer
 from buydesk.settings import Settings
-from buydesk.signing import Signer
 from buydesk.times import utc_now
-from buydesk.web import Service, service_app
 
 _log = logging.getLogger(__name__)
 

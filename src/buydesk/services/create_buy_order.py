@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Response
 
-from buydesk import web
 from buydesk.errors import (
     DeskError,
     ExposureCapExceeded,
@@ -30,8 +29,12 @@ from buydesk.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
+from buydesk.http import app as web
 from buydesk.money import Currency, parse_amount, parse_currency
-from buydesk.orders import (
+from buydesk.observability.reporter import Reporter
+from buydesk.orders.batching import PlacingQueue, Waiting
+from buydesk.orders.documents import EXAMPLE_ORDER
+from buydesk.orders.model import (
     ANONYMOUS,
     KEY_CHARS_MAX,
     NewOrder,
@@ -44,13 +47,10 @@ from buydesk.orders import (
     order_document,
     parse_key,
 )
-from buydesk.placing import PlacingQueue, Waiting
-from buydesk.prices import RETRY_AFTER_SECONDS, NotARecord, PriceBoard, PriceRecord, stale
-from buydesk.proof import require_proven
-from buydesk.reporting import Reporter
+from buydesk.orders.verification import require_proven
+from buydesk.prices.model import RETRY_AFTER_SECONDS, NotARecord, PriceBoard, PriceRecord, stale
 from buydesk.settings import Settings
 from buydesk.times import format_time, utc_now
-from buydesk.wire import EXAMPLE_ORDER
 
 NAME = "create_buy_order"
 FIRST_PRICE_SECONDS_MAX = 5.0

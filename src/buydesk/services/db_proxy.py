@@ -14,7 +14,6 @@ from fastapi.security import HTTPBearer
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from buydesk import web
 from buydesk.errors import (
     ClockSkewed,
     DeskError,
@@ -30,8 +29,20 @@ from buydesk.errors import (
     UnsupportedMediaType,
     WrongMode,
 )
+from buydesk.http import app as web
 from buydesk.money import SATOSHI_PER_BTC
-from buydesk.orders import (
+from buydesk.observability.reporter import Reporter
+from buydesk.orders.batching import PlacingQueue
+from buydesk.orders.documents import (
+    EXAMPLE_ORDER,
+    EXAMPLE_PLACEMENT,
+    EXAMPLE_RECORD,
+    outcome_document,
+    placement_documents,
+    placement_from,
+    stored_document,
+)
+from buydesk.orders.model import (
     NUMBER_MAX,
     PAGE_SIZE_MAX,
     Anchor,
@@ -46,23 +57,12 @@ from buydesk.orders import (
     Refused,
     order_document,
 )
-from buydesk.paging import PageReader
-from buydesk.placing import PlacingQueue
-from buydesk.price_documents import record_document
-from buydesk.prices import RETRY_AFTER_SECONDS, NotARecord, PriceRecord
-from buydesk.proof import require_proven
-from buydesk.reporting import Reporter
+from buydesk.orders.paging import PageReader
+from buydesk.orders.verification import require_proven
+from buydesk.prices.documents import record_document
+from buydesk.prices.model import RETRY_AFTER_SECONDS, NotARecord, PriceRecord
 from buydesk.settings import Settings, tokens
 from buydesk.times import utc_now
-from buydesk.wire import (
-    EXAMPLE_ORDER,
-    EXAMPLE_PLACEMENT,
-    EXAMPLE_RECORD,
-    outcome_document,
-    placement_documents,
-    placement_from,
-    stored_document,
-)
 
 NAME = "db_proxy"
 ITEMS_MAX = 1000

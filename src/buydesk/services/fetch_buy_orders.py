@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 from fastapi import FastAPI, Response
 
-from buydesk import web
 from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound, Overloaded, PriceNotFound
-from buydesk.orders import (
+from buydesk.http import app as web
+from buydesk.observability.reporter import Reporter
+from buydesk.orders.documents import EXAMPLE_ORDER, EXAMPLE_RECORD
+from buydesk.orders.model import (
     ANONYMOUS,
     KEY_CHARS_MAX,
     NUMBER_MAX,
@@ -28,11 +30,9 @@ from buydesk.orders import (
     order_document,
     parse_key,
 )
-from buydesk.paging import PageReader
-from buydesk.price_documents import record_document
-from buydesk.reporting import Reporter
+from buydesk.orders.paging import PageReader
+from buydesk.prices.documents import record_document
 from buydesk.settings import Settings
-from buydesk.wire import EXAMPLE_ORDER, EXAMPLE_RECORD
 
 NAME = "fetch_buy_orders"
 PAGE_SIZE = 10

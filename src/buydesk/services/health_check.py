@@ -13,7 +13,6 @@ from typing import cast
 import psutil
 from fastapi import FastAPI, Response
 
-from buydesk import health
 from buydesk.errors import (
     DeskError,
     HealthUnavailable,
@@ -23,14 +22,7 @@ from buydesk.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from buydesk.health import HealthDesk, KeptReport, Level, Report, kept_document, service_state
-from buydesk.limits import Bucket
-from buydesk.price_documents import feed_state_document
-from buydesk.prices import FeedState, PriceBoard, SourceState
-from buydesk.reporting import Reporter
-from buydesk.settings import Settings, tokens
-from buydesk.times import format_time, parse_time, utc_now
-from buydesk.web import (
+from buydesk.http.app import (
     CHECK_SECONDS_MAX,
     FastJSON,
     Request,
@@ -43,7 +35,15 @@ from buydesk.web import (
     service_app,
     single_parameters,
 )
-from buydesk.wire import EXAMPLE_RECORD
+from buydesk.limits import Bucket
+from buydesk.observability import reports as health
+from buydesk.observability.reporter import Reporter
+from buydesk.observability.reports import HealthDesk, KeptReport, Level, Report, kept_document, service_state
+from buydesk.orders.documents import EXAMPLE_RECORD
+from buydesk.prices.documents import feed_state_document
+from buydesk.prices.model import FeedState, PriceBoard, SourceState
+from buydesk.settings import Settings, tokens
+from buydesk.times import format_time, parse_time, utc_now
 
 REPORTS_LIMIT = 100
 REPORTS_LIMIT_MAX = 1000

@@ -6,8 +6,8 @@ from buydesk.backends.sources.coinbase import COINBASE
 from buydesk.backends.sources.exchange import ExchangeSource
 from buydesk.backends.sources.gemini import GEMINI
 from buydesk.backends.sources.kraken import KRAKEN
-from buydesk.clocks import Clocks
-from buydesk.prices import PriceSource
+from buydesk.observability.clock_skew import Clocks
+from buydesk.prices.model import PriceSource
 from buydesk.settings import Settings
 
 EXCHANGES = (BITFINEX, BITSTAMP, COINBASE, GEMINI, KRAKEN)

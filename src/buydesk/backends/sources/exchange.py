@@ -21,10 +21,10 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 from buydesk import __version__
-from buydesk.clocks import Clocks
 from buydesk.errors import SourceFailed
 from buydesk.money import Currency, NotMoney, parse_rate
-from buydesk.prices import Observation, Quote, Rejection
+from buydesk.observability.clock_skew import Clocks
+from buydesk.prices.model import Observation, Quote, Rejection
 from buydesk.settings import Settings
 from buydesk.times import utc_now
 

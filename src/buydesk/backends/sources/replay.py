@@ -23,7 +23,7 @@ import msgspec
 
 from buydesk.errors import SourceFailed
 from buydesk.money import CENTS_PER_UNIT, RATE_SCALE, Currency
-from buydesk.prices import Observation, PriceSource, Quote
+from buydesk.prices.model import Observation, PriceSource, Quote
 from buydesk.settings import Settings
 from buydesk.times import utc_now
 
@@ -187,7 +187,7 @@ def turned(step: int, minutes: int) -> int:
 
 def load_series() -> Series:
     """The recorded minutes in the package; `data/README.md` tells their origin and form."""
-    text = gzip.decompress((files("buydesk") / "data" / SERIES).read_bytes()).decode()
+    text = gzip.decompress((files("buydesk.backends.sources") / "data" / SERIES).read_bytes()).decode()
     (_, start), *lines = (line.split(" ") for line in text.splitlines())
     return Series(
         start=datetime.fromtimestamp(int(start), UTC),

@@ -1,0 +1,1 @@
+"""Prices and reports in the memory of this process."""

@@ -1,0 +1,72 @@
+"""The health desk in the memory of the process: what is kept ends with it."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+
+from buydesk.observability.reports import (
+    OTHERS_KEPT_MAX,
+    SERVICES,
+    STRANGERS_KEPT_MAX,
+    KeptReport,
+    Level,
+    Report,
+    newest_first,
+)
+from buydesk.settings import Settings
+from buydesk.times import utc_now
+
+
+class _Place:
+    """The newest reports, verified or strangers', oldest first; and of services that are not ours the last one of each,
+    the longest silent first."""
+
+    def __init__(self, kept_max: int) -> None:
+        self.kept: deque[KeptReport] = deque(maxlen=kept_max)
+        self.last_of_others: dict[str, KeptReport] = {}
+
+
+class MemoryHealthDesk:
+    """HealthDesk. A filter looks through all that is kept: under 1 ms for 5000 reports."""
+
+    def __init__(self, settings: Settings, now: Callable[[], datetime] = utc_now) -> None:
+        self._now = now
+        self._verified = _Place(settings.reports_kept_max)
+        self._strangers = _Place(STRANGERS_KEPT_MAX)
+        self._last_of_ours: dict[str, KeptReport] = {}
+
+    async def report(self, report: Report, *, verified: bool) -> None:
+        """See HealthDesk."""
+        kept = KeptReport(report, self._now(), verified)
+        place = self._verified if verified else self._strangers
+        place.kept.append(kept)
+        if report.service in SERVICES:
+            if verified:
+                self._last_of_ours[report.service] = kept
+            return
+        place.last_of_others.pop(report.service, None)
+        place.last_of_others[report.service] = kept
+        if len(place.last_of_others) > OTHERS_KEPT_MAX:
+            del place.last_of_others[next(iter(place.last_of_others))]
+
+    async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[KeptReport]:
+        """See HealthDesk."""
+
+        def matching(place: _Place) -> Iterator[KeptReport]:
+            for kept in reversed(place.kept):
+                if service in (None, kept.report.service) and level in (None, kept.report.level):
+                    yield kept
+
+        return list(islice(newest_first(matching(self._verified), matching(self._strangers)), limit))
+
+    async def last_of_each(self) -> Sequence[KeptReport]:
+        """See HealthDesk."""
+        last = self._strangers.last_of_others | self._verified.last_of_others | self._last_of_ours
+        return list(last.values())
+
+    async def check(self) -> None:
+        """Memory is always there."""
+
+    async def close(self) -> None:
+        """Nothing to close."""

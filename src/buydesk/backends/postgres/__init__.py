@@ -1,0 +1,1 @@
+"""The ledger in PostgreSQL: queries, the function that places a batch, migrations, accounts."""

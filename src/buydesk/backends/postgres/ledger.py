@@ -1,0 +1,411 @@
+"""OrderLedger in PostgreSQL: the one place where orders are stored. One call of one function places a batch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import asyncpg
+import msgspec
+
+from buydesk.backends.postgres.rows import order_of, outcome_of, place_arguments
+from buydesk.backends.postgres.sessions import FAULTS, Session, Warned, open_session
+from buydesk.backends.postgres.sql import REVISION
+from buydesk.bounds import SLICE_ITEMS, Places, SharedCheck
+from buydesk.errors import (
+    InternalError,
+    LedgerUnavailable,
+    OrderNotFound,
+    OutcomeUnknown,
+    Overloaded,
+    PriceNotFound,
+    WrongMode,
+)
+from buydesk.observability.clock_skew import Clocks
+from buydesk.orders.model import (
+    Anchor,
+    Exposure,
+    Order,
+    Outcome,
+    Page,
+    PageBefore,
+    PageFrom,
+    Placement,
+    Refused,
+)
+from buydesk.prices.documents import record_from
+from buydesk.prices.model import PriceRecord
+from buydesk.settings import Settings
+from buydesk.times import utc_now
+
+logger = logging.getLogger("buydesk.services.db_proxy")
+
+# SQLSTATE classes in which PostgreSQL says that no item can be placed now: read-only, not our tables or rights, out of
+# resources, I/O errors.
+_CANNOT_WORK = ("25", "42", "53", "58")
+# What a reader asks of a session, in how many seconds a statement.
+Ask = Callable[[Session, float], Awaitable[list[asyncpg.Record]]]
+# So long after orders could not be stored /readyz says so, if none was since; and so long the log waits with the news
+# that they are: a database that can hardly keep up would fill it.
+FAILURE_SHOWN_SECONDS = 5.0
+_TOOK_TOO_LONG = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
+
+
+class PostgresLedger:
+    """See OrderLedger. Connections are made when they are needed, so a service can start before its database."""
+
+    # A second call would only wait for the row that the first has locked.
+    batches_at_once = 1
+
+    def __init__(self, database_url: str, settings: Settings, livemode: bool, clocks: Clocks | None = None) -> None:
+        self._database_url = database_url
+        self._clocks = clocks or Clocks("this process", settings.clock_skew_seconds_max)
+        self._settings = settings
+        self._livemode = livemode
+        # Until PostgreSQL has ended the statement by itself, and said so.
+        self.place_seconds = min(settings.statement_seconds_max, settings.order_seconds_max / 4)
+        # Orders have a connection of their own: readers must not hold them up.
+        self._placing: Session | None = None
+        self._turn = asyncio.Lock()
+        self._refusal: LedgerUnavailable | Overloaded | None = None  # the last one of a batch, if none succeeded since
+        self._refused_at: float | None = None  # None when the log has told that orders are stored
+        self._reading: set[Session] = set()  # all that read, the idle ones among them
+        self._idle: list[Session] = []
+        self._is_closed = False
+        # As many places as connections: no kind of read waits behind another, and checks wait for nobody.
+        readers = settings.database_connections_max - 2
+        waiting = settings.reads_waiting_max, settings.read_wait_seconds_max
+        self._large_pages = Places(max(1, readers // 3), *waiting)
+        self._short_reads = Places(readers - max(1, readers // 3), *waiting)
+        self._shared_check = SharedCheck(self._check)
+
+    async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+        """See OrderLedger."""
+        if not items:
+            return []
+        try:
+            outcomes = await self._place_at_its_turn(items, timeout_seconds)
+        except (LedgerUnavailable, Overloaded) as error:
+            self._note(error)
+            raise
+        self._note(None)
+        return outcomes
+
+    def _note(self, refusal: LedgerUnavailable | Overloaded | None) -> None:
+        """Keeps in mind whether orders can be stored, and logs when that changes, with the server's reason."""
+        moment = time.monotonic()
+        self._refusal = refusal
+        if refusal is not None:
+            if self._refused_at is None:
+                logger.warning("orders are refused: %s", refusal.for_operators)
+            self._refused_at = moment
+        elif self._refused_at is not None and moment - self._refused_at > FAILURE_SHOWN_SECONDS:
+            logger.info("orders are stored again")
+            self._refused_at = None
+
+    async def _place_at_its_turn(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+        give_up_at = time.monotonic() + timeout_seconds
+        seconds = min(timeout_seconds, self._settings.connect_seconds_max)
+        async with self._placing_turn(seconds):
+            if self._placing is None or self._placing.is_closed:
+                self._placing = await self._connect(seconds)
+            try:
+                return await self._settle(self._placing, items, give_up_at)
+            except BaseException as error:
+                # Cancelled, cut, confused or led to a server that can only be read: the next call starts afresh.
+                self._placing.end()
+                if isinstance(error, OutcomeUnknown):
+                    self._drop_idle()
+                raise
+
+    @contextlib.asynccontextmanager
+    async def _placing_turn(self, timeout_seconds: float) -> AsyncIterator[None]:
+        """One batch at a time; raises LedgerUnavailable when that takes too long."""
+        if self._turn.locked():
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await self._turn.acquire()
+            except TimeoutError as error:
+                raise _unavailable(error) from error
+        else:
+            await self._turn.acquire()  # at once
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    async def _settle(self, session: Session, items: Sequence[Placement], give_up_at: float) -> Sequence[Outcome]:
+        """One outcome each. A batch that was rolled back because of something in it is settled in halves, and these
+        in halves again, so that what is wrong hurts only its own item. Raises only when it stored nothing for certain,
+        or OutcomeUnknown."""
+        if give_up_at <= time.monotonic():
+            raise Overloaded("The database took too long.", retry_after_seconds=1)
+        try:
+            return await self._place(session, items, give_up_at)
+        except asyncpg.PostgresError as error:
+            _raise_unless_of_an_item(error)
+            if len(items) == 1:
+                logger.exception("order %s cannot be stored", items[0].order.id)
+                return [Refused(InternalError("The order cannot be stored; it certainly was not. It has been logged."))]
+        outcomes: list[Outcome] = []
+        middle = len(items) // 2
+        for half in (items[:middle], items[middle:]):
+            try:
+                outcomes += await self._settle(session, half, give_up_at)
+            except (LedgerUnavailable, Overloaded) as error:
+                outcomes += [Refused(error)] * len(half)  # the other half may well be stored
+        return outcomes
+
+    async def _place(self, session: Session, items: Sequence[Placement], give_up_at: float) -> Sequence[Outcome]:
+        """One call of the function, in a transaction of its own; raises asyncpg.PostgresError or OutcomeUnknown."""
+        arguments = place_arguments(items, self._window())
+        try:
+            [row] = await session.fetch("place_batch", *arguments, seconds=give_up_at - time.monotonic())
+        except asyncpg.PostgresError:
+            raise
+        except Exception as error:
+            # A time-out, a lost connection, a warning or a driver that lost its footing: the function may have run to
+            # its end.
+            raise _unknown(error) from error
+        results = list(zip(items, row["outcomes"], row["numbers"], row["used_then"], strict=True))
+        try:
+            stored = await self._repeated(session, [number for _, kind, number, _ in results if kind == "repeat"])
+            if row["has_standbys"] and "placed" not in row["outcomes"]:
+                # Nothing was written and no standby waited for: what was found, or not, may be of this server only.
+                await session.reach_durable_point(seconds=give_up_at - time.monotonic())
+        except Exception as error:
+            raise _unknown(error) from error  # whatever goes wrong here, the batch is committed already
+        return [outcome_of(item, kind, number, used, row, stored) for item, kind, number, used in results]
+
+    def _window(self) -> tuple[float, float]:
+        """The Unix times between which the ledger's clock has to be while a statement sent now runs."""
+        now, skew_seconds = utc_now().timestamp(), self._settings.clock_skew_seconds_max
+        return now - skew_seconds, now + skew_seconds + self._settings.statement_seconds_max
+
+    async def _repeated(self, session: Session, numbers: Sequence[int]) -> dict[int, Order]:
+        """The stored orders that a batch repeats."""
+        if not numbers:
+            return {}
+        rows = await session.fetch("orders_by_number", numbers, seconds=self._settings.remote_seconds_max)
+        return {row["number"]: order_of(row) for row in rows}
+
+    async def page(self, anchor: Anchor, page_size: int) -> Page:
+        """See OrderLedger."""
+        places = self._large_pages if page_size > SLICE_ITEMS else self._short_reads
+        if isinstance(anchor, PageFrom):
+            rows = await self._read("page_from", anchor.start, page_size, places=places)
+            orders = [order_of(row) for row in rows if row["number"] is not None]
+            # They come in this order already, but SQL does not promise it.
+            orders.sort(key=lambda order: order.number, reverse=True)
+            return Page(orders, rows[0]["total"])
+        if isinstance(anchor, PageBefore):
+            rows = await self._read("page_before", anchor.number, page_size, places=places)
+            return Page([order_of(row) for row in rows], None)
+        rows = await self._read("page_after", anchor.number, page_size, places=places)
+        return Page([order_of(row) for row in reversed(rows)], None)
+
+    async def order(self, order_id: uuid.UUID) -> Order:
+        """See OrderLedger."""
+        return await self._look_up(f"No order has the id {order_id}.", "order_by_id", order_id)
+
+    async def order_by_key(self, client: str, client_order_id: str) -> Order:
+        """See OrderLedger."""
+        told = "No order has this client_order_id."
+        return await self._look_up(told, "order_by_key", client, client_order_id)
+
+    async def _look_up(self, not_found: str, query: str, *arguments: object) -> Order:
+        """The order that a query finds; raises OrderNotFound only after waiting for what is being stored. Either way
+        the standbys have all that was seen."""
+
+        async def find(session: Session, seconds: float) -> list[asyncpg.Record]:
+            rows = await session.fetch(query, *arguments, seconds=seconds)
+            if rows and rows[0]["number"] is None:
+                await session.fetch("all_placed", seconds=seconds)
+                rows = await session.fetch(query, *arguments, seconds=seconds)
+            if rows and rows[0]["has_standbys"]:
+                await session.reach_durable_point(seconds=seconds)
+            return rows
+
+        async with self._short_reads:
+            rows = await self._ask(find)
+        if not rows or rows[0]["number"] is None:
+            raise OrderNotFound(not_found)
+        return order_of(rows[0])
+
+    async def exposure(self) -> Exposure:
+        """See OrderLedger."""
+        row = (await self._read("exposure"))[0]
+        return Exposure(row["cap_satoshi"], row["used_satoshi"], row["last_number"])
+
+    async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
+        """See OrderLedger."""
+        rows = await self._read("price_record", price_id)
+        if not rows:
+            raise PriceNotFound(f"No order was priced with a record of the id {price_id}.")
+        return record_from(msgspec.json.decode(rows[0]["document"]))
+
+    async def check(self) -> None:
+        """See OrderLedger."""
+        await self._shared_check()
+
+    async def _check(self) -> None:
+        """The check itself; a newer database than this program is fine, so that both can be upgraded one by one."""
+
+        async def ask(session: Session, seconds: float) -> list[asyncpg.Record]:
+            asked_at = self._clocks.moment()
+            rows = await session.fetch("revision", seconds=seconds)
+            if rows:
+                self._clocks.hear("PostgreSQL", rows[0]["moment"], asked_at)
+            if rows and rows[0]["has_standbys"] and not rows[0]["is_read_only"]:
+                await session.reach_durable_point(seconds=seconds)
+            return rows
+
+        rows = await self._ask(ask)
+        revision = rows[0]["version_num"] if rows else "none"
+        if not rows or revision < REVISION:
+            told = f"The database is at revision {revision}, not {REVISION}: run `buydesk migrate`."
+            raise LedgerUnavailable(told, retry_after_seconds=5)
+        if rows[0]["is_read_only"]:
+            self._drop_idle()  # a session may be read-only for as long as it lives, and the database not
+            raise LedgerUnavailable("The database is read-only now.", retry_after_seconds=1)
+        self._clocks.require_agreement_with("PostgreSQL")
+        refused_for = time.monotonic() - (self._refused_at or -math.inf)
+        if isinstance(self._refusal, LedgerUnavailable) and refused_for <= FAILURE_SHOWN_SECONDS:
+            raise self._refusal
+        unknown = await self._ask(_asking("unknown_price_keys", self._settings.accepted_price_keys))
+        if unknown:
+            keys = ", ".join(row["key"] for row in unknown)
+            told = f"The database does not know keys that prices are signed with ({keys}): run `buydesk migrate`."
+            raise LedgerUnavailable(told, retry_after_seconds=5)
+
+    async def close(self) -> None:
+        """Closes all sessions; what is under way is cut off."""
+        self._is_closed = True
+        if self._placing is not None:
+            self._placing.end()
+        for session in self._reading:
+            session.end()
+
+    async def _read(self, query: str, *arguments: object, places: Places | None = None) -> list[asyncpg.Record]:
+        """The rows of a named query for a reader, who waits for a turn; raises Overloaded, LedgerUnavailable."""
+
+        async with places or self._short_reads:
+            return await self._ask(_asking(query, *arguments))
+
+    async def _ask(self, ask: Ask) -> list[asyncpg.Record]:
+        """What a session is asked for; once more when a kept one turns out to be dead. Raises LedgerUnavailable."""
+        try:
+            try:
+                return await self._ask_once(ask)
+            except asyncpg.PostgresError as error:
+                if _is_definite(error):
+                    raise
+                return await self._ask_once(ask)
+        except (*FAULTS, Warned) as error:
+            raise _unavailable(error) from error
+
+    async def _ask_once(self, ask: Ask) -> list[asyncpg.Record]:
+        session = await self._reader()
+        try:
+            rows = await ask(session, self._settings.remote_seconds_max)
+        except BaseException as error:  # as above
+            self._reading.discard(session)
+            session.end()
+            if not isinstance(error, asyncpg.PostgresError) or not _is_definite(error):
+                self._drop_idle()
+            raise
+        self._idle.append(session)
+        return rows
+
+    async def _reader(self) -> Session:
+        while self._idle:
+            session = self._idle.pop()
+            if not session.is_closed:
+                return session
+            self._reading.discard(session)
+        session = await self._connect(self._settings.connect_seconds_max)
+        self._reading.add(session)
+        return session
+
+    def _drop_idle(self) -> None:
+        """Where one session fell silent, those that idle beside it are likely to be as dead."""
+        self._reading.difference_update(self._idle)
+        while self._idle:
+            self._idle.pop().end()
+
+    async def _connect(self, timeout_seconds: float) -> Session:
+        """A new session; raises LedgerUnavailable, WrongMode."""
+        try:
+            session = await open_session(self._database_url, self._settings, timeout_seconds)
+            try:
+                await self._require_mode(session)
+                if self._is_closed:  # meanwhile or before
+                    raise LedgerUnavailable("The ledger is closed.", retry_after_seconds=1)
+            except BaseException:
+                session.end()
+                raise
+        except FAULTS as error:
+            raise _unavailable(error) from error
+        return session
+
+    async def _require_mode(self, session: Session) -> None:
+        """Asked of every new session: the other mode's database must not even be read."""
+        rows = await session.fetch("livemode", seconds=self._settings.connect_seconds_max)
+        if not rows:
+            raise LedgerUnavailable("The database has no exposure row: run `buydesk migrate`.", retry_after_seconds=1)
+        if rows[0]["livemode"] != self._livemode:
+            has = "live" if rows[0]["livemode"] else "sandbox"
+            told = f"This database holds {has} orders: start with PRICE_FEED={has}, or use another one."
+            raise WrongMode(told, retry_after_seconds=5)
+
+
+def _asking(query: str, *arguments: object) -> Ask:
+    """Asks for the rows of a named query."""
+
+    async def ask(session: Session, seconds: float) -> list[asyncpg.Record]:
+        return await session.fetch(query, *arguments, seconds=seconds)
+
+    return ask
+
+
+def _is_definite(error: asyncpg.PostgresError) -> bool:
+    """Whether the transaction was certainly rolled back: the server said so and lives, or it was never asked.
+
+    Lost connections (class 08) are PostgresErrors of asyncpg too, and a session that is ended (fatal; class 57P) may be
+    past its commit.
+    """
+    state = error.sqlstate or "08000"
+    return error.severity_en in (None, "ERROR") and not state.startswith(("08", "40003", "57P"))
+
+
+def _raise_unless_of_an_item(error: asyncpg.PostgresError) -> None:
+    """Returns when the batch was rolled back because of something in it; otherwise raises what it means."""
+    if not _is_definite(error):
+        raise _unknown(error) from error
+    if isinstance(error, _TOOK_TOO_LONG):
+        told = "The database took too long."
+        raise Overloaded(told, retry_after_seconds=1, server_said=_said(error)) from error
+    if error.sqlstate[:2] in _CANNOT_WORK:
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: Exception) -> LedgerUnavailable:
+    if isinstance(error, (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError)):
+        detail = "The database has not the tables that this program needs: run `buydesk migrate`."
+    else:
+        detail = f"PostgreSQL cannot be used ({type(error).__name__})."
+    return LedgerUnavailable(detail, retry_after_seconds=1, server_said=_said(error))
+
+
+def _unknown(error: Exception) -> OutcomeUnknown:
+    return OutcomeUnknown(f"PostgreSQL gave no answer ({type(error).__name__}).", server_said=_said(error))
+
+
+def _said(error: Exception) -> str:
+    """The server's own words, without the values that it puts into its detail."""
+    return str(error.args[0]) if isinstance(error, (asyncpg.PostgresError, Warned)) else ""

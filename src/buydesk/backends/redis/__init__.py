@@ -1,0 +1,1 @@
+"""Prices and reports in Redis, which may be lost at any time."""

@@ -1,0 +1,78 @@
+"""What is wrong with Redis, in words, and whether anything is: a check that does what the desk needs of it."""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from redis import exceptions
+from redis.asyncio import Redis
+
+from buydesk.bounds import SharedCheck
+from buydesk.errors import DeskError, HealthUnavailable
+from buydesk.observability.clock_skew import Clocks
+from buydesk.times import EPOCH
+
+FAULTS = (exceptions.RedisError, OSError, TimeoutError)
+_OF_A_CLUSTER = (
+    exceptions.ClusterCrossSlotError,
+    exceptions.ClusterDownError,
+    exceptions.AskError,
+    exceptions.MovedError,
+)
+# What the server itself replied. The others are of the driver, and name the address.
+_REPLIES = (exceptions.ResponseError, exceptions.AuthenticationError, exceptions.BusyLoadingError)
+
+_PROBE_KEY = "buydesk:probe"
+_PROBE_KEPT_SECONDS = 60
+
+
+def meaning_of(error: Exception, unavailable: type[DeskError]) -> DeskError:
+    """What a fault of Redis means to whoever wanted something of it: the "unavailable" error."""
+    if isinstance(error, _OF_A_CLUSTER):
+        detail = "Redis runs as a cluster, and the desk needs a single server."
+    else:
+        detail = f"Redis failed ({type(error).__name__})."
+    said = str(error) if isinstance(error, _REPLIES) else ""
+    return unavailable(detail, retry_after_seconds=1, server_said=said)
+
+
+def time_of(told: tuple[int, int]) -> datetime:
+    """What TIME answered: seconds since 1970, and microseconds."""
+    return EPOCH + timedelta(seconds=told[0], microseconds=told[1])
+
+
+class RedisCheck:
+    """Raises HealthUnavailable unless Redis takes writes and holds, under each of the keys, the kind of value that the
+    desk keeps there, or nothing."""
+
+    def __init__(self, client: Redis, kinds: Mapping[str, str], seconds_max: float, clocks: Clocks) -> None:
+        self._client = client  # owned, and closed
+        self._clocks = clocks
+        self._kinds = kinds
+        self._seconds_max = seconds_max
+        self._shared = SharedCheck(self._check)
+
+    async def __call__(self) -> None:
+        """One call of Redis for all who ask while it runs."""
+        await self._shared()
+
+    async def close(self) -> None:
+        """Closes the client."""
+        await self._client.aclose()
+
+    async def _check(self) -> None:
+        try:
+            async with asyncio.timeout(self._seconds_max), self._client.pipeline(transaction=False) as pipeline:
+                for key in self._kinds:
+                    pipeline.type(key)
+                pipeline.set(_PROBE_KEY, "", ex=_PROBE_KEPT_SECONDS)
+                pipeline.time()
+                asked_at = self._clocks.moment()
+                *found, _, told = await pipeline.execute()
+                self._clocks.hear("Redis", time_of(told), asked_at)
+        except FAULTS as error:
+            raise meaning_of(error, HealthUnavailable) from error
+        for (key, kind), other in zip(self._kinds.items(), found, strict=True):
+            if other.decode() not in ("none", kind):
+                told = f"Redis holds a {other.decode()} under {key}, where the desk keeps a {kind}: delete it."
+                raise HealthUnavailable(told, retry_after_seconds=1)

@@ -1,0 +1,221 @@
+"""RedisPriceBoard: the price board in Redis 6.2 or newer, or Valkey.
+
+Three keys a feed, so that recorded and live prices never mix: a hash with the record that hangs, a sorted set with the
+points of the last day by the time of their observation, and what was told of the sources. Expiry in Redis only bounds
+memory: whether a record is valid is judged by its `expires_at`.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+import msgspec
+from redis.asyncio import Redis
+
+from buydesk.backends.redis.faults import FAULTS, meaning_of, time_of
+from buydesk.errors import PriceBoardUnavailable, PriceUnavailable
+from buydesk.observability.clock_skew import Clocks
+from buydesk.orders.verification import require_proven
+from buydesk.prices.documents import (
+    feed_state_document,
+    feed_state_from,
+    point_document,
+    point_from,
+    record_document,
+    record_from,
+)
+from buydesk.prices.model import (
+    KEPT_FOR,
+    RETRY_AFTER_SECONDS,
+    Countdown,
+    FeedState,
+    NotARecord,
+    PricePoint,
+    PriceRecord,
+    history_span,
+    observed_by,
+    superseded,
+    told_state,
+    valid_record,
+)
+from buydesk.settings import Settings
+from buydesk.times import EPOCH, utc_now
+
+_MICROSECOND = timedelta(microseconds=1)
+# So many points take a millisecond to read; other work goes on between slices of them.
+_SLICE_POINTS = 100
+
+# Hangs the record unless a newer one hangs that is not from the future (later than ARGV[7]); returns the as_of of that
+# one, otherwise 0 and, if the record hung already, its document. What is newer leaves the history: it is from the
+# future, or was hung before it. One script, because the comparison and the writing must not be torn apart by another
+# updater. Times are whole microseconds, which are exact in Lua's numbers until the year 2255.
+_PUBLISH = """
+local id, as_of, document, point = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+local kept_for, records_max, observed_by = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local hanging = redis.call('HMGET', KEYS[1], 'id', 'as_of')
+if hanging[1] == id then
+  return {0, redis.call('HGET', KEYS[1], 'document')}
+elseif hanging[1] and as_of < tonumber(hanging[2]) and tonumber(hanging[2]) <= observed_by then
+  return {tonumber(hanging[2])}
+end
+redis.call('HSET', KEYS[1], 'id', id, 'as_of', ARGV[2], 'document', document)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], ARGV[2], '+inf')
+redis.call('ZADD', KEYS[2], ARGV[2], point)
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', as_of - kept_for * 1000000))
+redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -records_max - 1)
+redis.call('EXPIRE', KEYS[1], kept_for)
+redis.call('EXPIRE', KEYS[2], kept_for)
+return {0}
+"""
+
+# The points observed after ARGV[1] and not after ARGV[2], newest first. When they are more than ARGV[3]: from the
+# newest down, each time the last one before the span (of ARGV[4] microseconds) that the one found before lies in.
+_HISTORY = """
+local since, upper, points, span = '(' .. ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+if redis.call('ZCOUNT', KEYS[1], since, upper) <= points then
+  return redis.call('ZRANGE', KEYS[1], upper, since, 'BYSCORE', 'REV')
+end
+local found = {}
+while #found < points do
+  local last = redis.call('ZRANGE', KEYS[1], upper, since, 'BYSCORE', 'REV', 'LIMIT', 0, 1, 'WITHSCORES')
+  if not last[1] then break end
+  found[#found + 1] = last[1]
+  local as_of = tonumber(last[2])
+  upper = '(' .. string.format('%.0f', as_of - math.fmod(as_of, span))
+end
+return found
+"""
+
+
+def kinds(settings: Settings) -> dict[str, str]:
+    """The keys of a price board, and what kind of value each holds."""
+    prefix = f"buydesk:prices:{settings.price_feed}"
+    # Not "history": earlier versions kept whole records under that name, which expire by themselves.
+    return {f"{prefix}:hanging": "hash", f"{prefix}:points": "zset", f"{prefix}:sources": "string"}
+
+
+class RedisPriceBoard:
+    """PriceBoard, in Redis. Owns the client it is given, and closes it."""
+
+    def __init__(
+        self,
+        client: Redis,
+        settings: Settings,
+        now: Callable[[], datetime] = utc_now,
+        clock: Callable[[], float] = time.monotonic,
+        clocks: Clocks | None = None,
+    ) -> None:
+        self._client = client
+        self._clocks = clocks or Clocks("this process", settings.clock_skew_seconds_max)
+        self._settings = settings
+        self._countdown = Countdown(clock)
+        self._seconds_max = settings.remote_seconds_max
+        self._records_max = settings.price_history_records_max
+        self._skew_seconds_max = settings.clock_skew_seconds_max
+        self._now = now
+        self._hanging_key, self._points_key, self._sources_key = kinds(settings)
+
+    async def publish(self, record: PriceRecord) -> PriceRecord:
+        """See PriceBoard. Publishing again after a lost answer changes nothing."""
+        arguments = (
+            str(record.id),
+            _microseconds(record.as_of),
+            msgspec.json.encode(record_document(record)),
+            msgspec.json.encode(point_document(record.point())),
+            int(KEPT_FOR.total_seconds()),
+            self._records_max,
+            _microseconds(observed_by(self._now(), self._skew_seconds_max)),
+        )
+        async with self._faults():
+            newer, *documents = await cast(
+                "Awaitable[list[Any]]", self._client.eval(_PUBLISH, 2, self._hanging_key, self._points_key, *arguments)
+            )
+            hanging = record_from(msgspec.json.decode(documents[0])) if documents else record
+        if newer:
+            raise superseded(EPOCH + newer * _MICROSECOND)
+        return hanging
+
+    async def latest(self) -> PriceRecord:
+        """See PriceBoard."""
+        async with self._faults():
+            document = await cast("Awaitable[bytes | None]", self._client.hget(self._hanging_key, "document"))
+            hanging = None if document is None else record_from(msgspec.json.decode(document))
+        now = self._now()
+        valid = self._countdown.require_usable(valid_record(hanging, now, self._skew_seconds_max), now)
+        try:
+            # It may be of a desk with other settings, or of another version: what is kept outlives a program.
+            require_proven(valid, self._settings, now)
+        except NotARecord as error:
+            told = f"The record that hangs is no price of this desk: {error}."
+            raise PriceUnavailable(told, retry_after_seconds=RETRY_AFTER_SECONDS) from error
+        return valid
+
+    async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
+        """See PriceBoard."""
+        now = self._now()
+        arguments = (
+            _microseconds(now - timedelta(minutes=minutes)),
+            _microseconds(observed_by(now, self._skew_seconds_max)),
+            points,
+            history_span(minutes, points) // _MICROSECOND,
+        )
+        async with self._faults():
+            documents = await cast(
+                "Awaitable[list[bytes]]", self._client.eval(_HISTORY, 1, self._points_key, *arguments)
+            )
+            found: list[PricePoint] = []
+            for end in range(len(documents), 0, -_SLICE_POINTS):
+                newest_first = documents[max(0, end - _SLICE_POINTS) : end]
+                found += [point for document in reversed(newest_first) if (point := _readable_point(document))]
+                await asyncio.sleep(0)
+        return found
+
+    async def tell(self, state: FeedState) -> None:
+        """See PriceBoard."""
+        document = msgspec.json.encode(feed_state_document(state))
+        async with self._faults():
+            asked_at = self._clocks.moment()
+            self._clocks.hear("Redis", time_of(await self._client.time()), asked_at)
+            await self._client.set(self._sources_key, document, ex=KEPT_FOR)
+
+    async def feed_state(self) -> FeedState:
+        """See PriceBoard."""
+        async with self._faults():
+            document = await self._client.get(self._sources_key)
+            told = None if document is None else feed_state_from(msgspec.json.decode(document))
+        return told_state(told, self._now())
+
+    async def check(self) -> None:
+        """See PriceBoard."""
+        async with self._faults():
+            await self._client.ping()
+
+    async def close(self) -> None:
+        """See PriceBoard."""
+        await self._client.aclose()
+
+    @asynccontextmanager
+    async def _faults(self) -> AsyncIterator[None]:
+        """Turns whatever is wrong with Redis, or with what it holds, into PriceBoardUnavailable."""
+        try:
+            async with asyncio.timeout(self._seconds_max):
+                yield
+        except FAULTS as error:
+            raise meaning_of(error, PriceBoardUnavailable) from error
+        except ValueError as error:
+            raise PriceBoardUnavailable("Redis holds something that is not a price record.") from error
+
+
+def _readable_point(document: bytes) -> PricePoint | None:
+    """The point, None for what is none: one that cannot be read must not keep the others, and all prices, away."""
+    try:
+        return point_from(msgspec.json.decode(document))
+    except ValueError:
+        return None
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - EPOCH) // _MICROSECOND

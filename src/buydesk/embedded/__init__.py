@@ -1,0 +1,1 @@
+"""What `up` starts beside the services: PostgreSQL, Redis, supervised processes, the data directory."""

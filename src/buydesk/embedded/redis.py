@@ -1,0 +1,97 @@
+"""The Redis (or Valkey) server that `buydesk up --separate` and the tests run themselves, where there is one.
+
+It is a child of the desk, runs as the account that PostgreSQL has, and listens on a unix socket in the desk's data
+directory only.
+"""
+
+import asyncio
+import contextlib
+from pathlib import Path
+from urllib.parse import quote
+
+from buydesk.embedded.accounts import require_open, server_account
+from buydesk.embedded.data_dir import CLUSTER, SOCKETS, empty_log, make_private, require_short_socket_path
+from buydesk.embedded.supervisor import POLL_SECONDS, Child, bare_environment
+from buydesk.errors import CannotStart
+
+MEMORY = "64mb"
+START_SECONDS_MAX = 10.0
+STOP_SECONDS_MAX = 5.0
+
+
+class EmbeddedRedis:
+    """A server of our own in a directory that is `claimed`: a cache, nothing survives its end."""
+
+    name = "redis"
+
+    def __init__(self, directory: Path, program: Path) -> None:
+        directory = directory.resolve()
+        self._directory = directory
+        self._account = server_account(directory / CLUSTER)
+        self._socket = directory / SOCKETS / "redis.sock"
+        self._log = directory / "redis.log"
+        self._child = Child(
+            self.name,
+            [
+                str(program),
+                *("--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"),
+                *("--save", "", "--appendonly", "no", "--dir", str(directory / SOCKETS), "--loglevel", "warning"),
+                # Everything in it can be had again, and what is read all the time stays.
+                *("--maxmemory", MEMORY, "--maxmemory-policy", "allkeys-lru"),
+            ],
+            env=bare_environment(),
+            is_ready=self._answers,
+            ready_seconds_max=START_SECONDS_MAX,
+            is_alive=self._replies,  # and killed if not: it is a cache, nothing is lost with it
+            output=self._log,
+            account=self._account,
+        )
+
+    @property
+    def url(self) -> str:
+        return f"unix://{quote(str(self._socket), safe='/')}?db=0"
+
+    @property
+    def pid(self) -> int | None:
+        """The server, None when it does not run."""
+        return self._child.pid
+
+    async def start(self) -> None:
+        """Returns when it answers; ends first what an earlier desk left running. Raises CannotStart."""
+        require_short_socket_path(self._socket)
+        require_open(self._account, self._directory, "Redis")
+        make_private(self._socket.parent, self._account)
+        try:
+            async with asyncio.timeout(STOP_SECONDS_MAX):
+                while await self._say("SHUTDOWN NOSAVE") is not None:  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_SECONDS)
+        except OSError as error:  # a time-out is one, too
+            raise CannotStart(f"{self._socket} is in use and cannot be freed: use another --data-dir") from error
+        empty_log(self._log)
+        await self._child.start()
+
+    async def wait(self) -> str:
+        """Returns when the server has ended, saying how."""
+        return await self._child.wait()
+
+    async def stop(self) -> None:
+        await self._child.stop(STOP_SECONDS_MAX)
+
+    async def _answers(self) -> bool:
+        return await self._say("PING") == b"+PONG\r\n"
+
+    async def _replies(self) -> bool:
+        """Whether it says anything, be it that it has too many clients."""
+        return bool(await self._say("PING"))
+
+    async def _say(self, command: str) -> bytes | None:
+        """One command's first line of answer; None when nobody listens."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(self._socket)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        with contextlib.closing(writer):
+            writer.write(f"{command}\r\n".encode())
+            with contextlib.suppress(ConnectionError):
+                return await reader.readline()
+        return b""

@@ -1,0 +1,321 @@
+"""Child processes: started until ready, watched, started again when they die or hang, stopped within a bounded time.
+
+Every child leads a process group of its own, so that the terminal's Ctrl-C reaches only the desk, which stops its
+children in order. A child of ours also watches a pipe (`SupervisorPipe`) that closes when the desk dies.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+from buydesk.embedded.accounts import Account
+from buydesk.errors import CannotStart
+
+RESTART_PAUSE_SECONDS_MIN = 0.2
+RESTART_PAUSE_SECONDS_MAX = 2.0
+STEADY_SECONDS = 10.0
+READY_SECONDS_MAX = 30.0
+GRACE_SECONDS = 10.0
+POLL_SECONDS = 0.01
+WATCH_SECONDS = 0.1
+# So a child that hangs is killed after 4.5 to 6 seconds. One late answer alone proves nothing: the machine, or this
+# process, may have been suspended.
+PROBE_PAUSE_SECONDS = 0.5
+PROBE_SECONDS_MAX = 1.5
+MISSED_PROBES_MAX = 3
+SUPERVISOR_FD_VARIABLE = "BUYDESK_SUPERVISOR_FD"
+
+_KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH")
+
+log = logging.getLogger(__name__)
+
+Probe = Callable[[], Awaitable[bool]]
+
+
+class Supervised(Protocol):
+    """What `supervise` keeps running."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def start(self) -> None:
+        """Starts it and returns when it is ready; raises CannotStart."""
+        ...
+
+    async def wait(self) -> str:
+        """Returns when it has ended, saying how: ``exit code 1``, ``signal SIGKILL``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Death:
+    """A child ended, or could not be started, and is started again after the pause."""
+
+    name: str
+    how: str
+    pause_seconds: float
+
+
+def log_death(death: Death) -> None:
+    log.warning("%s ended (%s), restart in %g s", death.name, death.how, death.pause_seconds)
+
+
+class Child:
+    """One command, run in a process group of its own.
+
+    `is_ready` is asked until it says so, `ready_seconds_max` at the longest; without it a child is ready at once.
+    `is_alive` is asked for as long as somebody waits for the child's end, and a child that is not is killed; without it
+    none is.
+    `output` is a file for what the command prints, by default the desk's own output. `stop_signals` are sent one after
+    the other, each with its grace.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        is_ready: Probe | None = None,
+        ready_seconds_max: float = READY_SECONDS_MAX,
+        is_alive: Probe | None = None,
+        pass_fds: Sequence[int] = (),
+        stop_signals: Sequence[signal.Signals] = (signal.SIGTERM,),
+        output: Path | None = None,
+        account: Account | None = None,
+    ) -> None:
+        self._name = name
+        self._command = list(command)
+        self._env = env
+        self._is_ready = is_ready
+        self._ready_seconds_max = ready_seconds_max
+        self._is_alive = is_alive
+        self._pass_fds = tuple(pass_fds)
+        self._stop_signals = tuple(stop_signals)
+        self._output = output
+        self._account = account
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def pid(self) -> int | None:
+        """The process, None when none runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    async def start(self) -> None:
+        """Runs the command and returns when it is ready. Raises CannotStart, and leaves nothing behind."""
+        try:
+            self._process = self._run()
+        except OSError as error:
+            raise CannotStart(f"{self._name}: cannot run {self._command[0]}: {error.strerror}") from error
+        try:
+            async with asyncio.timeout(self._ready_seconds_max):
+                if self._is_ready is not None:
+                    await self._until_ready(self._process, self._is_ready)
+        except TimeoutError:
+            await self.stop()
+            raise CannotStart(f"{self._name} was not ready within {self._ready_seconds_max:g} s") from None
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def wait(self) -> str:
+        """Returns at once when there is no process (any more)."""
+        if self._process is None:
+            return "never started"
+        process = self._process
+        watching = asyncio.create_task(self._kill_when_hung(process))
+        try:
+            await poll_until(lambda: process.poll() is not None, pause_seconds=WATCH_SECONDS)
+        finally:
+            watching.cancel()
+        return describe_ending(process.returncode)
+
+    async def _kill_when_hung(self, process: "subprocess.Popen[bytes]") -> None:
+        if self._is_alive is None:
+            return
+        missed = 0
+        while missed < MISSED_PROBES_MAX:
+            await asyncio.sleep(PROBE_PAUSE_SECONDS)
+            missed = 0 if await _says_so(self._is_alive) else missed + 1
+        log.warning("%s hangs, killing it: it did not answer %d times in a row", self._name, missed)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    async def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
+        """Ends the process: each stop signal with its grace, then SIGKILL to the group. Harmless when none runs."""
+        if self._process is None:
+            return
+        for stop_signal in self._stop_signals:
+            if self._process.poll() is not None:
+                return
+            self._process.send_signal(stop_signal)
+            with contextlib.suppress(TimeoutError):
+                await _ended(self._process, grace_seconds)
+                return
+        log.warning("%s did not stop within %g s, killing it", self._name, grace_seconds * len(self._stop_signals))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await _ended(self._process)
+
+    def _run(self) -> "subprocess.Popen[bytes]":
+        switch = switches_account(self._account)
+        output = None if self._output is None else self._output.open("ab")
+        with output or contextlib.nullcontext():
+            return subprocess.Popen(  # noqa: S603
+                self._command,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=None if output is None else subprocess.STDOUT,
+                pass_fds=self._pass_fds,
+                start_new_session=True,
+                user=switch.uid if switch else None,
+                group=switch.gid if switch else None,
+                extra_groups=[] if switch else None,
+            )
+
+    async def _until_ready(self, process: "subprocess.Popen[bytes]", is_ready: Probe) -> None:
+        while True:
+            ready = await is_ready()
+            # Looked at after the probe: another process may be the one that answers.
+            if process.poll() is not None:
+                raise CannotStart(f"{self._name} ended while starting ({describe_ending(process.returncode)})")
+            if ready:
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+
+async def supervise(
+    what: Supervised,
+    *,
+    on_death: Callable[[Death], None] = log_death,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Starts `what`, which runs already, again whenever it ends; never returns. Cancel it before you stop `what`.
+
+    The pause before a start doubles from RESTART_PAUSE_SECONDS_MIN to _MAX, and is short again after a run of
+    STEADY_SECONDS.
+    """
+    pause = RESTART_PAUSE_SECONDS_MIN
+    how = await what.wait()
+    while True:
+        on_death(Death(what.name, how, pause))
+        await sleep(pause)
+        pause = min(pause * 2, RESTART_PAUSE_SECONDS_MAX)
+        try:
+            await what.start()
+        except CannotStart as error:
+            how = str(error)
+            continue
+        except Exception as error:
+            # Whatever it is, the next start may do better; nobody would notice that the watching had ended.
+            log.exception("%s could not be started", what.name)
+            how = f"{type(error).__name__}: {error}"
+            continue
+        started = clock()
+        how = await what.wait()
+        if clock() - started >= STEADY_SECONDS:
+            pause = RESTART_PAUSE_SECONDS_MIN
+
+
+class SupervisorPipe:
+    """A pipe whose writing end only this process holds: who reads the other end learns that this process is gone."""
+
+    def __init__(self) -> None:
+        self.fd, self._held = os.pipe()
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What tells a child where to look; pass `fd` in its `pass_fds` too."""
+        return {SUPERVISOR_FD_VARIABLE: str(self.fd)}
+
+    def close(self) -> None:
+        """The children end now."""
+        os.close(self._held)
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def watch_supervisor(fd: int, on_gone: Callable[[], object]) -> Callable[[], None]:
+    """Calls `on_gone` once, in the running loop, when the supervisor's end of the pipe closes; returns how to stop.
+
+    Raises CannotStart when `fd` (`settings.supervisor_fd`) is no pipe of a supervisor.
+    """
+    loop = asyncio.get_running_loop()
+
+    def gone() -> None:
+        loop.remove_reader(fd)
+        on_gone()
+
+    def stop_watching() -> None:
+        loop.remove_reader(fd)
+
+    try:
+        os.set_inheritable(fd, False)  # Its own children are not the supervisor's.
+        loop.add_reader(fd, gone)
+    except OSError as error:
+        mend = f"unset {SUPERVISOR_FD_VARIABLE}, only `buydesk up --separate` sets it"
+        raise CannotStart(f"{SUPERVISOR_FD_VARIABLE}={fd} is no pipe: {mend}") from error
+    return stop_watching
+
+
+def bare_environment() -> dict[str, str]:
+    """For servers: nothing of the desk's own, no variables that change what runs, no secrets for others to see."""
+    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    return kept | {"LC_ALL": "C.UTF-8", "TZ": "UTC"}
+
+
+def describe_ending(returncode: int) -> str:
+    """``exit code 1`` or ``signal SIGKILL``."""
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    try:
+        return f"signal {signal.Signals(-returncode).name}"
+    except ValueError:  # a real-time signal has a number only
+        return f"signal {-returncode}"
+
+
+def switches_account(account: Account | None) -> Account | None:
+    """The account to change to, None when it is this process's own: only root may even ask for a change."""
+    return None if account is None or account.uid == os.geteuid() else account
+
+
+async def poll_until(
+    done: Callable[[], bool], seconds_max: float | None = None, pause_seconds: float = POLL_SECONDS
+) -> None:
+    """Asks again and again; raises TimeoutError. For what no loop can tell us in a portable way."""
+    async with asyncio.timeout(seconds_max):
+        while not done():  # noqa: ASYNC110
+            await asyncio.sleep(pause_seconds)
+
+
+async def _says_so(probe: Probe) -> bool:
+    """False too when it says nothing in time."""
+    try:
+        async with asyncio.timeout(PROBE_SECONDS_MAX):
+            return await probe()
+    except TimeoutError:
+        return False
+
+
+async def _ended(process: "subprocess.Popen[bytes]", seconds_max: float | None = None) -> None:
+    # Asking takes nothing from loops that have children of their own to wait for.
+    await poll_until(lambda: process.poll() is not None, seconds_max)

@@ -1,0 +1,1 @@
+"""What the desk says of itself: logs, request ids, reports, Sentry, clocks that are off."""

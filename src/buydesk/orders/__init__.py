@@ -1,0 +1,1 @@
+"""Orders: what is asked for, how it is batched, written as JSON, paged and verified."""

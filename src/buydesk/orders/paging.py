@@ -1,0 +1,32 @@
+"""Pages of a ledger, read and written so that no order has to wait for them: large ones two at a time, in slices."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from buydesk.bounds import SLICE_ITEMS, Places, in_slices
+from buydesk.orders.model import Anchor, Order, OrderLedger, Page
+from buydesk.settings import Settings
+
+# One is read while the other is written.
+_LARGE_PAGES_AT_ONCE = 2
+
+T = TypeVar("T")
+
+
+class PageReader:
+    """Reads pages of one ledger for one service."""
+
+    def __init__(self, ledger: OrderLedger, settings: Settings) -> None:
+        self._ledger = ledger
+        self._large = Places(_LARGE_PAGES_AT_ONCE, settings.reads_waiting_max, settings.read_wait_seconds_max)
+
+    async def read(self, anchor: Anchor, page_size: int, document: Callable[[Order], T]) -> tuple[Page, list[T]]:
+        """The page, and the document of each of its orders; raises Overloaded, LedgerUnavailable."""
+        if page_size <= SLICE_ITEMS:
+            return await self._read(anchor, page_size, document)
+        async with self._large:
+            return await self._read(anchor, page_size, document)
+
+    async def _read(self, anchor: Anchor, page_size: int, document: Callable[[Order], T]) -> tuple[Page, list[T]]:
+        page = await self._ledger.page(anchor, page_size)
+        return page, await in_slices(document, page.orders)

@@ -1,0 +1,1 @@
+"""Prices: quotes, records, the rule, signatures, documents, the polling of sources, publishing."""

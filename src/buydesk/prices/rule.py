@@ -1,0 +1,216 @@
+"""The pricing rule: how the quotes of several independent sources become one price, or none. Pure, in integers.
+
+For each currency:
+
+1. Quotes that no market shows are dropped: older than allowed or from the future, with a bid or ask outside the bounds
+   of a rate, a bid above the ask, an ask too far above the bid. So are all of a source that gives more than one: it
+   contradicts itself, and must not count twice.
+2. Those further from the median of the rest than `deviation_bp_max` are set aside: a single wrong source, however far
+   off, cannot move the median beyond its neighbours, so it is the wrong one that is found.
+3. At least `sources_min` must be left, no two of them further apart than `deviation_bp_max`: two sources that disagree
+   prove nothing, and neither does one.
+4. The price is their median, which always lies between two quotes that agree.
+
+Nothing cleverer: of five quotes no better statistics can be made, and everybody can check this with a pencil. A record
+is made only when every currency has a price: a lasting fault in one shall be seen and mended, not sold around, and one
+that lasts a tick or two costs nothing, because the last record is still valid.
+
+A price far from the last one is either news or a fault that all sources share: it has to be seen twice (`held_back`).
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
+from buydesk.prices.model import Feed, PriceRecord, Quote, Rejection, Rule
+from buydesk.settings import Settings
+
+_BP = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the rule makes of quotes: prices of some currencies, and for each other one why it has `missing` from them.
+
+    Every quote is in `used` or, with its reason, in `rejected`; there without the quote if it is no rate at all.
+    """
+
+    rates_e8: Mapping[Currency, int]
+    missing: Mapping[Currency, str]
+    used: tuple[Quote, ...]
+    rejected: tuple[Rejection, ...]
+
+
+def rule_of(settings: Settings) -> Rule:
+    """The pricing rule with the limits of the settings."""
+    return Rule(
+        quote_age_seconds_max=settings.quote_age_seconds_max,
+        spread_bp_max=settings.price_spread_bp_max,
+        deviation_bp_max=settings.price_deviation_bp_max,
+        sources_min=settings.price_sources_min,
+    )
+
+
+def decide(quotes: Sequence[Quote], now: datetime, rule: Rule) -> Verdict:
+    """The rule, applied to quotes at a time. The order of the quotes does not matter."""
+    rates_e8: dict[Currency, int] = {}
+    missing: dict[Currency, str] = {}
+    used: list[Quote] = []
+    rejected: list[Rejection] = []
+    for currency in Currency:
+        fit, dropped = _fit([quote for quote in quotes if quote.currency == currency], now, rule)
+        near, far = _near(fit, rule)
+        rejected += dropped + far
+        problem = _disagreement(near, rule)
+        if problem:
+            missing[currency] = problem
+            rejected += [Rejection(quote.source, problem, quote) for quote in near]
+        else:
+            rates_e8[currency] = median([quote.mid_e8 for quote in near])
+            used += near
+    return Verdict(rates_e8, missing, tuple(used), tuple(rejected))
+
+
+def held_back(
+    rates_e8: Mapping[Currency, int],
+    last_e8: Mapping[Currency, int] | None,
+    pending_e8: Mapping[Currency, int] | None,
+    *,
+    jump_bp_max: int,
+    deviation_bp_max: int,
+) -> list[Currency]:
+    """The currencies whose rate jumps from the `last` one and was not seen before; empty when the rates may be used.
+
+    `pending` are the rates of the tick before if they were held back too or could not be published, None otherwise;
+    `last` is None before the first record.
+    """
+    if last_e8 is None or (pending_e8 is not None and not moved(rates_e8, pending_e8, deviation_bp_max)):
+        return []
+    return moved(rates_e8, last_e8, jump_bp_max)
+
+
+def moved(rates_e8: Mapping[Currency, int], before_e8: Mapping[Currency, int], bp_max: int) -> list[Currency]:
+    """The currencies whose rate is further from what it was before than allowed."""
+    return [currency for currency, rate_e8 in rates_e8.items() if differs(rate_e8, before_e8[currency], bp_max)]
+
+
+def record_of(
+    verdict: Verdict,
+    unanswered: Sequence[Rejection],
+    feed: Feed,
+    *,
+    rule: Rule,
+    decided_at: datetime,
+    ttl: timedelta,
+    replayed_from: datetime | None = None,
+) -> PriceRecord:
+    """The record of a verdict in which no currency is missing; `unanswered` says which sources gave no quotes.
+
+    It keeps every quote that was decided on and no other, so that everybody can decide again (`proof`).
+    """
+    as_of = min(quote.observed_at for quote in verdict.used)
+    return PriceRecord(
+        id=uuid.uuid4(),
+        as_of=as_of,
+        expires_at=as_of + ttl,
+        feed=feed,
+        rates_e8=verdict.rates_e8,
+        used=verdict.used,
+        rejected=(*verdict.rejected, *(Rejection(each.source, each.reason) for each in unanswered)),
+        replayed_from=replayed_from,
+        rule=rule,
+        decided_at=decided_at,
+    )
+
+
+def median(values: Sequence[int]) -> int:
+    """The middle value; of two middle values their mean, half a unit rounded up."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else -(-(ordered[middle - 1] + ordered[middle]) // 2)
+
+
+def differs(one_e8: int, other_e8: int, bp_max: int) -> bool:
+    """Whether the first rate is more than `bp_max` basis points of the other one away from it."""
+    return abs(one_e8 - other_e8) * _BP > other_e8 * bp_max
+
+
+def is_price(quote: Quote) -> bool:
+    """Whether the quote's bid and ask can be what a bitcoin costs: within the bounds of a rate, and no floats."""
+    return _is_rate(quote.bid_e8) and _is_rate(quote.ask_e8)
+
+
+def percent(bp: int) -> str:
+    """Basis points as people write them: 150 is ``"1.5 %"``."""
+    return f"{bp // 100}.{bp % 100:02d}".rstrip("0").rstrip(".") + " %"
+
+
+def listed(reasons: Mapping[Currency, str]) -> str:
+    """What is the matter with each currency: ``"EUR, USD: is older than 30 s; GBP: …"``, "" when nothing is."""
+    currencies: dict[str, list[str]] = {}
+    for currency, reason in reasons.items():
+        currencies.setdefault(reason, []).append(currency)
+    return "; ".join(f"{', '.join(each)}: {reason}" for reason, each in currencies.items())
+
+
+def _fit(quotes: Sequence[Quote], now: datetime, rule: Rule) -> tuple[list[Quote], list[Rejection]]:
+    """Step 1, for the quotes of one currency: those that are fit by themselves, and the others."""
+    fit: list[Quote] = []
+    dropped: list[Rejection] = []
+    possible = [quote for quote in quotes if is_price(quote)]
+    sources = [quote.source for quote in possible]
+    for quote in possible:
+        reason = "is not the only one of its source" if sources.count(quote.source) > 1 else _unfit(quote, now, rule)
+        if reason:
+            dropped.append(Rejection(quote.source, reason, quote))
+        else:
+            fit.append(quote)
+    if len(possible) < len(quotes):  # what is no rate cannot be written down either
+        impossible = [quote for quote in quotes if quote not in possible]
+        dropped += [Rejection(quote.source, f"{quote.currency}: is no price of a bitcoin") for quote in impossible]
+    return fit, dropped
+
+
+def _is_rate(rate_e8: int) -> bool:
+    return type(rate_e8) is int and RATE_E8_MIN <= rate_e8 <= RATE_E8_MAX
+
+
+def _unfit(quote: Quote, now: datetime, rule: Rule) -> str:
+    """What is wrong with the quote by itself, "" when nothing is."""
+    if quote.observed_at > now:
+        return "is from the future"
+    if now - quote.observed_at > timedelta(seconds=rule.quote_age_seconds_max):
+        return f"is older than {rule.quote_age_seconds_max} s"
+    if quote.bid_e8 > quote.ask_e8:
+        return "has a bid above its ask"
+    if differs(quote.ask_e8, quote.bid_e8, rule.spread_bp_max):
+        return f"has an ask more than {percent(rule.spread_bp_max)} above its bid"
+    return ""
+
+
+def _near(fit: Sequence[Quote], rule: Rule) -> tuple[list[Quote], list[Rejection]]:
+    """Step 2: the quotes near their median, and the others."""
+    if not fit:
+        return [], []
+    near: list[Quote] = []
+    far: list[Rejection] = []
+    middle_e8 = median([quote.mid_e8 for quote in fit])
+    for quote in fit:
+        if differs(quote.mid_e8, middle_e8, rule.deviation_bp_max):
+            reason = f"is more than {percent(rule.deviation_bp_max)} from the median"
+            far.append(Rejection(quote.source, reason, quote))
+        else:
+            near.append(quote)
+    return near, far
+
+
+def _disagreement(near: Sequence[Quote], rule: Rule) -> str:
+    """Step 3: why these quotes prove no price, "" when they do."""
+    if not near or len(near) < rule.sources_min:
+        return f"only {len(near)} of at least {rule.sources_min} sources agree"
+    mids_e8 = [quote.mid_e8 for quote in near]
+    if differs(max(mids_e8), min(mids_e8), rule.deviation_bp_max):
+        return f"the sources are more than {percent(rule.deviation_bp_max)} apart"
+    return ""

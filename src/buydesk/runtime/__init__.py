@@ -1,0 +1,1 @@
+"""What runs the desk: `up`, `serve`, wiring, the startup report, signals, the probe of containers."""

@@ -1,0 +1,262 @@
+"""`buydesk up`: a whole desk on one machine, with what it needs started along: PostgreSQL, migrations, the services.
+
+The services run in this process, each on its own port, or (`--separate`) as a supervised process each.
+"""
+
+import asyncio
+import contextlib
+import importlib
+import os
+import re
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from buydesk.embedded.accounts import server_account
+from buydesk.embedded.data_dir import CLUSTER, claimed, default_data_dir, touch_private
+from buydesk.embedded.postgres import EmbeddedPostgres
+from buydesk.embedded.programs import find_redis
+from buydesk.embedded.redis import EmbeddedRedis
+from buydesk.embedded.supervisor import Child, Supervised, SupervisorPipe, supervise
+from buydesk.errors import CannotStart, DeskError
+from buydesk.http.listeners import bind, close
+from buydesk.runtime.signals import stop_signals
+from buydesk.runtime.startup_report import (
+    READY_SECONDS_MAX,
+    Parts,
+    answers,
+    new_session,
+    replies,
+    table,
+    until_ready,
+    until_selling,
+)
+from buydesk.settings import OWNERS, PORTS, TOKENS, Settings, new_token, variable
+from buydesk.signing_keys import new_signing_key
+from buydesk.times import utc_now
+
+COMMAND = (sys.executable, "-m", "buydesk")
+# What services share with each other, and is made when it is not given.
+SHARED: Mapping[str, Callable[[], str]] = dict.fromkeys(TOKENS, new_token) | {"price_signing_key": new_signing_key}
+DATABASE_SECONDS_MAX = 30.0
+MIGRATE_SECONDS_MAX = 120.0
+GRACE_BEYOND_DRAIN_SECONDS = 3.0
+
+Say = Callable[[str], None]
+
+
+async def up(settings: Settings, *, separate: bool, say: Say) -> None:
+    """Runs the desk until SIGINT or SIGTERM, telling by `say` what it does; raises CannotStart."""
+    async with contextlib.AsyncExitStack() as stack:
+        stop = stack.enter_context(stop_signals())
+        stopped = asyncio.create_task(stop.wait())
+        stack.push_async_callback(_cancelled, stopped)
+        starting = asyncio.create_task(_start(settings, stack, separate=separate, say=say))
+        await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            say(starting.result())
+            await stopped
+        else:
+            await _cancelled(starting)
+        say("Stopping: finishing what was accepted …")
+    say("Stopped.")
+
+
+async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separate: bool, say: Say) -> str:
+    """Starts everything, to be ended by the stack in the reverse order; returns the table of what runs."""
+    started, started_at = time.monotonic(), utc_now()
+    given = tuple(variable(name) for name in ("database_url", "redis_url") if getattr(settings, name) is not None)
+    data_dir = stack.enter_context(
+        claimed(settings.data_dir or default_data_dir(settings.port_offset, is_live=settings.price_feed == "live"))
+    )
+    # What the desk's access is its services are told, and none of them has to find it unsaid.
+    settings = settings.model_copy(update={"data_dir": data_dir, "access": settings.access, **_own_urls(settings)})
+    made = {
+        name: SecretStr(kept_secret(secret_file(data_dir, name), new))
+        for name, new in SHARED.items()
+        if name not in settings.model_fields_set
+    }
+    settings = settings.model_copy(update=made)
+    settings = settings.model_copy(update={"price_keys": settings.accepted_price_keys})
+    listeners = bind(settings, PORTS)
+    stack.callback(close, listeners.values())
+    # FastAPI and the like take half a second to import, in which PostgreSQL can start.
+    importing = asyncio.create_task(asyncio.to_thread(importlib.import_module, "buydesk.runtime.serve"))
+    stack.push_async_callback(asyncio.wait, [importing])
+    settings, database = await _start_postgres(settings, stack, say)
+    settings, redis = await _start_redis(settings, stack, separate=separate, say=say)
+    await importing
+    await _migrate(settings, say)
+    say("Starting the services …")
+    if separate:
+        close(listeners.values())
+        await _start_separately(settings, stack)
+    else:
+        from buydesk.runtime.serve import served  # noqa: PLC0415  # imported by now
+        from buydesk.runtime.wiring import wire  # noqa: PLC0415  # likewise
+
+        await stack.enter_async_context(served(wire(settings), listeners, settings))
+    async with new_session() as session:
+        # A desk without a price is up all the same: it lists orders, answers repeats and says why it sells nothing.
+        missing = await until_selling(session, settings, started_at, READY_SECONDS_MAX)
+        return await table(session, settings, Parts(database, redis, given), time.monotonic() - started, missing)
+
+
+def _own_urls(settings: Settings) -> dict[str, str]:
+    """The services of this desk ask each other. Only to clients an order may be shown at another address."""
+    return {f"{name}_url": settings.own_url(name) for name in ("api_cache_proxy", "db_proxy", "health_check")}
+
+
+def secret_file(data_dir: Path, name: str) -> Path:
+    """Where a secret that services share is kept."""
+    return data_dir / name.replace("_", "-")
+
+
+def kept_secret(path: Path, new: Callable[[], str]) -> str:
+    """The secret in the file; a `new` one when there is no such file yet, which then is for its owner only."""
+    touch_private(path)
+    if kept := path.read_text().strip():
+        return kept
+    made = new()
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.unlink(missing_ok=True)
+    unfinished.touch(mode=0o600)
+    with unfinished.open("w") as file:
+        file.write(made)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.rename(path)
+    return made
+
+
+async def _start_postgres(settings: Settings, stack: contextlib.AsyncExitStack, say: Say) -> tuple[Settings, str]:
+    """PostgreSQL, unless a setting says where one is; returns the settings with its address, and what to call it."""
+    if settings.database_url is not None:
+        return settings, "at DATABASE_URL"
+    assert settings.data_dir is not None  # noqa: S101  # claimed by now
+    postgres = EmbeddedPostgres(settings.data_dir)
+    settings = settings.model_copy(update={"database_url": SecretStr(postgres.dsn)})
+    is_new = postgres.is_new
+    say("Making a PostgreSQL 18 database …" if is_new else "Starting PostgreSQL 18 …")
+    # Migrating takes longer to load than to do: for a new database it is loaded while the server starts.
+    migrating = asyncio.create_task(_run_migrate(settings, DATABASE_SECONDS_MAX) if is_new else asyncio.sleep(0))
+    stack.push_async_callback(_cancelled, migrating)
+    await postgres.prepare()
+    await _keep_running(postgres, postgres.stop, stack)
+    await migrating
+    return settings, f"PostgreSQL 18, embedded, in {settings.data_dir}"
+
+
+async def _start_redis(
+    settings: Settings, stack: contextlib.AsyncExitStack, *, separate: bool, say: Say
+) -> tuple[Settings, str]:
+    """A Redis for separate services, where there is one; one process shares its memory and needs none."""
+    if settings.redis_url is not None:
+        return settings, "at REDIS_URL"
+    assert settings.data_dir is not None  # noqa: S101  # claimed by now
+    program = find_redis(server_account(settings.data_dir / CLUSTER)) if separate else None
+    if program is None:
+        return settings, "none: prices and reports are kept in memory"
+    say(f"Starting {program} …")
+    redis = EmbeddedRedis(settings.data_dir, program)
+    await _keep_running(redis, redis.stop, stack)
+    return settings.model_copy(update={"redis_url": SecretStr(redis.url)}), f"{program}, embedded"
+
+
+async def _keep_running(
+    what: Supervised, stop: Callable[[], Awaitable[None]], stack: contextlib.AsyncExitStack
+) -> None:
+    """Starts it; from now on it is started again when it dies, until the stack ends it."""
+    await what.start()
+    stack.push_async_callback(stop)
+    watching = asyncio.create_task(supervise(what))
+    stack.push_async_callback(_cancelled, watching)
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _migrate(settings: Settings, say: Say) -> None:
+    """Brings the database up to date where it is not."""
+    from buydesk.backends.postgres.ledger import PostgresLedger  # noqa: PLC0415  # imported by now, with the services
+
+    assert settings.database_url is not None  # noqa: S101  # given or found by now
+    url = settings.database_url.get_secret_value()
+    ledger = PostgresLedger(url, settings, livemode=settings.price_feed == "live")
+    try:
+        await ledger.check()
+    except DeskError:
+        say("Migrating the database …")
+        await _run_migrate(settings, wait_seconds=0)
+    finally:
+        await ledger.close()
+
+
+async def _run_migrate(settings: Settings, wait_seconds: float) -> None:
+    """Migrates in a process of its own, so that what it loads does not stay in memory; waits so long for a database."""
+    process = await asyncio.create_subprocess_exec(
+        *(*COMMAND, "migrate", "--wait", f"{wait_seconds:g}"),
+        env=environment(settings, "db_proxy"),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(MIGRATE_SECONDS_MAX):
+            _, said = await process.communicate()
+    except TimeoutError as error:
+        raise CannotStart(f"migrating took longer than {MIGRATE_SECONDS_MAX:g} s: see `buydesk migrate`") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        # Of another last line, as of a traceback, nobody here knows what it shows.
+        found = re.search(r"^buydesk: (.+)\s*\Z", said.decode(errors="replace"), re.MULTILINE)
+        raise CannotStart(found[1] if found else "migrating failed: `buydesk migrate` says more")
+
+
+async def _start_separately(settings: Settings, stack: contextlib.AsyncExitStack) -> None:
+    """Each service as a process of its own, started again when it dies; ended in the reverse order."""
+    pipe = stack.enter_context(SupervisorPipe())
+    session = await stack.enter_async_context(new_session())
+    grace_seconds = settings.drain_seconds_max + GRACE_BEYOND_DRAIN_SECONDS
+    waited_seconds = 0.0
+    for service in PORTS:
+        child = Child(
+            service,
+            [*COMMAND, "serve", service],
+            env=environment(settings, service) | pipe.env,
+            is_ready=partial(answers, session, settings.own_url(service) + "/livez"),
+            is_alive=partial(replies, session, settings.own_url(service) + "/livez"),
+            pass_fds=[pipe.fd],
+        )
+        await _keep_running(child, partial(child.stop, grace_seconds), stack)
+        if service != "create_buy_order":  # its price may take a tick to come
+            since = time.monotonic()
+            await until_ready(session, settings.own_url(service), READY_SECONDS_MAX - waited_seconds)
+            waited_seconds += time.monotonic() - since
+
+
+def environment(settings: Settings, service: str) -> dict[str, str]:
+    """The environment of a child that runs the service: every setting that differs from its default, by its name."""
+    env = {name: value for name, value in os.environ.items() if name not in map(variable, OWNERS)}
+    for field in settings.model_fields_set:
+        value = getattr(settings, field)
+        if value is not None and service in OWNERS.get(field, (service,)):
+            env[variable(field)] = _text(value)
+    return env
+
+
+def _text(value: object) -> str:
+    """The value of a setting as a variable has it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

@@ -1,0 +1,192 @@
+"""Wiring: the only place that knows both services and backends.
+
+One rule makes one process or six: if the service that owns a port runs in this process, its own backend is used;
+otherwise that service is called by HTTP. Nothing else branches.
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from pydantic import SecretStr
+
+from buydesk.backends.fallback import FallbackHealthDesk, FallbackPriceBoard
+from buydesk.backends.memory.prices import MemoryPriceBoard
+from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.postgres.ledger import PostgresLedger
+from buydesk.backends.remote import RemoteHealthDesk, RemoteLedger, RemotePriceBoard
+from buydesk.backends.sources import exchanges
+from buydesk.backends.sources.replay import sandbox_sources
+from buydesk.errors import CannotStart, DeskError, WrongMode
+from buydesk.http.app import Service
+from buydesk.observability.clock_skew import Clocks
+from buydesk.observability.reporter import Reporter, ReportHandler
+from buydesk.observability.reports import SERVICES, HealthDesk
+from buydesk.orders.model import OrderLedger
+from buydesk.prices.model import PriceBoard, PriceSource
+from buydesk.services import (
+    api_cache_proxy,
+    api_updater,
+    create_buy_order,
+    db_proxy,
+    fetch_buy_orders,
+    health_check,
+)
+from buydesk.settings import Settings, variable
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from buydesk.backends.redis.faults import RedisCheck
+
+
+class Closes(Protocol):
+    """What holds connections."""
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Wired:
+    """The apps of the services that run in this process, and what has to be closed after them, in this order."""
+
+    apps: dict[str, Service]
+    reporters: dict[str, Reporter]
+    backends: tuple[Closes, ...]
+    ledger: OrderLedger
+
+    def report_handler(self) -> logging.Handler:
+        """Makes reports of what any service of this process logs as wrong."""
+        # What no service's own logger says (a database server that died, say) is most likely about the ledger.
+        default = "db_proxy" if "db_proxy" in self.reporters else next(iter(self.reporters))
+        return ReportHandler(self.reporters, default)
+
+    async def check_mode(self) -> None:
+        """Raises CannotStart, everything closed, when this process would write into the other mode's database."""
+        try:
+            await self.ledger.check()
+        except WrongMode as error:
+            await self.close()
+            raise CannotStart(error.detail) from error
+        except Exception as error:
+            # Not there yet, or not ready: the service starts all the same, and says so at /readyz.
+            why = error.for_operators if isinstance(error, DeskError) else type(error).__name__
+            logging.getLogger("buydesk").info("the ledger is not ready: %s", why)
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        for backend in self.backends:
+            await backend.close()
+
+
+def wire(settings: Settings, services: Collection[str] = SERVICES) -> Wired:
+    """The named services, wired to each other or to where the others are; raises CannotStart for a missing setting."""
+    clocks = Clocks(", ".join(services) if len(services) == 1 else "the desk", settings.clock_skew_seconds_max)
+    ledger = _ledger(settings, clocks, is_own="db_proxy" in services)
+    board = _board(settings, clocks, is_own="api_cache_proxy" in services)
+    desk = _desk(settings, clocks, is_own="health_check" in services)
+    sources = _sources(settings, clocks) if "api_updater" in services else []
+    redis_check = _redis_check(settings, clocks) if "health_check" in services else None
+    reporters = {name: Reporter(name, desk, settings) for name in SERVICES if name in services}
+
+    def app(name: str) -> Service:
+        made = bare_app(name)
+        made.checks["clock"] = ask_and_check if name == "health_check" else clocks.check
+        return made
+
+    async def ask_and_check() -> None:
+        """health_check asks others for nothing else by itself, and would not hear what time it is."""
+        await asyncio.gather(ledger.check(), board.check(), return_exceptions=True)
+        await clocks.check()
+
+    def bare_app(name: str) -> Service:
+        reporter = reporters[name]
+        match name:
+            case "create_buy_order":
+                return create_buy_order.create_app(settings, ledger, board, reporter)
+            case "fetch_buy_orders":
+                return fetch_buy_orders.create_app(settings, ledger, reporter)
+            case "db_proxy":
+                return db_proxy.create_app(settings, ledger, reporter)
+            case "api_cache_proxy":
+                return api_cache_proxy.create_app(settings, board, reporter)
+            case "api_updater":
+                return api_updater.create_app(settings, sources, board, reporter)
+            case _:
+                return health_check.create_app(
+                    settings, desk, ledger.check, board, redis_check=redis_check, reporter=reporter
+                )
+
+    checks = [] if redis_check is None else [redis_check]
+    backends: tuple[Closes, ...] = (*sources, ledger, board, desk, *checks)
+    return Wired({name: app(name) for name in reporters}, reporters, backends, ledger)
+
+
+def _ledger(settings: Settings, clocks: Clocks, *, is_own: bool) -> OrderLedger:
+    if not is_own:
+        return RemoteLedger(settings.url("db_proxy"), settings, clocks)
+    if settings.database_url is None:
+        raise CannotStart("DATABASE_URL is missing: db_proxy needs a PostgreSQL database")
+    livemode = settings.price_feed == "live"
+    return PostgresLedger(settings.database_url.get_secret_value(), settings, livemode, clocks)
+
+
+def _board(settings: Settings, clocks: Clocks, *, is_own: bool) -> PriceBoard:
+    if not is_own:
+        return RemotePriceBoard(settings.url("api_cache_proxy"), settings, clocks)
+    if settings.redis_url is None:
+        return MemoryPriceBoard(settings)
+    from buydesk.backends.redis.prices import RedisPriceBoard  # noqa: PLC0415  # a tenth of a second and 10 MB
+
+    shared = RedisPriceBoard(_redis(settings.redis_url, settings), settings, clocks=clocks)
+    return FallbackPriceBoard(shared, MemoryPriceBoard(settings))
+
+
+def _desk(settings: Settings, clocks: Clocks, *, is_own: bool) -> HealthDesk:
+    if not is_own:
+        return RemoteHealthDesk(settings.url("health_check"), settings, clocks)
+    if settings.redis_url is None:
+        return MemoryHealthDesk(settings)
+    from buydesk.backends.redis.reports import RedisHealthDesk  # noqa: PLC0415  # as above
+
+    shared = RedisHealthDesk(_redis(settings.redis_url, settings), settings)
+    return FallbackHealthDesk(shared, MemoryHealthDesk(settings))
+
+
+def _redis_check(settings: Settings, clocks: Clocks) -> "RedisCheck | None":
+    if settings.redis_url is None:
+        return None
+    from buydesk.backends.redis import prices as redis_prices  # noqa: PLC0415  # as above
+    from buydesk.backends.redis import reports as redis_health  # noqa: PLC0415
+    from buydesk.backends.redis.faults import RedisCheck  # noqa: PLC0415
+
+    kinds = redis_prices.kinds(settings) | redis_health.KINDS
+    return RedisCheck(_redis(settings.redis_url, settings), kinds, settings.remote_seconds_max, clocks)
+
+
+def _sources(settings: Settings, clocks: Clocks) -> list[PriceSource]:
+    if settings.price_feed == "live":
+        return exchanges(settings, clocks)
+    return sandbox_sources(settings, settings.data_dir / "replay.json" if settings.data_dir else None)
+
+
+def _redis(url: SecretStr, settings: Settings) -> "Redis":
+    from redis.asyncio import Redis  # noqa: PLC0415  # as above
+    from redis.asyncio.retry import Retry  # noqa: PLC0415
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+
+    try:
+        client = Redis.from_url(
+            url.get_secret_value(),
+            socket_connect_timeout=settings.connect_seconds_max,
+            socket_timeout=settings.remote_seconds_max,
+            # One more try on a fresh connection, when a kept one turns out to be cut; no waiting.
+            retry=Retry(NoBackoff(), 1),
+        )
+        client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # connects to nothing
+    except Exception:  # of an option that it does not know, of any kind; and it may quote the URL
+        told = "must have a port of at most 65535, and after a ? only options that redis-py has"
+        raise CannotStart(f"{variable('redis_url')}: {told}") from None
+    return client

@@ -1,0 +1,347 @@
+"""Asking one price source: whatever it does, asking it ends in time, raises nothing and is told."""
+
+import asyncio
+import gc
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from buydesk.errors import PriceUnavailable, SourceFailed
+from buydesk.money import RATE_E8_MAX, Currency
+from buydesk.prices.model import Observation, Quote, Rejection, SourceState
+from buydesk.prices.polling import ANSWER_ITEMS_MAX, AskedSource
+from buydesk.settings import Settings
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+EUR, GBP, USD = Currency
+QUOTES = tuple(Quote("exchange", currency, 999 * 10**8, 1001 * 10**8, NOON) for currency in Currency)
+
+Behaviour = Callable[[], Awaitable[Any]]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def now(self) -> datetime:
+        return NOON + timedelta(seconds=self.seconds - 1000)
+
+
+class Exchange:
+    """A stand-in for an exchange, which does one after the other what a test wants, the last for ever."""
+
+    name = "exchange"
+
+    def __init__(self, *behaviours: Behaviour) -> None:
+        self.asked = 0
+        self._behaviours = behaviours
+
+    async def quotes(self) -> Any:
+        self.asked += 1
+        return await self._behaviours[min(self.asked, len(self._behaviours)) - 1]()
+
+    async def close(self) -> None:
+        raise AssertionError("who asks does not close")
+
+
+def saying(said: object) -> Behaviour:
+    async def say() -> object:
+        return said
+
+    return say
+
+
+def raising(error: BaseException) -> Behaviour:
+    async def fail() -> Observation:
+        raise error
+
+    return fail
+
+
+async def hang() -> Observation:
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
+
+
+well = saying(Observation(QUOTES))
+closed = raising(SourceFailed("exchange is closed."))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def asked(clock: Clock, *behaviours: Behaviour, **settings: Any) -> AskedSource:
+    return AskedSource(Exchange(*behaviours), Settings(**settings), now=clock.now, clock=clock)
+
+
+async def reason_of(source: AskedSource) -> str:
+    """Why the source gives no quotes, when it is asked."""
+    seen = await source.ask()
+    assert seen.quotes == ()
+    [rejected] = seen.rejected
+    assert rejected.source == "exchange"
+    return rejected.reason
+
+
+async def test_source_that_answers_well_is_passed_on_and_known(clock: Clock) -> None:
+    said = Observation(QUOTES, (Rejection("exchange", "one of four is missing"),), NOON)
+    source = asked(clock, saying(said))
+    assert await source.ask() == said
+    assert source.state() == SourceState("exchange", "", 0, dict.fromkeys(Currency, 1000 * 10**8), NOON, None)
+    assert source.failures_total == 0
+
+
+async def test_source_that_was_not_asked_yet_says_so(clock: Clock) -> None:
+    assert asked(clock, well).state() == SourceState("exchange", "has not been asked yet", 0, None, None, None)
+
+
+async def test_why_quotes_were_not_used_is_told_of_a_source_that_answers(clock: Clock) -> None:
+    source = asked(clock, well, closed)
+    await source.ask()
+    assert source.state("EUR: is older than 30 s").detail == "EUR: is older than 30 s"
+    await source.ask()
+    assert source.state("EUR: is older than 30 s").detail == "is closed"
+
+
+async def test_last_quotes_of_a_source_that_fails_stay_known_with_their_time(clock: Clock) -> None:
+    early = Quote("exchange", GBP, 10**11, 10**11, NOON - timedelta(seconds=9))
+    source = asked(clock, saying(Observation((QUOTES[0], early))), closed)
+    await source.ask()
+    await source.ask()
+    state = source.state()
+    assert state.mids_e8 == {EUR: 1000 * 10**8, GBP: 10**11}
+    assert state.quoted_at == NOON - timedelta(seconds=9)
+    assert (state.failures, state.detail) == (1, "is closed")
+
+
+async def test_what_is_no_rate_is_passed_on_to_the_rule_but_not_shown(clock: Clock) -> None:
+    source = asked(clock, saying(Observation((Quote("exchange", EUR, 0, RATE_E8_MAX + 1, NOON), QUOTES[2]))))
+    assert len((await source.ask()).quotes) == 2
+    assert source.state().mids_e8 == {USD: 1000 * 10**8}
+
+
+async def test_quotes_are_of_the_source_that_was_asked_whatever_name_they_bear(clock: Clock) -> None:
+    said = Observation(tuple(Quote(f"other-{each.currency}", *_rest(each)) for each in QUOTES), (Rejection("x", "y"),))
+    seen = await asked(clock, saying(said)).ask()
+    assert seen.quotes == QUOTES
+    assert seen.rejected == (Rejection("exchange", "y"),)
+
+
+def _rest(quote: Quote) -> tuple[Currency, int, int, datetime]:
+    return quote.currency, quote.bid_e8, quote.ask_e8, quote.observed_at
+
+
+async def test_times_are_brought_to_utc(clock: Clock) -> None:
+    there = NOON.astimezone(timezone(timedelta(hours=9)))
+    seen = await asked(clock, saying(Observation((Quote("exchange", EUR, 10**11, 10**11, there),)))).ask()
+    assert seen.quotes[0].observed_at.tzinfo is UTC
+    assert seen.quotes[0].observed_at == NOON
+
+
+class Odd(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        (closed, "is closed"),
+        (raising(SourceFailed("Somebody else's words")), "Somebody else's words"),
+        (raising(RuntimeError("a fault")), "failed (RuntimeError)"),
+        (raising(PriceUnavailable("none")), "failed (PriceUnavailable)"),
+        (raising(MemoryError()), "failed (MemoryError)"),
+        (raising(asyncio.CancelledError()), "failed (CancelledError)"),
+        (raising(SystemExit(3)), "failed (SystemExit)"),
+        (raising(KeyboardInterrupt()), "failed (KeyboardInterrupt)"),
+        (raising(GeneratorExit()), "failed (GeneratorExit)"),
+        (raising(Odd()), "failed (Odd)"),
+        (saying(None), "failed (AttributeError)"),
+        (saying(Observation(None)), "failed (TypeError)"),  # type: ignore[arg-type]
+        (saying(Observation((None,))), "failed (AttributeError)"),  # type: ignore[arg-type]
+        (saying(Observation(())), "gave no quotes"),
+        (
+            saying(Observation((), (Rejection("x", "EUR: no"), Rejection("x", "GBP: no")))),
+            "gave no quotes; EUR: no; GBP: no",
+        ),
+        (saying(Observation((Quote("exchange", EUR, 1, 1, NOON.replace(tzinfo=None)),))), "told a time without a zone"),
+        (
+            saying(Observation((Quote("x", EUR, 1, 1, datetime.max.replace(tzinfo=timezone(-timedelta(hours=9)))),))),
+            "failed (OverflowError)",
+        ),
+        (saying(Observation(QUOTES * 4, (Rejection("x", "y"),))), "said more than 12 things at once"),
+        (raising(SourceFailed("exchange said \ud800\x00\n☃ " + "x" * 1000)), ("said ???☃ " + "x" * 1000)[:200]),
+    ],
+)
+async def test_whatever_a_source_does_is_a_reason_and_no_error(clock: Clock, behaviour: Behaviour, reason: str) -> None:
+    source = asked(clock, behaviour)
+    assert await reason_of(source) == reason
+    assert (source.state().detail, source.state().failures, source.failures_total) == (reason, 1, 1)
+
+
+async def test_source_may_say_as_much_as_allowed(clock: Clock) -> None:
+    seen = await asked(clock, saying(Observation(QUOTES * 3, (Rejection("x", "y"),) * 3))).ask()
+    assert len(seen.quotes) + len(seen.rejected) == ANSWER_ITEMS_MAX
+
+
+async def test_reasons_that_a_source_gives_for_some_of_its_quotes_are_bounded_too(clock: Clock) -> None:
+    said = Observation(QUOTES, (Rejection("x", "\udfff" + "y" * 1000, QUOTES[0]),))
+    [rejected] = (await asked(clock, saying(said)).ask()).rejected
+    assert rejected == Rejection("exchange", "?" + "y" * 199)
+
+
+async def test_source_that_is_no_coroutine_is_a_reason_too(clock: Clock) -> None:
+    class NoSource:
+        name = "exchange"
+        quotes = None
+
+    source = AskedSource(NoSource(), Settings(), now=clock.now, clock=clock)  # type: ignore[arg-type]
+    assert await reason_of(source) == "failed (TypeError)"
+
+
+async def test_fault_that_is_not_foreseen_is_logged_with_its_traceback_and_is_no_warning(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        await asked(clock, raising(RuntimeError("a fault"))).ask()
+        await asked(clock, closed).ask()
+    [told] = caplog.records
+    assert told.levelno == logging.INFO
+    assert told.exc_info is not None
+    assert "exchange failed" in told.getMessage()
+
+
+async def test_call_that_hangs_is_given_up_after_the_time_limit_and_cancelled(clock: Clock) -> None:
+    cancelled = asyncio.Event()
+
+    async def hang_until_cancelled() -> Observation:
+        try:
+            return await hang()
+        finally:
+            cancelled.set()
+
+    source = asked(clock, hang_until_cancelled, well, source_seconds_max=0.01)
+    assert await reason_of(source) == "gave no answer within 0.01 s"
+    await cancelled.wait()
+    assert (await source.ask()).quotes == QUOTES
+
+
+async def test_call_that_cannot_be_cancelled_is_waited_for_no_longer_and_no_second_one_is_made(clock: Clock) -> None:
+    released = asyncio.Event()
+
+    async def refuse_to_end() -> Observation:
+        while not released.is_set():
+            try:
+                await released.wait()
+            except asyncio.CancelledError:
+                continue
+        raise RuntimeError("too late to be heard")
+
+    exchange = Exchange(refuse_to_end, well)
+    source = AskedSource(exchange, Settings(source_seconds_max=0.01), now=clock.now, clock=clock)
+    async with asyncio.timeout(5):
+        assert await reason_of(source) == "gave no answer within 0.01 s"
+        assert await reason_of(source) == "is still busy with an earlier call"
+        assert exchange.asked == 1
+        released.set()
+        await asyncio.sleep(0)
+        assert (await source.ask()).quotes == QUOTES
+    gc.collect()  # an exception that nobody fetched would be a warning now, and with that an error
+
+
+async def test_who_asks_can_be_cancelled_at_once_and_takes_the_call_along(clock: Clock) -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def hang_until_cancelled() -> Observation:
+        started.set()
+        try:
+            return await hang()
+        finally:
+            ended.set()
+
+    asking = asyncio.create_task(asked(clock, hang_until_cancelled, source_seconds_max=3600).ask())
+    async with asyncio.timeout(5):
+        await started.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await ended.wait()
+
+
+RESTING: dict[str, Any] = {"source_rest_seconds": 10, "source_rest_seconds_max": 35}
+
+
+async def fail_until_it_rests(source: AskedSource) -> None:
+    for failures in (1, 2, 3):
+        assert source.state().resting_until is None
+        assert await reason_of(source) == "is closed"
+        assert source.state().failures == failures
+
+
+async def test_source_that_failed_three_times_in_a_row_is_left_alone_for_its_rest(clock: Clock) -> None:
+    exchange = Exchange(closed, closed, closed, well)
+    source = AskedSource(exchange, Settings(**RESTING), now=clock.now, clock=clock)
+    await fail_until_it_rests(source)
+    assert source.state().resting_until == NOON + timedelta(seconds=10)
+    clock.seconds += 9.5
+    assert await reason_of(source) == "is left alone after 3 failures in a row; the last: is closed"
+    assert (exchange.asked, source.failures_total) == (3, 3)
+    rests_until = NOON + timedelta(seconds=10)
+    assert source.state() == SourceState("exchange", "is closed", 3, None, None, rests_until, "is closed", NOON)
+    clock.seconds += 0.5
+    assert (await source.ask()).quotes == QUOTES
+    assert (source.state().failures, source.state().resting_until, source.state().detail) == (0, None, "")
+    assert (source.state().last_error, source.state().failed_at) == ("is closed", NOON), "it is not forgotten"
+
+
+async def test_each_further_failure_doubles_the_rest_up_to_the_longest(clock: Clock) -> None:
+    source = asked(clock, closed, **RESTING)
+    await fail_until_it_rests(source)
+    for rest_seconds in (10, 20, 35, 35):
+        clock.seconds += rest_seconds - 0.01
+        assert (await reason_of(source)).startswith("is left alone")
+        clock.seconds += 0.01
+        assert await reason_of(source) == "is closed"
+    assert source.failures_total == 7
+
+
+async def test_rest_begins_anew_after_a_success(clock: Clock) -> None:
+    source = asked(clock, *[closed] * 4, well, closed, **RESTING)
+    await fail_until_it_rests(source)
+    clock.seconds += 10
+    assert await reason_of(source) == "is closed"
+    clock.seconds += 20
+    assert (await source.ask()).quotes == QUOTES
+    await fail_until_it_rests(source)
+    assert source.state().resting_until == clock.now() + timedelta(seconds=10)
+
+
+async def test_failures_that_a_success_parts_are_not_in_a_row(clock: Clock) -> None:
+    source = asked(clock, closed, closed, well, closed, closed, well, **RESTING)
+    answers = [bool((await source.ask()).quotes) for _ in range(6)]
+    assert answers == [False, False, True, False, False, True]
+    assert source.failures_total == 4
+
+
+async def test_source_that_never_comes_back_rests_as_long_as_ever_after_any_time(clock: Clock) -> None:
+    """The rest is doubled at most so often that no number overflows."""
+    source = asked(clock, closed, source_rest_seconds=1, source_rest_seconds_max=2)
+    for _ in range(1100):
+        await source.ask()
+        clock.seconds += 2
+    assert source.state().failures == source.failures_total == 1100
+    assert sys.float_info.max_exp < 1100
+
+
+async def test_longest_rest_is_never_exceeded(clock: Clock) -> None:
+    source = asked(clock, closed, source_rest_seconds=100, source_rest_seconds_max=5)
+    await fail_until_it_rests(source)
+    assert source.state().resting_until == NOON + timedelta(seconds=5)

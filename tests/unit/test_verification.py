@@ -1,0 +1,235 @@
+"""Proof: what does not follow from the stored record is named; what does follow is proven."""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buydesk.money import Currency
+from buydesk.orders.model import ANONYMOUS, NewOrder, Order, placed_order
+from buydesk.orders.verification import doubts, require_proven
+from buydesk.prices.documents import record_document, record_from
+from buydesk.prices.model import NotARecord, PriceRecord, Quote, Rejection, Rule
+from buydesk.prices.rule import decide, record_of
+from tests.ledgers import settings, signed
+
+NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
+TICK = timedelta(microseconds=1)
+RULE = Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2)
+EUR, GBP, USD = Currency
+MIDS = {"kraken": 2_000_000_000_000, "gemini": 2_000_000_000_007, "bitstamp": 2_000_000_000_013, "coinbase": 10**12}
+QUOTES = [
+    Quote(name, currency, mid_e8 - 5, mid_e8 + 5, NOW - timedelta(seconds=number))
+    for currency in Currency
+    for number, (name, mid_e8) in enumerate(MIDS.items())
+]
+
+
+def decided(quotes: list[Quote]) -> PriceRecord:
+    unanswered = [Rejection("bitfinex", "gave no answer")]
+    return record_of(
+        decide(quotes, NOW, RULE), unanswered, "live", rule=RULE, decided_at=NOW, ttl=timedelta(seconds=60)
+    )
+
+
+RECORD = decided(QUOTES)
+NEW = NewOrder(uuid.UUID(int=1), ANONYMOUS, None, EUR, 6900)
+ORDER = placed_order(NEW, RECORD, 12, NOW + timedelta(seconds=1), livemode=True)
+
+
+def changed(**changes: Any) -> Order:
+    return msgspec.structs.replace(ORDER, **changes)
+
+
+def test_order_follows_from_the_record_it_was_priced_with() -> None:
+    assert doubts(ORDER, RECORD) == []
+
+
+def test_order_follows_from_the_record_as_it_is_stored() -> None:
+    stored = record_from(msgspec.json.decode(msgspec.json.encode(record_document(RECORD))))
+    assert doubts(ORDER, stored) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubt"),
+    [
+        ({"price_id": uuid.UUID(int=9)}, "was priced with record 00000000-0000-0000-0000-000000000009"),
+        ({"livemode": False}, "an order with livemode False was priced with a live record"),
+        ({"rate_e8": ORDER.rate_e8 + 1}, "the rate is 20000.00000008, and the record's is 20000.00000007"),
+        ({"satoshi": ORDER.satoshi - 1}, "the bitcoin amount is 0.00344999, and the record makes it 0.00345"),
+        ({"satoshi": ORDER.satoshi + 1}, "the bitcoin amount is 0.00345001, and the record makes it 0.00345"),
+        ({"amount_cents": 6901}, "the bitcoin amount is 0.00345000, and the record makes it 0.00345050"),
+        ({"price_as_of": RECORD.as_of + TICK}, "the price is dated 2026-01-31T09:04:58.000001Z"),
+        ({"created_at": RECORD.expires_at}, "and the price ended at 2026-01-31T09:05:58.000000Z"),
+        ({"created_at": NOW - TICK}, "and the price came at 2026-01-31T09:05:00.000000Z"),
+    ],
+)
+def test_what_of_the_order_does_not_follow_is_named(changes: dict[str, Any], doubt: str) -> None:
+    [named] = doubts(changed(**changes), RECORD)
+    assert doubt in named
+
+
+def test_amount_is_rounded_up_to_a_satoshi() -> None:
+    order = placed_order(NEW, replace(RECORD, rates_e8={EUR: 3 * 10**8}), 1, NOW, livemode=True)
+    assert order.satoshi == 2_300_000_000
+    order = placed_order(
+        msgspec.structs.replace(NEW, amount_cents=100),
+        replace(RECORD, rates_e8={EUR: 3 * 10**8}),
+        1,
+        NOW,
+        livemode=True,
+    )
+    assert order.satoshi == 33_333_334
+
+
+@pytest.mark.parametrize("moment", [NOW, RECORD.expires_at - TICK])
+def test_order_may_be_of_any_moment_from_the_price_to_its_end(moment: datetime) -> None:
+    assert doubts(changed(created_at=moment), RECORD) == []
+
+
+@pytest.mark.parametrize(
+    ("behind", "is_proven"), [(timedelta(seconds=10), True), (timedelta(seconds=10) + TICK, False)]
+)
+def test_clock_of_the_ledger_may_be_behind_by_the_allowed_skew(behind: timedelta, is_proven: bool) -> None:
+    order = changed(created_at=NOW - behind)
+    assert (doubts(order, RECORD, timedelta(seconds=10)) == []) is is_proven
+
+
+def with_quote(number: int, **changes: Any) -> Callable[[PriceRecord], PriceRecord]:
+    def change(record: PriceRecord) -> PriceRecord:
+        used = list(record.used)
+        used[number] = replace(used[number], **changes)
+        return replace(record, used=tuple(used))
+
+    return change
+
+
+def with_changes(**changes: Any) -> Callable[[PriceRecord], PriceRecord]:
+    return lambda record: replace(record, **changes)
+
+
+def with_rule(**changes: Any) -> Callable[[PriceRecord], PriceRecord]:
+    return with_changes(rule=replace(RULE, **changes))
+
+
+RATES = dict(RECORD.rates_e8)
+
+
+@pytest.mark.parametrize(
+    ("change", "doubt"),
+    [
+        (with_quote(1, bid_e8=MIDS["gemini"] - 7), "by the rule EUR 20000.00000006, GBP"),
+        (with_quote(0, observed_at=NOW + TICK), "the rates are EUR 20000.00000007"),
+        (
+            with_changes(rates_e8=RATES | {USD: RATES[USD] + 1}),
+            "and by the rule EUR 20000.00000007, GBP 20000.00000007, ",
+        ),
+        (
+            with_changes(used=RECORD.used[:4]),
+            "by the rule there is no price: GBP: only 0 of at least 2 sources agree; USD: only 1",
+        ),
+        (with_changes(used=()), "the record has no quotes"),
+        (with_changes(used=RECORD.used * 2), "by the rule there is no price"),
+        (with_changes(used=RECORD.used + RECORD.used[:1]), "by the rule other quotes are used"),
+        (with_changes(rejected=()), ""),
+        (
+            with_changes(rejected=(*RECORD.rejected, Rejection("new", "y", replace(QUOTES[0], source="new")))),
+            "other quotes",
+        ),
+        (with_changes(decided_at=NOW + timedelta(seconds=28) + TICK), "the rates are EUR 20000.00000007"),
+        (with_changes(decided_at=NOW + timedelta(seconds=28)), "and the price came at"),
+        (with_changes(as_of=NOW - timedelta(seconds=1)), "which is not when its oldest quote was observed"),
+        (with_changes(expires_at=RECORD.as_of), "the record is valid for 0 s"),
+        (with_changes(expires_at=RECORD.as_of + timedelta(seconds=3600)), ""),
+        (with_changes(expires_at=RECORD.as_of + timedelta(seconds=3600) + TICK), "the record is valid for 3600 s"),
+        (with_rule(version=2), "version 2 of the pricing rule is not known"),
+        (with_rule(sources_min=4), "only 3 of at least 4 sources agree"),
+        (with_rule(quote_age_seconds_max=1), "by the rule other quotes are used"),
+        (with_rule(deviation_bp_max=0), "by the rule there is no price"),
+        (with_changes(rule=None), "the record tells no rule, and not when it was applied"),
+        (with_changes(decided_at=None), "the record tells no rule, and not when it was applied"),
+        (with_rule(sources_min=1), "1 source is enough, which proves nothing"),
+        (with_changes(rates_e8={}), "the record has no rate for EUR"),
+        (with_changes(rates_e8=RATES | {EUR: 0}), "the record has no rate for EUR"),
+    ],
+)
+def test_what_of_the_record_does_not_follow_from_its_quotes_is_named(
+    change: Callable[[PriceRecord], PriceRecord], doubt: str
+) -> None:
+    found = doubts(ORDER, change(RECORD))
+    assert bool(found) is bool(doubt)
+    assert doubt in "; ".join(found)
+
+
+SETTINGS = settings(price_feed="live", price_spread_bp_max=1000, price_ttl_seconds=60)
+
+
+def test_proven_record_may_become_a_price() -> None:
+    require_proven(signed(RECORD), SETTINGS, NOW)
+    stricter = replace(RULE, quote_age_seconds_max=3, spread_bp_max=1, deviation_bp_max=1, sources_min=3)
+    strict = record_of(
+        decide([quote for quote in QUOTES if quote.source != "coinbase"], NOW, stricter),
+        [],
+        "live",
+        rule=stricter,
+        decided_at=NOW,
+        ttl=timedelta(seconds=60),
+    )
+    require_proven(signed(strict), SETTINGS, NOW)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (with_changes(feed="sandbox"), "feed: must be live, the feed of this desk"),
+        (
+            with_changes(rates_e8={currency: 2 * rate_e8 for currency, rate_e8 in RATES.items()}),
+            "record: the rates are",
+        ),
+        (with_changes(rule=None), "record: the record tells no rule"),
+        (with_changes(used=()), "record: the record has no quotes"),
+        (with_changes(as_of=NOW), "which is not when its oldest quote was observed"),
+        (with_rule(version=2), "version 2 of the pricing rule is not known"),
+        (with_rule(quote_age_seconds_max=31), "its rule allows a quote_age_seconds of 31, and this desk 30"),
+        (with_rule(spread_bp_max=1001), "its rule allows a spread_bp of 1001, and this desk 1000"),
+        (with_rule(deviation_bp_max=101), "its rule allows a deviation_bp of 101, and this desk 100"),
+        (with_quote(0, source="mine"), "record: the desk has no source mine$"),
+        (with_changes(rejected=(*RECORD.rejected, Rejection("mine", "x"))), "record: the desk has no source mine$"),
+    ],
+)
+def test_what_is_not_proven_becomes_no_price(change: Callable[[PriceRecord], PriceRecord], told: str) -> None:
+    with pytest.raises(NotARecord, match=told):
+        require_proven(signed(change(RECORD)), SETTINGS, NOW)
+
+
+def test_desk_that_needs_more_sources_takes_no_price_of_fewer() -> None:
+    with pytest.raises(NotARecord, match="its rule is content with 2 sources, and this desk needs 3"):
+        require_proven(signed(RECORD), settings(price_feed="live", price_sources_min=3), NOW)
+
+
+quotes = st.lists(
+    st.builds(
+        Quote,
+        st.sampled_from(["one", "two", "three", "four", "five"]),
+        st.sampled_from(Currency),
+        st.integers(10**12 - 10**10, 10**12) | st.integers(-(10**20), 10**20),
+        st.integers(10**12, 10**12 + 10**10) | st.integers(-(10**20), 10**20),
+        st.integers(-1, 31).map(lambda seconds: NOW - timedelta(seconds=seconds)),
+    ),
+    max_size=20,
+)
+
+
+@given(quotes, st.integers(1, 10**11 - 1), st.sampled_from(Currency))
+def test_every_order_at_every_price_of_the_rule_is_proven(further: list[Quote], cents: int, currency: Currency) -> None:
+    verdict = decide([*QUOTES, *further], NOW, RULE)
+    if not verdict.missing:
+        record = decided([*QUOTES, *further])
+        new = msgspec.structs.replace(NEW, amount_cents=cents, currency=currency)
+        assert doubts(placed_order(new, record, 1, NOW, livemode=True), record) == []
