@@ -1,7 +1,9 @@
 # The two commands are `make up` and `make test`; `make` alone lists all.
 .DEFAULT_GOAL := help
 BIN := .venv/bin
-SUITES := tests/unit tests/contract tests/services tests/acceptance
+# The slowest first: they are handed out file by file to so many processes, half of whose time is waiting.
+SUITES := tests/acceptance tests/services tests/contract tests/unit
+PROCESSES := 3
 RESULTS := tests/results
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --custom-compile-command "make lock" $(UPGRADE)
@@ -19,7 +21,7 @@ up: .venv/.run ## start the desk; ARGS="--port-offset 100 …" are its options (
 # Without ARGS everything runs and the gate of tests/gate.py holds.
 test: .venv/.dev ## run all tests, or ARGS="tests/unit -k money"; results are in tests/results
 ifeq ($(strip $(ARGS)),)
-	@$(BIN)/python -m pytest -p tests.gate --cov --cov-report=term --cov-report=html:$(RESULTS)/htmlcov \
+	@$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile -p tests.gate --cov --cov-report=term --cov-report=html:$(RESULTS)/htmlcov \
 		--html=$(RESULTS)/pytest_results.html --self-contained-html $(SUITES)
 else
 	@exec $(BIN)/python -m pytest $(ARGS)

@@ -16,8 +16,11 @@ import httpx2
 from buydesk.settings import PORTS
 
 START_SECONDS_MAX = 60
+# Tests run in several processes (pytest-xdist), each with its own offsets, so that none takes another's ports.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 # Below the ports that the system gives to outgoing connections (from 32768 on); each process begins elsewhere.
-_POSSIBLE = range(1000, 24_000, 60)
+_POSSIBLE = range(1000, 24_000, 60)[_WORKER::_WORKERS]
 _FIRST = os.getpid() * 37 % len(_POSSIBLE)
 _offsets: Iterator[int] = itertools.cycle((*_POSSIBLE[_FIRST:], *_POSSIBLE[:_FIRST]))
 

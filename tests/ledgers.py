@@ -44,7 +44,7 @@ from buydesk.orders.model import (
 from buydesk.prices.model import SOURCES, PriceRecord, Quote, Rule, stale
 from buydesk.prices.signing import Signer
 from buydesk.settings import TOKENS, Settings, variable
-from buydesk.signing_keys import new_signing_key
+from buydesk.signing_keys import KEY_BYTES, to_text
 from buydesk.times import utc_now
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ CAP_SATOSHI = 100 * SATOSHI_PER_BTC
 # The Unix times between which a ledger's clock may be.
 ANY_TIME = (0.0, 2.0**32)
 DB_PROXY = Account("db_proxy_of_tests", "secret-of-tests")
-SIGNING_KEY = new_signing_key()
+SIGNING_KEY = to_text(bytes(range(KEY_BYTES)))
 TOKEN = "test-token"
 _signer = Signer(SIGNING_KEY)
 _names = itertools.count()

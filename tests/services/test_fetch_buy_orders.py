@@ -25,6 +25,8 @@ from tests.serving import served
 
 N_MAX = 2**63 - 1
 STORED = 25
+# In the names of tests, which are the same in each process that runs some.
+AN_ID = uuid.UUID(int=1)
 
 
 class Ledger(ModelLedger):
@@ -398,7 +400,7 @@ async def test_the_exposure(desk: Reading) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/get_orders/", f"/get_orders/{uuid.uuid4()}", "/get_orders/?client_order_id=k", f"/prices/{uuid.uuid4()}"],
+    ["/get_orders/", f"/get_orders/{AN_ID}", "/get_orders/?client_order_id=k", f"/prices/{AN_ID}"],
 )
 async def test_without_the_ledger_reads_are_unavailable(desk: Reading, path: str) -> None:
     desk.ledger.fault = LedgerUnavailable("PostgreSQL is away", retry_after_seconds=1)

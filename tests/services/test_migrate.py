@@ -206,4 +206,4 @@ def test_services_never_load_what_migrates() -> None:
         "import sys, buydesk.runtime.serve; print([name for name in ('sqlalchemy', 'alembic') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", loads], capture_output=True, text=True, check=True)  # noqa: S603
-    assert done.stdout.strip() == "set()"
+    assert done.stdout.strip() == "[]"

@@ -19,7 +19,7 @@ from buydesk.prices.signing import Signer
 from buydesk.services import api_cache_proxy, db_proxy, health_check
 from buydesk.services.create_buy_order import PriceAtHand
 from buydesk.settings import TOKENS, Settings
-from buydesk.signing_keys import new_signing_key, public_key
+from buydesk.signing_keys import KEY_BYTES, new_signing_key, public_key, to_text
 from buydesk.times import utc_now
 from tests.ledgers import ModelLedger, placement, record, settings
 from tests.serving import served
@@ -111,7 +111,7 @@ async def test_token_for_one_purpose_is_none_for_another(known: str) -> None:
     assert done == {known}
 
 
-OLD, NEW = new_signing_key(), new_signing_key()
+OLD, NEW = (to_text(bytes([number] * KEY_BYTES)) for number in (1, 2))
 KEYS = {"old": public_key(OLD), "new": public_key(NEW)}
 
 
