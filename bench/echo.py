@@ -16,6 +16,7 @@ from fastapi import FastAPI, Response
 from buydesk.backends.memory.reports import MemoryHealthDesk
 from buydesk.http import app as web
 from buydesk.http.listeners import BACKLOG, allow_connections
+from buydesk.http.requests import Request
 from buydesk.http.server import serving
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.documents import EXAMPLE_ORDER
@@ -31,7 +32,7 @@ def create_app(settings: Settings) -> web.Service:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
 
-    async def place_order(request: web.Request) -> Response:
+    async def place_order(request: Request) -> Response:
         """A made-up order with what was asked for in it."""
         new = await read_order(request)
         order = msgspec.structs.replace(

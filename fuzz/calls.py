@@ -13,7 +13,7 @@ from schemathesis.engine import StopReason, events, from_schema
 from schemathesis.openapi.checks import RejectedPositiveData
 
 from buydesk.errors import IdempotencyKeyReused, NotReady, PriceStale, PriceUnavailable
-from buydesk.http.app import PROBLEM_TYPE
+from buydesk.http.responses import PROBLEM_TYPE
 from fuzz.documents import Document
 
 ANSWER_SECONDS_MAX = 20

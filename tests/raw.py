@@ -13,6 +13,8 @@ from fastapi import FastAPI, Response
 
 from buydesk.backends.memory.reports import MemoryHealthDesk
 from buydesk.http import app as web
+from buydesk.http.requests import Request, require_json
+from buydesk.http.responses import Answer, FastJSON
 from buydesk.observability.reporter import Reporter
 from buydesk.settings import Settings
 from tests.serving import served
@@ -28,7 +30,7 @@ def settings(**given: Any) -> Settings:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RawResponse:
     status: int
     headers: dict[str, str]
     body: bytes
@@ -65,7 +67,7 @@ class Raw:
             self._writer.write(segment)
             await self._writer.drain()
 
-    async def answer(self, method: str = "GET") -> Answer:
+    async def answer(self, method: str = "GET") -> RawResponse:
         """The next one; raises IncompleteReadError when the connection ends instead."""
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         status_line, *lines = head.removesuffix("\r\n\r\n").split("\r\n")
@@ -73,11 +75,11 @@ class Raw:
         assert version in ("HTTP/1.1", "HTTP/1.0"), status_line
         headers = dict(line.lower().split(": ", 1) for line in lines)
         size = 0 if method == "HEAD" or status == "100" else int(headers["content-length"])
-        return Answer(int(status), headers, await self._reader.readexactly(size))
+        return RawResponse(int(status), headers, await self._reader.readexactly(size))
 
-    async def answers(self, last: bytes = b"") -> list[Answer]:
+    async def answers(self, last: bytes = b"") -> list[RawResponse]:
         """All until the connection ends, or up to that which has this in its body."""
-        found: list[Answer] = []
+        found: list[RawResponse] = []
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while not (last and found and last in found[-1].body):
                 found.append(await self.answer())
@@ -150,32 +152,32 @@ class Echo:
                 app.add_direct_route(path, method, endpoint, {"responses": {}})
         return app
 
-    def keep(self, request: web.Request, body: bytes) -> None:
+    def keep(self, request: Request, body: bytes) -> None:
         self.reached.append((request.headers.get("x-id"), body))
 
-    async def _echo(self, request: web.Request) -> Response:
+    async def _echo(self, request: Request) -> Response:
         body = await request.body()
         self.keep(request, body)
-        return web.FastJSON({"id": request.headers.get("x-id"), "body": body.decode("latin-1")})
+        return FastJSON({"id": request.headers.get("x-id"), "body": body.decode("latin-1")})
 
-    async def _order(self, request: web.Request) -> Response:
-        web.require_json(request)
+    async def _order(self, request: Request) -> Response:
+        require_json(request)
         return await self._echo(request)
 
-    async def _slow(self, request: web.Request) -> Response:
+    async def _slow(self, request: Request) -> Response:
         self.answering = asyncio.current_task()
         self.called.set()
         await self.go_on.wait()
         return await self._echo(request)
 
-    async def _much(self, request: web.Request) -> Response:
-        return web.FastJSON({"bytes": len(await request.body(LARGE_BYTES))})
+    async def _much(self, request: Request) -> Response:
+        return FastJSON({"bytes": len(await request.body(LARGE_BYTES))})
 
-    async def _large(self, _: web.Request) -> Response:
+    async def _large(self, _: Request) -> Response:
         self.called.set()
-        return web.Answer(b"x" * LARGE_BYTES)
+        return Answer(b"x" * LARGE_BYTES)
 
-    async def _broken(self, _: web.Request) -> Response:
+    async def _broken(self, _: Request) -> Response:
         raise ZeroDivisionError("nobody expects this")
 
 

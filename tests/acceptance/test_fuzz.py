@@ -11,7 +11,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from buydesk.errors import InvalidRequest, Overloaded, PriceStale
-from buydesk.http import app as web
+from buydesk.http.openapi import INTERNAL, INTERNAL_SCHEME, Responses, problems
+from buydesk.http.responses import problem_response
 from buydesk.settings import PORTS
 from fuzz.documents import faults
 from fuzz.rounds import Services, fuzz
@@ -20,7 +21,7 @@ from tests.serving import served
 
 ROOT = Path(__file__).parents[2]
 SECONDS_MAX = 100
-REFUSED = web.problems(InvalidRequest)
+REFUSED = problems(InvalidRequest)
 
 
 async def test_every_service_answers_as_its_document_says() -> None:
@@ -47,7 +48,7 @@ async def test_every_service_answers_as_its_document_says() -> None:
     assert re.search(r"db_proxy: POST /add/ +200: [0-9]+ +401: [0-9]+ .* 422: [0-9]+", printed), printed
 
 
-def operation(problems: web.Responses | None = None, **further: Any) -> dict[str, Any]:
+def operation(problems: Responses | None = None, **further: Any) -> dict[str, Any]:
     """A documented operation with a whole number in its query."""
     parameter = {"name": "number", "in": "query", "required": True, "schema": {"type": "integer"}}
     schema = {"type": "object", "required": ["number"], "properties": {"number": {"type": "integer"}}}
@@ -58,15 +59,15 @@ def operation(problems: web.Responses | None = None, **further: Any) -> dict[str
 PATHS = {
     "/right": {"get": operation()},
     "/falls": {"get": operation()},
-    "/waits": {"get": operation(web.problems(Overloaded))},
-    "/expires": {"get": operation(web.problems(PriceStale))},
+    "/waits": {"get": operation(problems(Overloaded))},
+    "/expires": {"get": operation(problems(PriceStale))},
     "/moves": {"get": operation()},
     "/shouts": {"get": operation()},
     "/omits": {"get": operation()},
     "/takes": {"get": operation()},
     "/refuses": {"get": operation()},
     "/listens": {"get": operation()},
-    "/trusts": {"get": operation(security=web.INTERNAL)},
+    "/trusts": {"get": operation(security=INTERNAL)},
     "/shows": {"get": operation(description=1)},
 }
 
@@ -78,7 +79,7 @@ def lying() -> FastAPI:
         "openapi": "3.1.0",
         "info": {"title": "liar", "version": "1"},
         "paths": PATHS,
-        "components": {"securitySchemes": {web.INTERNAL_SCHEME: {"type": "http", "scheme": "bearer"}}},
+        "components": {"securitySchemes": {INTERNAL_SCHEME: {"type": "http", "scheme": "bearer"}}},
     }
 
     @liar.get("/openapi.json")
@@ -92,12 +93,12 @@ def lying() -> FastAPI:
         numbers = request.query_params.getlist("number")
         is_good = len(numbers) == 1 and re.fullmatch("-?[0-9]+", numbers[0], re.ASCII)
         if (not is_good and path != "takes") or path == "refuses":
-            return web.problem_response(InvalidRequest.of("number", "is wrong"), "/")
+            return problem_response(InvalidRequest.of("number", "is wrong"), "/")
         right = {"number": 1}
         return {
             "falls": Response("Oops", 500),
-            "waits": web.problem_response(Overloaded("Later."), "/"),
-            "expires": web.problem_response(PriceStale("Later."), "/"),
+            "waits": problem_response(Overloaded("Later."), "/"),
+            "expires": problem_response(PriceStale("Later."), "/"),
             "moves": JSONResponse(right, 202),
             "shouts": Response("ONE", media_type="text/plain"),
             "omits": JSONResponse({}),

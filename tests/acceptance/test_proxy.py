@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from buydesk.errors import TYPE_PREFIX, DeskError, PayloadTooLarge
-from buydesk.http.app import BODY_BYTES_MAX
+from buydesk.http.requests import BODY_BYTES_MAX
 from tests.attackers import UPGRADES, play, stored
 from tests.caddies import CADDYFILE, CLIENTS, DOMAIN, KEYS, caddy
 from tests.desks import Running, desk_up

@@ -15,9 +15,9 @@ from zlib import crc32
 import psutil
 import pytest
 
-from buydesk.http import app as web
+from buydesk.http.requests import Request
 from tests.logged import logged
-from tests.raw import Answer, Echo, echo_of, raw, settings
+from tests.raw import Echo, RawResponse, echo_of, raw, settings
 
 INPUTS = int(os.environ.get("RAW_INPUTS", "2000"))
 SEED = int(os.environ.get("RAW_SEED", random.randrange(2**32)))  # noqa: S311
@@ -119,7 +119,7 @@ class ByClient(Echo):
         super().__init__()
         self.by_client: defaultdict[str, list[tuple[str | None, str]]] = defaultdict(list)
 
-    def keep(self, request: web.Request, body: bytes) -> None:
+    def keep(self, request: Request, body: bytes) -> None:
         # No service asks for it.
         client = request._incoming._connection._transport.get_extra_info("peername")  # type: ignore[attr-defined]
         self.by_client["{}:{}".format(*client)].append((request.headers.get("x-id"), body.decode("latin-1")))
@@ -155,7 +155,7 @@ async def exchange(echo: ByClient, inputs: Inputs) -> list[int]:
     return [each.status for each in answers]
 
 
-def check(sent: bytes, answers: list[Answer], reached: list[tuple[str | None, str]]) -> None:
+def check(sent: bytes, answers: list[RawResponse], reached: list[tuple[str | None, str]]) -> None:
     """Each answer is the one to its request, and there are no more requests than were sent."""
     assert {each.status for each in answers} <= STATUSES
     echoed = [each.json for each in answers if each.status == 200 and b'"body"' in each.body]

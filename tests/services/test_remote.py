@@ -34,7 +34,7 @@ from buydesk.errors import (
     WrongMode,
     problem,
 )
-from buydesk.http import app as web
+from buydesk.http.responses import FastJSON, problem_response
 from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import KeptReport, Report
 from buydesk.orders.documents import outcome_document
@@ -331,7 +331,7 @@ async def test_more_or_fewer_outcomes_than_items_are_no_answer(
 )
 async def test_a_problem_comes_back_as_the_error_it_was(told: tuple[Answers, RemoteLedger], error: DeskError) -> None:
     answers, ledger = told
-    answers.respond = lambda: web.problem_response(error, "/x")
+    answers.respond = lambda: problem_response(error, "/x")
     calls: list[Awaitable[object]] = [ledger.exposure()]
     if not isinstance(error, InvalidRequest):
         calls.append(ledger.place([placement()], SECONDS))
@@ -354,7 +354,7 @@ async def test_a_batch_that_db_proxy_does_not_understand_is_no_fault_of_a_client
     told: tuple[Answers, RemoteLedger], error: DeskError
 ) -> None:
     answers, ledger = told
-    answers.respond = lambda: web.problem_response(error, "/x")
+    answers.respond = lambda: problem_response(error, "/x")
     found = await failure_of(ledger.place([placement()], SECONDS))
     assert isinstance(found, LedgerUnavailable)
     assert found.detail == f"db_proxy answered {error.code}: {error.detail}"
@@ -365,7 +365,7 @@ async def test_an_item_that_db_proxy_does_not_understand_is_no_fault_of_a_client
 ) -> None:
     answers, ledger = told
     refused = outcome_document(Refused(InvalidRequest.of("deadline", "is missing")))
-    answers.respond = lambda: web.FastJSON([refused])
+    answers.respond = lambda: FastJSON([refused])
     [outcome] = await ledger.place([placement()], SECONDS)
     assert isinstance(outcome, Refused)
     assert isinstance(outcome.problem, LedgerUnavailable)
@@ -381,9 +381,9 @@ async def test_reads_leave_connections_to_orders_and_checks_and_one_too_many_is_
 
     async def when_told() -> Response:
         if not answers.asked[-1].startswith("order/"):
-            return web.FastJSON([])
+            return FastJSON([])
         await go.wait()
-        return web.problem_response(OrderNotFound("none"), "/order")
+        return problem_response(OrderNotFound("none"), "/order")
 
     answers.respond = when_told
     async with opened(RemoteLedger, url, remote_connections_max=5, reads_waiting_max=2) as ledger:
@@ -415,7 +415,7 @@ async def test_services_that_misunderstand_each_other_do_not_blame_the_client(
     told: tuple[Answers, RemoteLedger], error: DeskError
 ) -> None:
     answers, ledger = told
-    answers.respond = lambda: web.problem_response(error, "/x")
+    answers.respond = lambda: problem_response(error, "/x")
     for call in (ledger.place([placement()], SECONDS), ledger.exposure()):
         found = await failure_of(call)
         assert type(found) is LedgerUnavailable
@@ -424,7 +424,7 @@ async def test_services_that_misunderstand_each_other_do_not_blame_the_client(
 
 async def test_a_fault_of_the_other_side_leaves_the_outcome_unknown(told: tuple[Answers, RemoteLedger]) -> None:
     answers, ledger = told
-    answers.respond = lambda: web.problem_response(InternalError("It has been logged."), "/add/")
+    answers.respond = lambda: problem_response(InternalError("It has been logged."), "/add/")
     assert type(await failure_of(ledger.place([placement()], SECONDS))) is OutcomeUnknown
     assert type(await failure_of(ledger.exposure())) is InternalError
     answers.say({"code": "a_code_of_the_future", "detail": "?"}, 500)
@@ -451,7 +451,7 @@ async def test_each_item_s_problem_comes_back_with_its_facts(told: tuple[Answers
 
 async def test_readiness_is_the_other_side_s_own(told: tuple[Answers, RemoteLedger]) -> None:
     answers, ledger = told
-    answers.respond = lambda: web.problem_response(NotReady("Missing: database.", missing=[]), "/readyz")
+    answers.respond = lambda: problem_response(NotReady("Missing: database.", missing=[]), "/readyz")
     error = await failure_of(ledger.check())
     assert (type(error), error.detail) == (LedgerUnavailable, "Missing: database.")
     answers.say({"status": "ready"})
@@ -479,7 +479,7 @@ async def test_token_that_health_check_does_not_know_makes_it_unavailable_and_no
     answering: tuple[Answers, str],
 ) -> None:
     answers, url = answering
-    answers.respond = lambda: web.problem_response(Unauthorized("The token is not the one"), "/report")
+    answers.respond = lambda: problem_response(Unauthorized("The token is not the one"), "/report")
     async with opened(RemoteHealthDesk, url) as desk:
         error = await failure_of(WRITES["report"](desk))
     assert type(error) is HealthUnavailable

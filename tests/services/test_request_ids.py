@@ -15,6 +15,8 @@ from buydesk.backends.memory.reports import MemoryHealthDesk
 from buydesk.backends.remote import RemoteLedger
 from buydesk.errors import ExposureCapExceeded, InternalError
 from buydesk.http import app as web
+from buydesk.http.requests import Request
+from buydesk.http.responses import FastJSON
 from buydesk.observability import request_ids
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.model import Outcome, Placement, Refused
@@ -33,13 +35,13 @@ def bench() -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
 
-    async def whose(_: web.Request) -> Response:
-        return web.FastJSON(request_ids.current())
+    async def whose(_: Request) -> Response:
+        return FastJSON(request_ids.current())
 
-    async def refused(_: web.Request) -> Response:
+    async def refused(_: Request) -> Response:
         raise ExposureCapExceeded("Too much.")
 
-    async def broken(_: web.Request) -> Response:
+    async def broken(_: Request) -> Response:
         raise ZeroDivisionError("an accident")
 
     app = web.service_app("db_proxy", "A bench.", {}, Reporter("db_proxy", MemoryHealthDesk(CALM), CALM), lifespan)

@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Callable
 import psutil
 import pytest
 
-from buydesk.http import connections
-from buydesk.http.connections import HEAD_BYTES_MAX, UNREAD_BYTES_MAX
+from buydesk.http import connections, protocol
+from buydesk.http.protocol import HEAD_BYTES_MAX, UNREAD_BYTES_MAX, Connection
 from buydesk.http.server import serving
 from buydesk.runtime.serve import running
 from buydesk.runtime.startup_report import answers, new_session, replies
 from buydesk.settings import Settings
 from tests.logged import logged
-from tests.raw import LARGE_BYTES, Answer, Echo, echo_of, raw, settings
+from tests.raw import LARGE_BYTES, Echo, RawResponse, echo_of, raw, settings
 
 GET = b"GET /echo HTTP/1.1\r\nHost: desk\r\nX-Id: got\r\n\r\n"
 POST = b"POST /echo HTTP/1.1\r\nHost: desk\r\nX-Id: posted\r\n"
@@ -34,7 +34,7 @@ async def echo() -> AsyncIterator[Echo]:
     assert [line for line in lines if line["level"] not in ("INFO", "DEBUG")] == []
 
 
-async def asked(port: int, sent: bytes = GET, address: str = "127.0.0.1") -> Answer:
+async def asked(port: int, sent: bytes = GET, address: str = "127.0.0.1") -> RawResponse:
     """The answer on a connection of its own."""
     async with raw(port, address) as line:
         await line.send(sent)
@@ -217,8 +217,8 @@ async def test_one_look_that_fails_does_not_end_the_time_limits(monkeypatch: pyt
 async def test_a_fault_of_the_answering_itself_ends_the_connection_and_is_logged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connections, "written", None)
-    with logged("buydesk.http.connections") as lines:
+    monkeypatch.setattr(protocol, "written", None)
+    with logged("buydesk.http.protocol") as lines:
         async with echo_of(settings(), Echo()) as echo, raw(echo.port) as line, asyncio.timeout(20):
             await line.send(GET)
             assert await line.rest() == b""
@@ -237,7 +237,7 @@ async def test_a_client_that_has_gone_before_it_is_known_is_none() -> None:
 
     of, transport = settings(), Gone()
     known = connections.Connections(of, Echo().app(of).respond)  # type: ignore[arg-type]  # never called
-    connection = connections.Connection(known)
+    connection = Connection(known)
     connection.connection_made(transport)
     connection.data_received(GET)
     connection.connection_lost(None)

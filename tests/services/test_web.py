@@ -30,6 +30,9 @@ from buydesk.errors import (
     WrongMode,
 )
 from buydesk.http import app as web
+from buydesk.http.openapi import INTERNAL, Json, answer, problems
+from buydesk.http.requests import BODY_BYTES_MAX, Request, require_json, require_token, require_utf8, single_parameters
+from buydesk.http.responses import FastJSON, problem_response
 from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import KeptReport
 from buydesk.settings import Settings
@@ -65,7 +68,7 @@ class Bench:
             ("/broken", "GET", _broken),
         ):
             app.add_direct_route(path, method, endpoint, _operation(path))
-        app.add_direct_route("/guarded", "GET", _guarded, {**_operation("/guarded"), "security": web.INTERNAL})
+        app.add_direct_route("/guarded", "GET", _guarded, {**_operation("/guarded"), "security": INTERNAL})
         app.add_direct_route("/orders/{id}", "GET", _echo_id, _operation("/orders/{id}"))
 
         @app.get("/typed/")
@@ -83,34 +86,34 @@ class Bench:
         return app
 
 
-def _operation(path: str) -> web.Json:
-    return {"summary": path, "responses": web.answer("Fine.", {"ok": True}) | web.problems(PriceStale)}
+def _operation(path: str) -> Json:
+    return {"summary": path, "responses": answer("Fine.", {"ok": True}) | problems(PriceStale)}
 
 
-async def _body(request: web.Request) -> Response:
-    web.require_json(request)
-    return web.FastJSON({"bytes": len(await request.body())})
+async def _body(request: Request) -> Response:
+    require_json(request)
+    return FastJSON({"bytes": len(await request.body())})
 
 
-async def _guarded(request: web.Request) -> Response:
-    web.require_token(request, ("another", TOKEN))
-    return web.FastJSON({"ok": True})
+async def _guarded(request: Request) -> Response:
+    require_token(request, ("another", TOKEN))
+    return FastJSON({"ok": True})
 
 
-async def _parameters(request: web.Request) -> Response:
-    return web.FastJSON(web.single_parameters(request, ("start", "page_size")))
+async def _parameters(request: Request) -> Response:
+    return FastJSON(single_parameters(request, ("start", "page_size")))
 
 
-async def _refused(_: web.Request) -> Response:
+async def _refused(_: Request) -> Response:
     raise ExposureCapExceeded("Too much.", retry_after_seconds=7, available="0.5")
 
 
-async def _broken(_: web.Request) -> Response:
+async def _broken(_: Request) -> Response:
     raise ZeroDivisionError("an accident")
 
 
-async def _echo_id(request: web.Request) -> Response:
-    return web.FastJSON({"id": request.parameter})
+async def _echo_id(request: Request) -> Response:
+    return FastJSON({"id": request.parameter})
 
 
 @pytest.fixture
@@ -203,7 +206,7 @@ async def test_an_operation_that_needs_the_token_says_so(client: httpx2.AsyncCli
 
 
 def test_problems_of_one_status_share_a_response() -> None:
-    responses = web.problems(LedgerUnavailable, Overloaded, Unauthorized)
+    responses = problems(LedgerUnavailable, Overloaded, Unauthorized)
     assert set(responses) == {"503", "401"}
     assert set(responses["503"]["content"]["application/problem+json"]["examples"]) == {
         "ledger_unavailable",
@@ -226,14 +229,14 @@ def test_problems_of_one_status_share_a_response() -> None:
     ],
 )
 def test_the_example_of_a_problem_has_its_facts(kind: type[DeskError], facts: set[str]) -> None:
-    [response] = web.problems(kind).values()
+    [response] = problems(kind).values()
     example = response["content"]["application/problem+json"]["examples"][kind.code]["value"]
     assert example.keys() - {"type", "title", "status", "detail", "instance", "code"} == facts
 
 
 def test_whoever_needs_the_ledger_may_find_the_other_mode() -> None:
     for kinds in ([LedgerUnavailable], [LedgerUnavailable, WrongMode]):
-        [response] = web.problems(*kinds).values()
+        [response] = problems(*kinds).values()
         assert set(response["content"]["application/problem+json"]["examples"]) == {"ledger_unavailable", "wrong_mode"}
 
 
@@ -326,7 +329,7 @@ async def test_facts_and_the_time_to_wait_travel_with_the_problem(client: httpx2
 
 
 def test_allow_names_what_the_path_takes() -> None:
-    answer = web.problem_response(MethodNotAllowed("No.", allow="GET, HEAD"), "/x")
+    answer = problem_response(MethodNotAllowed("No.", allow="GET, HEAD"), "/x")
     assert answer.headers["allow"] == "GET, HEAD"
     assert json.loads(bytes(answer.body))["instance"] == "/x"
 
@@ -342,7 +345,7 @@ async def test_an_accident_is_answered_without_its_details_and_logged(
 
 async def test_a_body_is_read_up_to_its_limit(client: httpx2.AsyncClient) -> None:
     headers = {"content-type": "application/json; charset=utf-8"}
-    limit = web.BODY_BYTES_MAX
+    limit = BODY_BYTES_MAX
     answer = await client.post("/body", content=b"x" * limit, headers=headers)
     assert answer.json() == {"bytes": limit}
     answer = await client.post("/body", content=b"x" * (limit + 1), headers=headers)
@@ -356,7 +359,7 @@ async def test_a_body_that_does_not_say_its_length_is_read_up_to_the_same_limit(
 
     headers = {"content-type": "application/json"}
     answer = await client.post("/body/", content=chunks(16), headers=headers)
-    assert answer.json() == {"bytes": web.BODY_BYTES_MAX}
+    assert answer.json() == {"bytes": BODY_BYTES_MAX}
     _assert_problem(await client.post("/body/", content=chunks(17), headers=headers), 413, "payload_too_large")
 
 
@@ -396,12 +399,12 @@ async def test_the_content_encoding_identity_is_none(client: httpx2.AsyncClient)
 )
 def test_what_is_not_plain_utf_8_is_named(body: bytes, told: str) -> None:
     with pytest.raises(InvalidRequest, match=f"^body: {told}; send plain UTF-8$"):
-        web.require_utf8(body)
+        require_utf8(body)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"{}", b" []", b'"\xc3\xa9"', b"\xe9t\xe9"])
 def test_what_may_be_utf_8_is_left_to_the_reader(body: bytes) -> None:
-    web.require_utf8(body)
+    require_utf8(body)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"a": "x"}', b'{"a": "\xff"}', b"[" * 10_000])

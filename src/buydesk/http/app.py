@@ -6,38 +6,27 @@ requests by FastAPI and Starlette costs more than placing an order does. What Fa
 """
 
 import asyncio
-import codecs
 import contextlib
-import hmac
 import logging
 import math
-import re
 import time
 from base64 import b64encode
-from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache, partial
 from hashlib import sha256
 from http import HTTPStatus
 from importlib.resources import files
-from itertools import accumulate
-from typing import Any, NamedTuple, Protocol, cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Any, NamedTuple, cast
 
-import msgspec
 from fastapi import FastAPI, Response
 from fastapi import Request as StarletteRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import Message
@@ -47,183 +36,25 @@ from buydesk.errors import (
     DeskError,
     InternalError,
     InvalidRequest,
-    LedgerUnavailable,
     MethodNotAllowed,
     NotFound,
     NotReady,
-    Overloaded,
-    Unauthorized,
-    UnsupportedMediaType,
-    WrongMode,
-    problem,
 )
+from buydesk.http.openapi import EVERY_SERVICE, Json, common_operation, openapi_document, problems
+from buydesk.http.requests import Request
+from buydesk.http.responses import Answer, FastJSON, encode, problem_response
+from buydesk.observability.metrics import Traffic
 from buydesk.observability.reporter import Reporter
 
-PROBLEM_TYPE = "application/problem+json"
-BODY_BYTES_MAX = 16 * 1024
-# What a body begins with that was not written as plain UTF-8.
-_BEGINNINGS = (
-    (codecs.BOM_UTF8, "starts with a byte order mark"),
-    (codecs.BOM_UTF16_LE, "starts with a byte order mark of UTF-16 or UTF-32"),
-    (codecs.BOM_UTF16_BE, "starts with a byte order mark of UTF-16"),
-    (codecs.BOM_UTF32_BE, "starts with a byte order mark of UTF-32"),
-    (b"\x1f\x8b", "is compressed by gzip"),
-)
-# More parameters than any route has: each that is wrong would be told.
-_PARAMETERS_MAX = 100
-_WHOLE_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 CHECK_SECONDS_MAX = 3.0
 # However many ask for /metrics, writing it takes a twentieth of the time: no order is answered meanwhile.
 METRICS_SHARE = 1 / 20
-INTERNAL_SCHEME = "internal_token"
-# The `security` of an OpenAPI operation that calls `require_token`.
-INTERNAL: list[dict[str, list[str]]] = [{INTERNAL_SCHEME: []}]
-_EVERY_SERVICE = "every service"
-_ABOUT_IDS = (
-    "Every answer has an `X-Request-Id`, by which the desk's logs and reports name the request: the one that came with "
-    "it, if that is 1 to 64 letters, digits, `.`, `_` or `-`, otherwise a fresh one."
-)
 
-Json = Mapping[str, object]
-Responses = dict[int | str, dict[str, Any]]
 Check = Callable[[], Awaitable[None]]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-encode = msgspec.json.encode
-
-
-class Headers:
-    """A request's headers: names in lower case, values in Latin-1, without the blanks around them."""
-
-    __slots__ = ("_more", "_values")
-
-    def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self._values: dict[str, str] = {}
-        self._more: dict[str, list[str]] = {}  # of those that came more than once: all
-        for raw_name, raw_value in headers:
-            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1").strip(" \t")
-            if name in self._values:
-                self._more.setdefault(name, [self._values[name]]).append(value)
-            else:
-                self._values[name] = value
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._values
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def get(self, name: str) -> str | None:
-        """The first value of a name in lower case."""
-        return self._values.get(name)
-
-    def get_all(self, name: str) -> list[str]:
-        """All values of a name in lower case."""
-        return self._more.get(name) or [self._values[name]] if name in self._values else []
-
-    def items(self) -> Iterator[tuple[str, str]]:
-        """Every name with every value of it."""
-        return ((name, value) for name in self._values for value in self.get_all(name))
-
-
-class Incoming(Protocol):
-    """What the server has read of a request: its first line, and the body as it comes."""
-
-    method: str
-    target: bytes
-    version: str
-
-    async def read(self, headers: Headers, bytes_max: int, seconds_max: float) -> bytes: ...
-
-
-class Request:
-    """One request, of which the server has read the head.
-
-    `path` is decoded, `query` is not; `authority` is the host of a request that names it in its first line; `parameter`
-    is what stands in the place of the route's one path parameter. The body has to come within `seconds_max`.
-    """
-
-    __slots__ = ("_incoming", "_seconds_max", "authority", "headers", "method", "parameter", "path", "query", "version")
-
-    def __init__(self, incoming: Incoming, headers: Headers, seconds_max: float) -> None:
-        target = incoming.target.decode("latin-1")
-        self.authority = ""
-        if not target.startswith("/"):
-            try:
-                self.authority, path, query = urlsplit(target)[1:4]
-            except ValueError:  # no host that could be admitted
-                self.authority, path, query = target, "/", ""
-            target = f"{path or '/'}?{query}" if self.authority else target
-        path, _, self.query = target.partition("?")
-        self.path = unquote(path) if "%" in path else path
-        self.method = incoming.method
-        self.version = incoming.version
-        self.headers = headers
-        self.parameter = ""
-        self._incoming = incoming
-        self._seconds_max = seconds_max
-
-    async def body(self, bytes_max: int = BODY_BYTES_MAX) -> bytes:
-        """The body; raises PayloadTooLarge, RequestTimeout and, for one that breaks off, InvalidHttp."""
-        return await self._incoming.read(self.headers, bytes_max, self._seconds_max)
-
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-class Answer(Response):
-    """An answer whose headers are bytes already: made in a quarter of the time that a Response takes."""
-
-    def __init__(self, body: bytes, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-        self.body = body
-        self.status_code = status
-        self.background = None
-        self.raw_headers = list(headers)
-        if status != HTTPStatus.NOT_MODIFIED:
-            self.raw_headers += [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
-
-
-class FastJSON(JSONResponse):
-    """JSON by msgspec: compact UTF-8, members in the order given."""
-
-    def render(self, content: object) -> bytes:
-        return encode(content)
-
-
-class Traffic(Collector):
-    """Counts what one service answers, for Prometheus. In plain numbers: everything runs in one thread, and the locks
-    of prometheus_client's own counters cost each request as much as reading its JSON."""
-
-    _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-    def __init__(self, service: str) -> None:
-        self._service = service
-        self._answers: dict[tuple[str, str, int], int] = {}  # by method, path and status
-        self._seconds: dict[str, list[float]] = {}  # by path: how many within each bound, beyond all, and the sum
-
-    def count(self, method: str, path: str, status: int, seconds: float) -> None:
-        """Counts one answer, given after so many seconds."""
-        answered = method, path, status
-        self._answers[answered] = self._answers.get(answered, 0) + 1
-        buckets = self._seconds.get(path)
-        if buckets is None:
-            buckets = self._seconds[path] = [0.0] * (len(self._SECONDS) + 2)
-        buckets[bisect_left(self._SECONDS, seconds)] += 1
-        buckets[-1] += seconds
-
-    def collect(self) -> Iterator[Metric]:
-        """What prometheus_client asks for at every scrape."""
-        answers = CounterMetricFamily(
-            "buydesk_http_requests", "Answers given.", labels=["service", "method", "path", "status"]
-        )
-        for (method, path, status), count in self._answers.items():
-            answers.add_metric([self._service, method, path, str(status)], count)
-        yield answers
-        seconds = HistogramMetricFamily("buydesk_http_seconds", "Time until the answer.", labels=["service", "path"])
-        bounds = [*map(str, self._SECONDS), "+Inf"]
-        for path, (*counts, total) in self._seconds.items():
-            seconds.add_metric([self._service, path], list(zip(bounds, accumulate(counts), strict=True)), total)
-        yield seconds
 
 
 class Route(NamedTuple):
@@ -277,7 +108,7 @@ class Service(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, with the direct routes in it."""
-        return _openapi(self)
+        return openapi_document(self, self.operations)
 
     async def respond(self, request: Request, admit: Callable[[Request], None]) -> Response:
         """The answer to a request, whatever happens; counted. `admit` raises what refuses it before anything else."""
@@ -401,120 +232,6 @@ def service_app(
     return app
 
 
-def problem_response(error: DeskError, instance: str) -> Response:
-    """The error as application/problem+json, with the headers that go with it."""
-    headers = {}
-    if error.retry_after_seconds is not None:
-        headers["Retry-After"] = str(error.retry_after_seconds)
-    if isinstance(error, Unauthorized):
-        headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, MethodNotAllowed):
-        headers["Allow"] = str(error.facts["allow"])
-    return Response(encode(problem(error, instance)), error.status, headers, PROBLEM_TYPE)
-
-
-def problems(*kinds: type[DeskError]) -> Responses:
-    """The `responses` of an OpenAPI operation for these errors, each with an example."""
-    if LedgerUnavailable in kinds and WrongMode not in kinds:
-        kinds = (*kinds, WrongMode)  # whoever needs the ledger may find the other mode's
-    responses: Responses = {}
-    for kind in kinds:
-        response = responses.setdefault(
-            str(kind.status),
-            {"description": kind.title, "content": {PROBLEM_TYPE: {"schema": _PROBLEM_SCHEMA, "examples": {}}}},
-        )
-        response["content"][PROBLEM_TYPE]["examples"][kind.code] = {
-            "value": problem(kind(kind.title, **kind.example_facts), "/")
-        }
-    return responses
-
-
-def answer(description: str, example: object, status: int = 200) -> Responses:
-    """The `responses` of an OpenAPI operation for success, with an example."""
-    example = msgspec.to_builtins(example)
-    return {str(status): {"description": description, "content": {"application/json": {"example": example}}}}
-
-
-def require_json(request: Request) -> None:
-    """Raises UnsupportedMediaType unless the body says that it is JSON, and not compressed."""
-    if "content-encoding" in request.headers:
-        coding = (request.headers.get("content-encoding") or "").strip().lower()
-        if coding != "identity":
-            raise UnsupportedMediaType(f"Content-Encoding {coding[:100]} is not taken here; send the body plain.")
-    said = request.headers.get("content-type") or ""
-    if said == "application/json":
-        return
-    media_type = said.partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType(f"The content type must be application/json, not {media_type[:100] or 'missing'}.")
-
-
-def require_utf8(body: bytes) -> None:
-    """Raises InvalidRequest, in words that help, for what begins as no JSON in UTF-8 does."""
-    if body[:2].isascii() and 0 not in body[:2]:  # as every JSON object in UTF-8, and hardly anything else
-        return
-    for mark, told in _BEGINNINGS:
-        if body.startswith(mark):
-            raise InvalidRequest.of("body", f"{told}; send plain UTF-8")
-    if 0 in body[:2]:
-        raise InvalidRequest.of("body", "is in UTF-16 or UTF-32; send plain UTF-8")
-
-
-def require_token(request: Request | StarletteRequest, tokens: tuple[str, ...]) -> None:
-    """Raises Unauthorized unless the request shows one of the tokens."""
-    shown = (request.headers.get("authorization") or "").encode()
-    if True not in [hmac.compare_digest(shown, f"Bearer {token}".encode()) for token in tokens]:  # always asks all
-        raise Unauthorized("This path is for the desk's own services: show the token for it.")
-
-
-def single_parameters(request: Request | StarletteRequest, known: Collection[str]) -> dict[str, str]:
-    """The query parameters; raises InvalidRequest naming each that is unknown or given twice."""
-    reasons: list[tuple[str, str]] = []
-    found: dict[str, str] = {}
-    query = request.query if isinstance(request, Request) else request.url.query
-    if query.count("&") >= _PARAMETERS_MAX:
-        raise InvalidRequest.of("query", f"may have {_PARAMETERS_MAX} parameters at the most")
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name not in known:
-            reasons.append((name[:100], f"is not a parameter here; these are: {', '.join(known)}"))
-        elif name in found:
-            reasons.append((name, "is given more than once"))
-        found[name] = value
-    if reasons:
-        raise InvalidRequest.of_all(list(dict.fromkeys(reasons)))
-    return found
-
-
-def whole_number(parameters: Mapping[str, str], name: str, maximum: int) -> int | None:
-    """The parameter, None when it is not there; raises InvalidRequest unless it is a number from 1 to `maximum`."""
-    text = parameters.get(name)
-    if text is None:
-        return None
-    if not _WHOLE_NUMBER.fullmatch(text) or not 1 <= int(text) <= maximum:
-        raise InvalidRequest.of(name, f"must be a whole number from 1 to {maximum}")
-    return int(text)
-
-
-def number_parameter(name: str, description: str, maximum: int, default: int | None = None) -> dict[str, object]:
-    """An OpenAPI query parameter that is a whole number from 1 to its maximum."""
-    schema = {"type": "integer", "minimum": 1, "maximum": maximum} | ({"default": default} if default else {})
-    return {"name": name, "in": "query", "description": description, "schema": schema}
-
-
-_PROBLEM_SCHEMA = {
-    "type": "object",
-    "required": ["type", "title", "status", "detail", "instance", "code"],
-    "properties": {
-        "type": {"type": "string", "format": "uri"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "instance": {"type": "string"},
-        "code": {"type": "string", "description": "Stable; branch on this."},
-    },
-}
-
-
 def _add_common_routes(app: Service) -> None:
     exposition = Kept(lambda: generate_latest(app.registry), METRICS_SHARE)
     document = cache(lambda: encode(app.openapi()))
@@ -545,19 +262,19 @@ def _add_common_routes(app: Service) -> None:
     async def docs(_: Request) -> Response:
         return page
 
-    app.add_direct_route("/", "GET", about, _operation("Which service and version this is", identity))
+    app.add_direct_route("/", "GET", about, common_operation("Which service and version this is", identity))
     app.add_direct_route(
-        "/livez", "GET", live, _operation("Is the process alive (touches nothing)", {"status": "alive"})
+        "/livez", "GET", live, common_operation("Is the process alive (touches nothing)", {"status": "alive"})
     )
     app.add_direct_route(
         "/readyz",
         "GET",
         ready,
-        _operation("Can the service do its work", {"status": "ready"}, problems(NotReady)),
+        common_operation("Can the service do its work", {"status": "ready"}, problems(NotReady)),
     )
     metrics_answer = {"200": {"description": "Prometheus text", "content": {"text/plain": {}}}}
     app.add_direct_route(
-        "/metrics", "GET", metrics, {"tags": [_EVERY_SERVICE], "summary": "Metrics", "responses": metrics_answer}
+        "/metrics", "GET", metrics, {"tags": [EVERY_SERVICE], "summary": "Metrics", "responses": metrics_answer}
     )
     app.add_direct_route("/openapi.json", "GET", openapi, None)
     app.add_direct_route("/docs", "GET", docs, None)
@@ -600,10 +317,6 @@ def _docs_page(title: str) -> Response:
     return page
 
 
-def _operation(summary: str, example: object, further: Mapping[int | str, Any] | None = None) -> Json:
-    return {"tags": [_EVERY_SERVICE], "summary": summary, "responses": answer("OK", example) | dict(further or {})}
-
-
 async def missing_parts(checks: Mapping[str, Check], *, for_operators: bool = False) -> list[dict[str, str]]:
     """What is missing and why, as {"what", "why"}: all checks asked at once, each for CHECK_SECONDS_MAX at the most.
     Operators also read in what words a server said so."""
@@ -620,39 +333,6 @@ async def _failure_of(check: Check, for_operators: bool) -> str | None:
     except TimeoutError:
         return f"No answer within {CHECK_SECONDS_MAX:g} s."
     return None
-
-
-def _openapi(app: Service) -> dict[str, Any]:
-    document = get_openapi(
-        title=app.title,
-        version=app.version,
-        summary=app.summary,
-        description=_ABOUT_IDS,
-        routes=app.routes,
-        openapi_version="3.1.0",
-    )
-    for path, direct in app.operations.items():
-        document.setdefault("paths", {}).setdefault(path, {}).update(direct)
-    operations = [operation for path in document["paths"].values() for operation in path.values()]
-    for operation in operations:
-        operation["responses"] = _joined(operation["responses"], problems(InternalError, Overloaded))
-    if any("security" in operation for operation in operations):
-        schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
-        schemes[INTERNAL_SCHEME] = {"type": "http", "scheme": "bearer"}
-    # Swagger shows the groups in this order: first what the service is there for.
-    groups = {tag for operation in operations for tag in operation.get("tags", [])} - {_EVERY_SERVICE}
-    document["tags"] = [{"name": name} for name in (*sorted(groups, reverse=True), _EVERY_SERVICE)]
-    return document
-
-
-def _joined(responses: Responses, further: Responses) -> Responses:
-    """The responses of an OpenAPI operation, with further examples for those that are there already."""
-    joined = further | responses
-    for status in responses.keys() & further.keys():
-        examples = [each["content"][PROBLEM_TYPE]["examples"] for each in (responses[status], further[status])]
-        content = {"schema": _PROBLEM_SCHEMA, "examples": examples[0] | examples[1]}
-        joined[status] = responses[status] | {"content": {PROBLEM_TYPE: content}}
-    return joined
 
 
 def _accident() -> InternalError:

@@ -11,9 +11,11 @@ from functools import lru_cache, partial
 from ipaddress import ip_address
 
 from buydesk.errors import CannotStart, ForeignOrigin, InvalidHttp
-from buydesk.http.app import Request, Service
-from buydesk.http.connections import Connection, Connections
+from buydesk.http.app import Service
+from buydesk.http.connections import Connections
 from buydesk.http.listeners import BACKLOG
+from buydesk.http.protocol import Connection
+from buydesk.http.requests import Request
 from buydesk.settings import Settings
 
 # When nothing is worked on any more, answers have so long to reach their clients before the connections are cut.

@@ -22,21 +22,10 @@ from buydesk.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from buydesk.http.app import (
-    INTERNAL,
-    FastJSON,
-    Request,
-    Service,
-    answer,
-    number_parameter,
-    problems,
-    require_json,
-    require_token,
-    require_utf8,
-    service_app,
-    single_parameters,
-    whole_number,
-)
+from buydesk.http.app import Service, service_app
+from buydesk.http.openapi import INTERNAL, answer, number_parameter, problems
+from buydesk.http.requests import Request, require_json, require_token, require_utf8, single_parameters, whole_number
+from buydesk.http.responses import FastJSON
 from buydesk.money import CURRENCIES, RATE_SCALE, Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.verification import require_proven

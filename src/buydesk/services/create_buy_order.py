@@ -30,6 +30,9 @@ from buydesk.errors import (
     UnsupportedMediaType,
 )
 from buydesk.http import app as web
+from buydesk.http.openapi import answer, problems
+from buydesk.http.requests import Request, require_json, require_utf8, single_parameters
+from buydesk.http.responses import Answer, encode
 from buydesk.money import Currency, parse_amount, parse_currency
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.batching import PlacingQueue, Waiting
@@ -163,7 +166,7 @@ def create_app(settings: Settings, ledger: OrderLedger, board: PriceBoard, repor
             yield
         refreshing.cancel()
 
-    async def place_order(request: web.Request) -> Response:
+    async def place_order(request: Request) -> Response:
         """The order of a request, placed: 201, or what refused it as a problem."""
         order = await read_order(request)
         if order.client_order_id is None and settings.idempotency_keys_required:
@@ -192,7 +195,7 @@ def create_app(settings: Settings, ledger: OrderLedger, board: PriceBoard, repor
     return app
 
 
-async def read_order(request: web.Request) -> NewOrder:
+async def read_order(request: Request) -> NewOrder:
     """The order a request asks for, from its query or from its JSON body, under a fresh id.
 
     Raises PayloadTooLarge, UnsupportedMediaType and InvalidRequest, which names every member that is wrong.
@@ -201,10 +204,10 @@ async def read_order(request: web.Request) -> NewOrder:
     if request.query:
         if body:
             raise InvalidRequest.of("body", "must be empty when the order is in the query")
-        members: dict[str, object] = dict(web.single_parameters(request, _MEMBERS))
+        members: dict[str, object] = dict(single_parameters(request, _MEMBERS))
     else:
         if body or "content-type" in request.headers:
-            web.require_json(request)
+            require_json(request)
         members = _members(body)
     reasons: list[tuple[str, str]] = []
     currency = _read(members, "currency", _currency, reasons)
@@ -259,7 +262,7 @@ def _members(body: bytes) -> dict[str, object]:
     if not body:
         raise InvalidRequest.of("body", 'is empty; send {"currency": "EUR", "amount": "69.00"} or use the query')
 
-    web.require_utf8(body)
+    require_utf8(body)
     try:
         document = _JSON.decode(body.decode("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -287,7 +290,7 @@ def _key(value: object) -> str:
     return parse_key(value)
 
 
-def _header_key(request: web.Request, reasons: list[tuple[str, str]]) -> str | None:
+def _header_key(request: Request, reasons: list[tuple[str, str]]) -> str | None:
     """The Idempotency-Key header, bare or as the quoted string of RFC 8941, in which \\ stands before " and \\."""
     if "idempotency-key" not in request.headers:
         return None
@@ -340,9 +343,7 @@ def created(order: Order, orders_url: str, *, is_replay: bool) -> Response:
     headers = [(b"location", f"{orders_url}{order.id}".encode())]
     if is_replay:
         headers.append((b"idempotent-replayed", b"true"))
-    return web.Answer(
-        web.encode(PlacedDocument(f"Order was placed for {shown.currency}:{shown.amount}", shown)), 201, headers
-    )
+    return Answer(encode(PlacedDocument(f"Order was placed for {shown.currency}:{shown.amount}", shown)), 201, headers)
 
 
 _EXAMPLE = PlacedDocument("Order was placed for EUR:69.00", order_document(EXAMPLE_ORDER))
@@ -396,8 +397,8 @@ _OPERATION = {
             }
         }
     },
-    "responses": web.answer("The order is stored, on disk.", _EXAMPLE, 201)
-    | web.problems(
+    "responses": answer("The order is stored, on disk.", _EXAMPLE, 201)
+    | problems(
         InvalidRequest,
         IdempotencyKeyReused,
         PayloadTooLarge,

@@ -9,7 +9,8 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Response
+from fastapi import Request as StarletteRequest
 from fastapi.security import HTTPBearer
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -30,6 +31,9 @@ from buydesk.errors import (
     WrongMode,
 )
 from buydesk.http import app as web
+from buydesk.http.openapi import INTERNAL, INTERNAL_SCHEME, answer, problems
+from buydesk.http.requests import Request, require_json, require_token, require_utf8, single_parameters, whole_number
+from buydesk.http.responses import FastJSON
 from buydesk.money import SATOSHI_PER_BTC
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.batching import PlacingQueue
@@ -68,20 +72,20 @@ NAME = "db_proxy"
 ITEMS_MAX = 1000
 ADD_BYTES_MAX = 4 * 1024 * 1024
 SENDER_WAITS_SHARE = 0.75
-_BEARER = HTTPBearer(scheme_name=web.INTERNAL_SCHEME, auto_error=False)  # for the documents; `require_token` decides
+_BEARER = HTTPBearer(scheme_name=INTERNAL_SCHEME, auto_error=False)  # for the documents; `require_token` decides
 
 Number = Annotated[int, Query(ge=0, le=NUMBER_MAX)]
 Key = Annotated[str, Query(pattern=r"^[\x21-\x7e]{1,255}$")]
 PageSize = Annotated[int, Query(ge=1, le=PAGE_SIZE_MAX)]
 
 
-async def _known_only(request: Request) -> None:
-    web.single_parameters(request, [each.alias for each in request.scope["route"].dependant.query_params])
+async def _known_only(request: StarletteRequest) -> None:
+    single_parameters(request, [each.alias for each in request.scope["route"].dependant.query_params])
 
 
 _KNOWN_ONLY = Depends(_known_only)
-_REFUSALS = web.problems(LedgerUnavailable, WrongMode, Overloaded, InvalidRequest)
-_GUARDED = _REFUSALS | web.problems(Unauthorized)
+_REFUSALS = problems(LedgerUnavailable, WrongMode, Overloaded, InvalidRequest)
+_GUARDED = _REFUSALS | problems(Unauthorized)
 
 
 class ExposureSeen(Collector):
@@ -118,27 +122,27 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
     app.registry.register(exposure)
     may_place = tokens(settings.placing_tokens)
 
-    async def add(request: web.Request) -> Response:
+    async def add(request: Request) -> Response:
         """Settles one item or a list of items: one result each, in the same order."""
-        web.require_token(request, may_place)
-        web.require_json(request)
-        asked = web.single_parameters(request, ("answer_within_ms",))
+        require_token(request, may_place)
+        require_json(request)
+        asked = single_parameters(request, ("answer_within_ms",))
         most_ms = int(settings.order_seconds_max * 1000)  # so long a client waits, and no sender longer
-        sender_waits_ms = web.whole_number(asked, "answer_within_ms", most_ms) or most_ms
+        sender_waits_ms = whole_number(asked, "answer_within_ms", most_ms) or most_ms
         give_up_at = time.monotonic() + sender_waits_ms / 1000 * SENDER_WAITS_SHARE
         document = await _document(request)
         items = document if isinstance(document, list) else [document]
         answers = [outcome_document(outcome) for outcome in await _settle(queue, items, give_up_at, settings)]
-        return web.FastJSON(answers if isinstance(document, list) else answers[0])
+        return FastJSON(answers if isinstance(document, list) else answers[0])
 
     app.add_direct_route("/add/", "POST", add, _ADD_OPERATION)
     _add_reads(app, ledger, settings)
     return app
 
 
-async def _document(request: web.Request) -> object:
+async def _document(request: Request) -> object:
     body = await request.body(ADD_BYTES_MAX)
-    web.require_utf8(body)
+    require_utf8(body)
     try:
         document: object = msgspec.json.decode(body)
     except RecursionError as error:
@@ -203,8 +207,8 @@ def _unproven(price: PriceRecord | DeskError, settings: Settings, now: datetime)
 def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
     may_read = tokens(settings.reading_tokens)
 
-    async def internal(request: Request) -> None:
-        web.require_token(request, may_read)
+    async def internal(request: StarletteRequest) -> None:
+        require_token(request, may_read)
 
     only_internal = [Depends(_BEARER), Depends(internal), _KNOWN_ONLY]
     pages = PageReader(ledger, settings)
@@ -215,33 +219,33 @@ def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
         tags=["orders"],
         summary="Orders, newest first",
         dependencies=[_KNOWN_ONLY],
-        responses=web.answer("The orders", [order_document(EXAMPLE_ORDER)]) | _REFUSALS,
+        responses=answer("The orders", [order_document(EXAMPLE_ORDER)]) | _REFUSALS,
     )
     async def get(start: Number = 0, page_size: PageSize = 10) -> Response:
         _, documents = await pages.read(PageFrom(start), page_size, order_document)
-        return web.FastJSON(documents)
+        return FastJSON(documents)
 
     @app.get(
         "/exposure",
         tags=["internal"],
         summary="Cap and use",
         dependencies=only_internal,
-        responses=web.answer("BTC", Exposure(100 * SATOSHI_PER_BTC, EXAMPLE_ORDER.satoshi, 1).facts() | {"orders": 1})
+        responses=answer("BTC", Exposure(100 * SATOSHI_PER_BTC, EXAMPLE_ORDER.satoshi, 1).facts() | {"orders": 1})
         | _GUARDED,
     )
     async def exposure() -> Response:
         found = await ledger.exposure()
-        return web.FastJSON(found.facts() | {"orders": found.orders})
+        return FastJSON(found.facts() | {"orders": found.orders})
 
     @app.get(
         "/price/{price_id}",
         tags=["internal"],
         summary="A price record that orders were priced with",
         dependencies=only_internal,
-        responses=web.answer("The record", record_document(EXAMPLE_RECORD)) | _GUARDED | web.problems(PriceNotFound),
+        responses=answer("The record", record_document(EXAMPLE_RECORD)) | _GUARDED | problems(PriceNotFound),
     )
     async def price(price_id: uuid.UUID) -> Response:
-        return web.FastJSON(record_document(await ledger.price_record(price_id)))
+        return FastJSON(record_document(await ledger.price_record(price_id)))
 
 
 def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_internal: Sequence[Any]) -> None:
@@ -252,7 +256,7 @@ def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_
         tags=["internal"],
         summary="A page by anchor",
         dependencies=only_internal,
-        responses=web.answer("The page", {"data": [order_example], "total": 1}) | _GUARDED,
+        responses=answer("The page", {"data": [order_example], "total": 1}) | _GUARDED,
     )
     async def page(
         page_size: PageSize, start: Number | None = None, before: Number | None = None, after: Number | None = None
@@ -263,27 +267,27 @@ def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_
         elif after is not None:
             anchor = PageAfter(after)
         found, documents = await pages.read(anchor, page_size, stored_document)
-        return web.FastJSON({"data": documents, "total": found.total})
+        return FastJSON({"data": documents, "total": found.total})
 
     @app.get(
         "/order/{order_id}",
         tags=["internal"],
         summary="An order by its id",
         dependencies=only_internal,
-        responses=web.answer("The order", order_example) | _GUARDED | web.problems(OrderNotFound),
+        responses=answer("The order", order_example) | _GUARDED | problems(OrderNotFound),
     )
     async def order(order_id: uuid.UUID) -> Response:
-        return web.FastJSON(stored_document(await ledger.order(order_id)))
+        return FastJSON(stored_document(await ledger.order(order_id)))
 
     @app.get(
         "/order",
         tags=["internal"],
         summary="An order by its client's key",
         dependencies=only_internal,
-        responses=web.answer("The order", order_example) | _GUARDED | web.problems(OrderNotFound),
+        responses=answer("The order", order_example) | _GUARDED | problems(OrderNotFound),
     )
     async def order_by_key(client: Key, client_order_id: Key) -> Response:
-        return web.FastJSON(stored_document(await ledger.order_by_key(client, client_order_id)))
+        return FastJSON(stored_document(await ledger.order_by_key(client, client_order_id)))
 
 
 _ADD_OPERATION = {
@@ -291,7 +295,7 @@ _ADD_OPERATION = {
     "summary": "Settle one item or a list of items",
     "description": "Each item is an order with its price record (or the id of one that an earlier item brought) or "
     "with its price problem. The answer has one result each, in order: placed, replayed or refused.",
-    "security": web.INTERNAL,
+    "security": INTERNAL,
     "requestBody": {
         "content": {
             "application/json": {
@@ -301,7 +305,7 @@ _ADD_OPERATION = {
         },
         "required": True,
     },
-    "responses": web.answer(
+    "responses": answer(
         "One result each",
         [
             outcome_document(outcome)
@@ -311,5 +315,5 @@ _ADD_OPERATION = {
             )
         ],
     )
-    | web.problems(InvalidRequest, PayloadTooLarge, UnsupportedMediaType, Unauthorized, Overloaded),
+    | problems(InvalidRequest, PayloadTooLarge, UnsupportedMediaType, Unauthorized, Overloaded),
 }

@@ -13,6 +13,9 @@ from fastapi import FastAPI, Response
 
 from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound, Overloaded, PriceNotFound
 from buydesk.http import app as web
+from buydesk.http.openapi import answer, problems
+from buydesk.http.requests import Request, single_parameters
+from buydesk.http.responses import Answer, FastJSON, encode
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.documents import EXAMPLE_ORDER, EXAMPLE_RECORD
 from buydesk.orders.model import (
@@ -51,9 +54,9 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
 
     app = web.service_app(NAME, "List buy orders: GET /get_orders/", {"ledger": ledger.check}, reporter, lifespan)
 
-    async def get_orders(request: web.Request) -> Response:
+    async def get_orders(request: Request) -> Response:
         """A page of orders or, by client_order_id, one order."""
-        parameters = web.single_parameters(request, (*_ANCHORS, "page_size", "client_order_id"))
+        parameters = single_parameters(request, (*_ANCHORS, "page_size", "client_order_id"))
         if "client_order_id" in parameters:
             return await by_key(parameters)
         anchor, page_size = read_page_request(parameters)
@@ -71,22 +74,22 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
             key = parse_key(parameters["client_order_id"])
         except ValueError as error:
             raise InvalidRequest.of("client_order_id", str(error)) from error
-        return web.FastJSON(order_document(await ledger.order_by_key(ANONYMOUS, key)))
+        return FastJSON(order_document(await ledger.order_by_key(ANONYMOUS, key)))
 
-    async def get_order(request: web.Request) -> Response:
+    async def get_order(request: Request) -> Response:
         """One order by its id."""
-        return web.FastJSON(order_document(await ledger.order(_read_id(request))))
+        return FastJSON(order_document(await ledger.order(_read_id(request))))
 
-    async def get_price(request: web.Request) -> Response:
+    async def get_price(request: Request) -> Response:
         """The price record that orders were priced with."""
         record = await ledger.price_record(_read_id(request))
-        return _page_response(request, _immutable(web.encode(record_document(record)), []))
+        return _page_response(request, _immutable(encode(record_document(record)), []))
 
-    async def exposure(request: web.Request) -> Response:
+    async def exposure(request: Request) -> Response:
         """What is sold and what can still be."""
-        web.single_parameters(request, ())
+        single_parameters(request, ())
         found = await ledger.exposure()
-        return web.FastJSON(found.facts() | {"orders": found.orders})
+        return FastJSON(found.facts() | {"orders": found.orders})
 
     app.add_direct_route("/get_orders/", "GET", get_orders, _PAGE_OPERATION)
     app.add_direct_route("/get_orders/{order_id}", "GET", get_order, _ORDER_OPERATION)
@@ -95,9 +98,9 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
     return app
 
 
-def _read_id(request: web.Request) -> uuid.UUID:
+def _read_id(request: Request) -> uuid.UUID:
     """The id that the path ends in; raises InvalidRequest."""
-    web.single_parameters(request, ())
+    single_parameters(request, ())
     try:
         return uuid.UUID(request.parameter)
     except ValueError as error:
@@ -169,7 +172,7 @@ def _rendered(anchor: Anchor, page_size: int, page: Page, documents: Sequence[Or
     about: dict[str, object] = {"page_size": page_size}
     if isinstance(anchor, PageFrom):
         about = {"start": anchor.start, "page_size": page_size, "total": page.total}
-    body = web.encode(
+    body = encode(
         {
             "data": documents,
             "page": about,
@@ -190,13 +193,13 @@ def _immutable(body: bytes, headers: list[tuple[bytes, bytes]]) -> RenderedPage:
     return RenderedPage(body, headers, etag)
 
 
-def _page_response(request: web.Request, page: RenderedPage) -> Response:
+def _page_response(request: Request, page: RenderedPage) -> Response:
     if page.etag is not None and _has(request, page.etag.decode()):
-        return web.Answer(b"", 304, page.headers)
-    return web.Answer(page.body, 200, page.headers)
+        return Answer(b"", 304, page.headers)
+    return Answer(page.body, 200, page.headers)
 
 
-def _has(request: web.Request, etag: str) -> bool:
+def _has(request: Request, etag: str) -> bool:
     """Whether the client has this page already (If-None-Match, RFC 9110, section 13.1.2: compared weakly)."""
     tags = ",".join(request.headers.get_all("if-none-match")).split(",")
     return any(tag.strip().removeprefix("W/") in ("*", etag) for tag in tags)
@@ -265,16 +268,16 @@ _PAGE_OPERATION = {
         _parameter("page_size", f"Default {PAGE_SIZE}.", 1, PAGE_SIZE_MAX),
         {"name": "client_order_id", "in": "query", "schema": _KEY_SCHEMA},
     ],
-    "responses": web.answer("A page", _PAGE_EXAMPLE)
+    "responses": answer("A page", _PAGE_EXAMPLE)
     | {"304": {"description": "The page that the client has (If-None-Match)"}}
-    | web.problems(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
+    | problems(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
 }
 _ORDER_OPERATION = {
     "tags": ["orders"],
     "summary": "One order by its id",
     "parameters": [_id_parameter("order_id")],
-    "responses": web.answer("The order", _ORDER_EXAMPLE)
-    | web.problems(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
+    "responses": answer("The order", _ORDER_EXAMPLE)
+    | problems(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
 }
 _PRICE_OPERATION = {
     "tags": ["orders"],
@@ -282,15 +285,15 @@ _PRICE_OPERATION = {
     "description": "The proof of a price: every quote there was, used or rejected and why, the rule with its limits, "
     "and the time at which it was applied. It never changes.",
     "parameters": [_id_parameter("price_id")],
-    "responses": web.answer("The price record", record_document(EXAMPLE_RECORD))
+    "responses": answer("The price record", record_document(EXAMPLE_RECORD))
     | {"304": {"description": "The record that the client has (If-None-Match)"}}
-    | web.problems(InvalidRequest, PriceNotFound, LedgerUnavailable, Overloaded),
+    | problems(InvalidRequest, PriceNotFound, LedgerUnavailable, Overloaded),
 }
 _EXPOSURE_OPERATION = {
     "tags": ["orders"],
     "summary": "The cap, what is used and what is available, in BTC",
-    "responses": web.answer(
+    "responses": answer(
         "The exposure", {"cap": "100.00000000", "used": "0.00167509", "available": "99.99832491", "orders": 1}
     )
-    | web.problems(InvalidRequest, LedgerUnavailable, Overloaded),
+    | problems(InvalidRequest, LedgerUnavailable, Overloaded),
 }

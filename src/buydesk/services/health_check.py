@@ -22,19 +22,10 @@ from buydesk.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from buydesk.http.app import (
-    CHECK_SECONDS_MAX,
-    FastJSON,
-    Request,
-    Service,
-    answer,
-    problems,
-    require_json,
-    require_token,
-    require_utf8,
-    service_app,
-    single_parameters,
-)
+from buydesk.http.app import CHECK_SECONDS_MAX, Service, service_app
+from buydesk.http.openapi import answer, problems
+from buydesk.http.requests import Request, require_json, require_token, require_utf8, single_parameters
+from buydesk.http.responses import FastJSON
 from buydesk.limits import Bucket
 from buydesk.observability import reports as health
 from buydesk.observability.reporter import Reporter

@@ -1,0 +1,102 @@
+"""OpenAPI: how the routes that FastAPI does not document itself are described, and the whole document."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from buydesk.errors import DeskError, InternalError, LedgerUnavailable, Overloaded, WrongMode, problem
+from buydesk.http.responses import PROBLEM_TYPE
+
+INTERNAL_SCHEME = "internal_token"
+# The `security` of an OpenAPI operation that calls `require_token`.
+INTERNAL: list[dict[str, list[str]]] = [{INTERNAL_SCHEME: []}]
+EVERY_SERVICE = "every service"
+_ABOUT_IDS = (
+    "Every answer has an `X-Request-Id`, by which the desk's logs and reports name the request: the one that came with "
+    "it, if that is 1 to 64 letters, digits, `.`, `_` or `-`, otherwise a fresh one."
+)
+Json = Mapping[str, object]
+Responses = dict[int | str, dict[str, Any]]
+
+
+def problems(*kinds: type[DeskError]) -> Responses:
+    """The `responses` of an OpenAPI operation for these errors, each with an example."""
+    if LedgerUnavailable in kinds and WrongMode not in kinds:
+        kinds = (*kinds, WrongMode)  # whoever needs the ledger may find the other mode's
+    responses: Responses = {}
+    for kind in kinds:
+        response = responses.setdefault(
+            str(kind.status),
+            {"description": kind.title, "content": {PROBLEM_TYPE: {"schema": _PROBLEM_SCHEMA, "examples": {}}}},
+        )
+        response["content"][PROBLEM_TYPE]["examples"][kind.code] = {
+            "value": problem(kind(kind.title, **kind.example_facts), "/")
+        }
+    return responses
+
+
+def answer(description: str, example: object, status: int = 200) -> Responses:
+    """The `responses` of an OpenAPI operation for success, with an example."""
+    example = msgspec.to_builtins(example)
+    return {str(status): {"description": description, "content": {"application/json": {"example": example}}}}
+
+
+def number_parameter(name: str, description: str, maximum: int, default: int | None = None) -> dict[str, object]:
+    """An OpenAPI query parameter that is a whole number from 1 to its maximum."""
+    schema = {"type": "integer", "minimum": 1, "maximum": maximum} | ({"default": default} if default else {})
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+_PROBLEM_SCHEMA = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "instance", "code"],
+    "properties": {
+        "type": {"type": "string", "format": "uri"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "instance": {"type": "string"},
+        "code": {"type": "string", "description": "Stable; branch on this."},
+    },
+}
+
+
+def common_operation(summary: str, example: object, further: Mapping[int | str, Any] | None = None) -> Json:
+    return {"tags": [EVERY_SERVICE], "summary": summary, "responses": answer("OK", example) | dict(further or {})}
+
+
+def openapi_document(app: FastAPI, operations: Mapping[str, Mapping[str, Json]]) -> dict[str, Any]:
+    """The document of a service; `operations`, by path and method, are those that FastAPI does not know of."""
+    document = get_openapi(
+        title=app.title,
+        version=app.version,
+        summary=app.summary,
+        description=_ABOUT_IDS,
+        routes=app.routes,
+        openapi_version="3.1.0",
+    )
+    for path, direct in operations.items():
+        document.setdefault("paths", {}).setdefault(path, {}).update(direct)
+    documented = [operation for path in document["paths"].values() for operation in path.values()]
+    for operation in documented:
+        operation["responses"] = _joined(operation["responses"], problems(InternalError, Overloaded))
+    if any("security" in operation for operation in documented):
+        schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
+        schemes[INTERNAL_SCHEME] = {"type": "http", "scheme": "bearer"}
+    # Swagger shows the groups in this order: first what the service is there for.
+    groups = {tag for operation in documented for tag in operation.get("tags", [])} - {EVERY_SERVICE}
+    document["tags"] = [{"name": name} for name in (*sorted(groups, reverse=True), EVERY_SERVICE)]
+    return document
+
+
+def _joined(responses: Responses, further: Responses) -> Responses:
+    """The responses of an OpenAPI operation, with further examples for those that are there already."""
+    joined = further | responses
+    for status in responses.keys() & further.keys():
+        examples = [each["content"][PROBLEM_TYPE]["examples"] for each in (responses[status], further[status])]
+        content = {"schema": _PROBLEM_SCHEMA, "examples": examples[0] | examples[1]}
+        joined[status] = responses[status] | {"content": {PROBLEM_TYPE: content}}
+    return joined

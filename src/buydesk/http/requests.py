@@ -1,0 +1,161 @@
+"""Requests: what a service reads of one. Whatever is not as it has to be raises an error that names the member."""
+
+import codecs
+import hmac
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Protocol
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from fastapi import Request as StarletteRequest
+
+from buydesk.errors import InvalidRequest, Unauthorized, UnsupportedMediaType
+
+BODY_BYTES_MAX = 16 * 1024
+# What a body begins with that was not written as plain UTF-8.
+_BEGINNINGS = (
+    (codecs.BOM_UTF8, "starts with a byte order mark"),
+    (codecs.BOM_UTF16_LE, "starts with a byte order mark of UTF-16 or UTF-32"),
+    (codecs.BOM_UTF16_BE, "starts with a byte order mark of UTF-16"),
+    (codecs.BOM_UTF32_BE, "starts with a byte order mark of UTF-32"),
+    (b"\x1f\x8b", "is compressed by gzip"),
+)
+# More parameters than any route has: each that is wrong would be told.
+_PARAMETERS_MAX = 100
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
+
+
+class Headers:
+    """A request's headers: names in lower case, values in Latin-1, without the blanks around them."""
+
+    __slots__ = ("_more", "_values")
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self._values: dict[str, str] = {}
+        self._more: dict[str, list[str]] = {}  # of those that came more than once: all
+        for raw_name, raw_value in headers:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1").strip(" \t")
+            if name in self._values:
+                self._more.setdefault(name, [self._values[name]]).append(value)
+            else:
+                self._values[name] = value
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def get(self, name: str) -> str | None:
+        """The first value of a name in lower case."""
+        return self._values.get(name)
+
+    def get_all(self, name: str) -> list[str]:
+        """All values of a name in lower case."""
+        return self._more.get(name) or [self._values[name]] if name in self._values else []
+
+    def items(self) -> Iterator[tuple[str, str]]:
+        """Every name with every value of it."""
+        return ((name, value) for name in self._values for value in self.get_all(name))
+
+
+class Incoming(Protocol):
+    """What the server has read of a request: its first line, and the body as it comes."""
+
+    method: str
+    target: bytes
+    version: str
+
+    async def read(self, headers: Headers, bytes_max: int, seconds_max: float) -> bytes: ...
+
+
+class Request:
+    """One request, of which the server has read the head.
+
+    `path` is decoded, `query` is not; `authority` is the host of a request that names it in its first line; `parameter`
+    is what stands in the place of the route's one path parameter. The body has to come within `seconds_max`.
+    """
+
+    __slots__ = ("_incoming", "_seconds_max", "authority", "headers", "method", "parameter", "path", "query", "version")
+
+    def __init__(self, incoming: Incoming, headers: Headers, seconds_max: float) -> None:
+        target = incoming.target.decode("latin-1")
+        self.authority = ""
+        if not target.startswith("/"):
+            try:
+                self.authority, path, query = urlsplit(target)[1:4]
+            except ValueError:  # no host that could be admitted
+                self.authority, path, query = target, "/", ""
+            target = f"{path or '/'}?{query}" if self.authority else target
+        path, _, self.query = target.partition("?")
+        self.path = unquote(path) if "%" in path else path
+        self.method = incoming.method
+        self.version = incoming.version
+        self.headers = headers
+        self.parameter = ""
+        self._incoming = incoming
+        self._seconds_max = seconds_max
+
+    async def body(self, bytes_max: int = BODY_BYTES_MAX) -> bytes:
+        """The body; raises PayloadTooLarge, RequestTimeout and, for one that breaks off, InvalidHttp."""
+        return await self._incoming.read(self.headers, bytes_max, self._seconds_max)
+
+
+def require_json(request: Request) -> None:
+    """Raises UnsupportedMediaType unless the body says that it is JSON, and not compressed."""
+    if "content-encoding" in request.headers:
+        coding = (request.headers.get("content-encoding") or "").strip().lower()
+        if coding != "identity":
+            raise UnsupportedMediaType(f"Content-Encoding {coding[:100]} is not taken here; send the body plain.")
+    said = request.headers.get("content-type") or ""
+    if said == "application/json":
+        return
+    media_type = said.partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType(f"The content type must be application/json, not {media_type[:100] or 'missing'}.")
+
+
+def require_utf8(body: bytes) -> None:
+    """Raises InvalidRequest, in words that help, for what begins as no JSON in UTF-8 does."""
+    if body[:2].isascii() and 0 not in body[:2]:  # as every JSON object in UTF-8, and hardly anything else
+        return
+    for mark, told in _BEGINNINGS:
+        if body.startswith(mark):
+            raise InvalidRequest.of("body", f"{told}; send plain UTF-8")
+    if 0 in body[:2]:
+        raise InvalidRequest.of("body", "is in UTF-16 or UTF-32; send plain UTF-8")
+
+
+def require_token(request: Request | StarletteRequest, tokens: tuple[str, ...]) -> None:
+    """Raises Unauthorized unless the request shows one of the tokens."""
+    shown = (request.headers.get("authorization") or "").encode()
+    if True not in [hmac.compare_digest(shown, f"Bearer {token}".encode()) for token in tokens]:  # always asks all
+        raise Unauthorized("This path is for the desk's own services: show the token for it.")
+
+
+def single_parameters(request: Request | StarletteRequest, known: Collection[str]) -> dict[str, str]:
+    """The query parameters; raises InvalidRequest naming each that is unknown or given twice."""
+    reasons: list[tuple[str, str]] = []
+    found: dict[str, str] = {}
+    query = request.query if isinstance(request, Request) else request.url.query
+    if query.count("&") >= _PARAMETERS_MAX:
+        raise InvalidRequest.of("query", f"may have {_PARAMETERS_MAX} parameters at the most")
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in known:
+            reasons.append((name[:100], f"is not a parameter here; these are: {', '.join(known)}"))
+        elif name in found:
+            reasons.append((name, "is given more than once"))
+        found[name] = value
+    if reasons:
+        raise InvalidRequest.of_all(list(dict.fromkeys(reasons)))
+    return found
+
+
+def whole_number(parameters: Mapping[str, str], name: str, maximum: int) -> int | None:
+    """The parameter, None when it is not there; raises InvalidRequest unless it is a number from 1 to `maximum`."""
+    text = parameters.get(name)
+    if text is None:
+        return None
+    if not _WHOLE_NUMBER.fullmatch(text) or not 1 <= int(text) <= maximum:
+        raise InvalidRequest.of(name, f"must be a whole number from 1 to {maximum}")
+    return int(text)

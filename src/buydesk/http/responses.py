@@ -1,0 +1,83 @@
+"""Responses: JSON by msgspec, errors as problem+json (RFC 9457)."""
+
+import time
+from collections.abc import Sequence
+from email.utils import formatdate
+from http import HTTPStatus
+
+import msgspec
+from fastapi import Response
+from starlette.responses import JSONResponse
+
+from buydesk.errors import DeskError, MethodNotAllowed, Unauthorized, problem
+
+PROBLEM_TYPE = "application/problem+json"
+encode = msgspec.json.encode
+
+
+class Answer(Response):
+    """An answer whose headers are bytes already: made in a quarter of the time that a Response takes."""
+
+    def __init__(self, body: bytes, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        self.body = body
+        self.status_code = status
+        self.background = None
+        self.raw_headers = list(headers)
+        if status != HTTPStatus.NOT_MODIFIED:
+            self.raw_headers += [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+
+
+class FastJSON(JSONResponse):
+    """JSON by msgspec: compact UTF-8, members in the order given."""
+
+    def render(self, content: object) -> bytes:
+        return encode(content)
+
+
+def problem_response(error: DeskError, instance: str) -> Response:
+    """The error as application/problem+json, with the headers that go with it."""
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = str(error.facts["allow"])
+    return Response(encode(problem(error, instance)), error.status, headers, PROBLEM_TYPE)
+
+
+_STATUS_LINES = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}
+# On every answer, and on every one that is no page: a page says itself what it needs.
+_EVERY_ANSWER = b"x-content-type-options: nosniff\r\nx-frame-options: DENY\r\n"
+_NO_PAGE = b"content-security-policy: default-src 'none'; frame-ancestors 'none'\r\n"
+
+
+class Clock:
+    """The time as a header tells it, written once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._line = b""
+
+    def line(self) -> bytes:
+        """The header's line."""
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._line = f"date: {formatdate(second, usegmt=True)}\r\n".encode()
+        return self._line
+
+
+_clock = Clock()
+
+
+def written(response: Response, request_id: str, *, is_last: bool, is_head: bool = False) -> bytes:
+    """The bytes of a whole answer, whose headers are our own."""
+    lines = [b"%b: %b\r\n" % each for each in response.raw_headers]
+    if response.media_type != "text/html":
+        lines.append(_NO_PAGE)
+    if is_last:
+        lines.append(b"connection: close\r\n")
+    body = b"" if is_head else response.body
+    end = b"x-request-id: %b\r\n\r\n" % request_id.encode()
+    return b"".join((_STATUS_LINES[response.status_code], _clock.line(), *lines, _EVERY_ANSWER, end, body))
