@@ -13,7 +13,7 @@ import msgspec
 import uvloop
 from fastapi import FastAPI, Response
 
-from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.http import app as web
 from buydesk.http.listeners import BACKLOG, allow_connections
 from buydesk.http.requests import Request
@@ -44,7 +44,7 @@ def create_app(settings: Settings) -> web.Service:
         )
         return created(order, orders_url, is_replay=False)
 
-    reporter = Reporter(NAME, MemoryHealthDesk(settings), settings)
+    reporter = Reporter(NAME, MemoryReportStore(settings), settings)
     app = web.service_app("echo", "Answers orders without storing them", {}, reporter, lifespan)
     app.add_direct_route("/place_order/", "POST", place_order, {})
     return app

@@ -1,4 +1,4 @@
-"""Clocks set forward and back (libfaketime), each service's in turn, while clients place orders."""
+"""ClockMonitor set forward and back (libfaketime), each service's in turn, while clients place orders."""
 
 import asyncio
 import contextlib

@@ -29,7 +29,7 @@ from buydesk.embedded.accounts import Account, can_read, can_run, server_account
 from buydesk.embedded.data_dir import make_private
 from buydesk.embedded.postgres import DATABASE, MAINTENANCE_DATABASE, USER, processes_on
 from buydesk.embedded.programs import installed_programs
-from buydesk.embedded.supervisor import bare_environment, switches_account
+from buydesk.embedded.supervisor import minimal_environment, switches_account
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -94,7 +94,7 @@ class Programs:
             if not can_run(account, path):
                 raise BenchFailed(f"the servers' account cannot run {path}: use a checkout that it can enter")
         python = Path(sys.executable)
-        environment = bare_environment()
+        environment = minimal_environment()
         if not can_run(account, python) or not can_read(account, Path(os.__file__)):
             python = _copied_python(directory)
             libraries = str(directory / "lib")

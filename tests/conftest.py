@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 from buydesk.embedded.accounts import server_account
-from buydesk.embedded.data_dir import claimed
+from buydesk.embedded.data_dir import locked
 from buydesk.embedded.postgres import EmbeddedPostgres, Version
 from buydesk.embedded.programs import find_redis
 from buydesk.embedded.redis import EmbeddedRedis
@@ -50,7 +50,7 @@ def redis_program() -> Path:
 @pytest.fixture(scope="session")
 async def redis_url(open_directory: Path, redis_program: Path) -> AsyncIterator[str]:
     """A real Redis that this session owns, empty."""
-    with claimed(open_directory / "redis") as directory:
+    with locked(open_directory / "redis") as directory:
         server = EmbeddedRedis(directory, redis_program)
         await server.start()
         yield server.url
@@ -67,7 +67,7 @@ class PostgresServers:
 
     async def server(self, version: Version) -> EmbeddedPostgres:
         if version not in self._running:
-            data_dir = self._claims.enter_context(claimed(self._directory / f"pg{version}"))
+            data_dir = self._claims.enter_context(locked(self._directory / f"pg{version}"))
             server = EmbeddedPostgres(data_dir, version, further_settings=FAST_AND_FORGETFUL)
             await server.prepare()
             await server.start()

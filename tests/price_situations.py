@@ -14,7 +14,7 @@ from itertools import chain
 
 from buydesk.money import Currency
 from buydesk.orders.model import NewOrder, placed_order
-from buydesk.orders.verification import doubts
+from buydesk.orders.verification import discrepancies
 from buydesk.prices.model import Quote, Rule
 from buydesk.prices.rule import Verdict, decide, record_of
 
@@ -194,7 +194,7 @@ def check_record(verdict: Verdict, rule: Rule) -> None:
     record.require_fresh(NOON)
     currency = CURRENCIES[record.as_of.microsecond % 3]
     new = NewOrder(uuid.UUID(int=1), "anonymous", None, currency, record.as_of.microsecond + 1)
-    assert doubts(placed_order(new, record, 1, NOON, livemode=True), record) == []
+    assert discrepancies(placed_order(new, record, 1, NOON, livemode=True), record) == []
 
 
 if __name__ == "__main__":

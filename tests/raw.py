@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Response
 
-from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.http import app as web
 from buydesk.http.requests import Request, require_json
-from buydesk.http.responses import Answer, FastJSON
+from buydesk.http.responses import Answer, MsgspecResponse
 from buydesk.observability.reporter import Reporter
 from buydesk.settings import Settings
 from tests.serving import served
@@ -139,7 +139,7 @@ class Echo:
         async def lifespan(_: FastAPI) -> AsyncIterator[None]:
             yield
 
-        app = web.service_app("db_proxy", "A bench.", {}, Reporter("db_proxy", MemoryHealthDesk(of), of), lifespan)
+        app = web.service_app("db_proxy", "A bench.", {}, Reporter("db_proxy", MemoryReportStore(of), of), lifespan)
         for path, methods, endpoint in (
             ("/echo", ("GET", "POST"), self._echo),
             ("/order", ("POST",), self._order),
@@ -158,7 +158,7 @@ class Echo:
     async def _echo(self, request: Request) -> Response:
         body = await request.body()
         self.keep(request, body)
-        return FastJSON({"id": request.headers.get("x-id"), "body": body.decode("latin-1")})
+        return MsgspecResponse({"id": request.headers.get("x-id"), "body": body.decode("latin-1")})
 
     async def _order(self, request: Request) -> Response:
         require_json(request)
@@ -171,7 +171,7 @@ class Echo:
         return await self._echo(request)
 
     async def _much(self, request: Request) -> Response:
-        return FastJSON({"bytes": len(await request.body(LARGE_BYTES))})
+        return MsgspecResponse({"bytes": len(await request.body(LARGE_BYTES))})
 
     async def _large(self, _: Request) -> Response:
         self.called.set()

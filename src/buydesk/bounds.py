@@ -13,7 +13,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-class Places:
+class Bulkhead:
     """So many at a time; `waiting_max` may wait for a place, each for `seconds_max`, first come, first served."""
 
     def __init__(self, places: int, waiting_max: int, seconds_max: float) -> None:

@@ -39,7 +39,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except CannotStart as error:
-            click.echo(f"buydesk: {logs.masked(str(error))}", err=True)
+            click.echo(f"buydesk: {logs.redacted(str(error))}", err=True)
             ctx.exit(2)
 
 
@@ -106,8 +106,8 @@ def serve(service: str) -> None:
 
     logs.configure(settings.log_level)
     if settings.is_beyond_loopback and "access" not in settings.model_fields_set:
-        told = "%s is reached by other machines and takes orders without a key: %s is not set"
-        logging.getLogger("buydesk").warning(told, settings.host, variable("access"))
+        detail = "%s is reached by other machines and takes orders without a key: %s is not set"
+        logging.getLogger("buydesk").warning(detail, settings.host, variable("access"))
     _run(run(settings, service))
 
 

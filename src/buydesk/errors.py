@@ -61,9 +61,9 @@ class InvalidRequest(DeskError):
     def of_all(cls, reasons: list[tuple[str, str]]) -> "InvalidRequest":
         """One error for the members that are wrong, as (member, reason) pairs: the first REASONS_MAX of them."""
         # A member's name is the client's: it may be long, or no valid Unicode.
-        told = [(member[:100].encode(errors="replace").decode(), reason) for member, reason in reasons[:REASONS_MAX]]
-        detail = "; ".join(f"{member}: {reason}" for member, reason in told)
-        return cls(detail, errors=[{"member": member, "reason": reason} for member, reason in told])
+        named = [(member[:100].encode(errors="replace").decode(), reason) for member, reason in reasons[:REASONS_MAX]]
+        detail = "; ".join(f"{member}: {reason}" for member, reason in named)
+        return cls(detail, errors=[{"member": member, "reason": reason} for member, reason in named])
 
 
 class IdempotencyKeyReused(DeskError):
@@ -155,8 +155,8 @@ class PriceStale(DeskError):
     }
 
 
-class PriceBoardUnavailable(DeskError):
-    code, status, title = "price_board_unavailable", 503, "The price board cannot be reached"
+class PriceStoreUnavailable(DeskError):
+    code, status, title = "price_board_unavailable", 503, "The prices cannot be reached"
 
 
 class LedgerUnavailable(DeskError):
@@ -172,7 +172,7 @@ class WrongMode(DeskError):
 
 
 class ClockSkewed(DeskError):
-    """Clocks of the desk differ by more than is allowed; `detail` names the one that is off, where that can be told.
+    """Clocks of the desk differ by more than is allowed; `detail` names the one that is off, where that is known.
     Nothing was stored, certainly."""
 
     code, status, title = "clock_skewed", 503, "A clock of the desk is off"
@@ -194,7 +194,7 @@ class OutcomeUnknown(DeskError):
     }
 
 
-class HealthUnavailable(DeskError):
+class ReportsUnavailable(DeskError):
     code, status, title = "health_unavailable", 503, "The reports cannot be reached"
 
 

@@ -8,7 +8,7 @@ from buydesk.errors import RateLimited
 from buydesk.times import utc_now
 
 
-class Bucket:
+class TokenBucket:
     """A token bucket: `at_once_max` may be taken at once, `per_second_max` in the long run, by all callers together."""
 
     def __init__(self, per_second_max: int, at_once_max: int, now: Callable[[], datetime] = utc_now) -> None:

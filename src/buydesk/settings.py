@@ -57,7 +57,11 @@ TOKENS = tuple(name for name in OWNERS if name.endswith("_tokens"))
 # Who takes prices from another process and proves them.
 PROVERS = ("api_cache_proxy", "create_buy_order", "db_proxy")
 # What earlier versions knew, and what to set instead.
-_RENAMED = {f"{PREFIX}INTERNAL_TOKEN": ", ".join(PREFIX + name.upper() for name in TOKENS)}
+_RENAMED = {
+    f"{PREFIX}INTERNAL_TOKEN": ", ".join(PREFIX + name.upper() for name in TOKENS),
+    f"{PREFIX}SOURCE_REST_SECONDS": f"{PREFIX}SOURCE_COOLDOWN_SECONDS",
+    f"{PREFIX}SOURCE_REST_SECONDS_MAX": f"{PREFIX}SOURCE_COOLDOWN_SECONDS_MAX",
+}
 
 # Where containers find their secrets: a file for each, with the name of the variable it stands for.
 SECRETS_DIR = Path("/run/secrets")
@@ -87,7 +91,7 @@ _DSN = re.compile(r"https?://[^:@/?#\[\]]+(:[^:@/?#\[\]]*)?@[^@?#]+/[0-9]+", re.
 
 def _http_url(url: str) -> str:
     """An address to put a path behind; the empty one stands for the default."""
-    if "@" in url:  # it is told to clients and in logs
+    if "@" in url:  # it is shown to clients and in logs
         raise ValueError("must be an address without a user or a password, and without an @")
     if url and not (_has_http_host(url) and _is_visible(url) and not {"?", "#"} & set(url)):
         raise ValueError("must be an http:// or https:// address with a host, without a query")
@@ -227,7 +231,7 @@ class Settings(BaseSettings):
     sentry_dsn: SecretStr | None = Field(
         None,
         validation_alias=_shared_name("SENTRY_DSN"),
-        description="Where errors are told: a Sentry project; needs `buydesk[sentry]`.",
+        description="Where errors are reported: a Sentry project; needs `buydesk[sentry]`.",
     )
 
     host: Annotated[str, BeforeValidator(_not_empty)] = Field(
@@ -321,12 +325,14 @@ class Settings(BaseSettings):
         (), description="Public keys whose prices are taken, separated by commas; by default that of the signing key."
     )
     price_history_records_max: Count = Field(6000, description="Price records kept for history; the oldest go.")
-    price_refresh_seconds: Seconds = Field(1, description="How often create_buy_order looks at the price board.")
+    price_refresh_seconds: Seconds = Field(1, description="How often create_buy_order fetches the price.")
     source_seconds_max: Seconds = Field(4, description="The longest wait for a price source.")
-    source_rest_seconds: Seconds = Field(
-        20, description="How long a source that failed three times in a row is left alone at first; doubled each time."
+    source_cooldown_seconds: Seconds = Field(
+        20, description="How long a source that failed three times in a row is not asked at first; doubled each time."
     )
-    source_rest_seconds_max: Seconds = Field(240, description="The longest rest of a source that keeps failing.")
+    source_cooldown_seconds_max: Seconds = Field(
+        240, description="The longest cool-down of a source that keeps failing."
+    )
     quote_age_seconds_max: Count = Field(30, description="Older quotes prove no price.")
     price_sources_min: Annotated[int, Field(ge=SOURCES_MIN, le=5)] = Field(
         SOURCES_MIN, description="Sources that must agree on a price."
@@ -467,8 +473,8 @@ class Settings(BaseSettings):
         if signing_keys.public_key(default) in self.price_keys:
             weak.append(variable("price_keys"))
         if self.refuse_default_secrets and weak:
-            told = f"must hold a secret of your own, of at least {SECRET_CHARS_MIN} characters"
-            raise ValueError("; ".join(f"{each} {told}" for each in weak))
+            detail = f"must hold a secret of your own, of at least {SECRET_CHARS_MIN} characters"
+            raise ValueError("; ".join(f"{each} {detail}" for each in weak))
         return self
 
     @model_validator(mode="after")
@@ -539,7 +545,7 @@ def read_settings(**overrides: object) -> Settings:
     if unknown:
         mend = "unset it, or see `buydesk serve --help` for names"
         for renamed in _RENAMED.keys() & unknown:
-            mend += f"; instead of {renamed} there are {_RENAMED[renamed]}"
+            mend += f"; instead of {renamed} use {_RENAMED[renamed]}"
         if linked := [name for name in unknown if _SERVICE_LINK.fullmatch(name)]:
             mend += (
                 f"; Kubernetes sets {linked[0]} for a Service, and does not with enableServiceLinks: false in the pod"

@@ -1,7 +1,7 @@
 """Texts of strangers, as they may be shown."""
 
 
-def visible(text: str, but: str = "") -> str:
+def escaped(text: str, but: str = "") -> str:
     """The text with every character that shows nothing of itself, or steers what shows it, written out as Python does
     (`\\x9b`, `\\u202e`), except those of `but`. A text that was written out once stays as it is."""
     if text.isprintable():

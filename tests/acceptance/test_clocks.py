@@ -1,4 +1,4 @@
-"""Clocks that are set under load, in processes of their own: `make chaos ARGS=clocks` does more of it."""
+"""ClockMonitor that are set under load, in processes of their own: `make chaos ARGS=clocks` does more of it."""
 
 import asyncio
 import os

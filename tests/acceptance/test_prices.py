@@ -20,7 +20,7 @@ import pytest
 
 from buydesk.orders.documents import order_from
 from buydesk.orders.model import ANONYMOUS, REPRESENTATION
-from buydesk.orders.verification import doubts
+from buydesk.orders.verification import discrepancies
 from buydesk.prices.documents import record_from
 from buydesk.settings import SandboxFault
 from tests.desks import Running, buydesk, desk_up, free_offset
@@ -34,8 +34,8 @@ QUICK = {
     "BUYDESK_QUOTE_AGE_SECONDS_MAX": "3",
     "BUYDESK_PRICE_TTL_SECONDS": "5",
     "BUYDESK_PRICE_REFRESH_SECONDS": "0.1",
-    "BUYDESK_SOURCE_REST_SECONDS": "0.5",
-    "BUYDESK_SOURCE_REST_SECONDS_MAX": "1",
+    "BUYDESK_SOURCE_COOLDOWN_SECONDS": "0.5",
+    "BUYDESK_SOURCE_COOLDOWN_SECONDS_MAX": "1",
 }
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 # What the sandbox's first minute costs.
@@ -92,7 +92,7 @@ class Client:
         for shown in orders:
             record = record_from((await self.get("fetch_buy_orders", f"/prices/{shown['price_id']}")).json())
             order = order_from(shown | {"client": ANONYMOUS, "representation": REPRESENTATION})
-            assert doubts(order, record) == []
+            assert discrepancies(order, record) == []
             assert len({quote.source for quote in record.used}) >= 2
         return len(orders)
 

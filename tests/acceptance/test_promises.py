@@ -26,7 +26,7 @@ class Doubled:
     dsn: str
     edges: tuple[Running, Running]
     reader: Running
-    board: Running
+    store: Running
 
     @contextlib.asynccontextmanager
     async def clients(self) -> AsyncIterator[tuple[httpx2.AsyncClient, httpx2.AsyncClient]]:
@@ -38,7 +38,7 @@ class Doubled:
             yield first, second
 
     async def read(self, service: str, path: str) -> Any:
-        of = self.board if service == "api_cache_proxy" else self.reader
+        of = self.store if service == "api_cache_proxy" else self.reader
         async with of.client(service) as client:
             return (await client.get(path)).json()
 
@@ -68,7 +68,7 @@ async def desk(databases: Databases) -> AsyncIterator[Doubled]:
             return await stack.enter_async_context(process)
 
         database = {"DATABASE_URL": dsn}
-        board = await serve("api_cache_proxy", first, offsets[0])
+        store = await serve("api_cache_proxy", first, offsets[0])
         every = [
             (await serve("health_check", first, offsets[0]), "health_check"),
             (await serve("api_updater", first, offsets[0]), "api_updater"),
@@ -82,7 +82,7 @@ async def desk(databases: Databases) -> AsyncIterator[Doubled]:
         )
         for running, service in [*every, (edges[0], "create_buy_order"), (edges[1], "create_buy_order")]:
             await ready(running, service)
-        yield Doubled(dsn, edges, every[-1][0], board)
+        yield Doubled(dsn, edges, every[-1][0], store)
 
 
 async def test_200_copies_of_one_request_through_two_edges_are_one_order(desk: Doubled) -> None:

@@ -42,17 +42,17 @@ async def buy(desk: Running) -> Any:
         return (await client.post("/place_order/?currency=EUR&amount=69")).json()
 
 
-async def hang(data_dir: Path, forged: PriceRecord) -> None:
-    """Writes the record where the price hangs in Redis, dated now, as api_cache_proxy would."""
-    hanging = next(iter(kinds(Settings())))
+async def overwrite(data_dir: Path, forged: PriceRecord) -> None:
+    """Writes the record where the current price is in Redis, dated now, as api_cache_proxy would."""
+    key = next(iter(kinds(Settings())))
     fields: dict[str | bytes, str | float | bytes] = {
         "id": str(forged.id),
         "as_of": (forged.as_of - EPOCH).total_seconds() * 1_000_000,
         "document": msgspec.json.encode(record_document(forged)),
     }
     async with Redis(unix_socket_path=str(data_dir / "socket" / "redis.sock")) as redis:
-        assert await redis.exists(hanging)
-        await redis.hset(hanging, mapping=fields)  # type: ignore[arg-type]
+        assert await redis.exists(key)
+        await redis.hset(key, mapping=fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("forged", FORGED, ids=["another key", "unsigned"])
@@ -62,7 +62,7 @@ async def test_record_that_is_written_into_redis_sells_nothing(
     real = Decimal((await buy(desk))["order"]["exchange_rate"])
     until = time.monotonic() + 3  # create_buy_order looks every second
     while time.monotonic() < until:
-        await hang(data_dir, forged)
+        await overwrite(data_dir, forged)
         bought = await buy(desk)
         assert abs(Decimal(bought["order"]["exchange_rate"]) / real - 1) < Decimal("0.1"), bought
         await asyncio.sleep(0.1)

@@ -13,7 +13,7 @@ from buydesk.backends.postgres.migrate import migrate
 from buydesk.embedded.postgres import USER
 from buydesk.errors import CannotStart, LedgerUnavailable
 from buydesk.orders.model import Placed, Replayed
-from buydesk.prices.model import Rejection
+from buydesk.prices.model import RejectedQuote
 from tests.ledgers import CAP_SATOSHI, DB_PROXY, Databases, as_db_proxy, placement, record, settings, signed
 
 
@@ -103,7 +103,7 @@ async def test_price_of_a_key_that_was_never_accepted_is_not_stored(dsn: str) ->
 
 async def test_what_a_source_says_changes_no_key_and_keeps_no_order_away(dsn: str) -> None:
     said = 'an error: \x00 "signature":{"key":"mine"} \\"signature":{"key":"mine"}'
-    price = signed(replace(record(), rejected=(Rejection("sandbox-3", said),)))
+    price = signed(replace(record(), rejected=(RejectedQuote("sandbox-3", said),)))
     ledger = PostgresLedger(as_db_proxy(dsn), settings(), livemode=False)
     [placed] = await ledger.place([placement(price=price)], 5)
     assert isinstance(placed, Placed)

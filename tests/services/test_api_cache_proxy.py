@@ -1,4 +1,4 @@
-"""api_cache_proxy over real TCP, on a board in memory."""
+"""api_cache_proxy over real TCP, on a store in memory."""
 
 import asyncio
 import html
@@ -14,14 +14,14 @@ import httpx2
 import pytest
 from redis.asyncio import Redis
 
-from buydesk.backends.memory.prices import MemoryPriceBoard
-from buydesk.backends.memory.reports import MemoryHealthDesk
-from buydesk.backends.redis.prices import RedisPriceBoard
+from buydesk.backends.memory.prices import MemoryPriceStore
+from buydesk.backends.memory.reports import MemoryReportStore
+from buydesk.backends.redis.prices import RedisPriceStore
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.prices.coindesk import currentprice, currentprice_of
-from buydesk.prices.documents import feed_state_document, point_document, record_document
-from buydesk.prices.model import SOURCES, FeedState, PriceRecord, Quote, Rejection, Rule, SourceState
+from buydesk.prices.documents import feed_status_document, point_document, record_document
+from buydesk.prices.model import SOURCES, FeedStatus, PriceRecord, Quote, RejectedQuote, Rule, SourceStatus
 from buydesk.services.api_cache_proxy import RECORD_BYTES_MAX, STATE_BYTES_MAX, create_app
 from buydesk.settings import Settings
 from tests import ledgers
@@ -54,15 +54,15 @@ def settings() -> Settings:
 
 
 @pytest.fixture
-def board(settings: Settings, clock: Clock) -> MemoryPriceBoard:
-    return MemoryPriceBoard(settings, clock)
+def store(settings: Settings, clock: Clock) -> MemoryPriceStore:
+    return MemoryPriceStore(settings, clock)
 
 
 @pytest.fixture
-async def client(settings: Settings, board: MemoryPriceBoard, clock: Clock) -> AsyncIterator[httpx2.AsyncClient]:
-    reporter = Reporter("api_cache_proxy", MemoryHealthDesk(settings), settings)
+async def client(settings: Settings, store: MemoryPriceStore, clock: Clock) -> AsyncIterator[httpx2.AsyncClient]:
+    reporter = Reporter("api_cache_proxy", MemoryReportStore(settings), settings)
     async with (
-        served(create_app(settings, board, reporter, clock)) as url,
+        served(create_app(settings, store, reporter, clock)) as url,
         httpx2.AsyncClient(base_url=url, trust_env=False) as client,
     ):
         yield client
@@ -86,8 +86,8 @@ def record(as_of: datetime = NOON, **members: Any) -> PriceRecord:
             for source in SOURCES["sandbox"][:2]
         ),
         rejected=(
-            Rejection("sandbox-3", "gave no answer"),
-            Rejection("sandbox-4", "is older than 30 s", Quote("sandbox-4", Currency.EUR, 10**12, 10**12, as_of)),
+            RejectedQuote("sandbox-3", "gave no answer"),
+            RejectedQuote("sandbox-4", "is older than 30 s", Quote("sandbox-4", Currency.EUR, 10**12, 10**12, as_of)),
         ),
         replayed_from=datetime(2023, 3, 9, tzinfo=UTC),
         rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
@@ -96,13 +96,13 @@ def record(as_of: datetime = NOON, **members: Any) -> PriceRecord:
     return signed(replace(made, **members))
 
 
-def state(at: datetime = NOON, **members: Any) -> FeedState:
+def state(at: datetime = NOON, **members: Any) -> FeedStatus:
     rates = {Currency.EUR: 20_572_78 * 10**6}
     sources = (
-        SourceState("one", "", mids_e8=rates, quoted_at=at),
-        SourceState("another", "gave no answer", 3, resting_until=at + TTL, last_error="gave no answer", failed_at=at),
+        SourceStatus("one", "", mids_e8=rates, quoted_at=at),
+        SourceStatus("another", "gave no answer", 3, resting_until=at + TTL, last_error="gave no answer", failed_at=at),
     )
-    return replace(FeedState(at, "sandbox", "only 1 of at least 2 sources agree", sources), **members)
+    return replace(FeedStatus(at, "sandbox", "only 1 of at least 2 sources agree", sources), **members)
 
 
 def assert_problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
@@ -120,32 +120,32 @@ def assert_invalid(response: httpx2.Response, *members: str) -> str:
 
 
 async def test_record_has_its_own_members_and_those_of_coindesk(
-    client: httpx2.AsyncClient, board: MemoryPriceBoard
+    client: httpx2.AsyncClient, store: MemoryPriceStore
 ) -> None:
-    hanging = record()
-    await board.publish(hanging)
+    current = record()
+    await store.publish(current)
     response = await client.get("/record")
     assert response.status_code == 200
     document = response.json()
-    assert document == record_document(hanging) | currentprice(hanging)
-    assert len(document) == len(record_document(hanging)) + len(currentprice(hanging)), "no member hides another"
+    assert document == record_document(current) | currentprice(current)
+    assert len(document) == len(record_document(current)) + len(currentprice(current)), "no member hides another"
     assert document["rates"]["USD"] == "21712.51000001"
     assert document["bpi"]["USD"]["rate_float"] == 21712.51
     assert document["time"]["updatedISO"] == "2026-01-31T12:00:00+00:00"
 
 
 async def test_retired_document_has_the_retired_members_only(
-    client: httpx2.AsyncClient, board: MemoryPriceBoard
+    client: httpx2.AsyncClient, store: MemoryPriceStore
 ) -> None:
-    hanging = record()
-    await board.publish(hanging)
+    current = record()
+    await store.publish(current)
     response = await client.get("/v1/bpi/currentprice.json")
     assert response.status_code == 200
-    assert response.text == json.dumps(currentprice(hanging), separators=(",", ":"))
+    assert response.text == json.dumps(currentprice(current), separators=(",", ":"))
 
 
-async def test_record_shows_its_proof(client: httpx2.AsyncClient, board: MemoryPriceBoard) -> None:
-    await board.publish(record())
+async def test_record_shows_its_proof(client: httpx2.AsyncClient, store: MemoryPriceStore) -> None:
+    await store.publish(record())
     document = (await client.get("/record")).json()
     noon = "2026-01-31T12:00:00.123456Z"
     assert document["sources"] == {
@@ -189,16 +189,16 @@ async def test_record_shows_its_proof(client: httpx2.AsyncClient, board: MemoryP
     "code", ["EUR", "eur", "gBp", "USD", "eur.json", "EUR.JSON", "CHF", "", "eu", "%65ur", "%FF", "*"]
 )
 async def test_retired_document_of_one_currency_in_any_letter_case(
-    client: httpx2.AsyncClient, board: MemoryPriceBoard, code: str
+    client: httpx2.AsyncClient, store: MemoryPriceStore, code: str
 ) -> None:
-    hanging = record()
-    await board.publish(hanging)
+    current = record()
+    await store.publish(current)
     currency = {"eur": Currency.EUR, "gbp": Currency.GBP, "usd": Currency.USD, "%65ur": Currency.EUR}.get(code.lower())
     for slash in ("", "/"):
         response = await client.get(f"/v1/bpi/currentprice/{code}.json{slash}")
         if currency is not None:
             assert response.status_code == 200
-            assert response.text == json.dumps(currentprice_of(hanging, currency), separators=(",", ":"))
+            assert response.text == json.dumps(currentprice_of(current, currency), separators=(",", ":"))
         else:
             assert_problem(response, 404, "not_found")
 
@@ -227,9 +227,9 @@ def ticker(address: str) -> list[str]:
 
 
 async def test_program_written_for_the_retired_service_needs_only_another_address(
-    client: httpx2.AsyncClient, board: MemoryPriceBoard
+    client: httpx2.AsyncClient, store: MemoryPriceStore
 ) -> None:
-    await board.publish(record())
+    await store.publish(record())
     assert await asyncio.to_thread(ticker, str(client.base_url).rstrip("/")) == [
         "Bitcoin at Jan 31, 2026 at 12:00 GMT",
         "$ 21,712.51 (United States Dollar, USD)",
@@ -244,9 +244,9 @@ PRICE_PATHS = ["/record", "/v1/bpi/currentprice.json", "/v1/bpi/currentprice/eur
 
 @pytest.mark.parametrize("path", [*PRICE_PATHS, *(f"{path}/" for path in PRICE_PATHS)])
 async def test_price_may_be_read_by_any_page_and_kept_by_nobody(
-    client: httpx2.AsyncClient, board: MemoryPriceBoard, path: str
+    client: httpx2.AsyncClient, store: MemoryPriceStore, path: str
 ) -> None:
-    await board.publish(record())
+    await store.publish(record())
     response = await client.get(path, params={} if "history" in path else {"_": "1706702400"})
     assert response.status_code == 200
     assert response.headers["Cache-Control"] == "no-store"
@@ -255,12 +255,12 @@ async def test_price_may_be_read_by_any_page_and_kept_by_nobody(
 
 @pytest.mark.parametrize("path", PRICE_PATHS[:3])
 async def test_without_a_valid_price_there_is_a_problem_and_never_an_old_number(
-    client: httpx2.AsyncClient, board: MemoryPriceBoard, clock: Clock, path: str
+    client: httpx2.AsyncClient, store: MemoryPriceStore, clock: Clock, path: str
 ) -> None:
     response = await client.get(path)
     assert_problem(response, 503, "price_unavailable")
     assert response.headers["Retry-After"] == "5"
-    await board.publish(record())
+    await store.publish(record())
     clock.moment = NOON + TTL
     response = await client.get(path)
     problem = assert_problem(response, 503, "price_stale")
@@ -269,11 +269,11 @@ async def test_without_a_valid_price_there_is_a_problem_and_never_an_old_number(
 
 
 async def test_history_is_of_the_last_hour_unless_asked_for_more(
-    client: httpx2.AsyncClient, board: MemoryPriceBoard
+    client: httpx2.AsyncClient, store: MemoryPriceStore
 ) -> None:
     records = [record(NOON - timedelta(minutes=minutes)) for minutes in (1439, 60, 59, 0)]
     for each in records:
-        await board.publish(each)
+        await store.publish(each)
     documents = [point_document(each.point()) for each in records]
     assert (await client.get("/history")).json() == {"data": documents[2:]}
     assert (await client.get("/history/?minutes=1")).json() == {"data": documents[3:]}
@@ -290,14 +290,14 @@ async def test_history_is_of_the_last_hour_unless_asked_for_more(
 
 @pytest.mark.parametrize(("points", "expected"), [(None, 240), (1, 1), (100, 100), (250, 250), (1000, 500)])
 async def test_history_has_so_many_points_at_the_most_and_the_latest_is_one_of_them(
-    client: httpx2.AsyncClient, board: MemoryPriceBoard, points: int | None, expected: int
+    client: httpx2.AsyncClient, store: MemoryPriceStore, points: int | None, expected: int
 ) -> None:
     records = [record(NOON - timedelta(hours=1) / 500 * number) for number in range(499, -1, -1)]
     for each in records:
-        await board.publish(each)
+        await store.publish(each)
     data = (await client.get("/history", params={} if points is None else {"points": points})).json()["data"]
     assert len(data) == expected
-    assert data == [point_document(each) for each in await board.history(60, points or 240)]
+    assert data == [point_document(each) for each in await store.history(60, points or 240)]
     assert data[-1]["id"] == str(records[-1].id)
 
 
@@ -328,25 +328,25 @@ async def test_published_record_is_the_price_at_once(client: httpx2.AsyncClient)
 
 
 async def test_add_works_without_its_slash_and_takes_a_whole_answer_of_record(
-    client: httpx2.AsyncClient, board: MemoryPriceBoard
+    client: httpx2.AsyncClient, store: MemoryPriceStore
 ) -> None:
-    hanging = record()
-    await board.publish(hanging)
+    current = record()
+    await store.publish(current)
     answer = (await client.get("/record")).json()
     response = await client.post("/add", json=answer, headers=AUTHORIZED)
-    assert (response.status_code, response.json()) == (200, record_document(hanging))
+    assert (response.status_code, response.json()) == (200, record_document(current))
 
 
 @pytest.mark.parametrize(
     ("ttl_seconds", "expires_at"), [(1, NOON + TTL / 60), (60, NOON + TTL), (61, NOON + TTL), (3600, NOON + TTL)]
 )
 async def test_ttl_shortens_a_record_and_never_extends_it(
-    client: httpx2.AsyncClient, board: MemoryPriceBoard, ttl_seconds: int, expires_at: datetime
+    client: httpx2.AsyncClient, store: MemoryPriceStore, ttl_seconds: int, expires_at: datetime
 ) -> None:
     made = record()
     response = await add(client, record_document(made), f"?ttl={ttl_seconds}")
     assert response.json() == record_document(replace(made, expires_at=expires_at))
-    assert (await board.latest()).expires_at == expires_at
+    assert (await store.latest()).expires_at == expires_at
 
 
 async def test_ttl_counts_from_now_and_not_from_the_observation(client: httpx2.AsyncClient, clock: Clock) -> None:
@@ -370,20 +370,20 @@ async def test_ttl_outside_an_hour_is_refused_and_nothing_published(client: http
     assert_problem(await client.get("/record"), 503, "price_unavailable")
 
 
-async def test_older_record_is_refused_as_superseded(client: httpx2.AsyncClient, board: MemoryPriceBoard) -> None:
-    await board.publish(record())
+async def test_older_record_is_refused_as_superseded(client: httpx2.AsyncClient, store: MemoryPriceStore) -> None:
+    await store.publish(record())
     problem = assert_problem(await add(client, record_document(record(NOON - TTL))), 409, "price_superseded")
     assert problem["as_of"] == "2026-01-31T12:00:00.123456Z"
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer another"}, {"Authorization": "the-token"}])
 async def test_publishing_needs_the_internal_token(
-    client: httpx2.AsyncClient, board: MemoryPriceBoard, headers: dict[str, str]
+    client: httpx2.AsyncClient, store: MemoryPriceStore, headers: dict[str, str]
 ) -> None:
     response = await client.post("/add/", json=record_document(record()), headers=headers)
     assert_problem(response, 401, "unauthorized")
     assert response.headers["WWW-Authenticate"] == "Bearer"
-    assert list(await board.history(60, 1)) == []
+    assert list(await store.history(60, 1)) == []
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", None])
@@ -506,7 +506,7 @@ async def tell(client: httpx2.AsyncClient, document: object, path: str = "/sourc
 async def test_what_was_told_of_the_sources_is_shown_to_anybody(client: httpx2.AsyncClient) -> None:
     assert assert_problem(await client.get("/sources"), 503, "price_unavailable")["detail"].startswith("Nothing")
     for path in ("/sources/", "/sources"):
-        told = feed_state_document(state(at=NOON - TTL * len(path)))
+        told = feed_status_document(state(at=NOON - TTL * len(path)))
         response = await tell(client, told, path)
         assert (response.status_code, response.json()) == (200, told)
         for read in ("/sources", "/sources/"):
@@ -539,7 +539,7 @@ async def test_what_was_told_of_the_sources_is_shown_to_anybody(client: httpx2.A
 
 
 async def test_telling_of_the_sources_needs_the_internal_token_json_and_few_bytes(client: httpx2.AsyncClient) -> None:
-    document = feed_state_document(state())
+    document = feed_status_document(state())
     response = await client.post("/sources/", json=document)
     assert_problem(response, 401, "unauthorized")
     response = await client.post("/sources/", content=json.dumps(document).encode(), headers=AUTHORIZED)
@@ -573,7 +573,7 @@ async def test_telling_of_the_sources_needs_the_internal_token_json_and_few_byte
 async def test_document_that_is_no_state_of_this_desk_is_refused_naming_the_member(
     client: httpx2.AsyncClient, change: Change, complaint: str
 ) -> None:
-    document = json.loads(json.dumps(feed_state_document(state())))
+    document = json.loads(json.dumps(feed_status_document(state())))
     change(document)
     detail = assert_invalid(await tell(client, document), complaint.partition(":")[0])
     assert detail.startswith(complaint)
@@ -588,16 +588,16 @@ async def test_other_methods_are_told_both_that_the_sources_take(client: httpx2.
     assert (await client.get("/add")).headers["Allow"] == "POST"
 
 
-async def test_service_is_ready_while_its_board_is_there(client: httpx2.AsyncClient) -> None:
+async def test_service_is_ready_while_its_store_is_there(client: httpx2.AsyncClient) -> None:
     assert (await client.get("/readyz")).json() == {"status": "ready"}
 
 
 async def test_without_redis_every_answer_says_so(settings: Settings) -> None:
-    reporter = Reporter("api_cache_proxy", MemoryHealthDesk(settings), settings)
+    reporter = Reporter("api_cache_proxy", MemoryReportStore(settings), settings)
     redis: Redis = Redis.from_url(f"redis://127.0.0.1:{free_port()}", retry=None)
-    board = RedisPriceBoard(redis, settings)
+    store = RedisPriceStore(redis, settings)
     async with (
-        served(create_app(settings, board, reporter)) as url,
+        served(create_app(settings, store, reporter)) as url,
         httpx2.AsyncClient(base_url=url, trust_env=False) as client,
     ):
         now = datetime.now(UTC)
@@ -608,7 +608,7 @@ async def test_without_redis_every_answer_says_so(settings: Settings) -> None:
             client.get("/history"),
             client.get("/sources"),
             add(client, record_document(record(now))),
-            tell(client, feed_state_document(state(now))),
+            tell(client, feed_status_document(state(now))),
         )
         for response in responses:
             assert_problem(response, 503, "price_board_unavailable")
@@ -616,7 +616,7 @@ async def test_without_redis_every_answer_says_so(settings: Settings) -> None:
         problem = assert_problem(await client.get("/readyz"), 503, "not_ready")
         assert [part["what"] for part in problem["missing"]] == ["prices"]
         assert (await client.get("/livez")).status_code == 200
-    await board.close()
+    await store.close()
 
 
 async def test_unknown_parameters_are_refused_where_no_page_of_a_browser_adds_its_own(

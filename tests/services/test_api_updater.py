@@ -12,26 +12,26 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from buydesk.backends.memory.prices import MemoryPriceBoard
-from buydesk.backends.memory.reports import MemoryHealthDesk
-from buydesk.backends.remote import RemotePriceBoard
-from buydesk.errors import PriceBoardUnavailable, PriceStale, PriceUnavailable, SourceFailed
+from buydesk.backends.memory.prices import MemoryPriceStore
+from buydesk.backends.memory.reports import MemoryReportStore
+from buydesk.backends.remote import RemotePriceStore
+from buydesk.errors import PriceStale, PriceStoreUnavailable, PriceUnavailable, SourceFailed
 from buydesk.money import RATE_SCALE, Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.prices.model import (
     SOURCES,
-    FeedState,
-    Observation,
-    PriceBoard,
+    FeedStatus,
     PricePoint,
     PriceRecord,
     PriceSource,
+    PriceStore,
     Quote,
-    Rejection,
+    RejectedQuote,
     Rule,
+    SourceResponse,
 )
 from buydesk.services import api_cache_proxy, api_updater
-from buydesk.services.api_updater import FeedMetrics, Updater, next_due, why_rejected
+from buydesk.services.api_updater import FeedMetrics, Updater, next_tick, rejection_reason
 from buydesk.settings import Settings
 from tests.serving import free_port, served
 
@@ -64,7 +64,7 @@ class Time:
             await self.meanwhile()
 
 
-Behaviour = Callable[["Exchange"], Awaitable[Observation]]
+Behaviour = Callable[["Exchange"], Awaitable[SourceResponse]]
 
 
 class Exchange:
@@ -76,7 +76,7 @@ class Exchange:
         self.asked_at: list[float] = []
         self._behaviours = behaviours or (at_price(1000),)
 
-    async def quotes(self) -> Observation:
+    async def quotes(self) -> SourceResponse:
         self.asked_at.append(self.time.seconds - 1000)
         return await self._behaviours[min(len(self.asked_at), len(self._behaviours)) - 1](self)
 
@@ -84,9 +84,9 @@ class Exchange:
         raise AssertionError("the service closes nothing that it was given")
 
 
-def seen(by: Exchange, units: float, currencies: Sequence[Currency], observed_at: datetime) -> Observation:
+def seen(by: Exchange, units: float, currencies: Sequence[Currency], observed_at: datetime) -> SourceResponse:
     mid_e8 = int(units * RATE_SCALE)
-    return Observation(
+    return SourceResponse(
         tuple(Quote(by.name, currency, mid_e8 - 10**8, mid_e8 + 10**8, observed_at) for currency in currencies)
     )
 
@@ -94,28 +94,28 @@ def seen(by: Exchange, units: float, currencies: Sequence[Currency], observed_at
 def at_price(units: float, *, age_seconds: float = 0, currencies: Sequence[Currency] = ALL) -> Behaviour:
     """So many units of each currency for a bitcoin."""
 
-    async def answer(by: Exchange) -> Observation:
+    async def answer(by: Exchange) -> SourceResponse:
         return seen(by, units, currencies, by.time.now() - timedelta(seconds=age_seconds))
 
     return answer
 
 
 def failing(error: Exception) -> Behaviour:
-    async def fail(_: Exchange) -> Observation:
+    async def fail(_: Exchange) -> SourceResponse:
         raise error
 
     return fail
 
 
 def taking(seconds: float) -> Behaviour:
-    async def take(by: Exchange) -> Observation:
+    async def take(by: Exchange) -> SourceResponse:
         by.time.seconds += seconds
         return seen(by, 1000, ALL, by.time.now())
 
     return take
 
 
-async def hang(_: Exchange) -> Observation:
+async def hang(_: Exchange) -> SourceResponse:
     await asyncio.Event().wait()
     raise AssertionError("unreachable")
 
@@ -124,36 +124,36 @@ closed = failing(SourceFailed("The exchange is closed."))
 well = at_price(1000)
 
 
-class Board(MemoryPriceBoard):
-    """A real board that remembers what it was told, and is away when a test says so."""
+class UnreliableStore(MemoryPriceStore):
+    """A real store that remembers what it was told, and is away when a test says so."""
 
     def __init__(self, time: Time, settings: Settings | None = None) -> None:
         super().__init__(settings or Settings(), time.now)
         self.published: list[PriceRecord] = []
-        self.told: list[FeedState] = []
+        self.told: list[FeedStatus] = []
         self.is_away = False
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
         if self.is_away:
-            raise PriceBoardUnavailable("The board is away.")
-        hanging = await super().publish(record)
+            raise PriceStoreUnavailable("The store is away.")
+        current = await super().publish(record)
         self.published.append(record)
-        return hanging
+        return current
 
-    async def tell(self, state: FeedState) -> None:
+    async def put_feed_status(self, state: FeedStatus) -> None:
         if self.is_away:
-            raise PriceBoardUnavailable("The board is away.")
-        await super().tell(state)
+            raise PriceStoreUnavailable("The store is away.")
+        await super().put_feed_status(state)
         self.told.append(state)
 
     async def latest(self) -> PriceRecord:
         if self.is_away:
-            raise PriceBoardUnavailable("The board is away.")
+            raise PriceStoreUnavailable("The store is away.")
         return await super().latest()
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         if self.is_away:
-            raise PriceBoardUnavailable("The board is away.")
+            raise PriceStoreUnavailable("The store is away.")
         return await super().history(minutes, points)
 
     def prices(self) -> list[float]:
@@ -166,8 +166,8 @@ def time() -> Time:
 
 
 @pytest.fixture
-def board(time: Time) -> Board:
-    return Board(time)
+def store(time: Time) -> UnreliableStore:
+    return UnreliableStore(time)
 
 
 @pytest.fixture
@@ -188,8 +188,8 @@ def exchanges(time: Time, *behaviours: Sequence[Behaviour]) -> list[Exchange]:
     return [Exchange(time, name, *each) for name, each in zip(names, behaviours, strict=False)]
 
 
-def updater(time: Time, sources: Sequence[PriceSource], board: PriceBoard, **settings: Any) -> Updater:
-    return Updater(Settings(**settings), sources, board, now=time.now, clock=time.clock, sleep=time.sleep)
+def updater(time: Time, sources: Sequence[PriceSource], store: PriceStore, **settings: Any) -> Updater:
+    return Updater(Settings(**settings), sources, store, now=time.now, clock=time.clock, sleep=time.sleep)
 
 
 async def run(updater: Updater) -> None:
@@ -198,11 +198,11 @@ async def run(updater: Updater) -> None:
 
 
 async def run_ticks(
-    time: Time, board: PriceBoard, ticks: int, *behaviours: Sequence[Behaviour], **settings: Any
+    time: Time, store: PriceStore, ticks: int, *behaviours: Sequence[Behaviour], **settings: Any
 ) -> Updater:
     """A desk's updater over exchanges that behave so, after that many ticks."""
     time.seconds_max = 15 * ticks
-    running = updater(time, exchanges(time, *behaviours), board, **settings)
+    running = updater(time, exchanges(time, *behaviours), store, **settings)
     await run(running)
     return running
 
@@ -216,10 +216,10 @@ async def failure_of(updater: Updater) -> str:
 # --- one price of several sources
 
 
-async def test_first_price_is_published_at_once_with_its_proof(time: Time, board: Board) -> None:
+async def test_first_price_is_published_at_once_with_its_proof(time: Time, store: UnreliableStore) -> None:
     over = [at_price(1001)], [well], [at_price(998)], [at_price(1500)], [closed]
-    running = await run_ticks(time, board, 1, *over, price_ttl_seconds=45)
-    record = await board.latest()
+    running = await run_ticks(time, store, 1, *over, price_ttl_seconds=45)
+    record = await store.latest()
     assert (record.as_of, record.expires_at, record.decided_at) == (NOON, NOON + timedelta(seconds=45), NOON)
     assert record.rates_e8 == dict.fromkeys(Currency, 1000 * RATE_SCALE)
     assert [each.source for each in record.used] == ["one", "two", "three"] * 3
@@ -233,7 +233,7 @@ async def test_first_price_is_published_at_once_with_its_proof(time: Time, board
     assert running.published is record
 
 
-async def test_limits_of_the_rule_are_settings(time: Time, board: Board) -> None:
+async def test_limits_of_the_rule_are_settings(time: Time, store: UnreliableStore) -> None:
     limits = {
         "quote_age_seconds_max": 5,
         "price_spread_bp_max": 25,
@@ -241,62 +241,62 @@ async def test_limits_of_the_rule_are_settings(time: Time, board: Board) -> None
         "price_sources_min": 3,
         "price_feed": "live",
     }
-    await run_ticks(time, board, 1, [well], [well], [at_price(1004, age_seconds=5)], **limits)
-    assert (await board.latest()).rule == Rule(5, 25, 50, 3)
-    assert (await board.latest()).feed == "live"
+    await run_ticks(time, store, 1, [well], [well], [at_price(1004, age_seconds=5)], **limits)
+    assert (await store.latest()).rule == Rule(5, 25, 50, 3)
+    assert (await store.latest()).feed == "live"
 
 
-async def test_record_is_as_old_as_its_oldest_quote(time: Time, board: Board) -> None:
-    await run_ticks(time, board, 1, [at_price(1000, age_seconds=20)], [well], [at_price(1000, age_seconds=31)])
-    record = await board.latest()
+async def test_record_is_as_old_as_its_oldest_quote(time: Time, store: UnreliableStore) -> None:
+    await run_ticks(time, store, 1, [at_price(1000, age_seconds=20)], [well], [at_price(1000, age_seconds=31)])
+    record = await store.latest()
     assert record.as_of == NOON - timedelta(seconds=20)
     assert record.expires_at == NOON + timedelta(seconds=40)
     assert {each.reason for each in record.rejected} == {"is older than 30 s"}
 
 
-async def test_sandbox_record_names_the_minute_it_replays(time: Time, board: Board) -> None:
-    async def replay(by: Exchange) -> Observation:
+async def test_sandbox_record_names_the_minute_it_replays(time: Time, store: UnreliableStore) -> None:
+    async def replay(by: Exchange) -> SourceResponse:
         return replace(await well(by), replayed_from=HISTORIC)
 
-    async def replay_later(by: Exchange) -> Observation:
+    async def replay_later(by: Exchange) -> SourceResponse:
         return replace(await well(by), replayed_from=HISTORIC + timedelta(minutes=1))
 
-    await run_ticks(time, board, 1, [replay_later], [replay], [well])
-    assert (await board.latest()).replayed_from == HISTORIC
+    await run_ticks(time, store, 1, [replay_later], [replay], [well])
+    assert (await store.latest()).replayed_from == HISTORIC
 
 
-async def test_source_that_lacks_one_currency_is_used_for_the_others(time: Time, board: Board) -> None:
-    async def without_pounds(by: Exchange) -> Observation:
+async def test_source_that_lacks_one_currency_is_used_for_the_others(time: Time, store: UnreliableStore) -> None:
+    async def without_pounds(by: Exchange) -> SourceResponse:
         quotes = seen(by, 1000, (EUR, USD), by.time.now()).quotes
-        return Observation(quotes, (Rejection(by.name, "GBP: no bid"),))
+        return SourceResponse(quotes, (RejectedQuote(by.name, "GBP: no bid"),))
 
-    await run_ticks(time, board, 1, [without_pounds], [well], [well])
-    record = await board.latest()
+    await run_ticks(time, store, 1, [without_pounds], [well], [well])
+    record = await store.latest()
     assert [each.source for each in record.used if each.currency != GBP] == ["one", "two", "three"] * 2
     assert [each.source for each in record.used if each.currency == GBP] == ["two", "three"]
-    assert record.rejected == (Rejection("one", "GBP: no bid"),)
-    assert board.told[0].sources[0].detail == "GBP: no bid"
+    assert record.rejected == (RejectedQuote("one", "GBP: no bid"),)
+    assert store.told[0].sources[0].detail == "GBP: no bid"
 
 
 # --- the schedule
 
 
-async def test_a_new_price_is_published_every_interval(time: Time, board: Board) -> None:
-    await run_ticks(time, board, 4, [well], [well])
-    assert [(each.as_of - NOON).total_seconds() for each in board.published] == [0, 15, 30, 45]
+async def test_a_new_price_is_published_every_interval(time: Time, store: UnreliableStore) -> None:
+    await run_ticks(time, store, 4, [well], [well])
+    assert [(each.as_of - NOON).total_seconds() for each in store.published] == [0, 15, 30, 45]
 
 
-async def test_ticks_keep_to_their_schedule_however_long_they_take(time: Time, board: Board) -> None:
+async def test_ticks_keep_to_their_schedule_however_long_they_take(time: Time, store: UnreliableStore) -> None:
     time.seconds_max = 60
     sources = exchanges(time, [taking(0.25), taking(4), taking(0)], [well])
-    await run(updater(time, sources, board))
+    await run(updater(time, sources, store))
     assert sources[0].asked_at == [0, 15, 30, 45]
 
 
-async def test_ticks_that_were_missed_are_not_made_up_for(time: Time, board: Board) -> None:
+async def test_ticks_that_were_missed_are_not_made_up_for(time: Time, store: UnreliableStore) -> None:
     time.seconds_max = 75
     sources = exchanges(time, [taking(40), well], [well])
-    await run(updater(time, sources, board))
+    await run(updater(time, sources, store))
     assert sources[0].asked_at == [0, 45, 60]
 
 
@@ -305,37 +305,39 @@ async def test_ticks_that_were_missed_are_not_made_up_for(time: Time, board: Boa
     [(100, 115), (100.1, 115), (114.9, 115), (115, 130), (131, 145), (99, 115), (1e6 + 100, 1e6 + 105)],
 )
 def test_next_tick_is_the_first_of_the_schedule_to_come(moment: float, due: float) -> None:
-    assert next_due(100, moment, 15) == due
+    assert next_tick(100, moment, 15) == due
 
 
-async def test_all_sources_are_asked_at_once(time: Time, board: Board) -> None:
+async def test_all_sources_are_asked_at_once(time: Time, store: UnreliableStore) -> None:
     everybody = asyncio.Barrier(3)
 
-    async def answer_together(by: Exchange) -> Observation:
+    async def answer_together(by: Exchange) -> SourceResponse:
         await everybody.wait()
         return await well(by)
 
-    await run_ticks(time, board, 1, [answer_together], [answer_together], [answer_together])
-    assert len((await board.latest()).used) == 9
+    await run_ticks(time, store, 1, [answer_together], [answer_together], [answer_together])
+    assert len((await store.latest()).used) == 9
 
 
 # --- sources that fail
 
 
-async def test_source_that_hangs_costs_the_others_nothing_but_its_time_limit(time: Time, board: Board) -> None:
-    await run_ticks(time, board, 1, [hang], [well], [well], source_seconds_max=0.02)
-    assert Rejection("one", "gave no answer within 0.02 s") in (await board.latest()).rejected
+async def test_source_that_hangs_costs_the_others_nothing_but_its_time_limit(
+    time: Time, store: UnreliableStore
+) -> None:
+    await run_ticks(time, store, 1, [hang], [well], [well], source_seconds_max=0.02)
+    assert RejectedQuote("one", "gave no answer within 0.02 s") in (await store.latest()).rejected
 
 
 async def test_stopping_the_sources_one_by_one_it_sells_with_two_and_not_with_one_and_recovers(
-    time: Time, board: Board, logged: Callable[[], list[str]]
+    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
     over = [well], [well, well, well, closed, well], [well, well, closed, closed, well], [well, closed, closed, closed]
-    running = await run_ticks(time, board, 5, *over)
-    assert [(each.as_of - NOON).total_seconds() for each in board.published] == [0, 15, 30, 60]
-    assert [len(each.used) // 3 for each in board.published] == [4, 3, 2, 3]
+    running = await run_ticks(time, store, 5, *over)
+    assert [(each.as_of - NOON).total_seconds() for each in store.published] == [0, 15, 30, 60]
+    assert [len(each.used) // 3 for each in store.published] == [4, 3, 2, 3]
     no_price = "EUR, GBP, USD: only 1 of at least 2 sources agree"
-    assert [each.problem for each in board.told] == ["", "", "", no_price, ""]
+    assert [each.problem for each in store.told] == ["", "", "", no_price, ""]
     await running.check()
     assert logged() == [
         "WARNING The price source four is not used as it should be: The exchange is closed",
@@ -349,74 +351,74 @@ async def test_stopping_the_sources_one_by_one_it_sells_with_two_and_not_with_on
 
 
 async def test_no_price_is_critical_at_the_tick_it_happens_and_again_only_when_its_reason_changes(
-    time: Time, board: Board, logged: Callable[[], list[str]]
+    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
-    running = await run_ticks(time, board, 3, [well], [closed, closed, well], [closed])
+    running = await run_ticks(time, store, 3, [well], [closed, closed, well], [closed])
     critical = [line for line in logged() if line.startswith("CRITICAL")]
     assert critical == [
         "CRITICAL There is no price, and no orders are taken when the last one has ended: "
         "EUR, GBP, USD: only 1 of at least 2 sources agree"
     ]
     await running.check()
-    time.seconds, board.told = 1000, []
+    time.seconds, store.told = 1000, []
     apart = at_price(1000, currencies=(EUR, USD))
-    running = await run_ticks(time, Board(time), 2, [well], [apart, closed])
+    running = await run_ticks(time, UnreliableStore(time), 2, [well], [apart, closed])
     assert len([line for line in logged() if line.startswith("CRITICAL")]) == 3
     assert await failure_of(running) == "EUR, GBP, USD: only 1 of at least 2 sources agree"
 
 
-async def test_two_sources_that_disagree_publish_nothing(time: Time, board: Board) -> None:
-    running = await run_ticks(time, board, 1, [well], [at_price(1012)])
-    assert board.published == []
+async def test_two_sources_that_disagree_publish_nothing(time: Time, store: UnreliableStore) -> None:
+    running = await run_ticks(time, store, 1, [well], [at_price(1012)])
+    assert store.published == []
     assert await failure_of(running) == "EUR, GBP, USD: the sources are more than 1 % apart"
 
 
-async def test_currency_without_a_price_holds_back_the_others(time: Time, board: Board) -> None:
+async def test_currency_without_a_price_holds_back_the_others(time: Time, store: UnreliableStore) -> None:
     euros = at_price(1000, currencies=(EUR,))
-    running = await run_ticks(time, board, 1, [well], [euros])
-    assert board.published == []
+    running = await run_ticks(time, store, 1, [well], [euros])
+    assert store.published == []
     assert await failure_of(running) == "GBP, USD: only 1 of at least 2 sources agree"
 
 
 async def test_source_that_is_left_alone_with_a_good_quote_is_not_at_fault(
-    time: Time, board: Board, logged: Callable[[], list[str]]
+    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
-    await run_ticks(time, board, 2, [well], [closed])
+    await run_ticks(time, store, 2, [well], [closed])
     assert not [line for line in logged() if "source one" in line]
-    one, two = board.told[0].sources
+    one, two = store.told[0].sources
     assert one.detail == "EUR, GBP, USD: only 1 of at least 2 sources agree"
     assert (one.failures, two.failures) == (0, 1)
 
 
 async def test_source_whose_quotes_are_set_aside_is_one_warning_and_one_word_when_it_is_well_again(
-    time: Time, board: Board, logged: Callable[[], list[str]]
+    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
-    await run_ticks(time, board, 4, [well], [well], [well, at_price(700), at_price(700), well])
+    await run_ticks(time, store, 4, [well], [well], [well, at_price(700), at_price(700), well])
     assert logged() == [
         "WARNING The price source three is not used as it should be: EUR, GBP, USD: is more than 1 % from the median",
         "INFO The price source three is all right again.",
     ]
 
 
-async def test_old_price_is_never_published_again_while_the_sources_fail(time: Time, board: Board) -> None:
-    await run_ticks(time, board, 3, [well, closed], [well, closed])
-    assert len(board.published) == 1
-    assert (await board.latest()).expires_at == NOON + timedelta(seconds=60)
+async def test_old_price_is_never_published_again_while_the_sources_fail(time: Time, store: UnreliableStore) -> None:
+    await run_ticks(time, store, 3, [well, closed], [well, closed])
+    assert len(store.published) == 1
+    assert (await store.latest()).expires_at == NOON + timedelta(seconds=60)
     time.seconds = 1060
     with pytest.raises(PriceStale):
-        await board.latest()
+        await store.latest()
 
 
-async def test_source_that_keeps_failing_is_left_alone_for_a_while(time: Time, board: Board) -> None:
+async def test_source_that_keeps_failing_is_left_alone_for_a_while(time: Time, store: UnreliableStore) -> None:
     time.seconds_max = 15 * 12
     sources = exchanges(time, [closed], [well], [well])
-    settings = {"source_rest_seconds": 15, "source_rest_seconds_max": 60}
-    await run(updater(time, sources, board, **settings))
+    settings = {"source_cooldown_seconds": 15, "source_cooldown_seconds_max": 60}
+    await run(updater(time, sources, store, **settings))
     assert sources[0].asked_at == [0, 15, 30, 45, 75, 135]
-    assert len(board.published) == 12
-    assert board.told[-1].sources[0].resting_until == NOON + timedelta(seconds=195)
-    left_alone = Rejection("one", "is left alone after 6 failures in a row; the last: The exchange is closed")
-    assert left_alone in board.published[-1].rejected
+    assert len(store.published) == 12
+    assert store.told[-1].sources[0].resting_until == NOON + timedelta(seconds=195)
+    left_alone = RejectedQuote("one", "is left alone after 6 failures in a row; the last: The exchange is closed")
+    assert left_alone in store.published[-1].rejected
 
 
 # --- jumps
@@ -430,12 +432,12 @@ JUMPED = "EUR, GBP, USD: more than 5 % from the last price, seen once only"
 
 
 async def test_jump_is_published_only_when_the_next_tick_agrees(
-    time: Time, board: Board, logged: Callable[[], list[str]]
+    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
     prices = jump_of(1000, 1060, 1065)
-    await run_ticks(time, board, 3, prices, prices)
-    assert board.prices() == [1000, 1065]
-    assert [each.problem for each in board.told] == ["", JUMPED, ""]
+    await run_ticks(time, store, 3, prices, prices)
+    assert store.prices() == [1000, 1065]
+    assert [each.problem for each in store.told] == ["", JUMPED, ""]
     assert logged() == [
         f"CRITICAL There is no price, and no orders are taken when the last one has ended: {JUMPED}",
         "INFO There is a price again.",
@@ -455,71 +457,73 @@ async def test_jump_is_published_only_when_the_next_tick_agrees(
     ],
 )
 async def test_jump_is_pending_until_it_is_seen_twice_in_a_row(
-    time: Time, board: Board, prices: tuple[float, ...], published: list[float]
+    time: Time, store: UnreliableStore, prices: tuple[float, ...], published: list[float]
 ) -> None:
-    await run_ticks(time, board, len(prices), jump_of(*prices), jump_of(*prices))
-    assert board.prices() == published
+    await run_ticks(time, store, len(prices), jump_of(*prices), jump_of(*prices))
+    assert store.prices() == published
 
 
-async def test_tick_without_a_price_drops_the_pending_one(time: Time, board: Board) -> None:
+async def test_tick_without_a_price_drops_the_pending_one(time: Time, store: UnreliableStore) -> None:
     prices = [*jump_of(1000, 1060), closed, *jump_of(1060, 1060)]
-    await run_ticks(time, board, 5, prices, prices)
-    assert board.prices() == [1000, 1060]
-    assert [bool(each.problem) for each in board.told] == [False, True, True, True, False]
+    await run_ticks(time, store, 5, prices, prices)
+    assert store.prices() == [1000, 1060]
+    assert [bool(each.problem) for each in store.told] == [False, True, True, True, False]
 
 
-async def test_old_record_ends_at_its_own_time_while_a_jump_is_pending(time: Time, board: Board) -> None:
+async def test_old_record_ends_at_its_own_time_while_a_jump_is_pending(time: Time, store: UnreliableStore) -> None:
     prices = jump_of(1000, 1060)
-    await run_ticks(time, board, 2, prices, prices)
-    assert (await board.latest()).expires_at == NOON + timedelta(seconds=60)
+    await run_ticks(time, store, 2, prices, prices)
+    assert (await store.latest()).expires_at == NOON + timedelta(seconds=60)
 
 
-async def test_first_price_after_a_start_is_compared_with_the_boards_history(time: Time, board: Board) -> None:
-    await run_ticks(time, board, 1, [well], [well])
+async def test_first_price_after_a_start_is_compared_with_the_stores_history(
+    time: Time, store: UnreliableStore
+) -> None:
+    await run_ticks(time, store, 1, [well], [well])
     restarted = jump_of(1060, 1061)
     time.seconds_max = 45
     time.seconds += 10
-    await run(updater(time, exchanges(time, restarted, restarted), board))
-    assert board.prices() == [1000, 1061]
+    await run(updater(time, exchanges(time, restarted, restarted), store))
+    assert store.prices() == [1000, 1061]
 
 
-async def test_limit_of_a_jump_is_a_setting(time: Time, board: Board) -> None:
+async def test_limit_of_a_jump_is_a_setting(time: Time, store: UnreliableStore) -> None:
     prices = jump_of(1000, 1060)
-    await run_ticks(time, board, 2, prices, prices, price_jump_bp_max=600)
-    assert board.prices() == [1000, 1060]
+    await run_ticks(time, store, 2, prices, prices, price_jump_bp_max=600)
+    assert store.prices() == [1000, 1060]
 
 
-async def test_how_far_two_sightings_of_a_jump_may_differ_is_a_setting(time: Time, board: Board) -> None:
+async def test_how_far_two_sightings_of_a_jump_may_differ_is_a_setting(time: Time, store: UnreliableStore) -> None:
     prices = jump_of(1000, 1060, 1120)
-    await run_ticks(time, board, 3, prices, prices, price_deviation_bp_max=600)
-    assert board.prices() == [1000, 1120]
+    await run_ticks(time, store, 3, prices, prices, price_deviation_bp_max=600)
+    assert store.prices() == [1000, 1120]
 
 
-async def test_published_price_is_no_pending_one(time: Time, board: Board) -> None:
+async def test_published_price_is_no_pending_one(time: Time, store: UnreliableStore) -> None:
     """Where a jump may be smaller than what sources agree within."""
     prices = jump_of(1000, 1008, 1008)
-    await run_ticks(time, board, 3, prices, prices, price_jump_bp_max=50)
-    assert board.prices() == [1000, 1008]
+    await run_ticks(time, store, 3, prices, prices, price_jump_bp_max=50)
+    assert store.prices() == [1000, 1008]
 
 
-async def test_price_that_could_not_be_published_counts_as_seen(time: Time, board: Board) -> None:
+async def test_price_that_could_not_be_published_counts_as_seen(time: Time, store: UnreliableStore) -> None:
     async def be_away_at_the_second_tick() -> None:
-        board.is_away = 1014 <= time.seconds < 1030
+        store.is_away = 1014 <= time.seconds < 1030
 
     time.meanwhile = be_away_at_the_second_tick
     prices = jump_of(1000, 1045, 1055)
-    await run_ticks(time, board, 3, prices, prices)
-    assert board.prices() == [1000, 1055]
+    await run_ticks(time, store, 3, prices, prices)
+    assert store.prices() == [1000, 1055]
 
 
-# --- what the board is told, and boards that are away
+# --- what the store is told, and stores that are down
 
 
-async def test_board_is_told_after_every_tick_how_each_source_is(time: Time, board: Board) -> None:
-    await run_ticks(time, board, 2, [well], [well], [at_price(1500), closed])
-    assert [(each.at - NOON).total_seconds() for each in board.told] == [0, 15]
-    assert {each.feed for each in board.told} == {"sandbox"}
-    first, second = (each.sources for each in board.told)
+async def test_store_is_told_after_every_tick_how_each_source_is(time: Time, store: UnreliableStore) -> None:
+    await run_ticks(time, store, 2, [well], [well], [at_price(1500), closed])
+    assert [(each.at - NOON).total_seconds() for each in store.told] == [0, 15]
+    assert {each.feed for each in store.told} == {"sandbox"}
+    first, second = (each.sources for each in store.told)
     assert [each.source for each in first] == ["one", "two", "three"]
     assert [each.detail for each in first] == ["", "", "EUR, GBP, USD: is more than 1 % from the median"]
     assert [each.detail for each in second] == ["", "", "The exchange is closed"]
@@ -528,125 +532,131 @@ async def test_board_is_told_after_every_tick_how_each_source_is(time: Time, boa
     assert second[2].mids_e8 == dict.fromkeys(Currency, 1500 * RATE_SCALE)
 
 
-async def test_board_that_is_away_gets_the_price_within_a_second_of_its_return(
-    time: Time, board: Board, logged: Callable[[], list[str]]
+async def test_store_that_is_away_gets_the_price_within_a_second_of_its_return(
+    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
     async def come_back() -> None:
-        board.is_away = time.seconds < 1003
+        store.is_away = time.seconds < 1003
 
-    board.is_away = True
+    store.is_away = True
     time.meanwhile = come_back
     sources = exchanges(time, [well], [well])
-    running = updater(time, sources, board)
+    running = updater(time, sources, store)
     await run(running)
-    assert len(sources[0].asked_at) == len(board.published) == len(board.told) == 1
-    assert board.told[0].at == NOON
+    assert len(sources[0].asked_at) == len(store.published) == len(store.told) == 1
+    assert store.told[0].at == NOON
     await running.check()
     assert [line.partition(" ")[0] for line in logged()] == ["WARNING", "INFO"]
 
 
-async def test_board_that_stays_away_gets_the_next_price_when_it_is_due(
-    time: Time, board: Board, logged: Callable[[], list[str]]
+async def test_store_that_stays_away_gets_the_next_price_when_it_is_due(
+    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
-    board.is_away = True
-    running = await run_ticks(time, board, 3, [well], [well])
-    assert await failure_of(running) == "The board is away."
-    assert board.told == []
+    store.is_away = True
+    running = await run_ticks(time, store, 3, [well], [well])
+    assert await failure_of(running) == "The store is away."
+    assert store.told == []
     assert logged() == [
-        "WARNING The price board cannot be used: The board is away.",
-        "CRITICAL There is no price, and no orders are taken when the last one has ended: The board is away.",
+        "WARNING The price store is down: The store is away.",
+        "CRITICAL There is no price, and no orders are taken when the last one has ended: The store is away.",
     ]
 
 
-async def test_service_is_not_ready_while_the_board_is_away_between_two_ticks(time: Time, board: Board) -> None:
+async def test_service_is_not_ready_while_the_store_is_away_between_two_ticks(
+    time: Time, store: UnreliableStore
+) -> None:
     async def go_away() -> None:
-        board.is_away = time.seconds > 1005
+        store.is_away = time.seconds > 1005
 
     time.meanwhile = go_away
-    running = await run_ticks(time, board, 1, [well], [well])
-    assert len(board.published) == 1
-    assert await failure_of(running) == "The board is away."
+    running = await run_ticks(time, store, 1, [well], [well])
+    assert len(store.published) == 1
+    assert await failure_of(running) == "The store is away."
 
 
-async def test_price_that_the_board_has_lost_hangs_again_within_a_second_and_as_it_was(
-    time: Time, board: Board
+async def test_price_that_the_store_has_lost_hangs_again_within_a_second_and_as_it_was(
+    time: Time, store: UnreliableStore
 ) -> None:
     async def lose() -> None:
         if time.seconds == 1005:
-            board._hanging = None
+            store._current = None
 
     time.meanwhile = lose
-    await run_ticks(time, board, 1, [well], [well])
-    assert board.published == [await board.latest()] * 2
+    await run_ticks(time, store, 1, [well], [well])
+    assert store.published == [await store.latest()] * 2
 
 
-async def test_newer_price_on_the_board_stays_and_is_no_fault(
-    time: Time, board: Board, logged: Callable[[], list[str]]
+async def test_newer_price_on_the_store_stays_and_is_no_fault(
+    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
-    await run_ticks(time, board, 1, [well], [well])
-    hanging = await board.latest()
+    await run_ticks(time, store, 1, [well], [well])
+    current = await store.latest()
     earlier = Time(seconds_max=5)
     earlier.wall_is_off = -timedelta(seconds=5)
-    superseded = updater(earlier, exchanges(earlier, [well], [well]), board)
+    superseded = updater(earlier, exchanges(earlier, [well], [well]), store)
     await run(superseded)
-    assert await board.latest() is hanging
+    assert await store.latest() is current
     await superseded.check()
-    assert board.told[-1].problem == ""
+    assert store.told[-1].problem == ""
     assert logged() == []
 
 
-async def test_source_back_with_an_older_time_than_the_price_that_hangs_costs_nothing(time: Time, board: Board) -> None:
-    async def late(by: Exchange) -> Observation:
+async def test_source_back_with_an_older_time_than_the_published_price_costs_nothing(
+    time: Time, store: UnreliableStore
+) -> None:
+    async def late(by: Exchange) -> SourceResponse:
         said = await well(by)
         quotes = tuple(replace(each, observed_at=each.observed_at - timedelta(seconds=20)) for each in said.quotes)
         return replace(said, quotes=quotes)
 
-    running = await run_ticks(time, board, 3, [well], [well], [closed, late, late])
+    running = await run_ticks(time, store, 3, [well], [well], [closed, late, late])
     await running.check()
-    assert [(each.as_of - NOON).total_seconds() for each in board.published] == [0, 10]
-    assert {each.problem for each in board.told} == {""}
+    assert [(each.as_of - NOON).total_seconds() for each in store.published] == [0, 10]
+    assert {each.problem for each in store.told} == {""}
 
 
-async def test_quotes_from_before_the_wall_clock_was_set_back_are_no_price(time: Time, board: Board) -> None:
-    async def answer_and_step_back(by: Exchange) -> Observation:
+async def test_quotes_from_before_the_wall_clock_was_set_back_are_no_price(time: Time, store: UnreliableStore) -> None:
+    async def answer_and_step_back(by: Exchange) -> SourceResponse:
         said = await well(by)
         by.time.wall_is_off = -timedelta(seconds=1)
         return said
 
-    running = await run_ticks(time, board, 1, [answer_and_step_back], [well])
-    assert board.published == []
+    running = await run_ticks(time, store, 1, [answer_and_step_back], [well])
+    assert store.published == []
     assert await failure_of(running) == "EUR, GBP, USD: only 1 of at least 2 sources agree"
 
 
-async def test_validity_is_counted_from_the_decision_on_a_clock_that_does_not_step(time: Time, board: Board) -> None:
-    """The board is away for a minute, and meanwhile the wall clock steps back: the price is not offered any more."""
+async def test_validity_is_counted_from_the_decision_on_a_clock_that_does_not_step(
+    time: Time, store: UnreliableStore
+) -> None:
+    """The store is away for a minute, and meanwhile the wall clock steps back: the price is not offered any more."""
 
     async def come_back_late() -> None:
         if time.seconds == 1030:
             time.wall_is_off = -timedelta(seconds=9)
-        board.is_away = time.seconds < 1031
+        store.is_away = time.seconds < 1031
 
-    board.is_away = True
+    store.is_away = True
     time.meanwhile = come_back_late
     time.seconds_max = 45
     over = exchanges(time, [at_price(1000, age_seconds=30)], [well])
-    running = updater(time, over, board, price_ttl_seconds=60, feed_interval_seconds=50)
+    running = updater(time, over, store, price_ttl_seconds=60, feed_interval_seconds=50)
     await run(running)
     assert "could be used until 2026-01-31T12:00:30" in await failure_of(running)
-    assert board.published == []
+    assert store.published == []
 
 
 async def test_fault_that_is_not_foreseen_ends_one_tick_only(time: Time, logged: Callable[[], list[str]]) -> None:
-    class Broken(Board):
+    class Broken(UnreliableStore):
         async def publish(self, record: PriceRecord) -> PriceRecord:
             if time.seconds < 1015:
                 raise RuntimeError("a fault")
             return await super().publish(record)
 
-    board = Broken(time)
-    running = await run_ticks(time, board, 2, [well], [well])
-    assert board.told[0].problem == "Something went wrong here (RuntimeError)."
-    assert board.told[1].problem == ""
+    store = Broken(time)
+    running = await run_ticks(time, store, 2, [well], [well])
+    assert store.told[0].problem == "Something went wrong here (RuntimeError)."
+    assert store.told[1].problem == ""
     await running.check()
     fault = "Something went wrong here (RuntimeError)."
     assert logged() == [
@@ -659,22 +669,22 @@ async def test_fault_that_is_not_foreseen_ends_one_tick_only(time: Time, logged:
 def test_what_was_wrong_with_a_source_is_listed_by_currency() -> None:
     quote = Quote("one", EUR, 1, 1, NOON)
     rejected = [
-        Rejection("one", "is old", quote),
-        Rejection("one", "USD: is no price of a bitcoin"),
-        Rejection("other", "is new", replace(quote, source="other")),
-        Rejection("one", "is old", replace(quote, currency=GBP)),
+        RejectedQuote("one", "is old", quote),
+        RejectedQuote("one", "USD: is no price of a bitcoin"),
+        RejectedQuote("other", "is new", replace(quote, source="other")),
+        RejectedQuote("one", "is old", replace(quote, currency=GBP)),
     ]
-    assert why_rejected("one", rejected) == "USD: is no price of a bitcoin; EUR, GBP: is old"
-    assert why_rejected("two", rejected) == ""
+    assert rejection_reason("one", rejected) == "USD: is no price of a bitcoin; EUR, GBP: is old"
+    assert rejection_reason("two", rejected) == ""
 
 
 # --- the service as it runs
 
 
-def app_of(sources: Sequence[PriceSource], board: PriceBoard, **settings: Any) -> Any:
+def app_of(sources: Sequence[PriceSource], store: PriceStore, **settings: Any) -> Any:
     chosen = Settings(**settings)
-    reporter = Reporter("api_updater", MemoryHealthDesk(chosen), chosen)
-    return api_updater.create_app(chosen, sources, board, reporter)
+    reporter = Reporter("api_updater", MemoryReportStore(chosen), chosen)
+    return api_updater.create_app(chosen, sources, store, reporter)
 
 
 @contextlib.asynccontextmanager
@@ -683,33 +693,33 @@ async def asking(url: str) -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
-async def now_well(by: Exchange) -> Observation:
+async def now_well(by: Exchange) -> SourceResponse:
     return seen(by, 1000, ALL, datetime.now(UTC))
 
 
 async def test_service_publishes_while_it_runs_and_not_after(time: Time) -> None:
     third_asked = asyncio.Event()
 
-    async def third(by: Exchange) -> Observation:
+    async def third(by: Exchange) -> SourceResponse:
         third_asked.set()
         return await now_well(by)
 
     sources = exchanges(time, [now_well, now_well, third], [now_well])
-    board = MemoryPriceBoard(Settings())
-    async with served(app_of(sources, board, feed_interval_seconds=0.01)):
+    store = MemoryPriceStore(Settings())
+    async with served(app_of(sources, store, feed_interval_seconds=0.01)):
         await third_asked.wait()
     asked = len(sources[0].asked_at)
     assert asked >= 3
-    assert len(await board.history(60, 1000)) in (asked - 1, asked)
+    assert len(await store.history(60, 1000)) in (asked - 1, asked)
     assert not [task for task in asyncio.all_tasks() if "Updater" in repr(task)]
 
 
-async def test_service_publishes_to_a_board_far_away_once_it_is_there_and_tells_it_of_the_sources(time: Time) -> None:
+async def test_service_publishes_to_a_store_far_away_once_it_is_there_and_tells_it_of_the_sources(time: Time) -> None:
     settings = Settings(publishing_tokens="the-token", feed_interval_seconds=0.5, price_ttl_seconds=60)
     port = free_port()
-    far = RemotePriceBoard(f"http://127.0.0.1:{port}", settings)
-    behind = MemoryPriceBoard(settings)
-    reporter = Reporter("api_cache_proxy", MemoryHealthDesk(settings), settings)
+    far = RemotePriceStore(f"http://127.0.0.1:{port}", settings)
+    behind = MemoryPriceStore(settings)
+    reporter = Reporter("api_cache_proxy", MemoryReportStore(settings), settings)
     sources = exchanges(time, [now_well], [now_well], [closed])
     for each, name in zip(sources, SOURCES["sandbox"], strict=False):
         each.name = name  # others are not believed far away
@@ -722,7 +732,7 @@ async def test_service_publishes_to_a_board_far_away_once_it_is_there_and_tells_
                 await asyncio.sleep(0.01)
             while True:
                 with contextlib.suppress(PriceUnavailable):
-                    state = await far.feed_state()
+                    state = await far.feed_status()
                     break
                 await asyncio.sleep(0.01)
             record = await far.latest()
@@ -734,21 +744,21 @@ async def test_service_publishes_to_a_board_far_away_once_it_is_there_and_tells_
 async def test_service_is_ready_only_when_the_last_tick_published(time: Time) -> None:
     opened, closing, failed, asked_again = (asyncio.Event() for _ in range(4))
 
-    async def wait_for_opening(by: Exchange) -> Observation:
+    async def wait_for_opening(by: Exchange) -> SourceResponse:
         await opened.wait()
         return await now_well(by)
 
-    async def fail_when_closed(_: Exchange) -> Observation:
+    async def fail_when_closed(_: Exchange) -> SourceResponse:
         asked_again.set()
         await closing.wait()
         raise SourceFailed("The exchange is closed.")
 
-    async def hang_after_failure(by: Exchange) -> Observation:
+    async def hang_after_failure(by: Exchange) -> SourceResponse:
         failed.set()
         return await hang(by)
 
     sources = exchanges(time, [wait_for_opening, fail_when_closed, hang_after_failure], [now_well])
-    app = app_of(sources, MemoryPriceBoard(Settings()), feed_interval_seconds=0.01, source_seconds_max=60)
+    app = app_of(sources, MemoryPriceStore(Settings()), feed_interval_seconds=0.01, source_seconds_max=60)
     async with served(app) as url, asking(url) as client:
         missing = (await client.get("/readyz")).json()["missing"]
         assert missing == [{"what": "prices", "why": "No price has been published yet."}]
@@ -762,14 +772,14 @@ async def test_service_is_ready_only_when_the_last_tick_published(time: Time) ->
         assert missing == [{"what": "prices", "why": no_price}]
 
 
-async def test_service_stops_at_once_though_a_source_hangs(time: Time, board: Board) -> None:
+async def test_service_stops_at_once_though_a_source_hangs(time: Time, store: UnreliableStore) -> None:
     asked = asyncio.Event()
 
-    async def hang_when_asked(by: Exchange) -> Observation:
+    async def hang_when_asked(by: Exchange) -> SourceResponse:
         asked.set()
         return await hang(by)
 
-    app = app_of(exchanges(time, [hang_when_asked]), board, source_seconds_max=3600)
+    app = app_of(exchanges(time, [hang_when_asked]), store, source_seconds_max=3600)
     async with asyncio.timeout(5), served(app):
         await asked.wait()
 
@@ -777,20 +787,20 @@ async def test_service_stops_at_once_though_a_source_hangs(time: Time, board: Bo
 async def test_metrics_show_the_price_and_every_source(time: Time) -> None:
     asked_again = asyncio.Event()
 
-    async def hang_at_the_end(by: Exchange) -> Observation:
+    async def hang_at_the_end(by: Exchange) -> SourceResponse:
         asked_again.set()
         return await hang(by)
 
     observed_at = datetime.now(UTC)
 
-    async def known(by: Exchange) -> Observation:
+    async def known(by: Exchange) -> SourceResponse:
         return seen(by, 1000.25, ALL, observed_at)
 
-    async def far(by: Exchange) -> Observation:
+    async def far(by: Exchange) -> SourceResponse:
         return seen(by, 1500, (EUR,), observed_at)
 
     sources = exchanges(time, [known], [known], [far], [closed, hang_at_the_end])
-    app = app_of(sources, MemoryPriceBoard(Settings()), feed_interval_seconds=0.01, source_seconds_max=60)
+    app = app_of(sources, MemoryPriceStore(Settings()), feed_interval_seconds=0.01, source_seconds_max=60)
     async with served(app) as url, asking(url) as client:
         await asked_again.wait()
         shown = shown_by((await client.get("/metrics")).text)
@@ -801,7 +811,7 @@ async def test_metrics_show_the_price_and_every_source(time: Time) -> None:
     ):
         assert shown["buydesk_source_up", source] == up
         assert shown["buydesk_source_used", source] == used
-        assert shown["buydesk_source_resting", source] == 0
+        assert shown["buydesk_source_circuit_open", source] == 0
         assert shown["buydesk_source_failures_total", source] == failures
         assert shown.get(("buydesk_source_mid", source, "EUR")) == mid
         assert shown.get(("buydesk_source_quoted_at_seconds", source)) == (observed_at.timestamp() if mid else None)
@@ -814,7 +824,7 @@ async def test_metrics_show_the_price_and_every_source(time: Time) -> None:
 async def test_service_ends_what_it_does_before_it_has_stopped(time: Time) -> None:
     publishing, ended = asyncio.Event(), asyncio.Event()
 
-    class Slow(Board):
+    class Slow(UnreliableStore):
         async def publish(self, record: PriceRecord) -> PriceRecord:
             publishing.set()
             try:
@@ -829,17 +839,17 @@ async def test_service_ends_what_it_does_before_it_has_stopped(time: Time) -> No
     assert ended.is_set()
 
 
-async def test_metrics_show_when_there_is_no_quorum(time: Time, board: Board) -> None:
+async def test_metrics_show_when_there_is_no_quorum(time: Time, store: UnreliableStore) -> None:
     for second, has_quorum in ((well, 1), (closed, 0)):
-        running = await run_ticks(time, Board(time), 1, [well], [second])
+        running = await run_ticks(time, UnreliableStore(time), 1, [well], [second])
         [shown] = [each for each in FeedMetrics(running).collect() if each.name == "buydesk_price_has_quorum"]
         assert [sample.value for sample in shown.samples] == [has_quorum]
         time.seconds = 1000
 
 
-async def test_metrics_show_which_source_is_left_alone(time: Time, board: Board) -> None:
-    running = await run_ticks(time, board, 3, [closed], [well], [well])
-    [resting] = [each for each in FeedMetrics(running).collect() if each.name == "buydesk_source_resting"]
+async def test_metrics_show_which_source_is_left_alone(time: Time, store: UnreliableStore) -> None:
+    running = await run_ticks(time, store, 3, [closed], [well], [well])
+    [resting] = [each for each in FeedMetrics(running).collect() if each.name == "buydesk_source_circuit_open"]
     assert [sample.value for sample in resting.samples] == [1, 0, 0]
 
 
@@ -852,14 +862,14 @@ def shown_by(metrics: str) -> dict[tuple[str, ...], float]:
     }
 
 
-async def test_metrics_before_the_first_price_show_no_quorum(time: Time, board: Board) -> None:
+async def test_metrics_before_the_first_price_show_no_quorum(time: Time, store: UnreliableStore) -> None:
     asked = asyncio.Event()
 
-    async def hang_when_asked(by: Exchange) -> Observation:
+    async def hang_when_asked(by: Exchange) -> SourceResponse:
         asked.set()
         return await hang(by)
 
-    app = app_of(exchanges(time, [hang_when_asked]), board, source_seconds_max=60)
+    app = app_of(exchanges(time, [hang_when_asked]), store, source_seconds_max=60)
     async with served(app) as url, asking(url) as client:
         await asked.wait()
         shown = shown_by((await client.get("/metrics")).text)
@@ -868,8 +878,8 @@ async def test_metrics_before_the_first_price_show_no_quorum(time: Time, board: 
     assert not {"buydesk_price_as_of_seconds", "buydesk_source_up"} & {name for name, *_ in shown}
 
 
-async def test_service_serves_only_what_every_service_serves(time: Time, board: Board) -> None:
-    async with served(app_of(exchanges(time, [well]), board)) as url, asking(url) as client:
+async def test_service_serves_only_what_every_service_serves(time: Time, store: UnreliableStore) -> None:
+    async with served(app_of(exchanges(time, [well]), store)) as url, asking(url) as client:
         assert (await client.get("/")).json()["service"] == "api_updater"
         paths = (await client.get("/openapi.json")).json()["paths"]
         assert set(paths) == {"/", "/livez", "/readyz", "/metrics"}

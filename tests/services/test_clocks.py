@@ -9,17 +9,17 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.redis.faults import RedisCheck
-from buydesk.backends.redis.prices import RedisPriceBoard
-from buydesk.backends.remote import RemotePriceBoard
+from buydesk.backends.redis.prices import RedisPriceStore
+from buydesk.backends.remote import RemotePriceStore
 from buydesk.backends.sources import EXCHANGES
 from buydesk.backends.sources.exchange import ExchangeSource
 from buydesk.errors import ClockSkewed, DeskError
-from buydesk.observability.clock_skew import Clocks
+from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.observability.reporter import Reporter
-from buydesk.prices.model import FeedState
+from buydesk.prices.model import FeedStatus
 from buydesk.runtime.wiring import wire
 from buydesk.services import fetch_buy_orders
 from buydesk.settings import PORTS
@@ -29,11 +29,11 @@ from tests.ledgers import Databases, ModelLedger, settings
 from tests.serving import served
 
 HOUR = timedelta(hours=1)
-BEHIND = r"The clocks of here and {} \(3[56]\d\d s ahead of here\) differ, and it cannot be told which is off\."
+BEHIND = r"The clocks of here and {} \(3[56]\d\d s ahead of here\) differ, and it is not known which is off\."
 
 
-def an_hour_behind() -> Clocks:
-    return Clocks("here", 10, lambda: utc_now() - HOUR)
+def an_hour_behind() -> ClockMonitor:
+    return ClockMonitor("here", 10, lambda: utc_now() - HOUR)
 
 
 async def test_postgresql_is_asked_what_time_it_is(databases: Databases) -> None:
@@ -45,9 +45,9 @@ async def test_postgresql_is_asked_what_time_it_is(databases: Databases) -> None
 
 async def test_redis_is_asked_what_time_it_is(redis_url: str) -> None:
     clocks = an_hour_behind()
-    board = RedisPriceBoard(Redis.from_url(redis_url), settings(), clocks=clocks)
-    await board.tell(FeedState(utc_now(), "sandbox", "", ()))
-    await board.close()
+    store = RedisPriceStore(Redis.from_url(redis_url), settings(), clocks=clocks)
+    await store.put_feed_status(FeedStatus(utc_now(), "sandbox", "", ()))
+    await store.close()
     with pytest.raises(ClockSkewed, match=BEHIND.format("Redis")):
         clocks.require_agreement_with("Redis")
     clocks = an_hour_behind()
@@ -61,10 +61,10 @@ async def test_redis_is_asked_what_time_it_is(redis_url: str) -> None:
 async def test_services_date_their_answers_and_refusals() -> None:
     given, clocks = settings(), an_hour_behind()
     app = fetch_buy_orders.create_app(
-        given, ModelLedger(), Reporter("fetch_buy_orders", MemoryHealthDesk(given), given)
+        given, ModelLedger(), Reporter("fetch_buy_orders", MemoryReportStore(given), given)
     )
     async with served(app) as url:
-        remote = RemotePriceBoard(url, given, clocks)
+        remote = RemotePriceStore(url, given, clocks)
         with pytest.raises(DeskError):
             await remote.latest()
         await remote.close()
@@ -73,7 +73,7 @@ async def test_services_date_their_answers_and_refusals() -> None:
 
 
 @contextlib.asynccontextmanager
-async def exchange(clocks: Clocks, **headers: str) -> AsyncIterator[ExchangeSource]:
+async def exchange(clocks: ClockMonitor, **headers: str) -> AsyncIterator[ExchangeSource]:
     async def answer(_: web.Request) -> web.Response:
         return web.json_response({}, headers=headers)
 
@@ -109,10 +109,10 @@ async def test_every_service_says_at_readyz_that_its_clock_is_off(
     own = services[0] if len(services) == 1 else "the desk"
     told = f"The clock of {own} is 61 s ahead of two others."
 
-    async def is_off(_: Clocks) -> None:
+    async def is_off(_: ClockMonitor) -> None:
         raise ClockSkewed(told)
 
-    monkeypatch.setattr(Clocks, "check", is_off)
+    monkeypatch.setattr(ClockMonitor, "check", is_off)
     wired = wire(given, services)
     for app in wired.apps.values():
         async with served(app) as url, httpx2.AsyncClient() as client:

@@ -12,14 +12,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from buydesk.backends.memory.prices import MemoryPriceBoard
-from buydesk.backends.memory.reports import MemoryHealthDesk
-from buydesk.errors import LedgerUnavailable, OutcomeUnknown, PriceBoardUnavailable, PriceStale, PriceUnavailable
+from buydesk.backends.memory.prices import MemoryPriceStore
+from buydesk.backends.memory.reports import MemoryReportStore
+from buydesk.errors import LedgerUnavailable, OutcomeUnknown, PriceStale, PriceStoreUnavailable, PriceUnavailable
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.model import Outcome, Placement, Refused
-from buydesk.prices.model import FeedState, PriceRecord, stale
-from buydesk.services.create_buy_order import PriceAtHand, create_app, misspelt_keys
+from buydesk.prices.model import FeedStatus, PriceRecord, stale
+from buydesk.services.create_buy_order import PriceCache, create_app, misspelt_keys
 from buydesk.times import utc_now
 from tests.ledgers import ModelLedger, record, settings
 from tests.serving import served
@@ -46,7 +46,7 @@ class Ledger(ModelLedger):
 @dataclass
 class Desk:
     ledger: Ledger
-    board: MemoryPriceBoard
+    store: MemoryPriceStore
     client: httpx2.AsyncClient
 
     async def post(self, body: object = None, query: str = "", **headers: str) -> httpx2.Response:
@@ -69,14 +69,14 @@ async def desk_of(**given: Any) -> AsyncIterator[Desk]:
     configured = settings(
         order_seconds_max=1, price_ttl_seconds=3600, resend_pause_seconds=0.01, price_refresh_seconds=0.05, **given
     )
-    ledger, board = Ledger(), MemoryPriceBoard(configured)
-    await board.publish(PRICE)
-    reporter = Reporter("create_buy_order", MemoryHealthDesk(configured), configured)
+    ledger, store = Ledger(), MemoryPriceStore(configured)
+    await store.publish(PRICE)
+    reporter = Reporter("create_buy_order", MemoryReportStore(configured), configured)
     async with (
-        served(create_app(configured, ledger, board, reporter)) as url,
+        served(create_app(configured, ledger, store, reporter)) as url,
         httpx2.AsyncClient(base_url=url) as client,
     ):
-        yield Desk(ledger, board, client)
+        yield Desk(ledger, store, client)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ async def test_without_its_trailing_slash_the_path_is_the_same(desk: Desk) -> No
 )
 async def test_amounts_are_judged_by_their_exact_value(desk: Desk, amount: bytes, cents: int) -> None:
     # At this price even the largest amount fits.
-    await desk.board.publish(record(10**10 * 10**8, ttl=3600))
+    await desk.store.publish(record(10**10 * 10**8, ttl=3600))
     await asyncio.sleep(0.15)
     answer = await desk.post(b'{"currency":"GbP","amount":%s}' % amount)
     assert answer.status_code == 201, answer.text
@@ -308,7 +308,7 @@ async def test_a_large_body_is_refused_unread(orders: Desk, size: int) -> None:
 @pytest.mark.parametrize("key", ["k", '"k"', '"a\\"b\\\\c"', "x" * 255, '"' + "x" * 255 + '"', '"', "!~"])
 async def test_a_keyed_request_sent_again_gets_the_same_bytes(desk: Desk, key: str) -> None:
     first = await desk.post({"currency": "EUR", "amount": 69}, Idempotency_Key=key)
-    await desk.board.publish(record(50_000 * 10**8, ttl=3600))
+    await desk.store.publish(record(50_000 * 10**8, ttl=3600))
     await asyncio.sleep(0.12)
     again = await desk.post(b'{"amount":"6.9e1","currency":"eur"}', Idempotency_Key=key)
     assert (first.status_code, again.status_code) == (201, 201)
@@ -410,7 +410,7 @@ async def test_over_the_cap_says_how_much_room_there_is(desk: Desk) -> None:
 
 async def test_with_the_price_stale_new_orders_are_refused_and_repeats_answered(desk: Desk) -> None:
     first = await desk.post({"currency": "EUR", "amount": 69}, Idempotency_Key="k")
-    await desk.board.publish(record(ttl=0.8))
+    await desk.store.publish(record(ttl=0.8))
     await asyncio.sleep(1)
     refused = await desk.post({"currency": "EUR", "amount": 69})
     document = is_problem(refused, 503, "price_stale")
@@ -424,9 +424,9 @@ async def test_with_the_price_stale_new_orders_are_refused_and_repeats_answered(
 async def test_with_no_price_ever_orders_are_refused_as_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("buydesk.services.create_buy_order.FIRST_PRICE_SECONDS_MAX", 0.1)
     configured = settings()
-    board = MemoryPriceBoard(configured)
-    reporter = Reporter("create_buy_order", MemoryHealthDesk(configured), configured)
-    app = create_app(configured, Ledger(), board, reporter)
+    store = MemoryPriceStore(configured)
+    reporter = Reporter("create_buy_order", MemoryReportStore(configured), configured)
+    app = create_app(configured, Ledger(), store, reporter)
     async with served(app) as url, httpx2.AsyncClient(base_url=url) as client:
         answer = await client.post("/place_order/?currency=eur&amount=69")
         is_problem(answer, 503, "price_unavailable")
@@ -439,7 +439,7 @@ async def test_a_price_that_expires_on_the_way_is_replaced_once(desk: Desk) -> N
 
     async def expire_then_publish(items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
         desk.ledger.place = original  # type: ignore[method-assign]
-        await desk.board.publish(record(50_000 * 10**8, ttl=3600))
+        await desk.store.publish(record(50_000 * 10**8, ttl=3600))
         await asyncio.sleep(0.15)
         return [Refused(stale(PRICE.as_of, PRICE.expires_at)) for _ in items]
 
@@ -483,7 +483,7 @@ async def test_the_hot_path_is_documented_with_examples(desk: Desk) -> None:
     assert set(shown) == set(CODES_503)
 
 
-class Board(MemoryPriceBoard):
+class CountingStore(MemoryPriceStore):
     fault: Exception | None = None
 
     async def latest(self) -> PriceRecord:
@@ -492,22 +492,22 @@ class Board(MemoryPriceBoard):
         return await super().latest()
 
 
-async def test_the_price_at_hand_ends_at_its_own_time_whatever_the_clock_and_the_board_do() -> None:
+async def test_the_price_at_hand_ends_at_its_own_time_whatever_the_clock_and_the_store_do() -> None:
     moment, ticks = utc_now(), 0.0
 
     def wall() -> datetime:
         return moment
 
-    board = Board(settings())
-    price = PriceAtHand(board, settings(), now=wall, monotonic=lambda: ticks)
+    store = CountingStore(settings())
+    price = PriceCache(store, settings(), now=wall, monotonic=lambda: ticks)
     assert price.current().code == "price_unavailable"  # type: ignore[union-attr]
-    board.fault = PriceBoardUnavailable("away", retry_after_seconds=1)
+    store.fault = PriceStoreUnavailable("away", retry_after_seconds=1)
     await price.refresh()
     assert price.current().code == "price_unavailable"  # type: ignore[union-attr]
-    board.fault = None
+    store.fault = None
     at_hand = record(ttl=60)
     moment = at_hand.as_of
-    await board.publish(at_hand)
+    await store.publish(at_hand)
     await price.refresh()
     assert price.current() == at_hand
     # The wall clock steps back an hour; the same record is read again.
@@ -516,8 +516,8 @@ async def test_the_price_at_hand_ends_at_its_own_time_whatever_the_clock_and_the
     await price.refresh()
     assert price.current() == at_hand
     await price.check()
-    # The board goes away: what is at hand stays good to its end, and not a moment longer.
-    board.fault = PriceBoardUnavailable("away")
+    # The store goes away: what is at hand stays good to its end, and not a moment longer.
+    store.fault = PriceStoreUnavailable("away")
     await price.refresh()
     assert price.current() == at_hand
     ticks = 60.0
@@ -527,62 +527,64 @@ async def test_the_price_at_hand_ends_at_its_own_time_whatever_the_clock_and_the
 
 
 async def test_the_first_price_is_waited_for() -> None:
-    board = Board(settings())
-    await board.tell(FeedState(utc_now(), "sandbox", "", ()))  # of a price that is not on the board any more
-    price = PriceAtHand(board, settings())
+    store = CountingStore(settings())
+    await store.put_feed_status(
+        FeedStatus(utc_now(), "sandbox", "", ())
+    )  # of a price that is not on the store any more
+    price = PriceCache(store, settings())
     waiting = asyncio.create_task(price.wait_for_first(60))
     await asyncio.sleep(0.1)
     assert not waiting.done()
     at_hand = record()
-    await board.publish(at_hand)
+    await store.publish(at_hand)
     await waiting
     assert price.current() == at_hand
 
 
 @pytest.mark.parametrize("told", ["fewer than 2 sources agree", None], ids=["none", "nothing"])
 async def test_a_first_price_that_will_not_come_soon_is_not_waited_for(told: str | None) -> None:
-    board = Board(settings())
-    price = PriceAtHand(board, settings())
+    store = CountingStore(settings())
+    price = PriceCache(store, settings())
     if told is not None:
-        await board.tell(FeedState(utc_now(), "sandbox", told, ()))
+        await store.put_feed_status(FeedStatus(utc_now(), "sandbox", told, ()))
     async with asyncio.timeout(30):
         await price.wait_for_first(60 if told else 0.1)
     assert isinstance(price.current(), PriceUnavailable)
 
 
-async def test_a_price_at_hand_that_has_ended_on_the_board_ends() -> None:
-    board = Board(settings())
-    price = PriceAtHand(board, settings())
+async def test_a_price_at_hand_that_has_ended_on_the_store_ends() -> None:
+    store = CountingStore(settings())
+    price = PriceCache(store, settings())
     at_hand = record()
-    await board.publish(at_hand)
+    await store.publish(at_hand)
     await price.refresh()
-    board.fault = stale(at_hand.as_of - timedelta(seconds=1), at_hand.expires_at)  # of a record before it
+    store.fault = stale(at_hand.as_of - timedelta(seconds=1), at_hand.expires_at)  # of a record before it
     await price.refresh()
     assert price.current() == at_hand
-    board.fault = stale(at_hand.as_of, at_hand.expires_at)
+    store.fault = stale(at_hand.as_of, at_hand.expires_at)
     await price.refresh()
     assert isinstance(price.current(), PriceStale)
 
 
-async def test_a_fault_of_one_look_at_the_board_does_not_end_the_looking(caplog: pytest.LogCaptureFixture) -> None:
-    board = Board(settings())
-    board.fault = ZeroDivisionError("a fault")
-    price = PriceAtHand(board, settings(price_refresh_seconds=0.001))
-    looking = asyncio.create_task(price.keep_fresh())
+async def test_a_fault_of_one_look_at_the_store_does_not_end_the_looking(caplog: pytest.LogCaptureFixture) -> None:
+    store = CountingStore(settings())
+    store.fault = ZeroDivisionError("a fault")
+    price = PriceCache(store, settings(price_refresh_seconds=0.001))
+    looking = asyncio.create_task(price.refresh_forever())
     async with asyncio.timeout(5):
         while "the price could not be looked up" not in caplog.text:
             await asyncio.sleep(0.001)
-        board.fault = None
-        await board.publish(record())
+        store.fault = None
+        await store.publish(record())
         while not isinstance(price.current(), PriceRecord):
             await asyncio.sleep(0.001)
     looking.cancel()
 
 
 async def test_the_other_feed_s_price_is_none() -> None:
-    board = MemoryPriceBoard(settings())
-    await board.publish(record())
-    price = PriceAtHand(board, settings(price_feed="live"))
+    store = MemoryPriceStore(settings())
+    await store.publish(record())
+    price = PriceCache(store, settings(price_feed="live"))
     await price.refresh()
     problem = price.current()
     assert isinstance(problem, PriceUnavailable)

@@ -13,7 +13,7 @@ import httpx2
 import msgspec
 import pytest
 
-from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.errors import LedgerUnavailable, Overloaded, PriceUnavailable, WrongMode
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.documents import placement_documents, stored_document
@@ -80,7 +80,7 @@ async def proxy_with(**given: Any) -> AsyncIterator[Proxy]:
     """The service with an empty ledger and these settings."""
     configured = settings(price_ttl_seconds=3600, **given)
     ledger = Ledger()
-    app = create_app(configured, ledger, Reporter("db_proxy", MemoryHealthDesk(configured), configured))
+    app = create_app(configured, ledger, Reporter("db_proxy", MemoryReportStore(configured), configured))
     async with served(app) as url, httpx2.AsyncClient(base_url=url, timeout=20) as client:
         yield Proxy(ledger, client)
 

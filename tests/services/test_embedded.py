@@ -15,8 +15,8 @@ import pytest
 
 from buydesk.embedded import postgres as embedded
 from buydesk.embedded.accounts import Account, server_account
-from buydesk.embedded.data_dir import LOG_BYTES_MAX, claimed
-from buydesk.embedded.postgres import STOP_SECONDS_MAX, EmbeddedPostgres, end_leftovers, processes_on
+from buydesk.embedded.data_dir import LOG_BYTES_MAX, locked
+from buydesk.embedded.postgres import STOP_SECONDS_MAX, EmbeddedPostgres, kill_orphans, processes_on
 from buydesk.embedded.supervisor import Child, Death, poll_until, supervise
 from buydesk.errors import CannotStart
 
@@ -26,7 +26,7 @@ SECONDS_MAX = 20
 @pytest.fixture(scope="module")
 async def data_dir(open_directory: Path) -> AsyncIterator[Path]:
     """One cluster for the tests of this module, made and run as the product does it."""
-    with claimed(open_directory / "embedded") as directory:
+    with locked(open_directory / "embedded") as directory:
         made = EmbeddedPostgres(directory)
         before = made.is_new
         await made.prepare()
@@ -216,7 +216,7 @@ async def test_a_backend_that_outlives_its_postmaster_does_not_block(server: Emb
     assert await server.wait() == "signal SIGKILL"
     await poll_until(lambda: [each.pid for each in processes_on(data_dir / "postgres")] == [backend], SECONDS_MAX)
     since = time.monotonic()
-    await end_leftovers(data_dir / "postgres", data_dir / "socket")
+    await kill_orphans(data_dir / "postgres", data_dir / "socket")
     assert time.monotonic() - since < STOP_SECONDS_MAX / 2  # nobody is waited for who is not there
     connection.terminate()
     await server.start()
@@ -231,7 +231,7 @@ async def test_a_server_that_does_not_end_is_told(
     await bystander.stop()
     monkeypatch.setattr(embedded, "processes_on", lambda cluster: [ended])
     with pytest.raises(CannotStart, match=r"another PostgreSQL runs on .* and does not stop: end it"):
-        await end_leftovers(data_dir / "postgres", data_dir / "socket", grace_seconds=0.02)
+        await kill_orphans(data_dir / "postgres", data_dir / "socket", grace_seconds=0.02)
 
 
 async def test_a_killed_server_is_started_again_with_everything_committed(server: EmbeddedPostgres) -> None:
@@ -321,7 +321,7 @@ async def test_a_server_has_to_be_prepared(data_dir: Path) -> None:
 
 
 async def test_a_cluster_of_another_version_is_refused(open_directory: Path) -> None:
-    with claimed(open_directory / "older") as directory:
+    with locked(open_directory / "older") as directory:
         (directory / "postgres").mkdir()
         (directory / "postgres" / "PG_VERSION").write_text("16\n")
         with pytest.raises(CannotStart, match="was made by PostgreSQL 16 and this is 18: use another --data-dir"):
@@ -329,7 +329,7 @@ async def test_a_cluster_of_another_version_is_refused(open_directory: Path) -> 
 
 
 async def test_a_directory_that_is_no_cluster_is_refused(open_directory: Path) -> None:
-    with claimed(open_directory / "other") as directory:
+    with locked(open_directory / "other") as directory:
         (directory / "postgres").mkdir()
         with pytest.raises(CannotStart, match=r"cannot use .*PG_VERSION: No such file or directory; run as the user"):
             await EmbeddedPostgres(directory).prepare()
@@ -338,7 +338,7 @@ async def test_a_directory_that_is_no_cluster_is_refused(open_directory: Path) -
 async def test_a_data_directory_with_too_long_a_path_is_refused_before_anything_is_made(
     open_directory: Path,
 ) -> None:
-    with claimed(open_directory / ("x" * 90)) as directory:
+    with locked(open_directory / ("x" * 90)) as directory:
         with pytest.raises(CannotStart, match="use another --data-dir, with a shorter path"):
             await EmbeddedPostgres(directory).prepare()
         assert [each.name for each in directory.iterdir()] == ["lock"]
@@ -348,7 +348,7 @@ async def test_a_data_directory_that_the_account_cannot_enter_is_refused(open_di
     stranger = Account("stranger", 64_000, 64_000)
     closed = open_directory / "closed"
     closed.mkdir(mode=0o700)
-    with claimed(closed / "data") as directory:
+    with locked(closed / "data") as directory:
         with pytest.raises(CannotStart) as refused:
             await EmbeddedPostgres(directory, account=stranger).prepare()
         assert [each.name for each in directory.iterdir()] == ["lock"]
@@ -376,7 +376,7 @@ async def test_an_initdb_that_fails_leaves_nothing_that_looks_like_a_cluster(
     (installed / "bin" / "initdb").chmod(0o755)
     monkeypatch.setattr(embedded, "reachable_programs", lambda *_: installed)
     monkeypatch.setattr(embedded, "INITDB_SECONDS_MAX", seconds_max)
-    with claimed(open_directory / "unfinished") as directory:
+    with locked(open_directory / "unfinished") as directory:
         abandoned = directory / "postgres.unfinished-1"
         abandoned.mkdir(exist_ok=True)
         server = EmbeddedPostgres(directory)

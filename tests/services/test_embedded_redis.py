@@ -14,7 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from buydesk.embedded import redis as embedded_redis
 from buydesk.embedded.accounts import Account, server_account
-from buydesk.embedded.data_dir import claimed
+from buydesk.embedded.data_dir import locked
 from buydesk.embedded.redis import EmbeddedRedis
 from buydesk.embedded.supervisor import Death, poll_until, supervise
 from buydesk.errors import CannotStart
@@ -27,7 +27,7 @@ def directory(open_directory: Path, request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 async def server(directory: Path, redis_program: Path) -> AsyncIterator[EmbeddedRedis]:
-    with claimed(directory) as claimed_directory:
+    with locked(directory) as claimed_directory:
         server = EmbeddedRedis(claimed_directory, redis_program)
         await server.start()
         yield server
@@ -95,7 +95,7 @@ async def test_where_its_account_cannot_get_it_is_not_started(
     closed = open_directory / "closed to redis"
     closed.mkdir(mode=0o700)
     with (
-        claimed(closed / "data") as directory,
+        locked(closed / "data") as directory,
         pytest.raises(CannotStart, match=r"^Redis, .* cannot enter .*closed"),
     ):
         await EmbeddedRedis(directory, redis_program).start()
@@ -144,7 +144,7 @@ async def test_a_socket_that_another_program_holds_is_named(directory: Path, mon
         writer.close()
 
     monkeypatch.setattr(embedded_redis, "STOP_SECONDS_MAX", 0.05)
-    with claimed(directory) as claimed_directory:
+    with locked(directory) as claimed_directory:
         async with listening(hold, socket_in(claimed_directory)):
             with pytest.raises(CannotStart, match=r"redis\.sock is in use and cannot be freed: use another --data-dir"):
                 await EmbeddedRedis(claimed_directory, Path("redis-server")).start()
@@ -155,7 +155,7 @@ async def test_a_connection_that_breaks_is_no_answer(directory: Path, monkeypatc
         writer.transport.abort()
 
     monkeypatch.setattr(embedded_redis, "STOP_SECONDS_MAX", 0.05)
-    with claimed(directory) as claimed_directory:
+    with locked(directory) as claimed_directory:
         async with listening(reset, socket_in(claimed_directory)):
             with pytest.raises(CannotStart, match="cannot be freed"):
                 await EmbeddedRedis(claimed_directory, Path("redis-server")).start()

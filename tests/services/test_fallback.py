@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from buydesk.backends.fallback import FallbackHealthDesk, FallbackPriceBoard
-from buydesk.backends.memory.prices import MemoryPriceBoard
-from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.fallback import FallbackPriceStore, FallbackReportStore
+from buydesk.backends.memory.prices import MemoryPriceStore
+from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.redis import prices as redis_prices
 from buydesk.backends.redis import reports as redis_health
 from buydesk.backends.redis.faults import RedisCheck
-from buydesk.backends.redis.prices import RedisPriceBoard
-from buydesk.backends.redis.reports import RedisHealthDesk
+from buydesk.backends.redis.prices import RedisPriceStore
+from buydesk.backends.redis.reports import RedisReportStore
 from buydesk.embedded.redis import EmbeddedRedis
-from buydesk.errors import HealthUnavailable, PriceStale, PriceUnavailable
-from buydesk.observability.clock_skew import Clocks
+from buydesk.errors import PriceStale, PriceUnavailable, ReportsUnavailable
+from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.observability.reports import Report
-from buydesk.prices.model import FeedState
+from buydesk.prices.model import FeedStatus
 from buydesk.times import utc_now
 from tests.ledgers import record, settings
 
@@ -67,15 +67,15 @@ class Bench:
     """The two ports over a server, and the check; its clients are new ones."""
 
     def __init__(self, server: Server) -> None:
-        self.memory = MemoryPriceBoard(SETTINGS)
-        self.redis = RedisPriceBoard(server.client(), SETTINGS)
-        self.board = FallbackPriceBoard(self.redis, self.memory)
-        self.desk = FallbackHealthDesk(RedisHealthDesk(server.client(), SETTINGS), MemoryHealthDesk(SETTINGS))
+        self.memory = MemoryPriceStore(SETTINGS)
+        self.redis = RedisPriceStore(server.client(), SETTINGS)
+        self.store = FallbackPriceStore(self.redis, self.memory)
+        self.desk = FallbackReportStore(RedisReportStore(server.client(), SETTINGS), MemoryReportStore(SETTINGS))
         kinds = redis_prices.kinds(SETTINGS) | redis_health.KINDS
-        self.check = RedisCheck(server.client(), kinds, SETTINGS.remote_seconds_max, Clocks("health_check", 10))
+        self.check = RedisCheck(server.client(), kinds, SETTINGS.remote_seconds_max, ClockMonitor("health_check", 10))
 
     async def close(self) -> None:
-        await self.board.close()
+        await self.store.close()
         await self.desk.close()
         await self.check.close()
 
@@ -172,38 +172,38 @@ async def test_prices_and_reports_go_on_and_what_is_wrong_is_said_once(
 ) -> None:
     begin, end, name, said = FAULTS[fault]
     before, after = record(age=2), record(age=1)
-    await bench.board.publish(before)
+    await bench.store.publish(before)
     await bench.check()
     assert not caplog.records
     caplog.set_level(logging.INFO)
 
     await begin(server)  # type: ignore[no-untyped-call]
     try:
-        with pytest.raises(HealthUnavailable, match=name) as raised:
+        with pytest.raises(ReportsUnavailable, match=name) as raised:
             await bench.check()
         assert re.fullmatch(re.escape(DOCUMENTED[fault]).replace("…", ".+"), raised.value.detail)
         assert fault == "WRONGTYPE" or said in raised.value.server_said
         assert "127.0.0.1" not in raised.value.detail
         for _ in range(2):
-            await bench.board.publish(after)
-            await bench.board.tell(FeedState(utc_now(), "sandbox", "", ()))
+            await bench.store.publish(after)
+            await bench.store.put_feed_status(FeedStatus(utc_now(), "sandbox", "", ()))
             await bench.desk.report(Report("warning", "db_proxy", 400, "while Redis is hurt"), verified=True)
-        assert await bench.board.latest() == after
-        assert (await bench.board.feed_state()).problem == ""
-        assert (await bench.board.history(60, 10))[-1] in (before.point(), after.point())
+        assert await bench.store.latest() == after
+        assert (await bench.store.feed_status()).problem == ""
+        assert (await bench.store.history(60, 10))[-1] in (before.point(), after.point())
         assert [kept.report.data for kept in await bench.desk.reports(None, None, 9)] == ["while Redis is hurt"] * 2
         assert [kept.report.service for kept in await bench.desk.last_of_each()] == ["db_proxy"]
-        await bench.board.check()
+        await bench.store.check()
         await bench.desk.check()
     finally:
         await end(server)  # type: ignore[no-untyped-call]
 
     async with asyncio.timeout(10):
         while True:
-            with contextlib.suppress(HealthUnavailable):
+            with contextlib.suppress(ReportsUnavailable):
                 await bench.check()
                 break
-    await bench.board.publish(after)
+    await bench.store.publish(after)
     assert await bench.redis.latest() == after
     await bench.desk.report(Report("info", "db_proxy", 200, "well again"), verified=True)
     assert [kept.report.data for kept in await bench.desk.last_of_each()] == ["well again"]
@@ -219,7 +219,7 @@ async def test_prices_and_reports_go_on_and_what_is_wrong_is_said_once(
 async def test_a_cluster_is_refused_in_words(bench: Bench, server: Server) -> None:
     await server.redis.stop()
     cluster = await asyncio.start_unix_server(_answer_moved, server.directory / "socket" / "redis.sock")
-    with pytest.raises(HealthUnavailable, match="Redis runs as a cluster, and the desk needs a single server"):
+    with pytest.raises(ReportsUnavailable, match="Redis runs as a cluster, and the desk needs a single server"):
         await bench.check()
     cluster.close()
 
@@ -233,37 +233,37 @@ async def _answer_moved(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
 async def test_another_process_s_newer_price_is_told(bench: Bench) -> None:
     own, others = record(age=2), record(age=1)
-    await bench.board.publish(own)
-    assert await bench.board.latest() == own
+    await bench.store.publish(own)
+    assert await bench.store.latest() == own
     await bench.redis.publish(others)
-    assert await bench.board.latest() == others
+    assert await bench.store.latest() == others
 
 
 async def test_a_price_that_redis_has_for_a_shorter_time_ends_then(bench: Bench) -> None:
     price = record()
     brief = price.shortened(price.expires_at - price.as_of - (price.expires_at - utc_now()), price.as_of)
     await bench.redis.publish(brief)
-    assert await bench.board.publish(price) == brief
+    assert await bench.store.publish(price) == brief
     with pytest.raises(PriceStale):
-        await bench.board.latest()
+        await bench.store.latest()
 
 
 async def test_a_redis_that_lost_the_price_is_no_reason_to_lose_it(bench: Bench, server: Server) -> None:
     price = record()
-    await bench.board.publish(price)
-    await bench.board.tell(FeedState(utc_now(), "sandbox", "", ()))
+    await bench.store.publish(price)
+    await bench.store.put_feed_status(FeedStatus(utc_now(), "sandbox", "", ()))
     await server.say("FLUSHDB")
-    assert await bench.board.latest() == price
-    assert (await bench.board.feed_state()).problem == ""
+    assert await bench.store.latest() == price
+    assert (await bench.store.feed_status()).problem == ""
 
 
 async def test_an_old_price_in_memory_is_told_to_be_stale_and_not_to_be_none(bench: Bench, server: Server) -> None:
     with pytest.raises(PriceUnavailable):
-        await bench.board.latest()
-    await bench.board.publish(record(age=100))
+        await bench.store.latest()
+    await bench.store.publish(record(age=100))
     await server.say("FLUSHDB")
     with pytest.raises(PriceStale):
-        await bench.board.latest()
+        await bench.store.latest()
 
 
 async def test_the_last_report_of_a_service_is_the_newest_of_both_places(bench: Bench, server: Server) -> None:

@@ -12,7 +12,7 @@ import httpx2
 import msgspec
 import pytest
 
-from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.errors import LedgerUnavailable, Overloaded
 from buydesk.observability.reporter import Reporter
@@ -84,7 +84,7 @@ class Reading:
 async def service() -> AsyncIterator[Reading]:
     """One service for all tests of this file; each gets it with an empty ledger."""
     ledger = Ledger()
-    reporter = Reporter("fetch_buy_orders", MemoryHealthDesk(settings()), settings())
+    reporter = Reporter("fetch_buy_orders", MemoryReportStore(settings()), settings())
     app = create_app(settings(page_cache_bytes_max=0), ledger, reporter)  # a ledger that is emptied changes full pages
     async with served(app) as url, httpx2.AsyncClient(base_url=url) as client:
         yield Reading(ledger, client)
@@ -458,7 +458,7 @@ async def reading(page_cache_bytes_max: int) -> AsyncIterator[Reading]:
     """A service with 12 orders and a page cache."""
     given = settings(page_cache_bytes_max=page_cache_bytes_max)
     ledger = Ledger()
-    app = create_app(given, ledger, Reporter("fetch_buy_orders", MemoryHealthDesk(given), given))
+    app = create_app(given, ledger, Reporter("fetch_buy_orders", MemoryReportStore(given), given))
     async with served(app) as url, httpx2.AsyncClient(base_url=url) as client:
         desk = Reading(ledger, client)
         await desk.add(12)
@@ -519,7 +519,7 @@ async def test_each_of_200_000_orders_is_read_once_while_eight_writers_add_more(
     dsn = await databases.new()
     await fill(dsn, stored)
     ledger = PostgresLedger(dsn, settings(), livemode=False)
-    app = create_app(settings(), ledger, Reporter("fetch_buy_orders", MemoryHealthDesk(settings()), settings()))
+    app = create_app(settings(), ledger, Reporter("fetch_buy_orders", MemoryReportStore(settings()), settings()))
     price = record()
     is_reading = True
 

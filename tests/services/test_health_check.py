@@ -18,16 +18,16 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from buydesk.backends.memory.prices import MemoryPriceBoard
-from buydesk.backends.memory.reports import MemoryHealthDesk
-from buydesk.backends.redis.reports import RedisHealthDesk
-from buydesk.backends.remote import RemoteHealthDesk
+from buydesk.backends.memory.prices import MemoryPriceStore
+from buydesk.backends.memory.reports import MemoryReportStore
+from buydesk.backends.redis.reports import RedisReportStore
+from buydesk.backends.remote import RemoteReportStore
 from buydesk.errors import LedgerUnavailable
 from buydesk.money import Currency
 from buydesk.observability import reports as health
 from buydesk.observability.reporter import Reporter
-from buydesk.observability.reports import SERVICES, HealthDesk, Report
-from buydesk.prices.model import FeedState, PriceRecord, SourceState
+from buydesk.observability.reports import SERVICES, Report, ReportStore
+from buydesk.prices.model import FeedStatus, PriceRecord, SourceStatus
 from buydesk.services import health_check
 from buydesk.services.health_check import create_app
 from buydesk.settings import Settings
@@ -35,8 +35,8 @@ from tests.serving import free_port, served
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 ALIVE: dict[str, object] = {"level": "info", "service": "db_proxy", "status": 200, "data": "ready"}
-QUOTED = SourceState("kraken", "", 0, dict.fromkeys(Currency, 20_000 * 10**8), NOON)
-RESTING = SourceState("gemini", "no answer (TimeoutError)", 3, None, None, NOON + timedelta(seconds=15))
+QUOTED = SourceStatus("kraken", "", 0, dict.fromkeys(Currency, 20_000 * 10**8), NOON)
+RESTING = SourceStatus("gemini", "no answer (TimeoutError)", 3, None, None, NOON + timedelta(seconds=15))
 HOURLY = Settings(report_interval_seconds=3600)
 
 
@@ -54,19 +54,19 @@ class Bench:
     def __init__(self, settings: Settings = HOURLY) -> None:
         self.now = NOON
         self.settings = settings
-        self.desk: HealthDesk = MemoryHealthDesk(settings, lambda: self.now)
-        self.board = MemoryPriceBoard(settings, lambda: self.now)
+        self.desk: ReportStore = MemoryReportStore(settings, lambda: self.now)
+        self.store = MemoryPriceStore(settings, lambda: self.now)
         self.ledger_check: Callable[[], Any] = reachable
         self.redis_check: Callable[[], Any] | None = reachable
 
     def app(self) -> FastAPI:
         # The service's own reports go elsewhere: the tests say who reported.
-        own = Reporter("health_check", MemoryHealthDesk(self.settings), self.settings)
+        own = Reporter("health_check", MemoryReportStore(self.settings), self.settings)
         return create_app(
             self.settings,
             self.desk,
             self.ledger_check,
-            self.board,
+            self.store,
             redis_check=self.redis_check,
             reporter=own,
             now=lambda: self.now,
@@ -86,12 +86,12 @@ class Bench:
         for service in SERVICES:
             await self.desk.report(Report("info", service, 200, "ready"), verified=True)
         rates = dict.fromkeys(Currency, 20_000 * 10**8)
-        await self.board.publish(PriceRecord(uuid.uuid4(), NOON, NOON + timedelta(seconds=60), "sandbox", rates))
+        await self.store.publish(PriceRecord(uuid.uuid4(), NOON, NOON + timedelta(seconds=60), "sandbox", rates))
         await self.tell(QUOTED)
 
-    async def tell(self, *sources: SourceState, problem: str = "", age_seconds: float = 0) -> None:
+    async def tell(self, *sources: SourceStatus, problem: str = "", age_seconds: float = 0) -> None:
         at = self.now - timedelta(seconds=age_seconds)
-        await self.board.tell(FeedState(at, "sandbox", problem, sources))
+        await self.store.put_feed_status(FeedStatus(at, "sandbox", problem, sources))
 
 
 @pytest.fixture
@@ -567,16 +567,16 @@ async def test_parts_that_fail_spoil_no_other_part(
     assert (answer.status_code, status["status"]) == (200, "degraded")
     assert status["database"] == {"ok": False, "code": "ledger_unavailable", "detail": "PostgreSQL cannot be reached."}
     assert status["redis"] == {"ok": False, "detail": "No answer within 0.05 s."}
-    assert status["host"] == {"ok": False, "detail": "Could not be told (FileNotFoundError)."}
+    assert status["host"] == {"ok": False, "detail": "Could not be determined (FileNotFoundError)."}
     assert status["price"]["ok"] is True
     assert {service["state"] for service in status["services"].values()} == {"alive"}
-    assert [record.message for record in caplog.records] == ["The status of host could not be told."]
+    assert [record.message for record in caplog.records] == ["The status of host could not be determined."]
 
 
 async def test_without_the_reports_the_states_are_unknown_and_everything_else_is_told(bench: Bench) -> None:
     await bench.all_alive()
     client_of_nothing: Redis = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
-    bench.desk = RedisHealthDesk(client_of_nothing, bench.settings)
+    bench.desk = RedisReportStore(client_of_nothing, bench.settings)
     async with bench.client() as client:
         status = (await client.get("/status")).json()
         assert (status["status"], status["reports"]["code"]) == ("degraded", "health_unavailable")
@@ -622,10 +622,10 @@ async def test_documented_status_has_the_members_of_a_real_one(bench: Bench, cli
 
 async def test_service_reports_itself_while_it_runs() -> None:
     settings = Settings(report_interval_seconds=0.001)
-    desk = MemoryHealthDesk(settings)
+    desk = MemoryReportStore(settings)
     reporter = Reporter("health_check", desk, settings)
-    board = MemoryPriceBoard(settings)
-    app = create_app(settings, desk, reachable, board, redis_check=None, reporter=reporter)
+    store = MemoryPriceStore(settings)
+    app = create_app(settings, desk, reachable, store, redis_check=None, reporter=reporter)
     async with served(app) as url, httpx2.AsyncClient(base_url=url) as client, asyncio.timeout(10):
         while "ready" not in (reported := (await client.get("/reports?limit=1000")).text):
             pass
@@ -639,7 +639,7 @@ async def test_service_reports_itself_while_it_runs() -> None:
 async def test_health_check_that_comes_up_again_gets_what_was_reported_meanwhile() -> None:
     bench, port = Bench(), free_port()
     settings = bench.settings.model_copy(update={"report_retry_seconds": 0.01})
-    remote = RemoteHealthDesk(f"http://127.0.0.1:{port}", settings)
+    remote = RemoteReportStore(f"http://127.0.0.1:{port}", settings)
     reporter = Reporter("db_proxy", remote, settings)
 
     async def nothing_missing() -> list[dict[str, str]]:

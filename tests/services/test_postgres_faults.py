@@ -22,7 +22,7 @@ import pytest
 
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.migrate import migrate
-from buydesk.embedded.data_dir import claimed
+from buydesk.embedded.data_dir import locked
 from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.errors import LedgerUnavailable
 from buydesk.orders.model import PageFrom, Placed
@@ -71,7 +71,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 async def server(open_directory: Path) -> AsyncIterator[Server]:
-    with claimed(open_directory / "hurt") as directory:
+    with locked(open_directory / "hurt") as directory:
         postgres = EmbeddedPostgres(directory)
         await postgres.prepare()
         await postgres.start()

@@ -11,8 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from buydesk.backends.memory.prices import MemoryPriceBoard
-from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.memory.prices import MemoryPriceStore
+from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.remote import RemoteLedger
 from buydesk.money import SATOSHI_PER_BTC
@@ -46,14 +46,14 @@ class TwoDesks:
 
 @contextlib.asynccontextmanager
 async def desk(dsn: str, directory: Path) -> AsyncIterator[tuple[httpx2.AsyncClient, list[Line]]]:
-    board, health = MemoryPriceBoard(SETTINGS), MemoryHealthDesk(SETTINGS)
-    await board.publish(PRICE)
+    store, health = MemoryPriceStore(SETTINGS), MemoryReportStore(SETTINGS)
+    await store.publish(PRICE)
     async with line_to_postgres(dsn, directory) as (through, to_postgres):
         own = PostgresLedger(through, SETTINGS, livemode=False)
         proxy = db_proxy.create_app(SETTINGS, own, Reporter("db_proxy", health, SETTINGS))
         async with served(proxy) as url, line_to_url(url) as (proxy_url, to_proxy):
             remote = RemoteLedger(proxy_url, SETTINGS)
-            edge = create_buy_order.create_app(SETTINGS, remote, board, Reporter("create_buy_order", health, SETTINGS))
+            edge = create_buy_order.create_app(SETTINGS, remote, store, Reporter("create_buy_order", health, SETTINGS))
             limits = httpx2.Limits(max_connections=200)
             async with served(edge) as edge_url, httpx2.AsyncClient(base_url=edge_url, limits=limits) as client:
                 yield client, [to_proxy, to_postgres]

@@ -11,12 +11,11 @@ import msgspec
 import pytest
 from fastapi import FastAPI, Request, Response
 
-from buydesk.backends.memory.reports import MemoryHealthDesk
-from buydesk.backends.remote import RemoteHealthDesk, RemoteLedger, RemotePriceBoard, RemoteService
+from buydesk.backends.memory.reports import MemoryReportStore
+from buydesk.backends.remote import RemoteLedger, RemotePriceStore, RemoteReportStore, RemoteService
 from buydesk.errors import (
     DeskError,
     ExposureCapExceeded,
-    HealthUnavailable,
     InternalError,
     InvalidRequest,
     LedgerUnavailable,
@@ -27,19 +26,20 @@ from buydesk.errors import (
     OutcomeUnknown,
     Overloaded,
     PayloadTooLarge,
-    PriceBoardUnavailable,
     PriceStale,
+    PriceStoreUnavailable,
+    ReportsUnavailable,
     Unauthorized,
     UnsupportedMediaType,
     WrongMode,
     problem,
 )
-from buydesk.http.responses import FastJSON, problem_response
+from buydesk.http.responses import MsgspecResponse, problem_response
 from buydesk.observability.reporter import Reporter
-from buydesk.observability.reports import KeptReport, Report
+from buydesk.observability.reports import Report, StoredReport
 from buydesk.orders.documents import outcome_document
 from buydesk.orders.model import Outcome, PageAfter, PageBefore, PageFrom, Placed, Refused, Replayed
-from buydesk.prices.model import FeedState
+from buydesk.prices.model import FeedStatus
 from buydesk.services import db_proxy
 from tests.ledgers import ModelLedger, at, placement, record, settings
 from tests.lines import Line, line_to_url
@@ -58,18 +58,18 @@ READS: dict[str, Call] = {
     "exposure": lambda ledger: ledger.exposure(),
     "price_record": lambda ledger: ledger.price_record(SOME_ID),
 }
-BOARD_CALLS: dict[str, Call] = {
-    "latest": lambda board: board.latest(),
-    "history": lambda board: board.history(5, 10),
-    "feed_state": lambda board: board.feed_state(),
+STORE_CALLS: dict[str, Call] = {
+    "latest": lambda store: store.latest(),
+    "history": lambda store: store.history(5, 10),
+    "feed_status": lambda store: store.feed_status(),
 }
 DESK_CALLS: dict[str, Call] = {
     "reports": lambda desk: desk.reports("db_proxy", None, 5),
     "last_of_each": lambda desk: desk.last_of_each(),
 }
 WRITES: dict[str, Call] = {
-    "publish": lambda board: board.publish(record()),
-    "tell": lambda board: board.tell(FeedState(at(2026, 1, 31, 9, 5), "sandbox", "", ())),
+    "publish": lambda store: store.publish(record()),
+    "put_feed_status": lambda store: store.put_feed_status(FeedStatus(at(2026, 1, 31, 9, 5), "sandbox", "", ())),
     "report": lambda desk: desk.report(Report("info", "db_proxy", 200, "x"), verified=True),
 }
 
@@ -135,11 +135,11 @@ async def failure_of(awaitable: Awaitable[object]) -> DeskError:
     [
         (RemoteLedger, {**READS, "check": lambda remote: remote.check()}, LedgerUnavailable),
         (
-            RemotePriceBoard,
-            {**BOARD_CALLS, "publish": WRITES["publish"], "tell": WRITES["tell"]},
-            PriceBoardUnavailable,
+            RemotePriceStore,
+            {**STORE_CALLS, "publish": WRITES["publish"], "put_feed_status": WRITES["put_feed_status"]},
+            PriceStoreUnavailable,
         ),
-        (RemoteHealthDesk, {**DESK_CALLS, "report": WRITES["report"]}, HealthUnavailable),
+        (RemoteReportStore, {**DESK_CALLS, "report": WRITES["report"]}, ReportsUnavailable),
     ],
 )
 async def test_nobody_at_the_port_is_unavailable(
@@ -187,7 +187,7 @@ class Proxy:
 @pytest.fixture
 async def proxy() -> AsyncIterator[Proxy]:
     model = ModelLedger()
-    app = db_proxy.create_app(settings(), model, Reporter("db_proxy", MemoryHealthDesk(settings()), settings()))
+    app = db_proxy.create_app(settings(), model, Reporter("db_proxy", MemoryReportStore(settings()), settings()))
     async with (
         served(app) as url,
         line_to_url(url) as (through, line),
@@ -299,8 +299,8 @@ async def test_an_answer_of_another_shape_is_no_answer(answering: tuple[Answers,
     answers.say(document)
     for kind, calls, unavailable in (
         (RemoteLedger, READS, LedgerUnavailable),
-        (RemotePriceBoard, BOARD_CALLS, PriceBoardUnavailable),
-        (RemoteHealthDesk, DESK_CALLS, HealthUnavailable),
+        (RemotePriceStore, STORE_CALLS, PriceStoreUnavailable),
+        (RemoteReportStore, DESK_CALLS, ReportsUnavailable),
     ):
         async with opened(kind, url) as remote:
             for name, call in calls.items():
@@ -365,7 +365,7 @@ async def test_an_item_that_db_proxy_does_not_understand_is_no_fault_of_a_client
 ) -> None:
     answers, ledger = told
     refused = outcome_document(Refused(InvalidRequest.of("deadline", "is missing")))
-    answers.respond = lambda: FastJSON([refused])
+    answers.respond = lambda: MsgspecResponse([refused])
     [outcome] = await ledger.place([placement()], SECONDS)
     assert isinstance(outcome, Refused)
     assert isinstance(outcome.problem, LedgerUnavailable)
@@ -381,7 +381,7 @@ async def test_reads_leave_connections_to_orders_and_checks_and_one_too_many_is_
 
     async def when_told() -> Response:
         if not answers.asked[-1].startswith("order/"):
-            return FastJSON([])
+            return MsgspecResponse([])
         await go.wait()
         return problem_response(OrderNotFound("none"), "/order")
 
@@ -463,15 +463,15 @@ async def test_the_last_report_of_each_service_that_spoke(answering: tuple[Answe
     report = {"level": "info", "service": "db_proxy", "status": 200, "data": "ready"}
     spoke = {"last_report": report | {"verified": True, "arrived_at": "2026-01-31T09:05:00.000000Z"}}
     answers.say({"reports": {"ok": True}, "services": {"db_proxy": spoke, "api_updater": {"last_report": None}}})
-    async with opened(RemoteHealthDesk, url) as desk:
-        assert list(await desk.last_of_each()) == [KeptReport(Report(**report), at(2026, 1, 31, 9, 5), verified=True)]  # type: ignore[arg-type]
+    async with opened(RemoteReportStore, url) as desk:
+        assert list(await desk.last_of_each()) == [StoredReport(Report(**report), at(2026, 1, 31, 9, 5), verified=True)]  # type: ignore[arg-type]
 
 
-async def test_telling_and_reporting_need_only_be_taken(answering: tuple[Answers, str]) -> None:
+async def test_putting_and_reporting_need_only_be_taken(answering: tuple[Answers, str]) -> None:
     answers, url = answering
     answers.say(None)
-    async with opened(RemotePriceBoard, url) as board, opened(RemoteHealthDesk, url) as desk:
-        await WRITES["tell"](board)
+    async with opened(RemotePriceStore, url) as store, opened(RemoteReportStore, url) as desk:
+        await WRITES["put_feed_status"](store)
         await WRITES["report"](desk)
 
 
@@ -480,15 +480,15 @@ async def test_token_that_health_check_does_not_know_makes_it_unavailable_and_no
 ) -> None:
     answers, url = answering
     answers.respond = lambda: problem_response(Unauthorized("The token is not the one"), "/report")
-    async with opened(RemoteHealthDesk, url) as desk:
+    async with opened(RemoteReportStore, url) as desk:
         error = await failure_of(WRITES["report"](desk))
-    assert type(error) is HealthUnavailable
+    assert type(error) is ReportsUnavailable
     assert "unauthorized" in error.detail
 
 
 async def test_reports_that_the_desk_has_lost_are_unavailable(answering: tuple[Answers, str]) -> None:
     answers, url = answering
     answers.say({"reports": {"ok": False, "detail": "Redis is away"}, "services": {}})
-    async with opened(RemoteHealthDesk, url) as desk:
+    async with opened(RemoteReportStore, url) as desk:
         error = await failure_of(desk.last_of_each())
-    assert (type(error), error.detail) == (HealthUnavailable, "Redis is away")
+    assert (type(error), error.detail) == (ReportsUnavailable, "Redis is away")

@@ -10,13 +10,13 @@ import httpx2
 import pytest
 from fastapi import FastAPI, Response
 
-from buydesk.backends.memory.prices import MemoryPriceBoard
-from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.memory.prices import MemoryPriceStore
+from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.remote import RemoteLedger
 from buydesk.errors import ExposureCapExceeded, InternalError
 from buydesk.http import app as web
 from buydesk.http.requests import Request
-from buydesk.http.responses import FastJSON
+from buydesk.http.responses import MsgspecResponse
 from buydesk.observability import request_ids
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.model import Outcome, Placement, Refused
@@ -36,7 +36,7 @@ def bench() -> FastAPI:
         yield
 
     async def whose(_: Request) -> Response:
-        return FastJSON(request_ids.current())
+        return MsgspecResponse(request_ids.current())
 
     async def refused(_: Request) -> Response:
         raise ExposureCapExceeded("Too much.")
@@ -44,7 +44,7 @@ def bench() -> FastAPI:
     async def broken(_: Request) -> Response:
         raise ZeroDivisionError("an accident")
 
-    app = web.service_app("db_proxy", "A bench.", {}, Reporter("db_proxy", MemoryHealthDesk(CALM), CALM), lifespan)
+    app = web.service_app("db_proxy", "A bench.", {}, Reporter("db_proxy", MemoryReportStore(CALM), CALM), lifespan)
     for path, endpoint in (("/whose", whose), ("/refused", refused), ("/broken", broken)):
         app.add_direct_route(path, "GET", endpoint, {"responses": {}})
 
@@ -163,11 +163,11 @@ class TwoHops:
 
 @pytest.fixture
 async def hops() -> AsyncIterator[TwoHops]:
-    ledger, board, desk = Ledger(), MemoryPriceBoard(CALM), MemoryHealthDesk(CALM)
-    await board.publish(record())
+    ledger, store, desk = Ledger(), MemoryPriceStore(CALM), MemoryReportStore(CALM)
+    await store.publish(record())
     async with served(db_proxy.create_app(CALM, ledger, Reporter("db_proxy", desk, CALM))) as ledger_url:
         remote = RemoteLedger(ledger_url, CALM)
-        edge = create_buy_order.create_app(CALM, remote, board, Reporter("create_buy_order", desk, CALM))
+        edge = create_buy_order.create_app(CALM, remote, store, Reporter("create_buy_order", desk, CALM))
         async with served(edge) as url, httpx2.AsyncClient(base_url=url) as client:
             yield TwoHops(client, remote, ledger)
         await remote.close()

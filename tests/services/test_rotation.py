@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from buydesk.backends.memory.prices import MemoryPriceBoard
-from buydesk.backends.memory.reports import MemoryHealthDesk
-from buydesk.backends.remote import RemoteHealthDesk, RemoteLedger, RemotePriceBoard
-from buydesk.errors import DeskError, HealthUnavailable, LedgerUnavailable, PriceBoardUnavailable
+from buydesk.backends.memory.prices import MemoryPriceStore
+from buydesk.backends.memory.reports import MemoryReportStore
+from buydesk.backends.remote import RemoteLedger, RemotePriceStore, RemoteReportStore
+from buydesk.errors import DeskError, LedgerUnavailable, PriceStoreUnavailable, ReportsUnavailable
 from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import Report
 from buydesk.orders.model import Placed
@@ -17,7 +17,7 @@ from buydesk.orders.verification import require_proven
 from buydesk.prices.model import NotARecord
 from buydesk.prices.signing import Signer
 from buydesk.services import api_cache_proxy, db_proxy, health_check
-from buydesk.services.create_buy_order import PriceAtHand
+from buydesk.services.create_buy_order import PriceCache
 from buydesk.settings import TOKENS, Settings
 from buydesk.signing_keys import KEY_BYTES, new_signing_key, public_key, to_text
 from buydesk.times import utc_now
@@ -38,14 +38,14 @@ class Clients:
     """Who calls the services."""
 
     ledger: RemoteLedger
-    board: RemotePriceBoard
-    desk: RemoteHealthDesk
+    store: RemotePriceStore
+    desk: RemoteReportStore
 
 
 @contextlib.asynccontextmanager
 async def clients_of(theirs: Settings, ours: Settings) -> AsyncIterator[Clients]:
     """The callers, with settings of theirs, of services with ours."""
-    board, desk = MemoryPriceBoard(ours), MemoryHealthDesk(ours)
+    store, desk = MemoryPriceStore(ours), MemoryReportStore(ours)
 
     def reporter(name: str) -> Reporter:
         return Reporter(name, desk, ours)
@@ -54,15 +54,15 @@ async def clients_of(theirs: Settings, ours: Settings) -> AsyncIterator[Clients]
 
     apps = (
         db_proxy.create_app(ours, ModelLedger(), reporter("db_proxy")),
-        api_cache_proxy.create_app(ours, board, reporter("api_cache_proxy")),
-        health_check.create_app(ours, desk, ready, board, redis_check=None, reporter=reporter("health_check")),
+        api_cache_proxy.create_app(ours, store, reporter("api_cache_proxy")),
+        health_check.create_app(ours, desk, ready, store, redis_check=None, reporter=reporter("health_check")),
     )
     async with contextlib.AsyncExitStack() as stack:
         urls = [await stack.enter_async_context(served(app, settings=ours)) for app in apps]
         clients = Clients(
-            RemoteLedger(urls[0], theirs), RemotePriceBoard(urls[1], theirs), RemoteHealthDesk(urls[2], theirs)
+            RemoteLedger(urls[0], theirs), RemotePriceStore(urls[1], theirs), RemoteReportStore(urls[2], theirs)
         )
-        for client in (clients.ledger, clients.board, clients.desk):
+        for client in (clients.ledger, clients.store, clients.desk):
             stack.push_async_callback(client.close)
         yield clients
 
@@ -74,8 +74,8 @@ async def test_tokens_of_neighbouring_stages_are_taken(theirs: int, ours: int) -
         assert isinstance(placed, Placed)
         assert await clients.ledger.order(placed.order.id) == placed.order
         published = record()
-        await clients.board.publish(published)
-        assert await clients.board.latest() == published
+        await clients.store.publish(published)
+        assert await clients.store.latest() == published
         await clients.desk.report(Report("info", "db_proxy", 200, "here"), verified=True)
         assert [each.verified for each in await clients.desk.reports("db_proxy", None, 1)] == [True]
 
@@ -87,9 +87,9 @@ async def test_token_that_was_withdrawn_is_none(theirs: str, ours: str) -> None:
             await clients.ledger.place([placement()], 5)
         with pytest.raises(LedgerUnavailable, match="unauthorized"):
             await clients.ledger.exposure()
-        with pytest.raises(PriceBoardUnavailable, match="unauthorized"):
-            await clients.board.publish(record())
-        with pytest.raises(HealthUnavailable, match="unauthorized"):
+        with pytest.raises(PriceStoreUnavailable, match="unauthorized"):
+            await clients.store.publish(record())
+        with pytest.raises(ReportsUnavailable, match="unauthorized"):
             await clients.desk.report(Report("info", "db_proxy", 200, "here"), verified=True)
 
 
@@ -102,7 +102,7 @@ async def test_token_for_one_purpose_is_none_for_another(known: str) -> None:
         for purpose, attempt in {
             "placing_tokens": clients.ledger.place([placement()], 5),
             "reading_tokens": clients.ledger.exposure(),
-            "publishing_tokens": clients.board.publish(record()),
+            "publishing_tokens": clients.store.publish(record()),
             "reporting_tokens": clients.desk.report(Report("info", "db_proxy", 200, "here"), verified=True),
         }.items():
             with contextlib.suppress(DeskError):
@@ -134,9 +134,9 @@ def with_keys(stage: str) -> Settings:
 )
 async def test_price_is_taken_while_its_key_is_accepted(signing_key: str, stage: str, is_taken: bool) -> None:
     ours, price = with_keys(stage), Signer(signing_key).sign(record())
-    board = MemoryPriceBoard(ours)
-    await board.publish(price)
-    at_hand = PriceAtHand(board, ours)
+    store = MemoryPriceStore(ours)
+    await store.publish(price)
+    at_hand = PriceCache(store, ours)
     await at_hand.refresh()
     assert (at_hand.current() == price) is is_taken
     if is_taken:

@@ -20,8 +20,8 @@ from buydesk.errors import CannotStart, DeskError, OutcomeUnknown
 from buydesk.observability import logs
 from buydesk.observability.reporter import _described
 from buydesk.observability.reports import SERVICES
-from buydesk.observability.sentry import told
-from buydesk.runtime.wiring import Wired, wire
+from buydesk.observability.sentry import error_reporting
+from buydesk.runtime.wiring import WiredServices, wire
 from buydesk.settings import Settings, read_settings, variable
 from tests.ledgers import placement, settings, shared_env
 from tests.serving import free_port
@@ -68,13 +68,13 @@ def logged() -> Iterator[io.StringIO]:
         root.level, root.handlers = before[0], before[1]
 
 
-async def ask(wired: Wired, answers: list[str]) -> None:
+async def ask(wired: WiredServices, answers: list[str]) -> None:
     """Calls everything that is elsewhere, and keeps what clients, reports and the log are told of it."""
     calls: list[Callable[[], Awaitable[object]]] = [wired.check_mode, wired.ledger.check, wired.ledger.exposure]
     calls.append(lambda: wired.ledger.place([placement()], 1))
     checks = [each for each in wired.backends if isinstance(each, RedisCheck)]
-    board, desk = [each for each in wired.backends if each not in checks][-2:]
-    calls += [getattr(board, "latest"), getattr(desk, "last_of_each"), *checks]  # noqa: B009
+    store, desk = [each for each in wired.backends if each not in checks][-2:]
+    calls += [getattr(store, "latest"), getattr(desk, "last_of_each"), *checks]  # noqa: B009
     for call in calls:
         try:
             await call()
@@ -87,7 +87,7 @@ async def ask(wired: Wired, answers: list[str]) -> None:
 async def use(given: Settings, answers: list[str]) -> None:
     for services in (SERVICES, ["create_buy_order", "api_updater"]):  # each backend, and each service from elsewhere
         wired = wire(given, services)
-        async with told(given, wired.apps):
+        async with error_reporting(given, wired.apps):
             await ask(wired, answers)
         await wired.close()
 

@@ -19,7 +19,7 @@ from buydesk.backends.remote import RemoteLedger
 from buydesk.errors import CannotStart
 from buydesk.http.listeners import bind
 from buydesk.observability import sentry
-from buydesk.runtime.serve import served
+from buydesk.runtime.serve import run_wired
 from buydesk.runtime.wiring import wire
 from buydesk.settings import Settings
 from tests.desks import free_offset
@@ -104,7 +104,7 @@ async def desk(configured: Settings, *services: str) -> AsyncIterator[httpx2.Asy
     """These services as `buydesk serve` and `buydesk up` run them, and a client of fetch_buy_orders."""
     listeners = bind(configured, services)
     async with (
-        served(wire(configured, services), listeners, configured),
+        run_wired(wire(configured, services), listeners, configured),
         httpx2.AsyncClient(base_url=configured.own_url("fetch_buy_orders")) as client,
     ):
         yield client
@@ -128,9 +128,9 @@ async def test_an_unexpected_exception_arrives_with_its_request_and_without_secr
     assert accident["value"] == "bearer *** divides by zero"
     assert cause["value"] == "[…]: bad amount […] of postgresql://desk:***@db/desk"
     assert accident["stacktrace"]["frames"][-1]["function"] == "accident"
-    told = kept.raw.decode()
+    error_reporting = kept.raw.decode()
     for secret in (TOKEN, PASSWORD, KEY, AMOUNT, BODY):
-        assert secret not in told
+        assert secret not in error_reporting
     assert not {"request", "user", "breadcrumbs", "modules"} & event.keys()
 
 
@@ -138,11 +138,11 @@ async def test_what_any_part_logs_as_an_error_arrives_as_long_as_the_desk_runs(r
     kept, dsn = receiver
     handlers = list(logging.getLogger().handlers)
     async with desk(configured(dsn), "fetch_buy_orders", "health_check"):
-        logging.getLogger("buydesk.services.health_check").error("The status could not be told.")
+        logging.getLogger("buydesk.services.health_check").error("The status could not be determined.")
         logging.getLogger("asyncio").error("odd")
     logging.getLogger("buydesk").error("after the end")
     assert [(each["tags"], each["logentry"]["message"]) for each in kept.events] == [
-        ({"service": "health_check"}, "The status could not be told."),
+        ({"service": "health_check"}, "The status could not be determined."),
         ({"service": "buydesk"}, "odd"),
     ]
     assert logging.getLogger().handlers == handlers
@@ -154,7 +154,7 @@ async def test_a_desk_that_fails_as_a_whole_says_so_but_not_that_it_cannot_start
     kept, dsn = receiver
     for error in (CannotStart("the port is taken"), ZeroDivisionError("an accident")):
         with pytest.raises(type(error)):
-            async with sentry.told(configured(dsn), ["fetch_buy_orders"]):
+            async with sentry.error_reporting(configured(dsn), ["fetch_buy_orders"]):
                 raise error
     [event] = kept.events
     assert (event["level"], event["exception"]["values"][0]["type"]) == ("fatal", "ZeroDivisionError")

@@ -12,8 +12,8 @@ import pytest
 from buydesk.http import connections, protocol
 from buydesk.http.protocol import HEAD_BYTES_MAX, UNREAD_BYTES_MAX, Connection
 from buydesk.http.server import serving
-from buydesk.runtime.serve import running
-from buydesk.runtime.startup_report import answers, new_session, replies
+from buydesk.runtime.serve import serve_apps
+from buydesk.runtime.startup_report import is_up, new_session, responds
 from buydesk.settings import Settings
 from tests.logged import logged
 from tests.raw import LARGE_BYTES, Echo, RawResponse, echo_of, raw, settings
@@ -354,7 +354,7 @@ async def limited(per_address: int, **given: object) -> AsyncIterator[Echo]:
     echo = Echo()
     listener = socket.create_server(("127.0.0.1", 0))
     echo.port = listener.getsockname()[1]
-    async with running({"db_proxy": echo.app(of)}, {"db_proxy": listener}, of), asyncio.timeout(60):
+    async with serve_apps({"db_proxy": echo.app(of)}, {"db_proxy": listener}, of), asyncio.timeout(60):
         yield echo
         echo.go_on.set()
 
@@ -380,10 +380,10 @@ async def test_a_service_that_takes_no_more_connections_counts_as_alive() -> Non
     """Or whoever opens many of them could get it killed by its supervisor."""
     async with limited(1) as echo, raw(echo.port), new_session() as session:
         url = f"http://127.0.0.1:{echo.port}/livez"
-        assert not await answers(session, url)
-        assert await replies(session, url)
+        assert not await is_up(session, url)
+        assert await responds(session, url)
     async with new_session() as session:
-        assert not await replies(session, url)
+        assert not await responds(session, url)
 
 
 async def test_a_proxy_has_as_many_connections_as_its_clients_need() -> None:

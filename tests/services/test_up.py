@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from buydesk import cli
-from buydesk.backends.fallback import FallbackHealthDesk, FallbackPriceBoard
+from buydesk.backends.fallback import FallbackPriceStore, FallbackReportStore
 from buydesk.backends.postgres.accounts import Account
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.redis.faults import RedisCheck
@@ -36,12 +36,19 @@ from buydesk.http import listeners
 from buydesk.http.app import Service
 from buydesk.http.listeners import bind, close
 from buydesk.observability import logs
-from buydesk.prices.documents import feed_state_document
-from buydesk.prices.model import FeedState
-from buydesk.runtime import serve as running
+from buydesk.prices.documents import feed_status_document
+from buydesk.prices.model import FeedStatus
+from buydesk.runtime import serve as serving_module
 from buydesk.runtime import up as up_module
 from buydesk.runtime.signals import stop_signals
-from buydesk.runtime.startup_report import Parts, new_session, sandbox_command, table, until_ready, until_selling
+from buydesk.runtime.startup_report import (
+    Dependencies,
+    new_session,
+    sandbox_command,
+    startup_report,
+    wait_until_ready,
+    wait_until_selling,
+)
 from buydesk.runtime.up import SHARED, environment, kept_secret, secret_file, up
 from buydesk.runtime.wiring import wire
 from buydesk.settings import OWNERS, PORT_OFFSET_MAX, PORTS, Settings, read_settings, variable
@@ -310,7 +317,7 @@ def test_a_child_reads_the_settings_that_it_is_given_as_they_are(monkeypatch: py
 @pytest.mark.parametrize("service", PORTS)
 async def test_serve_runs_one_service_until_a_signal(service: str, databases: Databases) -> None:
     given = settings(database_url=await databases.new(), port_offset=free_offset())
-    serving = asyncio.create_task(running.serve(given, service))
+    serving = asyncio.create_task(serving_module.serve(given, service))
     async with httpx2.AsyncClient() as client, asyncio.timeout(20):
         while True:
             try:
@@ -327,7 +334,7 @@ async def test_serve_runs_one_service_until_a_signal(service: str, databases: Da
 async def test_serve_ends_when_its_supervisor_is_gone() -> None:
     reader, writer = os.pipe()
     given = settings(port_offset=free_offset(), supervisor_fd=reader)
-    serving = asyncio.create_task(running.serve(given, "fetch_buy_orders"))
+    serving = asyncio.create_task(serving_module.serve(given, "fetch_buy_orders"))
     await asyncio.sleep(0.2)
     assert not serving.done()
     os.close(writer)
@@ -342,7 +349,7 @@ async def test_db_proxy_starts_before_its_database_but_not_in_the_other_mode_s(d
     await wired.close()
     other = settings(database_url=await databases.new(), port_offset=free_offset(), price_feed="live")
     with pytest.raises(CannotStart, match="sandbox orders"):
-        await running.serve(other, "db_proxy")
+        await serving_module.serve(other, "db_proxy")
 
 
 async def test_an_app_that_does_not_start_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +365,7 @@ async def test_an_app_that_does_not_start_is_said_to_be_so(monkeypatch: pytest.M
     monkeypatch.setattr(wired.apps["fetch_buy_orders"], "running", broken)
     listeners = bind(given, ["fetch_buy_orders"])
     with pytest.raises(CannotStart, match="fetch_buy_orders did not start"):
-        async with running.running(wired.apps, listeners, given):
+        async with serving_module.serve_apps(wired.apps, listeners, given):
             pass
     await wired.close()
 
@@ -383,7 +390,7 @@ async def test_less_than_a_second_to_drain_is_not_none() -> None:
         return "done"
 
     async with httpx2.AsyncClient() as client:
-        async with running.running({"db_proxy": app}, bind(given, ["db_proxy"]), given):
+        async with serving_module.serve_apps({"db_proxy": app}, bind(given, ["db_proxy"]), given):
             asking = asyncio.create_task(client.get(given.own_url("db_proxy") + "/slow"))
             await entered.wait()
             asyncio.get_running_loop().call_later(0.2, released.set)
@@ -512,7 +519,7 @@ async def test_wiring_takes_own_backends_for_own_ports_and_remote_ones_for_the_o
     wired = wire(given, PORTS)
     kinds = [type(backend) for backend in wired.backends]
     assert kinds[:6] == [ExchangeSource] * 5 + [PostgresLedger]
-    assert kinds[6:] == [FallbackPriceBoard, FallbackHealthDesk, RedisCheck]
+    assert kinds[6:] == [FallbackPriceStore, FallbackReportStore, RedisCheck]
     await wired.close()
     alone = wire(settings(), ["api_updater"])
     assert [type(backend) for backend in alone.backends][:6] == [SandboxSource] * 5 + [RemoteLedger]
@@ -668,7 +675,7 @@ def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 async def test_a_service_that_never_answers_is_waited_for_so_long_and_not_longer() -> None:
     async with new_session() as session, served(FastAPI()) as url:
-        assert await until_ready(session, url, 0.2) == "it does not answer"
+        assert await wait_until_ready(session, url, 0.2) == "it does not answer"
 
 
 def refusing(missing: Mapping[str, str]) -> FastAPI:
@@ -680,15 +687,15 @@ def refusing(missing: Mapping[str, str]) -> FastAPI:
 
 
 def knowing(at: datetime, problem: str) -> FastAPI:
-    """A price board that was told of the sources."""
+    """A price store that was told of the sources."""
     app = FastAPI()
-    state = feed_state_document(FeedState(at, "live", problem, ()))
+    state = feed_status_document(FeedStatus(at, "live", problem, ()))
     app.get("/sources")(lambda: state)
     return app
 
 
 @pytest.mark.parametrize(
-    ("missing", "age_seconds", "problem", "is_hopeless"),
+    ("missing", "age_seconds", "problem", "should_stop_waiting"),
     [
         ({"price": "none"}, 0, "they disagree", True),
         ({"price": "none"}, 0, "", False),  # one is on its way
@@ -697,33 +704,33 @@ def knowing(at: datetime, problem: str) -> FastAPI:
     ],
 )
 async def test_waiting_for_a_price_ends_when_the_sources_prove_none(
-    missing: dict[str, str], age_seconds: float, problem: str, is_hopeless: bool
+    missing: dict[str, str], age_seconds: float, problem: str, should_stop_waiting: bool
 ) -> None:
     given, since = settings(port_offset=free_offset()), utc_now()
-    board = knowing(since - timedelta(seconds=age_seconds), problem)
-    services = {"create_buy_order": refusing(missing), "api_cache_proxy": board}
+    store = knowing(since - timedelta(seconds=age_seconds), problem)
+    services = {"create_buy_order": refusing(missing), "api_cache_proxy": store}
     async with contextlib.AsyncExitStack() as stack:
         session = await stack.enter_async_context(new_session())
         for name, app in services.items():
             await stack.enter_async_context(served(app, given.port(name)))
         started = time.monotonic()
-        told = await until_selling(session, given, since, 30 if is_hopeless else 0.3)
+        told = await wait_until_selling(session, given, since, 30 if should_stop_waiting else 0.3)
         waited_seconds = time.monotonic() - started
     assert told == "; ".join(f"{what} ({why})" for what, why in missing.items())
-    assert waited_seconds < 10 if is_hopeless else waited_seconds >= 0.3
+    assert waited_seconds < 10 if should_stop_waiting else waited_seconds >= 0.3
 
 
 async def test_the_table_says_what_does_not_answer() -> None:
     given = settings(port_offset=free_offset())
     async with new_session() as session:
-        said = await table(session, given, Parts("here", "there"), 1.0, "everything")
+        said = await startup_report(session, given, Dependencies("here", "there"), 1.0, "everything")
     assert "is up after 1.0 s, but not ready: everything\n" in said
     assert "none: no orders are taken" in said
     assert "\nNo orders are taken: there is no price.\n" in said
     assert "unknown: the ledger does not answer" in said
     price_port, orders_port = given.port("api_cache_proxy"), given.port("fetch_buy_orders")
     async with new_session() as session, served(FastAPI(), price_port), served(FastAPI(), orders_port):
-        with_another_there = await table(session, given, Parts("here", "there"), 1.0, "everything")
+        with_another_there = await startup_report(session, given, Dependencies("here", "there"), 1.0, "everything")
     assert with_another_there == said
 
 
@@ -737,7 +744,9 @@ async def test_the_table_says_what_does_not_answer() -> None:
 )
 async def test_the_table_says_who_may_order(given: dict[str, str], said: str) -> None:
     async with new_session() as session:
-        lines = await table(session, settings(port_offset=free_offset(), **given), Parts("here", "there"), 1.0, "")
+        lines = await startup_report(
+            session, settings(port_offset=free_offset(), **given), Dependencies("here", "there"), 1.0, ""
+        )
     assert f"  access            {said}\n" in lines
 
 

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Query, Response
 from prometheus_client.parser import text_string_to_metric_families
 
 from buydesk import __version__
-from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.errors import (
     DeskError,
     ExposureCapExceeded,
@@ -32,9 +32,9 @@ from buydesk.errors import (
 from buydesk.http import app as web
 from buydesk.http.openapi import INTERNAL, Json, answer, problems
 from buydesk.http.requests import BODY_BYTES_MAX, Request, require_json, require_token, require_utf8, single_parameters
-from buydesk.http.responses import FastJSON, problem_response
+from buydesk.http.responses import MsgspecResponse, problem_response
 from buydesk.observability.reporter import Reporter
-from buydesk.observability.reports import KeptReport
+from buydesk.observability.reports import StoredReport
 from buydesk.settings import Settings
 from tests.serving import served
 
@@ -47,7 +47,7 @@ class Bench:
     """A service with one route of each kind; its checks are what a test makes them."""
 
     def __init__(self) -> None:
-        self.desk = MemoryHealthDesk(SETTINGS)
+        self.desk = MemoryReportStore(SETTINGS)
         self.entered: list[str] = []
         self.checks: dict[str, web.Check] = {}
 
@@ -92,16 +92,16 @@ def _operation(path: str) -> Json:
 
 async def _body(request: Request) -> Response:
     require_json(request)
-    return FastJSON({"bytes": len(await request.body())})
+    return MsgspecResponse({"bytes": len(await request.body())})
 
 
 async def _guarded(request: Request) -> Response:
     require_token(request, ("another", TOKEN))
-    return FastJSON({"ok": True})
+    return MsgspecResponse({"ok": True})
 
 
 async def _parameters(request: Request) -> Response:
-    return FastJSON(single_parameters(request, ("start", "page_size")))
+    return MsgspecResponse(single_parameters(request, ("start", "page_size")))
 
 
 async def _refused(_: Request) -> Response:
@@ -113,7 +113,7 @@ async def _broken(_: Request) -> Response:
 
 
 async def _echo_id(request: Request) -> Response:
-    return FastJSON({"id": request.parameter})
+    return MsgspecResponse({"id": request.parameter})
 
 
 @pytest.fixture
@@ -483,7 +483,7 @@ async def test_a_flood_of_unknown_parameters_gets_a_short_answer(client: httpx2.
 
 
 async def test_a_service_reports_around_its_own_life(bench: Bench) -> None:
-    def said(kept: list[KeptReport]) -> list[str]:
+    def said(kept: list[StoredReport]) -> list[str]:
         return [each.report.data for each in reversed(kept)]
 
     async with served(bench.app()):

@@ -11,10 +11,10 @@ from buydesk.embedded.accounts import Account, can_read, closed_part, server_acc
 from buydesk.embedded.data_dir import (
     ROOT_DATA_DIR,
     bound_log,
-    claimed,
     default_data_dir,
     empty_log,
     finish_directory,
+    locked,
     make_private,
     require_short_socket_path,
 )
@@ -133,7 +133,7 @@ def test_a_new_data_directory_is_closed_and_its_way_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, mode: int
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: uid)
-    with claimed(tmp_path / "a" / "b") as directory:
+    with locked(tmp_path / "a" / "b") as directory:
         assert directory == tmp_path / "a" / "b"
         assert stat.S_IMODE(directory.stat().st_mode) == mode
         assert stat.S_IMODE(directory.parent.stat().st_mode) == 0o755
@@ -141,23 +141,23 @@ def test_a_new_data_directory_is_closed_and_its_way_open(
 
 def test_a_directory_that_is_there_is_not_changed(tmp_path: Path) -> None:
     tmp_path.chmod(0o750)
-    with claimed(tmp_path):
+    with locked(tmp_path):
         assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
 
 
 def test_a_second_desk_on_the_directory_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
     refusal = f"another desk is running in {tmp_path}: stop it, or use another --data-dir or --port-offset"
-    with claimed(tmp_path), pytest.raises(CannotStart) as refused, claimed(tmp_path):
+    with locked(tmp_path), pytest.raises(CannotStart) as refused, locked(tmp_path):
         pass
     assert str(refused.value) == refusal
-    with claimed(tmp_path):
+    with locked(tmp_path):
         pass
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(CannotStart) as refused, claimed(file / "data"):
+    with pytest.raises(CannotStart) as refused, locked(file / "data"):
         pass
     assert str(refused.value) == f"cannot write in {file / 'data'}: Not a directory; use another --data-dir"
 
@@ -168,7 +168,7 @@ def test_nobody_else_can_hold_the_lock(tmp_path: Path, before: int | None) -> No
     if before is not None:
         lock.touch()
         lock.chmod(before)
-    with claimed(tmp_path):
+    with locked(tmp_path):
         assert stat.S_IMODE(lock.stat().st_mode) == 0o600
 
 

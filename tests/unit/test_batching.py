@@ -20,7 +20,7 @@ from buydesk.errors import (
     PriceStale,
     WrongMode,
 )
-from buydesk.orders.batching import PlacingQueue, Waiting
+from buydesk.orders.batching import OrderBatcher, PendingOrder
 from buydesk.orders.model import Outcome, Placed, Placement, Refused, Replayed
 from buydesk.times import parse_time
 from tests.ledgers import ModelLedger, placement, settings
@@ -45,16 +45,16 @@ class Scripted(ModelLedger):
         return await super().place(items, timeout_seconds)
 
 
-def queue(ledger: ModelLedger, **given: Any) -> PlacingQueue:
-    return PlacingQueue(ledger, settings(resend_pause_seconds=0.001, **given), "create_buy_order")
+def queue(ledger: ModelLedger, **given: Any) -> OrderBatcher:
+    return OrderBatcher(ledger, settings(resend_pause_seconds=0.001, **given), "create_buy_order")
 
 
 def soon(seconds: float) -> float:
     return time.monotonic() + seconds
 
 
-async def answers(waiting: list[Waiting]) -> list[Outcome]:
-    return [await each.answer for each in waiting]
+async def answers(waiting: list[PendingOrder]) -> list[Outcome]:
+    return [await each.outcome for each in waiting]
 
 
 def problem(outcome: Outcome) -> Any:
@@ -91,7 +91,7 @@ async def test_a_batch_has_a_bounded_size_and_keeps_the_order() -> None:
 )
 async def test_an_edge_sends_half_of_a_long_queue(orders: int, batches: list[int]) -> None:
     ledger = Scripted(place_seconds=2)
-    async with PlacingQueue(ledger, settings(), "create_buy_order", halves=True) as placing:
+    async with OrderBatcher(ledger, settings(), "create_buy_order", pipelined=True) as placing:
         items = [placement(100 + number) for number in range(orders)]
         assert all(isinstance(outcome, Placed) for outcome in await answers(placing.put(items, soon(5))))
     assert [len(batch) for batch in ledger.batches] == batches
@@ -105,7 +105,7 @@ async def test_leaving_finishes_what_was_accepted_and_takes_no_more() -> None:
     async with placing:
         waiting = placing.put([placement(100), placement(200)], soon(5))
         asyncio.get_running_loop().call_later(0.02, gate.set)
-    assert [type(each.answer.result()) for each in waiting] == [Placed, Placed]
+    assert [type(each.outcome.result()) for each in waiting] == [Placed, Placed]
     with pytest.raises(Overloaded, match="stopping"):
         placing.put([placement()], soon(5))
 
@@ -128,7 +128,7 @@ async def test_a_batch_of_unknown_outcome_is_sent_again_with_the_same_items() ->
     item = placement(key="k")
     async with queue(ledger) as placing:
         [waiting] = placing.put([item], soon(5))
-        outcome = await waiting.answer
+        outcome = await waiting.outcome
     assert isinstance(outcome, Placed)
     assert waiting.resent
     assert ledger.batches == [[item]] * 3
@@ -226,9 +226,9 @@ async def test_orders_do_not_wait_behind_one_that_is_sent_again_to_a_ledger_that
         await asyncio.sleep(0)
         others = placing.put([placement(200), placement(300)], soon(5))
         assert await answers(others) == [Refused(away)] * 2
-        assert not lost.answer.done()
+        assert not lost.outcome.done()
         gate.set()
-        assert not isinstance(await lost.answer, Refused)
+        assert not isinstance(await lost.outcome, Refused)
 
 
 async def test_orders_wait_behind_one_that_is_sent_again_to_a_ledger_that_is_only_busy() -> None:
@@ -257,8 +257,8 @@ async def test_one_order_s_end_of_time_leaves_the_others_of_its_batch_going() ->
     async with queue(ledger) as placing:
         # Both go into one batch: the worker has not run yet.
         [hasty], [patient] = placing.put([placement(100)], soon(0.02)), placing.put([placement(200)], soon(10))
-        assert problem(await hasty.answer).code == "outcome_unknown"
-        assert isinstance(await patient.answer, Placed)
+        assert problem(await hasty.outcome).code == "outcome_unknown"
+        assert isinstance(await patient.outcome, Placed)
 
 
 async def test_an_order_whose_time_is_up_before_it_was_sent_is_overloaded() -> None:
@@ -343,10 +343,10 @@ async def test_an_order_whose_asker_is_gone_hurts_none_of_its_batch() -> None:
     async with queue(ledger) as placing:
         waiting = placing.put([placement(100 + number) for number in range(4)], soon(5))
         await asyncio.sleep(0.01)
-        waiting[1].answer.cancel()
+        waiting[1].outcome.cancel()
         gate.set()
         for each in (waiting[0], waiting[2], waiting[3]):
-            assert isinstance(await each.answer, Placed)
+            assert isinstance(await each.outcome, Placed)
 
 
 async def test_one_sending_takes_no_longer_than_a_ledger_that_works() -> None:

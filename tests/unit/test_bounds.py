@@ -4,18 +4,18 @@ import asyncio
 
 import pytest
 
-from buydesk.bounds import SLICE_ITEMS, Places, SharedCheck, in_slices
+from buydesk.bounds import SLICE_ITEMS, Bulkhead, SharedCheck, in_slices
 from buydesk.errors import LedgerUnavailable, Overloaded
 
 
-async def _hold(places: Places, until: asyncio.Event, order: list[int], who: int) -> None:
+async def _hold(places: Bulkhead, until: asyncio.Event, order: list[int], who: int) -> None:
     async with places:
         order.append(who)
         await until.wait()
 
 
 async def test_so_many_are_let_in_and_the_others_wait_in_the_order_they_came() -> None:
-    places, until, order = Places(2, 3, 60), asyncio.Event(), list[int]()
+    places, until, order = Bulkhead(2, 3, 60), asyncio.Event(), list[int]()
     holders = [asyncio.create_task(_hold(places, until, order, who)) for who in range(5)]
     await asyncio.sleep(0)
     assert order == [0, 1]
@@ -29,7 +29,7 @@ async def test_so_many_are_let_in_and_the_others_wait_in_the_order_they_came() -
 
 
 async def test_who_waits_too_long_is_told_so_and_its_place_in_the_queue_is_free() -> None:
-    places, until, order = Places(1, 1, 0.001), asyncio.Event(), list[int]()
+    places, until, order = Bulkhead(1, 1, 0.001), asyncio.Event(), list[int]()
     holder = asyncio.create_task(_hold(places, until, order, 0))
     await asyncio.sleep(0)
     for _ in range(2):
@@ -42,7 +42,7 @@ async def test_who_waits_too_long_is_told_so_and_its_place_in_the_queue_is_free(
 
 
 async def test_who_gives_up_waiting_or_fails_leaves_its_place() -> None:
-    places, until, order = Places(1, 1, 60), asyncio.Event(), list[int]()
+    places, until, order = Bulkhead(1, 1, 60), asyncio.Event(), list[int]()
     holder = asyncio.create_task(_hold(places, until, order, 0))
     await asyncio.sleep(0)
     waiter = asyncio.create_task(_hold(places, until, order, 1))

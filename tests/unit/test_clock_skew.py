@@ -1,4 +1,4 @@
-"""Clocks: what is heard of others' clocks says whose is off, and never that one is off which is not."""
+"""ClockMonitor: what is heard of others' clocks says whose is off, and never that one is off which is not."""
 
 import logging
 from datetime import UTC, datetime, timedelta
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buydesk.errors import ClockSkewed
-from buydesk.observability.clock_skew import KEPT_SECONDS, Clocks, verdict
+from buydesk.observability.clock_skew import KEPT_SECONDS, ClockMonitor, verdict
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 SKEW = 10.0
@@ -22,7 +22,7 @@ class World:
         self.seconds = 0.0
         self.own_is_off = 0.0
         self.off: dict[str, float] = {}
-        self.clocks = Clocks(own, SKEW, lambda: self.shown(self.own_is_off), lambda: 1000 + self.seconds)
+        self.clocks = ClockMonitor(own, SKEW, lambda: self.shown(self.own_is_off), lambda: 1000 + self.seconds)
 
     def shown(self, off: float) -> datetime:
         return NOON + timedelta(seconds=self.seconds + off)
@@ -108,9 +108,7 @@ async def test_of_two_clocks_nobody_can_say_which_is_off() -> None:
     world = World()
     world.off["PostgreSQL"] = 61
     world.ask("PostgreSQL", by_http=False)
-    told = (
-        r"The clocks of db_proxy and PostgreSQL \(61 s ahead of db_proxy\) differ, and it cannot be told which is off."
-    )
+    told = r"The clocks of db_proxy and PostgreSQL \(61 s ahead of db_proxy\) differ, and it is not known which is off."
     assert await world.said() == ""
     with pytest.raises(ClockSkewed, match=told):
         world.clocks.require_agreement_with("PostgreSQL")
@@ -167,6 +165,6 @@ def test_the_largest_group_is_right() -> None:
     assert verdict("own", {"a": 0.5, "b": 60.0, "c": 61.0}, SKEW) == (
         False,
         "The clocks of own and a (0 s ahead of own), b (60 s ahead of own), c (61 s ahead of own) differ, "
-        "and it cannot be told which is off.",
+        "and it is not known which is off.",
     )
     assert verdict("own", {"a": 6.0, "b": -6.0}, SKEW)[1].endswith("cannot be told which is off.")

@@ -15,7 +15,7 @@ from buydesk.backends.sources import EXCHANGES, exchanges
 from buydesk.backends.sources.exchange import ANSWER_BYTES_MAX, ExchangeSource
 from buydesk.errors import SourceFailed
 from buydesk.money import Currency
-from buydesk.prices.model import Observation, Quote, Rejection
+from buydesk.prices.model import Quote, RejectedQuote, SourceResponse
 from buydesk.settings import Settings
 from buydesk.times import utc_now
 from tests.exchanges import StandIns, bitstamp_answer, coinbase_answer, kraken_answer
@@ -100,7 +100,7 @@ async def kraken_failure(handler: Handler, **settings: Any) -> str:
         return await failure_at("kraken", url, **settings)
 
 
-async def observed(name: str, handler: Handler, **settings: Any) -> Observation:
+async def observed(name: str, handler: Handler, **settings: Any) -> SourceResponse:
     async with answering(handler) as url, asking(name, url, **settings) as source:
         return await source.quotes()
 
@@ -187,9 +187,9 @@ async def test_one_currency_that_fails_does_not_cost_the_others() -> None:
             return web.Response(status=404)
         return web.Response(body=coinbase_answer("1", "2", NOON.isoformat()))
 
-    assert await observed("coinbase", answer) == Observation(
+    assert await observed("coinbase", answer) == SourceResponse(
         (Quote("coinbase", EUR, 10**8, 2 * 10**8, NOON), Quote("coinbase", USD, 10**8, 2 * 10**8, NOON)),
-        (Rejection("coinbase", "GBP: status 404 Not Found"),),
+        (RejectedQuote("coinbase", "GBP: status 404 Not Found"),),
     )
 
 
@@ -199,7 +199,9 @@ async def test_one_currency_of_one_answer_that_fails_does_not_cost_the_others() 
 
     seen = await observed("kraken", answer)
     assert [quote.currency for quote in seen.quotes] == [EUR, GBP]
-    assert seen.rejected == (Rejection("kraken", "USD: the bid must be an exchange rate between 1 and 10000000000"),)
+    assert seen.rejected == (
+        RejectedQuote("kraken", "USD: the bid must be an exchange rate between 1 and 10000000000"),
+    )
 
 
 async def test_one_currency_that_never_comes_does_not_cost_the_others_though_the_source_has_a_time_limit() -> None:
@@ -215,7 +217,7 @@ async def test_one_currency_that_never_comes_does_not_cost_the_others_though_the
             seen = await source.quotes()
         done.set()
     assert [quote.currency for quote in seen.quotes] == [EUR, GBP]
-    assert seen.rejected == (Rejection("bitstamp", "USD: no answer (TimeoutError)"),)
+    assert seen.rejected == (RejectedQuote("bitstamp", "USD: no answer (TimeoutError)"),)
 
 
 async def test_reasons_that_differ_are_told_for_each_currency() -> None:

@@ -11,21 +11,21 @@ import pytest
 from buydesk.observability.reports import (
     DATA_CHARS_MAX,
     STOPPED,
-    KeptReport,
     Report,
     State,
-    kept_document,
-    kept_from,
+    StoredReport,
     newest_first,
     service_state,
+    stored_report_document,
+    stored_report_from,
 )
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
 
-def kept(data: str = "ready") -> KeptReport:
-    return KeptReport(Report("info", "db_proxy", 200, data), NOON, verified=True)
+def kept(data: str = "ready") -> StoredReport:
+    return StoredReport(Report("info", "db_proxy", 200, data), NOON, verified=True)
 
 
 @pytest.mark.parametrize(
@@ -48,19 +48,19 @@ def test_service_that_said_it_stopped_is_dead_at_once() -> None:
     "report", [Report("warning", "db_proxy", 200, STOPPED), Report("info", "db_proxy", 503, STOPPED)]
 )
 def test_only_the_last_words_as_our_services_say_them_mean_dead(report: Report) -> None:
-    assert service_state(KeptReport(report, NOON, verified=True), NOON, MINUTE) == "alive"
+    assert service_state(StoredReport(report, NOON, verified=True), NOON, MINUTE) == "alive"
 
 
 def test_document_of_a_report_reads_back_as_the_same_report() -> None:
-    assert kept_from(kept_document(kept())) == kept()
-    assert kept_document(kept())["arrived_at"] == "2026-01-31T12:00:00.000000Z"
+    assert stored_report_from(stored_report_document(kept())) == kept()
+    assert stored_report_document(kept())["arrived_at"] == "2026-01-31T12:00:00.000000Z"
 
 
 @pytest.mark.parametrize("verified", [None, False, "true", 1, []])
 def test_report_is_verified_only_where_its_document_says_so(verified: object) -> None:
-    assert kept_from({**kept_document(kept()), "verified": verified}).verified is False
-    without = {name: value for name, value in kept_document(kept()).items() if name != "verified"}
-    assert kept_from(without).verified is False
+    assert stored_report_from({**stored_report_document(kept()), "verified": verified}).verified is False
+    without = {name: value for name, value in stored_report_document(kept()).items() if name != "verified"}
+    assert stored_report_from(without).verified is False
 
 
 # Of what is category Cc but the end of a line and the tab, Cf, Cs, Zl and Zp.
@@ -87,9 +87,9 @@ def test_text_of_a_report_is_cut_after_it_was_written_out() -> None:
 
 
 def test_reports_of_several_places_are_put_in_order_without_reading_all() -> None:
-    def of(*minutes: int) -> Iterator[KeptReport]:
+    def of(*minutes: int) -> Iterator[StoredReport]:
         for minute in minutes:
-            yield KeptReport(Report("info", "db_proxy", 200, str(minute)), NOON + minute * MINUTE, verified=True)
+            yield StoredReport(Report("info", "db_proxy", 200, str(minute)), NOON + minute * MINUTE, verified=True)
         raise AssertionError("read too far")
 
     first = islice(newest_first(of(9, 5, 1), of(8, 7, 0)), 4)

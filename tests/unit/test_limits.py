@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from buydesk.errors import RateLimited
-from buydesk.limits import Bucket
+from buydesk.limits import TokenBucket
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -15,7 +15,7 @@ class Taker:
 
     def __init__(self) -> None:
         self.now = NOON
-        self.bucket = Bucket(2, 3, lambda: self.now)
+        self.bucket = TokenBucket(2, 3, lambda: self.now)
 
     def taken(self) -> int:
         """How many are there; takes them all."""
@@ -65,7 +65,7 @@ def test_a_clock_that_is_set_back_neither_fills_nor_stops_it(taker: Taker) -> No
 
 
 def test_a_refusal_tells_when_there_is_one_again(taker: Taker) -> None:
-    slow = Bucket(1, 1, lambda: taker.now)
+    slow = TokenBucket(1, 1, lambda: taker.now)
     slow.take()
     with pytest.raises(RateLimited, match="At the most 1 a second") as refused:
         slow.take()

@@ -147,7 +147,7 @@ def test_configuring_twice_logs_once() -> None:
     ],
 )
 def test_passwords_in_urls_are_masked_and_nothing_else(text: str, shown: str) -> None:
-    assert logs.masked(text) == shown
+    assert logs.redacted(text) == shown
 
 
 @pytest.mark.parametrize("as_json", [True, False])

@@ -12,8 +12,8 @@ import pytest
 
 from buydesk.errors import PriceUnavailable, SourceFailed
 from buydesk.money import RATE_E8_MAX, Currency
-from buydesk.prices.model import Observation, Quote, Rejection, SourceState
-from buydesk.prices.polling import ANSWER_ITEMS_MAX, AskedSource
+from buydesk.prices.model import Quote, RejectedQuote, SourceResponse, SourceStatus
+from buydesk.prices.polling import ANSWER_ITEMS_MAX, SourcePoller
 from buydesk.settings import Settings
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -59,18 +59,18 @@ def saying(said: object) -> Behaviour:
 
 
 def raising(error: BaseException) -> Behaviour:
-    async def fail() -> Observation:
+    async def fail() -> SourceResponse:
         raise error
 
     return fail
 
 
-async def hang() -> Observation:
+async def hang() -> SourceResponse:
     await asyncio.Event().wait()
     raise AssertionError("unreachable")
 
 
-well = saying(Observation(QUOTES))
+well = saying(SourceResponse(QUOTES))
 closed = raising(SourceFailed("exchange is closed."))
 
 
@@ -79,13 +79,13 @@ def clock() -> Clock:
     return Clock()
 
 
-def asked(clock: Clock, *behaviours: Behaviour, **settings: Any) -> AskedSource:
-    return AskedSource(Exchange(*behaviours), Settings(**settings), now=clock.now, clock=clock)
+def asked(clock: Clock, *behaviours: Behaviour, **settings: Any) -> SourcePoller:
+    return SourcePoller(Exchange(*behaviours), Settings(**settings), now=clock.now, clock=clock)
 
 
-async def reason_of(source: AskedSource) -> str:
+async def reason_of(source: SourcePoller) -> str:
     """Why the source gives no quotes, when it is asked."""
-    seen = await source.ask()
+    seen = await source.poll()
     assert seen.quotes == ()
     [rejected] = seen.rejected
     assert rejected.source == "exchange"
@@ -93,30 +93,30 @@ async def reason_of(source: AskedSource) -> str:
 
 
 async def test_source_that_answers_well_is_passed_on_and_known(clock: Clock) -> None:
-    said = Observation(QUOTES, (Rejection("exchange", "one of four is missing"),), NOON)
+    said = SourceResponse(QUOTES, (RejectedQuote("exchange", "one of four is missing"),), NOON)
     source = asked(clock, saying(said))
-    assert await source.ask() == said
-    assert source.state() == SourceState("exchange", "", 0, dict.fromkeys(Currency, 1000 * 10**8), NOON, None)
+    assert await source.poll() == said
+    assert source.state() == SourceStatus("exchange", "", 0, dict.fromkeys(Currency, 1000 * 10**8), NOON, None)
     assert source.failures_total == 0
 
 
 async def test_source_that_was_not_asked_yet_says_so(clock: Clock) -> None:
-    assert asked(clock, well).state() == SourceState("exchange", "has not been asked yet", 0, None, None, None)
+    assert asked(clock, well).state() == SourceStatus("exchange", "has not been asked yet", 0, None, None, None)
 
 
 async def test_why_quotes_were_not_used_is_told_of_a_source_that_answers(clock: Clock) -> None:
     source = asked(clock, well, closed)
-    await source.ask()
+    await source.poll()
     assert source.state("EUR: is older than 30 s").detail == "EUR: is older than 30 s"
-    await source.ask()
+    await source.poll()
     assert source.state("EUR: is older than 30 s").detail == "is closed"
 
 
 async def test_last_quotes_of_a_source_that_fails_stay_known_with_their_time(clock: Clock) -> None:
     early = Quote("exchange", GBP, 10**11, 10**11, NOON - timedelta(seconds=9))
-    source = asked(clock, saying(Observation((QUOTES[0], early))), closed)
-    await source.ask()
-    await source.ask()
+    source = asked(clock, saying(SourceResponse((QUOTES[0], early))), closed)
+    await source.poll()
+    await source.poll()
     state = source.state()
     assert state.mids_e8 == {EUR: 1000 * 10**8, GBP: 10**11}
     assert state.quoted_at == NOON - timedelta(seconds=9)
@@ -124,16 +124,18 @@ async def test_last_quotes_of_a_source_that_fails_stay_known_with_their_time(clo
 
 
 async def test_what_is_no_rate_is_passed_on_to_the_rule_but_not_shown(clock: Clock) -> None:
-    source = asked(clock, saying(Observation((Quote("exchange", EUR, 0, RATE_E8_MAX + 1, NOON), QUOTES[2]))))
-    assert len((await source.ask()).quotes) == 2
+    source = asked(clock, saying(SourceResponse((Quote("exchange", EUR, 0, RATE_E8_MAX + 1, NOON), QUOTES[2]))))
+    assert len((await source.poll()).quotes) == 2
     assert source.state().mids_e8 == {USD: 1000 * 10**8}
 
 
 async def test_quotes_are_of_the_source_that_was_asked_whatever_name_they_bear(clock: Clock) -> None:
-    said = Observation(tuple(Quote(f"other-{each.currency}", *_rest(each)) for each in QUOTES), (Rejection("x", "y"),))
-    seen = await asked(clock, saying(said)).ask()
+    said = SourceResponse(
+        tuple(Quote(f"other-{each.currency}", *_rest(each)) for each in QUOTES), (RejectedQuote("x", "y"),)
+    )
+    seen = await asked(clock, saying(said)).poll()
     assert seen.quotes == QUOTES
-    assert seen.rejected == (Rejection("exchange", "y"),)
+    assert seen.rejected == (RejectedQuote("exchange", "y"),)
 
 
 def _rest(quote: Quote) -> tuple[Currency, int, int, datetime]:
@@ -142,7 +144,7 @@ def _rest(quote: Quote) -> tuple[Currency, int, int, datetime]:
 
 async def test_times_are_brought_to_utc(clock: Clock) -> None:
     there = NOON.astimezone(timezone(timedelta(hours=9)))
-    seen = await asked(clock, saying(Observation((Quote("exchange", EUR, 10**11, 10**11, there),)))).ask()
+    seen = await asked(clock, saying(SourceResponse((Quote("exchange", EUR, 10**11, 10**11, there),)))).poll()
     assert seen.quotes[0].observed_at.tzinfo is UTC
     assert seen.quotes[0].observed_at == NOON
 
@@ -165,19 +167,24 @@ class Odd(BaseException):
         (raising(GeneratorExit()), "failed (GeneratorExit)"),
         (raising(Odd()), "failed (Odd)"),
         (saying(None), "failed (AttributeError)"),
-        (saying(Observation(None)), "failed (TypeError)"),  # type: ignore[arg-type]
-        (saying(Observation((None,))), "failed (AttributeError)"),  # type: ignore[arg-type]
-        (saying(Observation(())), "gave no quotes"),
+        (saying(SourceResponse(None)), "failed (TypeError)"),  # type: ignore[arg-type]
+        (saying(SourceResponse((None,))), "failed (AttributeError)"),  # type: ignore[arg-type]
+        (saying(SourceResponse(())), "gave no quotes"),
         (
-            saying(Observation((), (Rejection("x", "EUR: no"), Rejection("x", "GBP: no")))),
+            saying(SourceResponse((), (RejectedQuote("x", "EUR: no"), RejectedQuote("x", "GBP: no")))),
             "gave no quotes; EUR: no; GBP: no",
         ),
-        (saying(Observation((Quote("exchange", EUR, 1, 1, NOON.replace(tzinfo=None)),))), "told a time without a zone"),
         (
-            saying(Observation((Quote("x", EUR, 1, 1, datetime.max.replace(tzinfo=timezone(-timedelta(hours=9)))),))),
+            saying(SourceResponse((Quote("exchange", EUR, 1, 1, NOON.replace(tzinfo=None)),))),
+            "gave a time without a zone",
+        ),
+        (
+            saying(
+                SourceResponse((Quote("x", EUR, 1, 1, datetime.max.replace(tzinfo=timezone(-timedelta(hours=9)))),))
+            ),
             "failed (OverflowError)",
         ),
-        (saying(Observation(QUOTES * 4, (Rejection("x", "y"),))), "said more than 12 things at once"),
+        (saying(SourceResponse(QUOTES * 4, (RejectedQuote("x", "y"),))), "said more than 12 things at once"),
         (raising(SourceFailed("exchange said \ud800\x00\n☃ " + "x" * 1000)), ("said ???☃ " + "x" * 1000)[:200]),
     ],
 )
@@ -188,14 +195,14 @@ async def test_whatever_a_source_does_is_a_reason_and_no_error(clock: Clock, beh
 
 
 async def test_source_may_say_as_much_as_allowed(clock: Clock) -> None:
-    seen = await asked(clock, saying(Observation(QUOTES * 3, (Rejection("x", "y"),) * 3))).ask()
+    seen = await asked(clock, saying(SourceResponse(QUOTES * 3, (RejectedQuote("x", "y"),) * 3))).poll()
     assert len(seen.quotes) + len(seen.rejected) == ANSWER_ITEMS_MAX
 
 
 async def test_reasons_that_a_source_gives_for_some_of_its_quotes_are_bounded_too(clock: Clock) -> None:
-    said = Observation(QUOTES, (Rejection("x", "\udfff" + "y" * 1000, QUOTES[0]),))
-    [rejected] = (await asked(clock, saying(said)).ask()).rejected
-    assert rejected == Rejection("exchange", "?" + "y" * 199)
+    said = SourceResponse(QUOTES, (RejectedQuote("x", "\udfff" + "y" * 1000, QUOTES[0]),))
+    [rejected] = (await asked(clock, saying(said)).poll()).rejected
+    assert rejected == RejectedQuote("exchange", "?" + "y" * 199)
 
 
 async def test_source_that_is_no_coroutine_is_a_reason_too(clock: Clock) -> None:
@@ -203,7 +210,7 @@ async def test_source_that_is_no_coroutine_is_a_reason_too(clock: Clock) -> None
         name = "exchange"
         quotes = None
 
-    source = AskedSource(NoSource(), Settings(), now=clock.now, clock=clock)  # type: ignore[arg-type]
+    source = SourcePoller(NoSource(), Settings(), now=clock.now, clock=clock)  # type: ignore[arg-type]
     assert await reason_of(source) == "failed (TypeError)"
 
 
@@ -211,8 +218,8 @@ async def test_fault_that_is_not_foreseen_is_logged_with_its_traceback_and_is_no
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        await asked(clock, raising(RuntimeError("a fault"))).ask()
-        await asked(clock, closed).ask()
+        await asked(clock, raising(RuntimeError("a fault"))).poll()
+        await asked(clock, closed).poll()
     [told] = caplog.records
     assert told.levelno == logging.INFO
     assert told.exc_info is not None
@@ -222,7 +229,7 @@ async def test_fault_that_is_not_foreseen_is_logged_with_its_traceback_and_is_no
 async def test_call_that_hangs_is_given_up_after_the_time_limit_and_cancelled(clock: Clock) -> None:
     cancelled = asyncio.Event()
 
-    async def hang_until_cancelled() -> Observation:
+    async def hang_until_cancelled() -> SourceResponse:
         try:
             return await hang()
         finally:
@@ -231,13 +238,13 @@ async def test_call_that_hangs_is_given_up_after_the_time_limit_and_cancelled(cl
     source = asked(clock, hang_until_cancelled, well, source_seconds_max=0.01)
     assert await reason_of(source) == "gave no answer within 0.01 s"
     await cancelled.wait()
-    assert (await source.ask()).quotes == QUOTES
+    assert (await source.poll()).quotes == QUOTES
 
 
 async def test_call_that_cannot_be_cancelled_is_waited_for_no_longer_and_no_second_one_is_made(clock: Clock) -> None:
     released = asyncio.Event()
 
-    async def refuse_to_end() -> Observation:
+    async def refuse_to_end() -> SourceResponse:
         while not released.is_set():
             try:
                 await released.wait()
@@ -246,28 +253,28 @@ async def test_call_that_cannot_be_cancelled_is_waited_for_no_longer_and_no_seco
         raise RuntimeError("too late to be heard")
 
     exchange = Exchange(refuse_to_end, well)
-    source = AskedSource(exchange, Settings(source_seconds_max=0.01), now=clock.now, clock=clock)
+    source = SourcePoller(exchange, Settings(source_seconds_max=0.01), now=clock.now, clock=clock)
     async with asyncio.timeout(5):
         assert await reason_of(source) == "gave no answer within 0.01 s"
         assert await reason_of(source) == "is still busy with an earlier call"
         assert exchange.asked == 1
         released.set()
         await asyncio.sleep(0)
-        assert (await source.ask()).quotes == QUOTES
+        assert (await source.poll()).quotes == QUOTES
     gc.collect()  # an exception that nobody fetched would be a warning now, and with that an error
 
 
 async def test_who_asks_can_be_cancelled_at_once_and_takes_the_call_along(clock: Clock) -> None:
     started, ended = asyncio.Event(), asyncio.Event()
 
-    async def hang_until_cancelled() -> Observation:
+    async def hang_until_cancelled() -> SourceResponse:
         started.set()
         try:
             return await hang()
         finally:
             ended.set()
 
-    asking = asyncio.create_task(asked(clock, hang_until_cancelled, source_seconds_max=3600).ask())
+    asking = asyncio.create_task(asked(clock, hang_until_cancelled, source_seconds_max=3600).poll())
     async with asyncio.timeout(5):
         await started.wait()
         asking.cancel()
@@ -276,10 +283,10 @@ async def test_who_asks_can_be_cancelled_at_once_and_takes_the_call_along(clock:
         await ended.wait()
 
 
-RESTING: dict[str, Any] = {"source_rest_seconds": 10, "source_rest_seconds_max": 35}
+RESTING: dict[str, Any] = {"source_cooldown_seconds": 10, "source_cooldown_seconds_max": 35}
 
 
-async def fail_until_it_rests(source: AskedSource) -> None:
+async def fail_until_it_rests(source: SourcePoller) -> None:
     for failures in (1, 2, 3):
         assert source.state().resting_until is None
         assert await reason_of(source) == "is closed"
@@ -288,16 +295,16 @@ async def fail_until_it_rests(source: AskedSource) -> None:
 
 async def test_source_that_failed_three_times_in_a_row_is_left_alone_for_its_rest(clock: Clock) -> None:
     exchange = Exchange(closed, closed, closed, well)
-    source = AskedSource(exchange, Settings(**RESTING), now=clock.now, clock=clock)
+    source = SourcePoller(exchange, Settings(**RESTING), now=clock.now, clock=clock)
     await fail_until_it_rests(source)
     assert source.state().resting_until == NOON + timedelta(seconds=10)
     clock.seconds += 9.5
     assert await reason_of(source) == "is left alone after 3 failures in a row; the last: is closed"
     assert (exchange.asked, source.failures_total) == (3, 3)
     rests_until = NOON + timedelta(seconds=10)
-    assert source.state() == SourceState("exchange", "is closed", 3, None, None, rests_until, "is closed", NOON)
+    assert source.state() == SourceStatus("exchange", "is closed", 3, None, None, rests_until, "is closed", NOON)
     clock.seconds += 0.5
-    assert (await source.ask()).quotes == QUOTES
+    assert (await source.poll()).quotes == QUOTES
     assert (source.state().failures, source.state().resting_until, source.state().detail) == (0, None, "")
     assert (source.state().last_error, source.state().failed_at) == ("is closed", NOON), "it is not forgotten"
 
@@ -319,29 +326,29 @@ async def test_rest_begins_anew_after_a_success(clock: Clock) -> None:
     clock.seconds += 10
     assert await reason_of(source) == "is closed"
     clock.seconds += 20
-    assert (await source.ask()).quotes == QUOTES
+    assert (await source.poll()).quotes == QUOTES
     await fail_until_it_rests(source)
     assert source.state().resting_until == clock.now() + timedelta(seconds=10)
 
 
 async def test_failures_that_a_success_parts_are_not_in_a_row(clock: Clock) -> None:
     source = asked(clock, closed, closed, well, closed, closed, well, **RESTING)
-    answers = [bool((await source.ask()).quotes) for _ in range(6)]
+    answers = [bool((await source.poll()).quotes) for _ in range(6)]
     assert answers == [False, False, True, False, False, True]
     assert source.failures_total == 4
 
 
 async def test_source_that_never_comes_back_rests_as_long_as_ever_after_any_time(clock: Clock) -> None:
     """The rest is doubled at most so often that no number overflows."""
-    source = asked(clock, closed, source_rest_seconds=1, source_rest_seconds_max=2)
+    source = asked(clock, closed, source_cooldown_seconds=1, source_cooldown_seconds_max=2)
     for _ in range(1100):
-        await source.ask()
+        await source.poll()
         clock.seconds += 2
     assert source.state().failures == source.failures_total == 1100
     assert sys.float_info.max_exp < 1100
 
 
 async def test_longest_rest_is_never_exceeded(clock: Clock) -> None:
-    source = asked(clock, closed, source_rest_seconds=100, source_rest_seconds_max=5)
+    source = asked(clock, closed, source_cooldown_seconds=100, source_cooldown_seconds_max=5)
     await fail_until_it_rests(source)
     assert source.state().resting_until == NOON + timedelta(seconds=5)

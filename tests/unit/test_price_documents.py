@@ -13,22 +13,22 @@ from hypothesis import strategies as st
 
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
 from buydesk.prices.documents import (
-    feed_state_document,
-    feed_state_from,
+    feed_status_document,
+    feed_status_from,
     point_document,
     point_from,
     record_document,
     record_from,
 )
 from buydesk.prices.model import (
-    FeedState,
+    FeedStatus,
     NotARecord,
     PricePoint,
     PriceRecord,
     Quote,
-    Rejection,
+    RejectedQuote,
     Rule,
-    SourceState,
+    SourceStatus,
 )
 
 NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
@@ -44,19 +44,19 @@ RECORD = PriceRecord(
     "sandbox",
     RATES,
     QUOTES,
-    (Rejection("other", "timed out"), Rejection("far", "is too far", QUOTES[0])),
+    (RejectedQuote("other", "timed out"), RejectedQuote("far", "is too far", QUOTES[0])),
     NOW - timedelta(days=1000),
     Rule(30, 1000, 100, 2),
     NOW,
 )
 POINT = RECORD.point()
-STATE = FeedState(
+STATE = FeedStatus(
     NOW,
     "live",
     "only 1 of at least 2 sources agree",
     (
-        SourceState("one", ""),
-        SourceState(
+        SourceStatus("one", ""),
+        SourceStatus(
             "two", "is closed", 3, {Currency.EUR: 4_119_191_000_000}, NOW, NOW + timedelta(seconds=15), "is closed", NOW
         ),
     ),
@@ -76,14 +76,14 @@ records = st.builds(
     feeds,
     all_rates,
     st.lists(quotes, max_size=3).map(tuple),
-    st.lists(st.builds(Rejection, st.text(), st.text(), st.none() | quotes), max_size=3).map(tuple),
+    st.lists(st.builds(RejectedQuote, st.text(), st.text(), st.none() | quotes), max_size=3).map(tuple),
     st.none() | moments,
     st.none() | st.builds(Rule, limits, limits, limits, limits, limits),
     st.none() | moments,
 )
 points = st.builds(PricePoint, st.uuids(), moments, all_rates, st.none() | moments)
 states = st.builds(
-    SourceState,
+    SourceStatus,
     st.text(),
     st.text(),
     st.integers(0, 10**9),
@@ -91,7 +91,7 @@ states = st.builds(
     st.none() | moments,
     st.none() | moments,
 )
-feed_states = st.builds(FeedState, moments, feeds, st.text(), st.lists(states, max_size=5).map(tuple))
+feed_states = st.builds(FeedStatus, moments, feeds, st.text(), st.lists(states, max_size=5).map(tuple))
 
 
 def as_sent(document: object) -> Any:
@@ -113,8 +113,8 @@ def test_point_survives_its_json(point: PricePoint) -> None:
 
 
 @given(feed_states)
-def test_state_of_the_sources_survives_its_json(state: FeedState) -> None:
-    assert feed_state_from(as_sent(feed_state_document(state))) == state
+def test_state_of_the_sources_survives_its_json(state: FeedStatus) -> None:
+    assert feed_status_from(as_sent(feed_status_document(state))) == state
 
 
 def test_record_says_what_an_order_can_be_proven_with() -> None:
@@ -159,7 +159,7 @@ def test_record_of_the_time_before_the_rule_can_be_read() -> None:
         "sources": {"used": [], "rejected": [{"source": "other", "reason": "timed out"}]},
     }
     assert record_from(document) == PriceRecord(
-        uuid.UUID(int=7), NOW, NOW + timedelta(seconds=60), "sandbox", RATES, (), (Rejection("other", "timed out"),)
+        uuid.UUID(int=7), NOW, NOW + timedelta(seconds=60), "sandbox", RATES, (), (RejectedQuote("other", "timed out"),)
     )
 
 
@@ -250,7 +250,7 @@ def test_what_is_no_point_is_refused_by_its_member(path: str, value: object, rea
 )
 def test_what_is_no_state_of_the_sources_is_refused_by_its_member(path: str, value: object, reason: str) -> None:
     with pytest.raises(NotARecord, match=reason) as refused:
-        feed_state_from(changed(feed_state_document(STATE), path, value))
+        feed_status_from(changed(feed_status_document(STATE), path, value))
     assert refused.value.member == (path or "state")
 
 
@@ -259,7 +259,7 @@ def test_what_is_no_state_of_the_sources_is_refused_by_its_member(path: str, val
     [
         (record_from, DOCUMENT, {"replayed_from", "rule", "decided_at", "signature"}),
         (point_from, point_document(POINT), {"replayed_from"}),
-        (feed_state_from, feed_state_document(STATE), set()),
+        (feed_status_from, feed_status_document(STATE), set()),
     ],
 )
 def test_missing_member_is_named_unless_earlier_versions_have_none(

@@ -1,4 +1,4 @@
-"""Prices: how long a record may be used, what is plausible, and what is shown of what hangs."""
+"""Prices: how long a record may be used, what is plausible, and what is shown of the current one."""
 
 import uuid
 from dataclasses import replace
@@ -14,17 +14,17 @@ from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
 from buydesk.prices.model import (
     KEPT_FOR,
     Countdown,
-    FeedState,
+    FeedStatus,
     NotARecord,
     PricePoint,
     PriceRecord,
     Quote,
     Rule,
     history_span,
+    recent_feed_status,
     require_plausible,
-    require_plausible_state,
+    require_plausible_status,
     superseded,
-    told_state,
     valid_record,
 )
 from buydesk.times import format_time
@@ -46,7 +46,7 @@ RECORD = PriceRecord(
     rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
     decided_at=NOW - timedelta(seconds=1),
 )
-STATE = FeedState(NOW, "sandbox", "", ())
+STATE = FeedStatus(NOW, "sandbox", "", ())
 
 rates = st.integers(RATE_E8_MIN, RATE_E8_MAX)
 
@@ -75,7 +75,7 @@ def test_a_record_can_be_shortened_but_never_extended(ttl_seconds: int, valid_se
     assert shortened == replace(RECORD, expires_at=NOW + timedelta(seconds=valid_seconds))
 
 
-def test_the_hanging_record_is_shown_while_it_is_valid() -> None:
+def test_the_current_record_is_shown_while_it_is_valid() -> None:
     assert valid_record(RECORD, NOW, 10) is RECORD
     with pytest.raises(PriceStale):
         valid_record(RECORD, RECORD.as_of + KEPT_FOR - TICK, 10)
@@ -132,10 +132,10 @@ def test_what_is_not_plausible_is_named_with_its_reason(changes: dict[str, Any],
     assert (refused.value.member, refused.value.reason) == (member, reason)
 
 
-@pytest.mark.parametrize("hanging", [None, RECORD])
-def test_none_within_a_day_is_told_from_stale(hanging: PriceRecord | None) -> None:
+@pytest.mark.parametrize("current", [None, RECORD])
+def test_none_within_a_day_is_told_from_stale(current: PriceRecord | None) -> None:
     with pytest.raises(PriceUnavailable) as refused:
-        valid_record(hanging, RECORD.as_of + KEPT_FOR, 10)
+        valid_record(current, RECORD.as_of + KEPT_FOR, 10)
     assert refused.value.retry_after_seconds is not None
 
 
@@ -156,7 +156,7 @@ def test_history_keeps_of_a_record_what_a_chart_needs() -> None:
 
 
 def test_state_within_all_bounds_is_plausible() -> None:
-    require_plausible_state(STATE, "sandbox", 10, NOW - timedelta(seconds=10))
+    require_plausible_status(STATE, "sandbox", 10, NOW - timedelta(seconds=10))
 
 
 @pytest.mark.parametrize(
@@ -164,15 +164,15 @@ def test_state_within_all_bounds_is_plausible() -> None:
 )
 def test_state_that_is_not_plausible_is_named(changes: dict[str, Any], member: str) -> None:
     with pytest.raises(NotARecord) as refused:
-        require_plausible_state(replace(STATE, **changes), "sandbox", 10, NOW)
+        require_plausible_status(replace(STATE, **changes), "sandbox", 10, NOW)
     assert refused.value.member == member
 
 
 def test_what_was_told_of_the_sources_is_shown_for_a_day() -> None:
-    assert told_state(STATE, NOW + KEPT_FOR - TICK) is STATE
+    assert recent_feed_status(STATE, NOW + KEPT_FOR - TICK) is STATE
     for told, now in ((STATE, NOW + KEPT_FOR), (None, NOW)):
         with pytest.raises(PriceUnavailable):
-            told_state(told, now)
+            recent_feed_status(told, now)
 
 
 def test_spans_of_a_chart_divide_its_minutes() -> None:

@@ -1,4 +1,4 @@
-"""Hanging: a price stays on the board for as long as it may be used and no longer, though the board comes and goes."""
+"""Publishing: a price stays in the store for as long as it may be used, though the store comes and goes."""
 
 import logging
 import uuid
@@ -8,19 +8,19 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from buydesk.backends.memory.prices import MemoryPriceBoard
-from buydesk.errors import InvalidRequest, PriceBoardUnavailable, PriceStale, PriceSuperseded, PriceUnavailable
+from buydesk.backends.memory.prices import MemoryPriceStore
+from buydesk.errors import InvalidRequest, PriceStale, PriceStoreUnavailable, PriceSuperseded, PriceUnavailable
 from buydesk.money import Currency
-from buydesk.prices.model import FeedState, PricePoint, PriceRecord
-from buydesk.prices.publishing import DecidedPrice, Hanging
+from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord
+from buydesk.prices.publishing import DecidedPrice, PricePublisher
 from buydesk.settings import Settings
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 RATES = dict.fromkeys(Currency, 10**11)
 RECORD = PriceRecord(uuid.UUID(int=1), NOON, NOON + timedelta(seconds=60), "sandbox", RATES)
-STATE = FeedState(NOON, "sandbox", "", ())
+STATE = FeedStatus(NOON, "sandbox", "", ())
 OLD_RATES = dict.fromkeys(Currency, 2 * 10**11)
-LOG = "tests.hanging"
+LOG = "tests.current"
 
 
 class Time:
@@ -45,20 +45,20 @@ class Time:
             await self.meanwhile()
 
 
-class Board(MemoryPriceBoard):
-    """A real board that is away, fails or loses what it holds when a test says so."""
+class UnreliableStore(MemoryPriceStore):
+    """A real store that is away, fails or loses what it holds when a test says so."""
 
     def __init__(self, time: Time) -> None:
         super().__init__(Settings(), time.now, time.clock)
         self.failure: Exception | None = None
         self.published: list[PriceRecord] = []
-        self.told: list[FeedState] = []
+        self.told: list[FeedStatus] = []
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
         self._fail()
-        hanging = await super().publish(record)
+        publisher = await super().publish(record)
         self.published.append(record)
-        return hanging
+        return publisher
 
     async def latest(self) -> PriceRecord:
         self._fail()
@@ -68,13 +68,13 @@ class Board(MemoryPriceBoard):
         self._fail()
         return await super().history(minutes, points)
 
-    async def tell(self, state: FeedState) -> None:
+    async def put_feed_status(self, state: FeedStatus) -> None:
         self._fail()
-        await super().tell(state)
+        await super().put_feed_status(state)
         self.told.append(state)
 
     def lose(self) -> None:
-        self._hanging = None
+        self._current = None
 
     def forget(self) -> None:
         self.lose()
@@ -85,7 +85,7 @@ class Board(MemoryPriceBoard):
             raise self.failure
 
 
-AWAY = PriceBoardUnavailable("The board is away.")
+AWAY = PriceStoreUnavailable("The store is away.")
 
 
 @pytest.fixture
@@ -94,13 +94,13 @@ def time() -> Time:
 
 
 @pytest.fixture
-def board(time: Time) -> Board:
-    return Board(time)
+def store(time: Time) -> UnreliableStore:
+    return UnreliableStore(time)
 
 
 @pytest.fixture
-def hanging(time: Time, board: Board) -> Hanging:
-    return Hanging(board, 10, logging.getLogger(LOG), now=time.now, clock=time.clock, sleep=time.sleep)
+def publisher(time: Time, store: UnreliableStore) -> PricePublisher:
+    return PricePublisher(store, 10, logging.getLogger(LOG), now=time.now, clock=time.clock, sleep=time.sleep)
 
 
 @pytest.fixture
@@ -124,227 +124,231 @@ def at(time: Time, seconds: float, act: Callable[[], object]) -> None:
     time.meanwhile = act_when_due
 
 
-async def test_price_hangs_on_a_board_that_is_there(hanging: Hanging, board: Board) -> None:
-    assert hanging.last is None
-    await hanging.publish(decided(), 1015)
-    assert await board.latest() is hanging.last is RECORD
+async def test_price_is_published_to_a_store_that_is_up(publisher: PricePublisher, store: UnreliableStore) -> None:
+    assert publisher.last is None
+    await publisher.publish(decided(), 1015)
+    assert await store.latest() is publisher.last is RECORD
 
 
-async def test_board_that_is_away_is_offered_the_price_every_second_and_one_warning(
-    time: Time, hanging: Hanging, board: Board, logged: Callable[[], list[str]]
+async def test_store_that_is_away_is_offered_the_price_every_second_and_one_warning(
+    time: Time, publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
-    board.failure = AWAY
-    at(time, 3, lambda: setattr(board, "failure", None))
-    await hanging.publish(decided(), 1015)
+    store.failure = AWAY
+    at(time, 3, lambda: setattr(store, "failure", None))
+    await publisher.publish(decided(), 1015)
     assert time.slept == [1, 1, 1]
-    assert board.published == [RECORD]
+    assert store.published == [RECORD]
     assert logged() == [
-        "WARNING The price board cannot be used: The board is away.",
-        "INFO The price board can be used again.",
+        "WARNING The price store is down: The store is away.",
+        "INFO The price store is up again.",
     ]
-    assert hanging.away == ""
+    assert publisher.down == ""
 
 
 @pytest.mark.parametrize(("give_up_at", "slept"), [(1002.5, [1, 1]), (1002, [1]), (1000, [])])
-async def test_board_that_stays_away_is_given_up_before_the_next_tick(
-    time: Time, hanging: Hanging, board: Board, give_up_at: float, slept: list[float]
+async def test_store_that_stays_away_is_given_up_before_the_next_tick(
+    time: Time, publisher: PricePublisher, store: UnreliableStore, give_up_at: float, slept: list[float]
 ) -> None:
-    board.failure = AWAY
-    with pytest.raises(PriceBoardUnavailable):
-        await hanging.publish(decided(), give_up_at)
+    store.failure = AWAY
+    with pytest.raises(PriceStoreUnavailable):
+        await publisher.publish(decided(), give_up_at)
     assert time.slept == slept
-    assert hanging.last is None
-    assert hanging.away == "The board is away."
+    assert publisher.last is None
+    assert publisher.down == "The store is away."
 
 
-async def test_price_that_ends_while_the_board_is_away_is_not_offered_any_more(
-    time: Time, hanging: Hanging, board: Board
+async def test_price_that_ends_while_the_store_is_away_is_not_offered_any_more(
+    time: Time, publisher: PricePublisher, store: UnreliableStore
 ) -> None:
-    board.failure = AWAY
-    at(time, 5, lambda: setattr(board, "failure", None))
+    store.failure = AWAY
+    at(time, 5, lambda: setattr(store, "failure", None))
     with pytest.raises(PriceStale):
-        await hanging.publish(decided(usable_seconds=5), 1015)
-    assert board.published == []
+        await publisher.publish(decided(usable_seconds=5), 1015)
+    assert store.published == []
 
 
 async def test_wall_clock_that_steps_back_makes_no_price_usable_for_longer(
-    time: Time, hanging: Hanging, board: Board
+    time: Time, publisher: PricePublisher, store: UnreliableStore
 ) -> None:
-    board.failure = AWAY
+    store.failure = AWAY
 
     def step_back() -> None:
         time.wall_is_off = -timedelta(seconds=9)
-        board.failure = None
+        store.failure = None
 
     at(time, 60, step_back)
     assert NOON + timedelta(seconds=60 - 9) < RECORD.expires_at
     with pytest.raises(PriceStale):
-        await hanging.publish(decided(), 1100)
+        await publisher.publish(decided(), 1100)
 
 
-async def test_wall_clock_that_steps_forward_ends_a_price_too(time: Time, hanging: Hanging) -> None:
+async def test_wall_clock_that_steps_forward_ends_a_price_too(time: Time, publisher: PricePublisher) -> None:
     time.wall_is_off = timedelta(seconds=60)
     with pytest.raises(PriceStale):
-        await hanging.publish(decided(), 1015)
+        await publisher.publish(decided(), 1015)
 
 
 async def test_price_from_further_in_the_future_than_clocks_differ_is_refused(
-    time: Time, hanging: Hanging, board: Board
+    time: Time, publisher: PricePublisher, store: UnreliableStore
 ) -> None:
     time.wall_is_off = -timedelta(seconds=10)
-    await hanging.publish(decided(), 1015)
+    await publisher.publish(decided(), 1015)
     time.wall_is_off -= timedelta(microseconds=1)
     with pytest.raises(PriceUnavailable):
-        await hanging.publish(decided(), 1015)
-    assert len(board.published) == 1
+        await publisher.publish(decided(), 1015)
+    assert len(store.published) == 1
 
 
-async def test_newer_price_on_the_board_stays(hanging: Hanging, board: Board) -> None:
+async def test_newer_price_on_the_store_stays(publisher: PricePublisher, store: UnreliableStore) -> None:
     newer = replace(RECORD, id=uuid.UUID(int=2), as_of=NOON + timedelta(seconds=1))
-    await board.publish(newer)
+    await store.publish(newer)
     with pytest.raises(PriceSuperseded):
-        await hanging.publish(decided(), 1015)
-    assert await board.latest() is newer
-    assert hanging.away == ""
+        await publisher.publish(decided(), 1015)
+    assert await store.latest() is newer
+    assert publisher.down == ""
 
 
-async def test_last_rates_are_those_on_the_board_whoever_published_them(hanging: Hanging, board: Board) -> None:
+async def test_last_rates_are_those_on_the_store_whoever_published_them(
+    publisher: PricePublisher, store: UnreliableStore
+) -> None:
     other = replace(RECORD, id=uuid.UUID(int=2), as_of=NOON + timedelta(seconds=1), rates_e8=OLD_RATES)
-    await hanging.publish(decided(), 1015)
-    assert await hanging.last_rates(decided(), 1015) == RATES
-    await board.publish(other)
-    assert await hanging.last_rates(decided(), 1015) == OLD_RATES
+    await publisher.publish(decided(), 1015)
+    assert await publisher.last_rates(decided(), 1015) == RATES
+    await store.publish(other)
+    assert await publisher.last_rates(decided(), 1015) == OLD_RATES
 
 
-async def test_last_rates_of_a_board_that_has_forgotten_them_are_those_this_updater_published(
-    hanging: Hanging, board: Board
+async def test_last_rates_of_a_store_that_has_forgotten_them_are_those_this_updater_published(
+    publisher: PricePublisher, store: UnreliableStore
 ) -> None:
-    await hanging.publish(decided(), 1015)
-    board.forget()
-    assert await hanging.last_rates(decided(), 1015) == RATES
+    await publisher.publish(decided(), 1015)
+    store.forget()
+    assert await publisher.last_rates(decided(), 1015) == RATES
 
 
-async def test_last_rates_after_a_start_are_the_newest_of_the_boards_history(
-    time: Time, hanging: Hanging, board: Board
+async def test_last_rates_after_a_start_are_the_newest_of_the_stores_history(
+    time: Time, publisher: PricePublisher, store: UnreliableStore
 ) -> None:
-    assert await hanging.last_rates(decided(), 1015) is None
+    assert await publisher.last_rates(decided(), 1015) is None
     for minutes, rates_e8 in ((600, RATES), (500, OLD_RATES)):
         as_of = NOON - timedelta(minutes=minutes)
-        await board.publish(replace(RECORD, id=uuid.uuid4(), as_of=as_of, rates_e8=rates_e8))
-    assert await hanging.last_rates(decided(), 1015) == OLD_RATES
-    board.failure = AWAY
-    at(time, 2, lambda: setattr(board, "failure", None))
-    assert await hanging.last_rates(decided(), 1015) == OLD_RATES
+        await store.publish(replace(RECORD, id=uuid.uuid4(), as_of=as_of, rates_e8=rates_e8))
+    assert await publisher.last_rates(decided(), 1015) == OLD_RATES
+    store.failure = AWAY
+    at(time, 2, lambda: setattr(store, "failure", None))
+    assert await publisher.last_rates(decided(), 1015) == OLD_RATES
     assert time.slept == [1, 1]
 
 
-async def test_price_that_the_board_has_lost_hangs_again_within_a_second_as_it_was_and_word_of_the_sources_too(
-    time: Time, hanging: Hanging, board: Board, logged: Callable[[], list[str]]
+async def test_price_that_the_store_has_lost_hangs_again_within_a_second_as_it_was_and_word_of_the_sources_too(
+    time: Time, publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
-    await hanging.publish(decided(), 1015)
-    await hanging.tell(STATE)
-    at(time, 5, board.lose)
-    await hanging.keep(1015)
-    assert board.published == [RECORD] * 2
-    assert board.told == [STATE] * 2
+    await publisher.publish(decided(), 1015)
+    await publisher.put_feed_status(STATE)
+    at(time, 5, store.lose)
+    await publisher.keep_published(1015)
+    assert store.published == [RECORD] * 2
+    assert store.told == [STATE] * 2
     assert time.seconds == 1015
-    assert logged() == ["INFO The price board had lost the price, which hangs there again."]
+    assert logged() == ["INFO The price store had lost the price, which is published again."]
 
 
 async def test_price_that_was_lost_before_anything_was_told_hangs_again(
-    time: Time, hanging: Hanging, board: Board
+    time: Time, publisher: PricePublisher, store: UnreliableStore
 ) -> None:
-    await hanging.publish(decided(), 1015)
-    at(time, 5, board.lose)
-    await hanging.keep(1015)
-    assert (len(board.published), board.told) == (2, [])
+    await publisher.publish(decided(), 1015)
+    at(time, 5, store.lose)
+    await publisher.keep_published(1015)
+    assert (len(store.published), store.told) == (2, [])
 
 
 async def test_lost_price_is_hung_again_until_it_ends_and_not_longer(
-    time: Time, hanging: Hanging, board: Board
+    time: Time, publisher: PricePublisher, store: UnreliableStore
 ) -> None:
     async def lose() -> None:
-        board.lose()
+        store.lose()
 
-    await hanging.publish(decided(usable_seconds=20), 1015)
+    await publisher.publish(decided(usable_seconds=20), 1015)
     time.meanwhile = lose
-    await hanging.keep(1045)
-    assert len(board.published) == 1 + 19  # every second but the 20th
+    await publisher.keep_published(1045)
+    assert len(store.published) == 1 + 19  # every second but the 20th
 
 
-async def test_board_that_was_set_back_in_time_gets_no_price_from_the_future(
-    time: Time, hanging: Hanging, board: Board
+async def test_store_that_was_set_back_in_time_gets_no_price_from_the_future(
+    time: Time, publisher: PricePublisher, store: UnreliableStore
 ) -> None:
-    await hanging.publish(decided(), 1015)
+    await publisher.publish(decided(), 1015)
     time.wall_is_off = -timedelta(hours=1)
-    await hanging.keep(1015)
-    assert len(board.published) == 1
+    await publisher.keep_published(1015)
+    assert len(store.published) == 1
 
 
-async def test_board_that_is_away_between_ticks_is_one_warning_each_time(
-    time: Time, hanging: Hanging, board: Board, logged: Callable[[], list[str]]
+async def test_store_that_is_away_between_ticks_is_one_warning_each_time(
+    time: Time, publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
     async def come_and_go() -> None:
-        board.failure = AWAY if time.seconds in (1002, 1003, 1004, 1008) else None
+        store.failure = AWAY if time.seconds in (1002, 1003, 1004, 1008) else None
 
-    await hanging.publish(decided(), 1015)
+    await publisher.publish(decided(), 1015)
     time.meanwhile = come_and_go
-    await hanging.keep(1015)
-    away, back = "WARNING The price board cannot be used: The board is away.", "INFO The price board can be used again."
+    await publisher.keep_published(1015)
+    away, back = "WARNING The price store is down: The store is away.", "INFO The price store is up again."
     assert logged() == [away, back] * 2
 
 
-async def test_board_that_fails_in_a_way_not_foreseen_ends_nothing(
-    time: Time, hanging: Hanging, board: Board, logged: Callable[[], list[str]]
+async def test_store_that_fails_in_a_way_not_foreseen_ends_nothing(
+    time: Time, publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
-    await hanging.publish(decided(), 1015)
-    board.failure = RuntimeError()
-    await hanging.keep(1015)
-    assert hanging.away == "RuntimeError"
+    await publisher.publish(decided(), 1015)
+    store.failure = RuntimeError()
+    await publisher.keep_published(1015)
+    assert publisher.down == "RuntimeError"
     assert len(logged()) == 1
-    await hanging.tell(STATE)
-    assert board.told == []
+    await publisher.put_feed_status(STATE)
+    assert store.told == []
 
 
 async def test_record_that_another_updater_hung_is_left_alone(
-    time: Time, hanging: Hanging, board: Board, logged: Callable[[], list[str]]
+    time: Time, publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
-    await hanging.publish(decided(), 1015)
-    board.lose()
-    await board.publish(replace(RECORD, id=uuid.UUID(int=2), expires_at=NOON + timedelta(seconds=1)))
-    await hanging.keep(1015)
-    assert len(board.published) == 2
+    await publisher.publish(decided(), 1015)
+    store.lose()
+    await store.publish(replace(RECORD, id=uuid.UUID(int=2), expires_at=NOON + timedelta(seconds=1)))
+    await publisher.keep_published(1015)
+    assert len(store.published) == 2
     assert logged() == []
 
 
-async def test_board_is_not_looked_at_when_the_next_tick_is_due(time: Time, hanging: Hanging) -> None:
-    await hanging.publish(decided(), 1015)
-    await hanging.keep(1002)
+async def test_store_is_not_looked_at_when_the_next_tick_is_due(time: Time, publisher: PricePublisher) -> None:
+    await publisher.publish(decided(), 1015)
+    await publisher.keep_published(1002)
     assert time.slept == [1, 1]
 
 
-async def test_nothing_is_looked_at_before_there_is_a_price(time: Time, hanging: Hanging, board: Board) -> None:
-    board.failure = RuntimeError("nobody may call")
-    await hanging.keep(1015)
-    await hanging.keep(1010)
+async def test_nothing_is_looked_at_before_there_is_a_price(
+    time: Time, publisher: PricePublisher, store: UnreliableStore
+) -> None:
+    store.failure = RuntimeError("nobody may call")
+    await publisher.keep_published(1015)
+    await publisher.keep_published(1010)
     assert time.slept == [15, 0]
 
 
 @pytest.mark.parametrize("failure", [InvalidRequest("It is not plausible."), RuntimeError("a fault")])
-async def test_board_that_does_not_take_the_state_is_one_warning_until_it_does(
-    hanging: Hanging, board: Board, logged: Callable[[], list[str]], failure: Exception
+async def test_store_that_does_not_take_the_state_is_one_warning_until_it_does(
+    publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]], failure: Exception
 ) -> None:
     for each in (failure, failure, None, failure):
-        board.failure = each
-        await hanging.tell(STATE)
-    assert board.told == [STATE]
-    assert logged() == [f"WARNING The price board does not take how the sources are: {failure}"] * 2
+        store.failure = each
+        await publisher.put_feed_status(STATE)
+    assert store.told == [STATE]
+    assert logged() == [f"WARNING The status of the sources could not be stored: {failure}"] * 2
 
 
-async def test_state_that_cannot_be_told_because_the_board_is_away_is_no_further_warning(
-    hanging: Hanging, board: Board, logged: Callable[[], list[str]]
+async def test_state_that_cannot_be_told_because_the_store_is_away_is_no_further_warning(
+    publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
-    board.failure = AWAY
-    await hanging.tell(STATE)
-    await hanging.tell(STATE)
-    assert logged() == ["WARNING The price board cannot be used: The board is away."]
+    store.failure = AWAY
+    await publisher.put_feed_status(STATE)
+    await publisher.put_feed_status(STATE)
+    assert logged() == ["WARNING The price store is down: The store is away."]

@@ -15,7 +15,7 @@ from buydesk.backends.sources import replay
 from buydesk.backends.sources.replay import SERIES, load_series, sandbox_sources, turned
 from buydesk.errors import SourceFailed
 from buydesk.money import Currency, format_rate
-from buydesk.prices.model import Observation, PriceSource, Quote, Rule
+from buydesk.prices.model import PriceSource, Quote, Rule, SourceResponse
 from buydesk.prices.rule import Verdict, decide, differs
 from buydesk.settings import SANDBOX_FAULTS, SandboxFault, Settings
 
@@ -107,7 +107,7 @@ async def minute_of(source: PriceSource) -> int:
     return minutes
 
 
-def rates(seen: Observation) -> dict[str, str]:
+def rates(seen: SourceResponse) -> dict[str, str]:
     return {quote.currency.value: format_rate(quote.mid_e8) for quote in seen.quotes}
 
 

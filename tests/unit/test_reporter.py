@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-from buydesk.backends.memory.reports import MemoryHealthDesk
-from buydesk.errors import HealthUnavailable, InvalidRequest
+from buydesk.backends.memory.reports import MemoryReportStore
+from buydesk.errors import InvalidRequest, ReportsUnavailable
 from buydesk.observability import reporter as reporting
 from buydesk.observability.reporter import Reporter, ReportHandler
 from buydesk.observability.reports import DATA_CHARS_MAX, STOPPED, Report
@@ -17,7 +17,7 @@ from buydesk.settings import Settings
 CALM = Settings(report_interval_seconds=3600, report_retry_seconds=0.01)
 
 
-class Desk(MemoryHealthDesk):
+class Desk(MemoryReportStore):
     """A desk that can be away, hang, or refuse what has "refused" in it."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Desk(MemoryHealthDesk):
         if self.hangs:
             await asyncio.Event().wait()
         if self.away:
-            raise HealthUnavailable("away")
+            raise ReportsUnavailable("away")
         if "refused" in report.data:
             raise InvalidRequest.of("data", "is not liked")
         await super().report(report, verified=verified)
@@ -175,7 +175,7 @@ async def test_leaving_sends_at_once_what_waited_for_the_next_try(desk: Desk) ->
 
 
 async def test_leaving_gives_up_on_a_desk_that_hangs(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "LAST_WORDS_SECONDS_MAX", 0.01)
+    monkeypatch.setattr(reporting, "FINAL_REPORT_SECONDS_MAX", 0.01)
     desk.hangs = True
     reporter = Reporter("db_proxy", desk, CALM)
     async with asyncio.timeout(10), reporter.running(nothing_missing):

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.errors import ExposureCapExceeded, InternalError, LedgerUnavailable, OutcomeUnknown
 from buydesk.observability import logs, request_ids
 from buydesk.observability.reporter import Reporter, ReportHandler
 from buydesk.observability.reports import DATA_CHARS_MAX
-from buydesk.orders.batching import PlacingQueue, Waiting
+from buydesk.orders.batching import OrderBatcher, PendingOrder
 from buydesk.orders.model import Outcome, Placed, Placement, Refused
 from tests.ledgers import ModelLedger, placement, settings
 from tests.logged import logged
@@ -91,7 +91,7 @@ def test_a_line_on_a_terminal_names_the_request() -> None:
 
 async def test_a_report_begins_with_the_request_however_long_it_is() -> None:
     configured = settings()
-    desk = MemoryHealthDesk(configured)
+    desk = MemoryReportStore(configured)
     reporter = Reporter("db_proxy", desk, configured)
     logger = logging.Logger("buydesk.services.db_proxy")
     logger.addHandler(ReportHandler({"db_proxy": reporter}, "db_proxy"))
@@ -129,16 +129,16 @@ class Ledger(ModelLedger):
         return outcomes if step is None else step(outcomes)
 
 
-async def placed(ledger: Ledger, *requests: str) -> tuple[list[Waiting], list[Outcome]]:
+async def placed(ledger: Ledger, *requests: str) -> tuple[list[PendingOrder], list[Outcome]]:
     """Orders that arrive in one batch, each with a request of its own."""
     items = [placement(100 + number) for number, _ in enumerate(requests)]
-    waiting: list[Waiting] = []
+    waiting: list[PendingOrder] = []
 
     async def request(text: str, item: Placement) -> None:
         request_ids.begin(text)
         waiting.extend(queue.put([item], soon(5)))
 
-    queue = PlacingQueue(ledger, settings(resend_pause_seconds=0.001), "create_buy_order")
+    queue = OrderBatcher(ledger, settings(resend_pause_seconds=0.001), "create_buy_order")
     for each in zip(requests, items, strict=True):
         await asyncio.create_task(request(*each))
     async with queue:
@@ -166,15 +166,15 @@ async def test_a_batch_of_several_has_an_id_of_its_own_which_costs_no_line() -> 
 
 async def test_orders_that_no_request_brought_go_under_a_fresh_id() -> None:
     ledger = Ledger(OutcomeUnknown("lost"))
-    queue = PlacingQueue(ledger, settings(resend_pause_seconds=0.001), "create_buy_order")
+    queue = OrderBatcher(ledger, settings(resend_pause_seconds=0.001), "create_buy_order")
 
-    async def nobody() -> list[Waiting]:
+    async def nobody() -> list[PendingOrder]:
         return queue.put([placement()], soon(5))
 
     [waiting] = await asyncio.create_task(nobody(), context=contextvars.Context())
     with logged() as lines:
         async with queue:
-            assert isinstance(await waiting.answer, Placed)
+            assert isinstance(await waiting.outcome, Placed)
     assert told(lines) == [(ledger.ids[0], {str(waiting.item.order.id): None})]
 
 

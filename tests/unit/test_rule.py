@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
-from buydesk.prices.model import Quote, Rejection, Rule
+from buydesk.prices.model import Quote, RejectedQuote, Rule
 from buydesk.prices.rule import Verdict, decide, differs, held_back, listed, median, moved, percent, record_of
 from tests import price_situations
 
@@ -65,7 +65,7 @@ def test_each_currency_is_priced_by_itself_and_what_is_missing_is_named() -> Non
     assert verdict.rates_e8 == {EUR: GOOD, USD: GOOD + 1}
     assert verdict.missing == {GBP: "only 0 of at least 2 sources agree"}
     assert verdict.used == (*quotes[:2], *quotes[3:])
-    assert verdict.rejected == (Rejection("source-1", "is more than 1 % from the median", quotes[2]),)
+    assert verdict.rejected == (RejectedQuote("source-1", "is more than 1 % from the median", quotes[2]),)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_two_sources_that_disagree_are_rejected_for_it() -> None:
     one, other = quotes_of(GOOD, GOOD + GOOD // 80)
     reason = "the sources are more than 1 % apart"
     verdict = decide([one, other], NOW, RULE)
-    assert verdict.rejected == (Rejection("source-1", reason, one), Rejection("source-2", reason, other))
+    assert verdict.rejected == (RejectedQuote("source-1", reason, one), RejectedQuote("source-2", reason, other))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_record_is_as_old_as_its_oldest_quote_and_ends_from_there() -> None:
     kept = quote("slow", GOOD)
     record = record_of(
         decide(quotes, NOW, RULE),
-        [Rejection("slow", "gave no answer", kept)],
+        [RejectedQuote("slow", "gave no answer", kept)],
         "live",
         rule=RULE,
         decided_at=NOW,
@@ -237,7 +237,7 @@ def test_record_is_as_old_as_its_oldest_quote_and_ends_from_there() -> None:
     assert [each.source for each in record.used] == ["one", "two"] * 3
     assert [each.quote for each in record.rejected[:3]] == quotes[2::3]
     assert record.rejected[3:] == (
-        Rejection("slow", "gave no answer"),
+        RejectedQuote("slow", "gave no answer"),
     )  # only what was decided on can be decided again
 
 

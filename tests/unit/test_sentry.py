@@ -16,7 +16,7 @@ from buydesk import __version__
 from buydesk.cli import main
 from buydesk.errors import CannotStart
 from buydesk.observability import request_ids, sentry
-from buydesk.observability.sentry import SentryHandler, bare, require_sentry, told, without_facts
+from buydesk.observability.sentry import SentryHandler, error_reporting, require_sentry, scrub_event, scrubbed
 from tests.ledgers import settings, shared_env
 
 DSN = "http://key@127.0.0.1:9/42"
@@ -152,14 +152,14 @@ def test_what_cannot_be_told_fails_nobody(client: Client, capsys: pytest.Capture
     ],
 )
 def test_an_exception_s_text_is_told_without_what_it_quotes(text: str, shown: str) -> None:
-    assert without_facts(text) == shown
+    assert scrubbed(text) == shown
 
 
 @given(st.text(), st.text(alphabet=st.sampled_from("'\"\\ a9\n"), max_size=2000))
 def test_no_quoted_key_and_no_digit_gets_through(key: str, noise: str) -> None:
     for text in (f"the key {key!r} is bad", noise, "\\" * 1000, "'" + "\\" * 2000):
-        assert not any(char.isdigit() for char in without_facts(text))
-    assert "zebra" not in without_facts(f"the key {'zebra' + key!r} is bad")
+        assert not any(char.isdigit() for char in scrubbed(text))
+    assert "zebra" not in scrubbed(f"the key {'zebra' + key!r} is bad")
 
 
 def test_an_event_shows_no_password_and_no_secret_of_the_desk_wherever_they_stand() -> None:
@@ -169,11 +169,11 @@ def test_an_event_shows_no_password_and_no_secret_of_the_desk_wherever_they_stan
         "extra": {"list": ["x sesame-sesame x", 5], "tuple": ("sesame-sesame",)},
         "exception": {"values": [{"type": "KeyError", "value": "sesame-sesame"}, {"type": "Bare", "value": None}]},
     }
-    shown = str(bare(event, ["sesame-sesame"]))
+    shown = str(scrub_event(event, ["sesame-sesame"]))
     assert "sesame" not in shown
     assert "hunter2" not in shown
     assert "postgresql://u:***@db/desk with ***" in shown
-    assert bare({"level": "error"}, ["sesame-sesame"]) == {"level": "error"}
+    assert scrub_event({"level": "error"}, ["sesame-sesame"]) == {"level": "error"}
 
 
 def test_short_settings_are_not_taken_for_secrets() -> None:
@@ -197,10 +197,10 @@ def without_package(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_package")
 async def test_without_the_package_a_desk_that_asks_for_sentry_says_so_and_others_run() -> None:
     require_sentry(settings())
-    async with told(settings(), ["db_proxy"]):
+    async with error_reporting(settings(), ["db_proxy"]):
         pass
     with pytest.raises(CannotStart, match=r"SENTRY_DSN.*buydesk\[sentry\]"):
-        async with told(settings(sentry_dsn=DSN), ["db_proxy"]):
+        async with error_reporting(settings(sentry_dsn=DSN), ["db_proxy"]):
             pass
 
 

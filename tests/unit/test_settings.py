@@ -26,7 +26,7 @@ SHARED_NAMES = {"DATABASE_URL", "REDIS_URL", "PRICE_FEED", "SENTRY_DSN"}
 
 
 @pytest.fixture(autouse=True)
-def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def minimal_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for field in Settings.model_fields:
         monkeypatch.delenv(variable(field), raising=False)
 
@@ -294,11 +294,17 @@ def test_the_first_of_two_tokens_is_the_one_to_show() -> None:
     assert tokens(read_settings(placing_tokens="new,old").placing_tokens) == ("new", "old")
 
 
-def test_the_name_that_tokens_had_says_what_they_are_called_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BUYDESK_INTERNAL_TOKEN", "hunter2")
-    with pytest.raises(
-        CannotStart, match=r"instead of BUYDESK_INTERNAL_TOKEN there are BUYDESK_PUBLISHING_TOKENS, BUYD"
-    ):
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("BUYDESK_INTERNAL_TOKEN", "BUYDESK_PUBLISHING_TOKENS, BUYDESK_PLACING_TOKENS"),
+        ("BUYDESK_SOURCE_REST_SECONDS", "BUYDESK_SOURCE_COOLDOWN_SECONDS"),
+        ("BUYDESK_SOURCE_REST_SECONDS_MAX", "BUYDESK_SOURCE_COOLDOWN_SECONDS_MAX"),
+    ],
+)
+def test_an_old_name_says_what_is_called_so_now(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    monkeypatch.setenv(old, "17")
+    with pytest.raises(CannotStart, match=f"instead of {old} use {new}"):
         read_settings()
 
 

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from buydesk.money import Currency
 from buydesk.orders.documents import EXAMPLE_RECORD
 from buydesk.prices.documents import record_document, record_from
-from buydesk.prices.model import PriceRecord, Rejection, Signature
-from buydesk.prices.signing import Signer, doubt_of_signature
+from buydesk.prices.model import PriceRecord, RejectedQuote, Signature
+from buydesk.prices.signing import Signer, signature_discrepancy
 from buydesk.services.api_cache_proxy import _EXAMPLE
 from buydesk.signing_keys import new_signing_key, public_key, to_bytes, to_text
 from tests.ledgers import SIGNING_KEY, record, signed
@@ -52,14 +52,16 @@ def test_of_the_texts_that_decode_to_the_same_bytes_one_is_a_key() -> None:
 
 
 def test_signed_record_is_proven_also_after_its_way_as_json() -> None:
-    assert doubt_of_signature(RECORD, (KEY,)) == ""
+    assert signature_discrepancy(RECORD, (KEY,)) == ""
     crossed = record_from(msgspec.json.decode(msgspec.json.encode(record_document(RECORD))))
     assert crossed == RECORD
-    assert doubt_of_signature(crossed, ("another", KEY)) == ""
+    assert signature_discrepancy(crossed, ("another", KEY)) == ""
 
 
 def test_what_is_signed_can_be_checked_with_other_means() -> None:
-    document = record_document(signed(replace(RECORD, rejected=(Rejection("sandbox-3", 'gave "nö"\n\x01 answer'),))))
+    document = record_document(
+        signed(replace(RECORD, rejected=(RejectedQuote("sandbox-3", 'gave "nö"\n\x01 answer'),)))
+    )
     signature: Any = document.pop("signature")
     document["signature"] = None
     canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -72,12 +74,12 @@ def test_what_is_signed_can_be_checked_with_other_means() -> None:
 
 def test_record_may_end_earlier_than_it_was_signed_for_and_not_later() -> None:
     shorter = replace(RECORD, expires_at=RECORD.expires_at - timedelta(seconds=30))
-    assert doubt_of_signature(shorter, (KEY,)) == ""
+    assert signature_discrepancy(shorter, (KEY,)) == ""
     longer = replace(RECORD, expires_at=RECORD.expires_at + MOMENT)
-    assert doubt_of_signature(longer, (KEY,)) == "the record ends later than its signature allows"
+    assert signature_discrepancy(longer, (KEY,)) == "the record ends later than its signature allows"
     assert RECORD.signature is not None
     both = replace(longer, signature=replace(RECORD.signature, expires_at=longer.expires_at))
-    assert doubt_of_signature(both, (KEY,)) == "the signature is not one of this record"
+    assert signature_discrepancy(both, (KEY,)) == "the signature is not one of this record"
 
 
 def test_whatever_else_is_changed_is_seen() -> None:
@@ -87,7 +89,7 @@ def test_whatever_else_is_changed_is_seen() -> None:
         "feed": "live",
         "rates_e8": dict(RECORD.rates_e8) | {Currency.GBP: 1},
         "used": RECORD.used[1:],
-        "rejected": (Rejection("sandbox-3", "is down"),),
+        "rejected": (RejectedQuote("sandbox-3", "is down"),),
         "replayed_from": RECORD.as_of,
         "rule": None,
         "decided_at": RECORD.as_of + MOMENT,
@@ -95,7 +97,7 @@ def test_whatever_else_is_changed_is_seen() -> None:
     assert changes.keys() | {"expires_at", "signature"} == {field.name for field in fields(RECORD)}
     for name, value in changes.items():
         changed = replace(RECORD, **{name: value})
-        assert doubt_of_signature(changed, (KEY,)) == "the signature is not one of this record", name
+        assert signature_discrepancy(changed, (KEY,)) == "the signature is not one of this record", name
 
 
 def with_signature(**changes: Any) -> Callable[[PriceRecord], PriceRecord]:
@@ -123,15 +125,15 @@ OTHER = Signer(new_signing_key())
 def test_what_is_not_signed_by_an_accepted_key_is_doubted(
     change: Callable[[PriceRecord], PriceRecord], doubt: str
 ) -> None:
-    assert doubt_of_signature(change(RECORD), (KEY,)).endswith(doubt)
+    assert signature_discrepancy(change(RECORD), (KEY,)).endswith(doubt)
 
 
 def test_accepted_key_that_is_none_proves_nothing() -> None:
     no_point = to_text(b"\xff" * 32)
     mine = replace(RECORD, signature=Signature(no_point, to_text(b"\0" * 64), RECORD.expires_at))
-    assert doubt_of_signature(mine, (no_point,)) == "the signature is not one of this record"
+    assert signature_discrepancy(mine, (no_point,)) == "the signature is not one of this record"
 
 
 @pytest.mark.parametrize("example", [EXAMPLE_RECORD, _EXAMPLE], ids=["wire", "api_cache_proxy"])
 def test_examples_are_signed(example: PriceRecord) -> None:
-    assert doubt_of_signature(example, (public_key(RFC_SIGNING_KEY),)) == ""
+    assert signature_discrepancy(example, (public_key(RFC_SIGNING_KEY),)) == ""

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from buydesk.money import Currency
 from buydesk.orders.model import ANONYMOUS, NewOrder, Order, placed_order
-from buydesk.orders.verification import doubts, require_proven
+from buydesk.orders.verification import discrepancies, require_proven
 from buydesk.prices.documents import record_document, record_from
-from buydesk.prices.model import NotARecord, PriceRecord, Quote, Rejection, Rule
+from buydesk.prices.model import NotARecord, PriceRecord, Quote, RejectedQuote, Rule
 from buydesk.prices.rule import decide, record_of
 from tests.ledgers import settings, signed
 
@@ -32,7 +32,7 @@ QUOTES = [
 
 
 def decided(quotes: list[Quote]) -> PriceRecord:
-    unanswered = [Rejection("bitfinex", "gave no answer")]
+    unanswered = [RejectedQuote("bitfinex", "gave no answer")]
     return record_of(
         decide(quotes, NOW, RULE), unanswered, "live", rule=RULE, decided_at=NOW, ttl=timedelta(seconds=60)
     )
@@ -48,12 +48,12 @@ def changed(**changes: Any) -> Order:
 
 
 def test_order_follows_from_the_record_it_was_priced_with() -> None:
-    assert doubts(ORDER, RECORD) == []
+    assert discrepancies(ORDER, RECORD) == []
 
 
 def test_order_follows_from_the_record_as_it_is_stored() -> None:
     stored = record_from(msgspec.json.decode(msgspec.json.encode(record_document(RECORD))))
-    assert doubts(ORDER, stored) == []
+    assert discrepancies(ORDER, stored) == []
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_order_follows_from_the_record_as_it_is_stored() -> None:
     ],
 )
 def test_what_of_the_order_does_not_follow_is_named(changes: dict[str, Any], doubt: str) -> None:
-    [named] = doubts(changed(**changes), RECORD)
+    [named] = discrepancies(changed(**changes), RECORD)
     assert doubt in named
 
 
@@ -90,7 +90,7 @@ def test_amount_is_rounded_up_to_a_satoshi() -> None:
 
 @pytest.mark.parametrize("moment", [NOW, RECORD.expires_at - TICK])
 def test_order_may_be_of_any_moment_from_the_price_to_its_end(moment: datetime) -> None:
-    assert doubts(changed(created_at=moment), RECORD) == []
+    assert discrepancies(changed(created_at=moment), RECORD) == []
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_order_may_be_of_any_moment_from_the_price_to_its_end(moment: datetime) 
 )
 def test_clock_of_the_ledger_may_be_behind_by_the_allowed_skew(behind: timedelta, is_proven: bool) -> None:
     order = changed(created_at=NOW - behind)
-    assert (doubts(order, RECORD, timedelta(seconds=10)) == []) is is_proven
+    assert (discrepancies(order, RECORD, timedelta(seconds=10)) == []) is is_proven
 
 
 def with_quote(number: int, **changes: Any) -> Callable[[PriceRecord], PriceRecord]:
@@ -139,7 +139,7 @@ RATES = dict(RECORD.rates_e8)
         (with_changes(used=RECORD.used + RECORD.used[:1]), "by the rule other quotes are used"),
         (with_changes(rejected=()), ""),
         (
-            with_changes(rejected=(*RECORD.rejected, Rejection("new", "y", replace(QUOTES[0], source="new")))),
+            with_changes(rejected=(*RECORD.rejected, RejectedQuote("new", "y", replace(QUOTES[0], source="new")))),
             "other quotes",
         ),
         (with_changes(decided_at=NOW + timedelta(seconds=28) + TICK), "the rates are EUR 20000.00000007"),
@@ -162,7 +162,7 @@ RATES = dict(RECORD.rates_e8)
 def test_what_of_the_record_does_not_follow_from_its_quotes_is_named(
     change: Callable[[PriceRecord], PriceRecord], doubt: str
 ) -> None:
-    found = doubts(ORDER, change(RECORD))
+    found = discrepancies(ORDER, change(RECORD))
     assert bool(found) is bool(doubt)
     assert doubt in "; ".join(found)
 
@@ -200,7 +200,7 @@ def test_proven_record_may_become_a_price() -> None:
         (with_rule(spread_bp_max=1001), "its rule allows a spread_bp of 1001, and this desk 1000"),
         (with_rule(deviation_bp_max=101), "its rule allows a deviation_bp of 101, and this desk 100"),
         (with_quote(0, source="mine"), "record: the desk has no source mine$"),
-        (with_changes(rejected=(*RECORD.rejected, Rejection("mine", "x"))), "record: the desk has no source mine$"),
+        (with_changes(rejected=(*RECORD.rejected, RejectedQuote("mine", "x"))), "record: the desk has no source mine$"),
     ],
 )
 def test_what_is_not_proven_becomes_no_price(change: Callable[[PriceRecord], PriceRecord], told: str) -> None:
@@ -232,4 +232,4 @@ def test_every_order_at_every_price_of_the_rule_is_proven(further: list[Quote], 
     if not verdict.missing:
         record = decided([*QUOTES, *further])
         new = msgspec.structs.replace(NEW, amount_cents=cents, currency=currency)
-        assert doubts(placed_order(new, record, 1, NOW, livemode=True), record) == []
+        assert discrepancies(placed_order(new, record, 1, NOW, livemode=True), record) == []

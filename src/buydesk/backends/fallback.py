@@ -1,6 +1,6 @@
 """Redis, and this process's memory beside it: a cache that is away, or takes no writes, stops no sales and no reports.
 
-What is published hangs in memory first and then in Redis, for the other processes and for after a restart; what is read
+What is published is in memory first and then in Redis, for the other processes and for after a restart; what is read
 is the newer of the two. Without Redis each process knows only what was published through it, and nothing of before its
 start. That Redis cannot be used is logged, and so reported, once; whether it can be is asked by `/status`.
 """
@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Sequence
 from itertools import islice
 from typing import TypeVar
 
-from buydesk.errors import DeskError, HealthUnavailable, PriceBoardUnavailable, PriceStale, PriceUnavailable
-from buydesk.observability.reports import HealthDesk, KeptReport, Level, Report, newest_first
-from buydesk.prices.model import FeedState, PriceBoard, PricePoint, PriceRecord
+from buydesk.errors import DeskError, PriceStale, PriceStoreUnavailable, PriceUnavailable, ReportsUnavailable
+from buydesk.observability.reports import Level, Report, ReportStore, StoredReport, newest_first
+from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord, PriceStore
 from buydesk.times import format_time
 
-# Less than whoever asks us waits: a Redis that hangs must not keep what is in memory from being told.
+# Less than whoever asks us waits: a Redis that hangs must not delay what is in memory.
 REDIS_SECONDS_MAX = 1.0
 
 T = TypeVar("T")
@@ -62,68 +62,68 @@ class _Redis:
         self._is_away = False
 
 
-class FallbackPriceBoard:
-    """PriceBoard, in Redis (`shared`) and in memory (`own`). Closes both."""
+class FallbackPriceStore:
+    """PriceStore, in Redis (`shared`) and in memory (`own`). Closes both."""
 
-    def __init__(self, shared: PriceBoard, own: PriceBoard) -> None:
+    def __init__(self, shared: PriceStore, own: PriceStore) -> None:
         self._shared = shared
         self._own = own
         log = logging.getLogger("buydesk.services.api_cache_proxy")
 
         def redis(work: str) -> _Redis:
-            return _Redis(work, PriceBoardUnavailable, log)
+            return _Redis(work, PriceStoreUnavailable, log)
 
         self._publishing, self._latest = redis("takes no price"), redis("tells no price")
         self._history = redis("tells no past prices")
-        self._telling, self._state = redis("takes no state of the sources"), redis("tells no state of the sources")
+        self._putting, self._state = redis("takes no state of the sources"), redis("tells no state of the sources")
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
-        """See PriceBoard."""
-        hanging = await self._own.publish(record)
-        with contextlib.suppress(PriceBoardUnavailable):
-            return await self._publishing.ask(self._shared.publish(hanging))
-        return hanging
+        """See PriceStore."""
+        published = await self._own.publish(record)
+        with contextlib.suppress(PriceStoreUnavailable):
+            return await self._publishing.ask(self._shared.publish(published))
+        return published
 
     async def latest(self) -> PriceRecord:
-        """See PriceBoard."""
+        """See PriceStore."""
         own, shared = await _outcome(self._own.latest()), await _outcome(self._latest.ask(self._shared.latest()))
-        told = own if _is_newer(own, shared) else shared
-        if isinstance(told, DeskError):
-            raise told
-        return told
+        found = own if _is_newer(own, shared) else shared
+        if isinstance(found, DeskError):
+            raise found
+        return found
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
-        """See PriceBoard."""
+        """See PriceStore."""
         try:
             return await self._history.ask(self._shared.history(minutes, points))
-        except PriceBoardUnavailable:
+        except PriceStoreUnavailable:
             return await self._own.history(minutes, points)
 
-    async def tell(self, state: FeedState) -> None:
-        """See PriceBoard."""
-        await self._own.tell(state)
-        with contextlib.suppress(PriceBoardUnavailable):
-            await self._telling.ask(self._shared.tell(state))
+    async def put_feed_status(self, state: FeedStatus) -> None:
+        """See PriceStore."""
+        await self._own.put_feed_status(state)
+        with contextlib.suppress(PriceStoreUnavailable):
+            await self._putting.ask(self._shared.put_feed_status(state))
 
-    async def feed_state(self) -> FeedState:
-        """See PriceBoard."""
-        shared = await _outcome(self._state.ask(self._shared.feed_state()))
+    async def feed_status(self) -> FeedStatus:
+        """See PriceStore."""
+        shared = await _outcome(self._state.ask(self._shared.feed_status()))
         if isinstance(shared, DeskError):
-            return await self._own.feed_state()
-        own = await _outcome(self._own.feed_state())
+            return await self._own.feed_status()
+        own = await _outcome(self._own.feed_status())
         return shared if isinstance(own, DeskError) or own.at <= shared.at else own
 
     async def check(self) -> None:
-        """See PriceBoard: memory is always there."""
+        """See PriceStore: memory is always there."""
 
     async def close(self) -> None:
-        """See PriceBoard."""
+        """See PriceStore."""
         await self._shared.close()
 
 
 def _is_newer(own: PriceRecord | DeskError, shared: PriceRecord | DeskError) -> bool:
-    """Whether what memory has is to be told, and not what Redis has."""
-    if isinstance(shared, PriceBoardUnavailable):
+    """Whether the answer is to come from memory, and not from Redis."""
+    if isinstance(shared, PriceStoreUnavailable):
         return True
     if isinstance(own, DeskError):
         return isinstance(own, PriceStale) and isinstance(shared, PriceUnavailable)
@@ -140,41 +140,41 @@ async def _outcome(call: Awaitable[T]) -> T | DeskError:
         return error
 
 
-class FallbackHealthDesk:
-    """HealthDesk, in Redis (`shared`); what it does not take is kept in memory (`own`). Closes both."""
+class FallbackReportStore:
+    """ReportStore, in Redis (`shared`); what it does not take is kept in memory (`own`). Closes both."""
 
-    def __init__(self, shared: HealthDesk, own: HealthDesk) -> None:
+    def __init__(self, shared: ReportStore, own: ReportStore) -> None:
         self._shared = shared
         self._own = own
         log = logging.getLogger("buydesk.services.health_check")
-        self._reporting = _Redis("takes no reports", HealthUnavailable, log)
-        self._reports = _Redis("tells no reports", HealthUnavailable, log)
-        self._last = _Redis("tells no last reports", HealthUnavailable, log)
+        self._reporting = _Redis("takes no reports", ReportsUnavailable, log)
+        self._reports = _Redis("tells no reports", ReportsUnavailable, log)
+        self._last = _Redis("tells no last reports", ReportsUnavailable, log)
 
     async def report(self, report: Report, *, verified: bool) -> None:
-        """See HealthDesk."""
+        """See ReportStore."""
         try:
             await self._reporting.ask(self._shared.report(report, verified=verified))
-        except HealthUnavailable:
+        except ReportsUnavailable:
             await self._own.report(report, verified=verified)
 
-    async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[KeptReport]:
-        """See HealthDesk."""
+    async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[StoredReport]:
+        """See ReportStore."""
         own = await self._own.reports(service, level, limit)
         try:
             shared = await self._reports.ask(self._shared.reports(service, level, limit))
-        except HealthUnavailable:
+        except ReportsUnavailable:
             return own
         return list(islice(newest_first(own, shared), limit))
 
-    async def last_of_each(self) -> Sequence[KeptReport]:
-        """See HealthDesk."""
+    async def last_of_each(self) -> Sequence[StoredReport]:
+        """See ReportStore."""
         own = await self._own.last_of_each()
         try:
             shared = await self._last.ask(self._shared.last_of_each())
-        except HealthUnavailable:
+        except ReportsUnavailable:
             return own
-        last: dict[str, KeptReport] = {}
+        last: dict[str, StoredReport] = {}
         for kept in (*own, *shared):
             known = last.get(kept.report.service)
             if known is None or (known.verified, known.arrived_at) < (kept.verified, kept.arrived_at):
@@ -182,8 +182,8 @@ class FallbackHealthDesk:
         return list(last.values())
 
     async def check(self) -> None:
-        """See HealthDesk: memory is always there."""
+        """See ReportStore: memory is always there."""
 
     async def close(self) -> None:
-        """See HealthDesk."""
+        """See ReportStore."""
         await self._shared.close()

@@ -13,10 +13,9 @@ import aiohttp
 import msgspec
 from pydantic import SecretStr
 
-from buydesk.bounds import Places, SharedCheck
+from buydesk.bounds import Bulkhead, SharedCheck
 from buydesk.errors import (
     DeskError,
-    HealthUnavailable,
     InternalError,
     InvalidRequest,
     LedgerUnavailable,
@@ -24,19 +23,20 @@ from buydesk.errors import (
     NotFound,
     OutcomeUnknown,
     PayloadTooLarge,
-    PriceBoardUnavailable,
+    PriceStoreUnavailable,
+    ReportsUnavailable,
     Unauthorized,
     UnsupportedMediaType,
     rebuild,
 )
 from buydesk.money import parse_btc
 from buydesk.observability import request_ids
-from buydesk.observability.clock_skew import Clocks
-from buydesk.observability.reports import KeptReport, Level, Report, kept_from
+from buydesk.observability.clock_skew import ClockMonitor
+from buydesk.observability.reports import Level, Report, StoredReport, stored_report_from
 from buydesk.orders.documents import order_from, outcome_from, placement_documents
 from buydesk.orders.model import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, Placement, Refused
-from buydesk.prices.documents import feed_state_document, feed_state_from, point_from, record_document, record_from
-from buydesk.prices.model import FeedState, PricePoint, PriceRecord
+from buydesk.prices.documents import feed_status_document, feed_status_from, point_from, record_document, record_from
+from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord
 from buydesk.settings import Settings, tokens
 
 T = TypeVar("T")
@@ -68,20 +68,20 @@ class RemoteService:
         *,
         reads: SecretStr | None = None,
         writes: SecretStr | None = None,
-        clocks: Clocks | None = None,
+        clocks: ClockMonitor | None = None,
     ) -> None:
         self._service = service
         self._url = url
         self._settings = settings
         self._unavailable = unavailable
-        self._clocks = clocks or Clocks("this process", settings.clock_skew_seconds_max)
+        self._clocks = clocks or ClockMonitor("this process", settings.clock_skew_seconds_max)
         shown = {"GET": reads, "POST": writes}
         self._authorization = {
             method: {} if setting is None else {"Authorization": f"Bearer {tokens(setting)[0]}"}
             for method, setting in shown.items()
         }
         self._session: aiohttp.ClientSession | None = None
-        self._reads = Places(
+        self._reads = Bulkhead(
             settings.remote_connections_max - _KEPT_FREE, settings.reads_waiting_max, settings.read_wait_seconds_max
         )
         self._shared_check = SharedCheck(self._check)
@@ -133,8 +133,8 @@ class RemoteService:
             raise error
 
     def _misunderstood(self, error: DeskError) -> DeskError:
-        told = f"{self._service} answered {error.code}: {error.detail}"
-        return self._unavailable(told, retry_after_seconds=1)
+        detail = f"{self._service} answered {error.code}: {error.detail}"
+        return self._unavailable(detail, retry_after_seconds=1)
 
     async def read(self, shape: Callable[[Any], T], path: str, **query: str | int) -> T:
         """What `shape` makes of the answer to a GET; raises Overloaded when too many reads wait for a connection."""
@@ -185,7 +185,7 @@ class RemoteLedger(RemoteService):
     # While db_proxy's database has one batch, the next one is on its way.
     batches_at_once = 2
 
-    def __init__(self, url: str, settings: Settings, clocks: Clocks | None = None) -> None:
+    def __init__(self, url: str, settings: Settings, clocks: ClockMonitor | None = None) -> None:
         shown = {"reads": settings.reading_tokens, "writes": settings.placing_tokens}
         super().__init__("db_proxy", url, settings, LedgerUnavailable, **shown, clocks=clocks)
         # Twice what db_proxy's database needs: db_proxy keeps a share for itself, and may have a batch before ours.
@@ -253,67 +253,67 @@ class RemoteLedger(RemoteService):
         return await self.read(record_from, f"/price/{price_id}")
 
 
-class RemotePriceBoard(RemoteService):
-    """PriceBoard, at api_cache_proxy."""
+class RemotePriceStore(RemoteService):
+    """PriceStore, at api_cache_proxy."""
 
-    def __init__(self, url: str, settings: Settings, clocks: Clocks | None = None) -> None:
+    def __init__(self, url: str, settings: Settings, clocks: ClockMonitor | None = None) -> None:
         tokens = settings.publishing_tokens
-        super().__init__("api_cache_proxy", url, settings, PriceBoardUnavailable, writes=tokens, clocks=clocks)
+        super().__init__("api_cache_proxy", url, settings, PriceStoreUnavailable, writes=tokens, clocks=clocks)
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
-        """See PriceBoard. No `ttl` is sent: the record's own `expires_at` travels with it."""
+        """See PriceStore. No `ttl` is sent: the record's own `expires_at` travels with it."""
         return await self.write(record_from, "/add/", record_document(record))
 
     async def latest(self) -> PriceRecord:
-        """See PriceBoard."""
+        """See PriceStore."""
         return await self.read(record_from, "/record")
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
-        """See PriceBoard."""
+        """See PriceStore."""
 
         def shape(document: Any) -> list[PricePoint]:
             return [point_from(each) for each in document["data"]]
 
         return await self.read(shape, "/history", minutes=minutes, points=points)
 
-    async def tell(self, state: FeedState) -> None:
-        """See PriceBoard."""
-        await self.write(_whatever, "/sources/", feed_state_document(state))
+    async def put_feed_status(self, state: FeedStatus) -> None:
+        """See PriceStore."""
+        await self.write(_whatever, "/sources/", feed_status_document(state))
 
-    async def feed_state(self) -> FeedState:
-        """See PriceBoard."""
-        return await self.read(feed_state_from, "/sources")
+    async def feed_status(self) -> FeedStatus:
+        """See PriceStore."""
+        return await self.read(feed_status_from, "/sources")
 
 
-class RemoteHealthDesk(RemoteService):
-    """HealthDesk, at health_check."""
+class RemoteReportStore(RemoteService):
+    """ReportStore, at health_check."""
 
-    def __init__(self, url: str, settings: Settings, clocks: Clocks | None = None) -> None:
+    def __init__(self, url: str, settings: Settings, clocks: ClockMonitor | None = None) -> None:
         tokens = settings.reporting_tokens
-        super().__init__("health_check", url, settings, HealthUnavailable, writes=tokens, clocks=clocks)
-        self._as_stranger = RemoteService("health_check", url, settings, HealthUnavailable)
+        super().__init__("health_check", url, settings, ReportsUnavailable, writes=tokens, clocks=clocks)
+        self._as_stranger = RemoteService("health_check", url, settings, ReportsUnavailable)
 
     async def report(self, report: Report, *, verified: bool) -> None:
-        """See HealthDesk."""
+        """See ReportStore."""
         await (self if verified else self._as_stranger).write(_whatever, "/report", report)
 
-    async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[KeptReport]:
-        """See HealthDesk."""
+    async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[StoredReport]:
+        """See ReportStore."""
 
-        def shape(document: Any) -> list[KeptReport]:
-            return [kept_from(each) for each in document["data"]]
+        def shape(document: Any) -> list[StoredReport]:
+            return [stored_report_from(each) for each in document["data"]]
 
         query = {name: value for name, value in (("service", service), ("level", level)) if value is not None}
         return await self.read(shape, "/reports", limit=limit, **query)
 
-    async def last_of_each(self) -> Sequence[KeptReport]:
-        """See HealthDesk."""
+    async def last_of_each(self) -> Sequence[StoredReport]:
+        """See ReportStore."""
 
-        def shape(document: Any) -> list[KeptReport]:
+        def shape(document: Any) -> list[StoredReport]:
             if not document["reports"]["ok"]:
-                raise HealthUnavailable(document["reports"]["detail"], retry_after_seconds=1)
+                raise ReportsUnavailable(document["reports"]["detail"], retry_after_seconds=1)
             last = [each["last_report"] for each in document["services"].values()]
-            return [kept_from(each) for each in last if each is not None]
+            return [stored_report_from(each) for each in last if each is not None]
 
         return await self.read(shape, "/status")
 

@@ -29,7 +29,7 @@ _SYNC_THREADS = 16
 def default_data_dir(
     port_offset: int, *, is_live: bool = False, account: Account | None = None, working_directory: Path | None = None
 ) -> Path:
-    """Where a desk keeps everything unless told: ``data`` in the working directory, ``data-live`` of a live desk, with
+    """Where a desk keeps everything by default: ``data`` in the working directory, ``data-live`` of a live desk, with
     ``-N`` for a port offset N.
 
     As root, when PostgreSQL's account cannot get there, the directory of that name in ROOT_DATA_DIR.
@@ -40,7 +40,7 @@ def default_data_dir(
 
 
 @contextlib.contextmanager
-def claimed(data_dir: Path) -> Iterator[Path]:
+def locked(data_dir: Path) -> Iterator[Path]:
     """The data directory, absolute, made when it is new and locked while this desk uses it; raises CannotStart."""
     directory = data_dir.resolve()
     try:

@@ -28,7 +28,7 @@ from buydesk.embedded.data_dir import (
     require_short_socket_path,
 )
 from buydesk.embedded.programs import installed_programs, reachable_programs
-from buydesk.embedded.supervisor import Child, bare_environment, poll_until, switches_account
+from buydesk.embedded.supervisor import Child, minimal_environment, poll_until, switches_account
 from buydesk.errors import CannotStart
 
 Version = Literal[16, 18]
@@ -156,7 +156,7 @@ class EmbeddedPostgres:
                 *("-D", str(self._cluster), "-p", _PORT),
                 *(part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")),
             ],
-            env=bare_environment(),
+            env=minimal_environment(),
             is_ready=self._is_ready,
             ready_seconds_max=START_SECONDS_MAX,
             # Fast shutdown, then at once (the next start recovers).
@@ -171,7 +171,7 @@ class EmbeddedPostgres:
         Raises CannotStart.
         """
         child = self._prepared()
-        await end_leftovers(self._cluster, self._socket_dir)
+        await kill_orphans(self._cluster, self._socket_dir)
         empty_log(self._log)
         self._refusal = ""
         try:
@@ -223,7 +223,7 @@ class EmbeddedPostgres:
                 # finish_directory syncs: initdb takes one file after the other, half a second more.
                 *("--no-sync", "--no-instructions"),
             ],
-            env=bare_environment(),
+            env=minimal_environment(),
             cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -260,7 +260,7 @@ class EmbeddedPostgres:
         return await asyncpg.connect(self.dsn_of(database), timeout=CONNECT_SECONDS_MAX)
 
 
-async def end_leftovers(cluster: Path, socket_dir: Path, grace_seconds: float = STOP_SECONDS_MAX) -> None:
+async def kill_orphans(cluster: Path, socket_dir: Path, grace_seconds: float = STOP_SECONDS_MAX) -> None:
     """Ends what still runs on the cluster after a desk that was killed, so that a server of ours can start.
 
     A process counts when it is a postgres that works in the cluster's directory, whatever pid the lock files name: that

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from buydesk.embedded.accounts import require_open, server_account
 from buydesk.embedded.data_dir import CLUSTER, SOCKETS, empty_log, make_private, require_short_socket_path
-from buydesk.embedded.supervisor import POLL_SECONDS, Child, bare_environment
+from buydesk.embedded.supervisor import POLL_SECONDS, Child, minimal_environment
 from buydesk.errors import CannotStart
 
 MEMORY = "64mb"
@@ -39,7 +39,7 @@ class EmbeddedRedis:
                 # Everything in it can be had again, and what is read all the time stays.
                 *("--maxmemory", MEMORY, "--maxmemory-policy", "allkeys-lru"),
             ],
-            env=bare_environment(),
+            env=minimal_environment(),
             is_ready=self._answers,
             ready_seconds_max=START_SECONDS_MAX,
             is_alive=self._replies,  # and killed if not: it is a cache, nothing is lost with it

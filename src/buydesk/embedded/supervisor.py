@@ -277,7 +277,7 @@ def watch_supervisor(fd: int, on_gone: Callable[[], object]) -> Callable[[], Non
     return stop_watching
 
 
-def bare_environment() -> dict[str, str]:
+def minimal_environment() -> dict[str, str]:
     """For servers: nothing of the desk's own, no variables that change what runs, no secrets for others to see."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     return kept | {"LC_ALL": "C.UTF-8", "TZ": "UTC"}

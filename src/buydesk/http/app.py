@@ -42,7 +42,7 @@ from buydesk.errors import (
 )
 from buydesk.http.openapi import EVERY_SERVICE, Json, common_operation, openapi_document, problems
 from buydesk.http.requests import Request
-from buydesk.http.responses import Answer, FastJSON, encode, problem_response
+from buydesk.http.responses import Answer, MsgspecResponse, encode, problem_response
 from buydesk.observability.metrics import Traffic
 from buydesk.observability.reporter import Reporter
 
@@ -80,7 +80,7 @@ class Service(FastAPI):
             redoc_url=None,
             openapi_url=None,
             redirect_slashes=False,
-            default_response_class=FastJSON,
+            default_response_class=MsgspecResponse,
         )
         self.name = name
         self.running: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext  # entered while it runs
@@ -127,7 +127,7 @@ class Service(FastAPI):
             response = problem_response(error, path or request.path)
         except Exception:
             self._log.exception("%s %s failed", request.method, path)
-            response = problem_response(_accident(), path or request.path)
+            response = problem_response(_unexpected_error(), path or request.path)
         # The route's pattern, never the path itself: clients must not be able to make new series.
         counted = (request.method, path) if path else ("(any)", "(none)")
         self._traffic.count(*counted, response.status_code, time.perf_counter() - started)
@@ -219,7 +219,7 @@ def service_app(
 
     @asynccontextmanager
     async def running() -> AsyncIterator[None]:
-        async with reporter.running(partial(missing_parts, app.checks, for_operators=True)), lifespan(app):
+        async with reporter.running(partial(failed_checks, app.checks, for_operators=True)), lifespan(app):
             yield
 
     app.running = running
@@ -239,19 +239,19 @@ def _add_common_routes(app: Service) -> None:
     identity = {"service": app.name, "version": __version__, "docs": "/docs", "status": "/readyz"}
 
     async def about(_: Request) -> Response:
-        return FastJSON(identity)
+        return MsgspecResponse(identity)
 
     alive = {"status": "alive"}
 
     async def live(_: Request) -> Response:
-        return FastJSON(alive)
+        return MsgspecResponse(alive)
 
     async def ready(_: Request) -> Response:
-        missing = await missing_parts(app.checks)
+        missing = await failed_checks(app.checks)
         if missing:
             names = ", ".join(each["what"] for each in missing)
             raise NotReady(f"Missing: {names}.", retry_after_seconds=1, missing=missing)
-        return FastJSON({"status": "ready"})
+        return MsgspecResponse({"status": "ready"})
 
     async def metrics(_: Request) -> Response:
         return Response(exposition(), media_type=CONTENT_TYPE_LATEST)
@@ -317,14 +317,14 @@ def _docs_page(title: str) -> Response:
     return page
 
 
-async def missing_parts(checks: Mapping[str, Check], *, for_operators: bool = False) -> list[dict[str, str]]:
+async def failed_checks(checks: Mapping[str, Check], *, for_operators: bool = False) -> list[dict[str, str]]:
     """What is missing and why, as {"what", "why"}: all checks asked at once, each for CHECK_SECONDS_MAX at the most.
     Operators also read in what words a server said so."""
-    failures = await asyncio.gather(*(_failure_of(check, for_operators) for check in checks.values()))
+    failures = await asyncio.gather(*(_run_check(check, for_operators) for check in checks.values()))
     return [{"what": what, "why": why} for what, why in zip(checks, failures, strict=True) if why is not None]
 
 
-async def _failure_of(check: Check, for_operators: bool) -> str | None:
+async def _run_check(check: Check, for_operators: bool) -> str | None:
     try:
         async with asyncio.timeout(CHECK_SECONDS_MAX):
             await check()
@@ -335,7 +335,7 @@ async def _failure_of(check: Check, for_operators: bool) -> str | None:
     return None
 
 
-def _accident() -> InternalError:
+def _unexpected_error() -> InternalError:
     return InternalError("It has been logged; nothing is known about the outcome.")
 
 

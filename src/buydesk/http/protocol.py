@@ -63,7 +63,7 @@ class Incoming:
         """Whether somebody waits for more of the body."""
         return self._arrived is not None and not self._arrived.done()
 
-    def tell(self, error: DeskError | None = None) -> None:
+    def notify(self, error: DeskError | None = None) -> None:
         """Whoever waits for the body: there is more, or no more comes for this error."""
         self._error = self._error or error
         if self._arrived is not None and not self._arrived.done():
@@ -141,7 +141,7 @@ class Connection(asyncio.Protocol):
         """The client sends no more, and may still read what it has asked for."""
         self._has_eof = True
         if self._answering is not None and self._answering is self._incoming:
-            self._answering.tell(_broken_off())
+            self._answering.notify(_broken_off())
         return self._answering is not None or bool(self._waiting or self._unparsed)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -150,7 +150,7 @@ class Connection(asyncio.Protocol):
         self._waiting.clear()
         self._unparsed = b""
         if self._incoming is not None:
-            self._incoming.tell(_broken_off())
+            self._incoming.notify(_broken_off())
 
     def pause_writing(self) -> None:
         self._is_paused = True
@@ -169,7 +169,7 @@ class Connection(asyncio.Protocol):
         self._being_read().target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._is_head_read:  # a trailer: nothing that a request is told by
+        if self._is_head_read:  # a trailer: of no meaning to a request
             return
         headers = self._being_read().headers
         headers.append((name, value))
@@ -190,14 +190,14 @@ class Connection(asyncio.Protocol):
         incoming.body += body
         if len(incoming.body) > UNREAD_BYTES_MAX and not incoming.is_awaited:
             self._transport.pause_reading()
-        incoming.tell()
+        incoming.notify()
 
     def on_message_complete(self) -> None:
         incoming = self._being_read()
         self._incoming = None
         self._held_bytes = 0
         incoming.is_complete = True
-        incoming.tell()
+        incoming.notify()
         if len(incoming.body) > UNREAD_BYTES_MAX:
             self.read_on()
         if incoming is not self._answering:
@@ -220,8 +220,8 @@ class Connection(asyncio.Protocol):
                 data, position = self._without_upgrade() + data[position - len(part) + upgrade.args[0] :], 0
             except httptools.HttpParserError as error:
                 # An error raised in a callback of the parser comes as the context of the parser's own.
-                told = error.__context__
-                self.refuse(told if isinstance(told, DeskError) else InvalidHttp("This is no valid HTTP request."))
+                cause = error.__context__
+                self.refuse(cause if isinstance(cause, DeskError) else InvalidHttp("This is no valid HTTP request."))
             else:
                 if self._held_bytes > HEAD_BYTES_MAX:
                     self.refuse(HeadersTooLarge(f"Headers may have {HEAD_BYTES_MAX} bytes at the most."))
@@ -261,7 +261,7 @@ class Connection(asyncio.Protocol):
             if not incoming.is_complete:
                 self._parse_on()
                 if self._has_eof:
-                    incoming.tell(_broken_off())
+                    incoming.notify(_broken_off())
         elif self._unparsed:
             self._parse_on()
         elif self._is_deaf or self._is_last or self._has_eof:
@@ -317,7 +317,7 @@ class Connection(asyncio.Protocol):
         self.head_since = None
         self._unparsed = b""
         if self._incoming is not None and self._incoming is self._answering:
-            self._incoming.tell(error)  # the answer of its own is under way
+            self._incoming.notify(error)  # the answer of its own is under way
         elif self._answering is None and not self._waiting:
             target = self._incoming.target if self._incoming is not None else b"/"
             problem = problem_response(error, target.decode("latin-1").partition("?")[0])

@@ -20,7 +20,7 @@ _BEGINNINGS = (
     (codecs.BOM_UTF32_BE, "starts with a byte order mark of UTF-32"),
     (b"\x1f\x8b", "is compressed by gzip"),
 )
-# More parameters than any route has: each that is wrong would be told.
+# More parameters than any route has: each that is wrong would be named.
 _PARAMETERS_MAX = 100
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 
@@ -119,9 +119,9 @@ def require_utf8(body: bytes) -> None:
     """Raises InvalidRequest, in words that help, for what begins as no JSON in UTF-8 does."""
     if body[:2].isascii() and 0 not in body[:2]:  # as every JSON object in UTF-8, and hardly anything else
         return
-    for mark, told in _BEGINNINGS:
+    for mark, text in _BEGINNINGS:
         if body.startswith(mark):
-            raise InvalidRequest.of("body", f"{told}; send plain UTF-8")
+            raise InvalidRequest.of("body", f"{text}; send plain UTF-8")
     if 0 in body[:2]:
         raise InvalidRequest.of("body", "is in UTF-16 or UTF-32; send plain UTF-8")
 

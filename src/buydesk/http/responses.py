@@ -27,7 +27,7 @@ class Answer(Response):
             self.raw_headers += [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
 
 
-class FastJSON(JSONResponse):
+class MsgspecResponse(JSONResponse):
     """JSON by msgspec: compact UTF-8, members in the order given."""
 
     def render(self, content: object) -> bytes:

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class Admission:
-    """Which requests a service hears of. Raises InvalidHttp for those whose host or end cannot be told for certain, and
+    """Which requests a service gets. Raises InvalidHttp for those whose host or end is not certain, and
     on an open desk ForeignOrigin for what a page of another site makes a browser send: by a name of its own that leads
     here (DNS rebinding), or across sites."""
 

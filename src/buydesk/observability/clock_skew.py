@@ -1,4 +1,4 @@
-"""Clocks: whether this process's clock agrees with those that it hears of, and if not, whose is off.
+"""ClockMonitor: whether this process's clock agrees with those that it hears of, and if not, whose is off.
 
 Every answer over HTTP is dated (RFC 9110, section 6.6.1), PostgreSQL and Redis say what time it is when they are asked.
 Nobody's clock is right by itself: those that agree with most others are.
@@ -24,29 +24,29 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class ClockReading:
     """That a clock showed between `low` and `high` (seconds since 1970) when our monotonic clock showed `moment`."""
 
     moment: float
     low: float
     high: float
 
-    def at(self, moment: float) -> "Heard":
+    def at(self, moment: float) -> "ClockReading":
         """What it shows then, if it has run as ours has."""
         since = moment - self.moment
-        return Heard(moment, self.low + since, self.high + since)
+        return ClockReading(moment, self.low + since, self.high + since)
 
-    def also(self, other: "Heard") -> "Heard":
+    def also(self, other: "ClockReading") -> "ClockReading":
         """Both together; the other one alone when they exclude each other, because the clock was set meanwhile."""
         low, high = max(self.low, other.low), min(self.high, other.high)
-        return Heard(other.moment, low, high) if low <= high else other
+        return ClockReading(other.moment, low, high) if low <= high else other
 
     def ahead_of(self, moment: float) -> float:
         """By how many seconds it is certainly ahead of a clock that shows `moment`, negative when behind."""
         return max(0.0, self.low - moment) + min(0.0, self.high - moment)
 
 
-class Clocks:
+class ClockMonitor:
     """What the process called `own` hears of others' clocks. `monotonic` counts seconds, whatever is done to `now`."""
 
     def __init__(
@@ -60,29 +60,29 @@ class Clocks:
         self._skew_seconds_max = skew_seconds_max
         self._now = now
         self._monotonic = monotonic
-        self._heard: dict[str, Heard] = {}
+        self._heard: dict[str, ClockReading] = {}
         self._said = ""
 
     def moment(self) -> float:
         """Before somebody is asked for the time: what `hear` wants to know of that."""
         return self._monotonic()
 
-    def hear(self, whose: str, told: datetime, asked_at: float, cut_to_seconds: float = 0.0) -> None:
+    def hear(self, whose: str, shown: datetime, asked_at: float, cut_to_seconds: float = 0.0) -> None:
         """Takes in what a clock showed after it was asked and before now."""
         moment = self._monotonic()
-        low = told.timestamp()
-        heard = Heard(moment, low, low + cut_to_seconds + moment - asked_at)
+        low = shown.timestamp()
+        heard = ClockReading(moment, low, low + cut_to_seconds + moment - asked_at)
         before = self._heard.get(whose)
         self._heard[whose] = heard if before is None else before.at(moment).also(heard)
 
     def hear_date(self, whose: str, header: str | None, asked_at: float) -> None:
         """Takes in the Date of an answer; one that is missing or none says nothing."""
         try:
-            told = parsedate_to_datetime(header or "")
+            shown = parsedate_to_datetime(header or "")
         except ValueError:
             return
-        if told.tzinfo is not None:
-            self.hear(whose, told, asked_at, HTTP_DATE_SECONDS)
+        if shown.tzinfo is not None:
+            self.hear(whose, shown, asked_at, HTTP_DATE_SECONDS)
 
     async def check(self) -> None:
         """Raises ClockSkewed when our own clock is off. Others that are off are logged, and so reported."""
@@ -125,7 +125,7 @@ def verdict(own: str, ahead: Mapping[str, float], skew_seconds_max: float) -> tu
     right, *others = (group for group in groups if len(group) == size)
     if others:
         differing = [f"{each} ({_apart(seconds, own)})" for each, seconds in sorted(ahead.items()) if seconds]
-        return False, f"The clocks of {own} and {', '.join(differing)} differ, and it cannot be told which is off."
+        return False, f"The clocks of {own} and {', '.join(differing)} differ, and it is not known which is off."
     middle = sum(shown[each] for each in right) / size
     off = sorted(shown.keys() - right)
     agreeing = ", ".join(sorted(right))

@@ -12,7 +12,7 @@ from typing import Any
 from pythonjsonlogger.json import JsonFormatter
 
 from buydesk.observability import request_ids
-from buydesk.texts import visible
+from buydesk.texts import escaped
 from buydesk.times import format_time
 
 # The password of a URL ends at the last @ before the path, and at the last @ of all in the URL of a database, whose
@@ -22,7 +22,7 @@ _URL_PASSWORD = re.compile(r"(://[^\s/:@]*):[^\s/]*@")
 _QUERY_PASSWORD = re.compile(r"([?&]\w*password=)[^\s&#'\"\\]*", re.IGNORECASE)
 
 
-def masked(text: str) -> str:
+def redacted(text: str) -> str:
     """The text with the passwords of its URLs replaced by `***`."""
     for password in (_SERVER_PASSWORD, _URL_PASSWORD):
         text = password.sub(r"\1:***@", text)
@@ -68,7 +68,7 @@ class _JsonLines(JsonFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         # Members are separated by blanks, which no password has: masking the line cannot reach from one into the next.
-        return masked(super().format(record))
+        return redacted(super().format(record))
 
 
 class _Text(logging.Formatter):
@@ -79,7 +79,7 @@ class _Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         # Clients' text may be in it: it shall not be able to break the line or to steer the terminal.
-        message = visible(record.message)
+        message = escaped(record.message)
         request_id = request_id_of(record)
         about = record.name if request_id is None else f"{record.name} [{request_id}]"
         return f"{record.asctime} {record.levelname:<8} {about}: {message}"
@@ -88,7 +88,7 @@ class _Text(logging.Formatter):
         return True
 
     def format(self, record: logging.LogRecord) -> str:
-        return masked(super().format(record))
+        return redacted(super().format(record))
 
 
 def _time_of(record: logging.LogRecord) -> str:

@@ -11,12 +11,12 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-from buydesk.errors import HealthUnavailable
-from buydesk.observability.logs import masked, request_id_of
-from buydesk.observability.reports import DATA_CHARS_MAX, STOPPED, HealthDesk, Level, Report, shown
+from buydesk.errors import ReportsUnavailable
+from buydesk.observability.logs import redacted, request_id_of
+from buydesk.observability.reports import DATA_CHARS_MAX, STOPPED, Level, Report, ReportStore, shown
 from buydesk.settings import Settings
 
-LAST_WORDS_SECONDS_MAX = 1.0
+FINAL_REPORT_SECONDS_MAX = 1.0
 
 STATUS_READY = 200
 STATUS_NOT_READY = 503
@@ -33,11 +33,11 @@ _log = logging.getLogger(__name__)
 class Reporter:
     """What one service reports. `dropped` counts the reports that never reached the desk, `failures` the vain tries."""
 
-    def __init__(self, service: str, desk: HealthDesk, settings: Settings) -> None:
+    def __init__(self, service: str, report_store: ReportStore, settings: Settings) -> None:
         self.service = service
         self.dropped = 0
         self.failures = 0
-        self._desk = desk
+        self._report_store = report_store
         self._interval_seconds = settings.report_interval_seconds
         self._retry_seconds = settings.report_retry_seconds
         self._waiting_max = settings.reports_waiting_max
@@ -50,7 +50,7 @@ class Reporter:
 
     def report(self, level: Level, status: int, data: str) -> None:
         """Queues a report, from any thread; never waits for the desk, never raises. `data` is masked and cut."""
-        report = Report(level, self.service, status, masked(data))
+        report = Report(level, self.service, status, redacted(data))
         with self._lock:
             if len(self._waiting) >= self._waiting_max:
                 self._waiting.popleft()
@@ -65,7 +65,7 @@ class Reporter:
     async def running(self, missing: Missing) -> AsyncIterator[None]:
         """While entered, what is queued is sent, and every interval, and when a desk that was away is back, the service
         says that it is ready or what is `missing`: items of {"what", "why"}. Leaving says "stopped" and takes
-        LAST_WORDS_SECONDS_MAX at the most."""
+        FINAL_REPORT_SECONDS_MAX at the most."""
         self._loop = asyncio.get_running_loop()
         self._wake, self._leaving, self._is_back = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.report("info", STATUS_READY, "started")
@@ -79,7 +79,7 @@ class Reporter:
             self._loop = None
             self._leaving.set()
             self._wake.set()
-            await asyncio.wait([sender], timeout=LAST_WORDS_SECONDS_MAX)
+            await asyncio.wait([sender], timeout=FINAL_REPORT_SECONDS_MAX)
             sender.cancel()
             await asyncio.gather(sender, regular, return_exceptions=True)
 
@@ -137,8 +137,8 @@ class Reporter:
     async def _delivered(self, report: Report) -> bool:
         """False when it makes sense to send the report again."""
         try:
-            await self._desk.report(report, verified=True)
-        except HealthUnavailable as error:
+            await self._report_store.report(report, verified=True)
+        except ReportsUnavailable as error:
             self.failures += 1
             _log.debug("A report has to wait: %s", error.detail)
             return False
@@ -167,8 +167,8 @@ class ReportHandler(logging.Handler):
         try:
             text = record.getMessage()
             if record.exc_info and record.exc_info[1] is not None:
-                # A long message leaves room for the exception; masked first, because half a password shows as such.
-                text = f"{shown(masked(text), DATA_CHARS_MAX // 2)} ({_described(record.exc_info[1])})"
+                # A long message leaves room for the exception; redacted first, because half a password shows as such.
+                text = f"{shown(redacted(text), DATA_CHARS_MAX // 2)} ({_described(record.exc_info[1])})"
             request_id = request_id_of(record)
             if request_id is not None:
                 text = f"[{request_id}] {text}"

@@ -1,4 +1,4 @@
-"""Health: reports of the services, the state that follows from them; the port HealthDesk."""
+"""Health: reports of the services, the state that follows from them; the port ReportStore."""
 
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any, Literal, Protocol, get_args
 
-from buydesk.texts import visible
+from buydesk.texts import escaped
 from buydesk.times import format_time, parse_time
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
@@ -46,13 +46,13 @@ class Report:
         object.__setattr__(self, "data", shown(self.data))
 
     @property
-    def is_farewell(self) -> bool:
-        """True for the last words of a service that was told to end, as Reporter says them."""
+    def is_final(self) -> bool:
+        """True for the final report of a service that was asked to stop, as Reporter makes it."""
         return (self.level, self.status, self.data) == ("info", 200, STOPPED)
 
 
 @dataclass(frozen=True, slots=True)
-class KeptReport:
+class StoredReport:
     """A report with the time of its arrival. `verified` when a service's token came with it, not so for strangers'."""
 
     report: Report
@@ -60,38 +60,38 @@ class KeptReport:
     verified: bool
 
 
-class HealthDesk(Protocol):
+class ReportStore(Protocol):
     """Where reports arrive and are kept, bounded: strangers' never push out a verified one."""
 
     async def report(self, report: Report, *, verified: bool) -> None:
-        """Keeps a report; raises HealthUnavailable."""
+        """Keeps a report; raises ReportsUnavailable."""
         ...
 
-    async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[KeptReport]:
+    async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[StoredReport]:
         """The newest reports, strangers' too, newest first, of one service or level where given; raises
-        HealthUnavailable."""
+        ReportsUnavailable."""
         ...
 
-    async def last_of_each(self) -> Sequence[KeptReport]:
+    async def last_of_each(self) -> Sequence[StoredReport]:
         """The last verified report of each of our services, and of the last OTHERS_KEPT_MAX others; of the last
-        OTHERS_KEPT_MAX names that are in neither, strangers' last report. Raises HealthUnavailable."""
+        OTHERS_KEPT_MAX names that are in neither, strangers' last report. Raises ReportsUnavailable."""
         ...
 
     async def check(self) -> None:
-        """Raises HealthUnavailable when reports cannot be kept."""
+        """Raises ReportsUnavailable when reports cannot be kept."""
         ...
 
     async def close(self) -> None: ...
 
 
-def service_state(last: KeptReport | None, now: datetime, interval: timedelta) -> State:
+def service_state(last: StoredReport | None, now: datetime, interval: timedelta) -> State:
     """Alive, late or dead, by the age of a service's last report; dead at once when it said that it stopped.
 
     One that was never heard of is unknown: the reports may have been lost, by a restart of who keeps them.
     """
     if last is None:
         return "unknown"
-    if last.report.is_farewell:
+    if last.report.is_final:
         return "dead"
     age = now - last.arrived_at
     if age > DEAD_AFTER_INTERVALS * interval:
@@ -101,21 +101,22 @@ def service_state(last: KeptReport | None, now: datetime, interval: timedelta) -
 
 def shown(text: str, chars_max: int = DATA_CHARS_MAX) -> str:
     """The text as it is kept and shown, with visible characters and ends of lines only; cut."""
-    return visible(text[:chars_max], but="\n\t")[:chars_max]
+    return escaped(text[:chars_max], but="\n\t")[:chars_max]
 
 
-def newest_first(*kept: Iterable[KeptReport]) -> Iterator[KeptReport]:
+def newest_first(*kept: Iterable[StoredReport]) -> Iterator[StoredReport]:
     """One of several, by the time of arrival; each is newest first itself, and no further read than it has to be."""
     return heapq.merge(*kept, key=attrgetter("arrived_at"), reverse=True)
 
 
-def kept_document(kept: KeptReport) -> dict[str, object]:
-    """The report as JSON members; `kept_from` reads them back."""
+def stored_report_document(kept: StoredReport) -> dict[str, object]:
+    """The report as JSON members; `stored_report_from` reads them back."""
     return {**asdict(kept.report), "verified": kept.verified, "arrived_at": format_time(kept.arrived_at)}
 
 
-def kept_from(document: Mapping[str, Any]) -> KeptReport:
-    """The report of a document made by `kept_document`, not verified if it does not say so; raises LookupError,
-    ValueError, TypeError or AttributeError."""
+def stored_report_from(document: Mapping[str, Any]) -> StoredReport:
+    """The report of a document made by `stored_report_document`, not verified if it does not say so.
+
+    Raises LookupError, ValueError, TypeError or AttributeError."""
     report = Report(document["level"], document["service"], document["status"], document["data"])
-    return KeptReport(report, parse_time(document["arrived_at"]), document.get("verified") is True)
+    return StoredReport(report, parse_time(document["arrived_at"]), document.get("verified") is True)

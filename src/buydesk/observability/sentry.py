@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from buydesk import __version__
 from buydesk.errors import CannotStart
-from buydesk.observability.logs import masked, request_id_of
+from buydesk.observability.logs import redacted, request_id_of
 from buydesk.settings import Settings, tokens, variable
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def require_sentry(settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def told(settings: Settings, services: Collection[str]) -> AsyncIterator[None]:
-    """While entered, Sentry is told of errors in these services, which run in this process, if a setting says where it
+async def error_reporting(settings: Settings, services: Collection[str]) -> AsyncIterator[None]:
+    """While entered, Sentry gets the errors of these services, which run in this process, if a setting says where it
     is. Leaving takes STOP_SECONDS_MAX at the most; raises CannotStart without the package."""
     if settings.sentry_dsn is None:
         yield
@@ -120,7 +120,7 @@ class SentryHandler(logging.Handler):
         event["logger"] = record.name
         message = record.getMessage()
         # Of other libraries' lines nobody here knows what they quote.
-        event["logentry"] = {"message": message if record.name.startswith("buydesk") else without_facts(message)}
+        event["logentry"] = {"message": message if record.name.startswith("buydesk") else scrubbed(message)}
         tags = {"service": self._service_of(record.name)}
         request_id = request_id_of(record)
         if request_id is not None:
@@ -165,19 +165,19 @@ def _client(settings: Settings, dsn: SecretStr) -> "sentry_sdk.Client":
         in_app_include=["buydesk"],
         transport_queue_size=EVENTS_WAITING_MAX,
         shutdown_timeout=STOP_SECONDS_MAX,
-        before_send=lambda event, _: bare(event, secrets),
+        before_send=lambda event, _: scrub_event(event, secrets),
     )
 
 
-def bare(event: "Event", secrets: Collection[str]) -> "Event":
+def scrub_event(event: "Event", secrets: Collection[str]) -> "Event":
     """The event without secrets, and its exceptions' texts without what they quote."""
     event = cast("Event", _without(secrets, event))  # first, while they are whole
     for exception in event.get("exception", {}).get("values", ()):
-        exception["value"] = without_facts(str(exception.get("value") or ""))
+        exception["value"] = scrubbed(str(exception.get("value") or ""))
     return event
 
 
-def without_facts(text: str) -> str:
+def scrubbed(text: str) -> str:
     """An exception's text without quoted text, numbers and PostgreSQL's details: they may be a client's."""
     text = _FURTHER_LINES.sub("", text[:VALUE_CHARS_MAX])
     return _NUMBER.sub(_HIDDEN, _QUOTED.sub(_HIDDEN, text))
@@ -188,7 +188,7 @@ def _without(secrets: Collection[str], value: object) -> object:
     if isinstance(value, str):
         for secret in secrets:
             value = value.replace(secret, "***")
-        return masked(value)
+        return redacted(value)
     if isinstance(value, Mapping):
         return {name: _without(secrets, each) for name, each in value.items()}
     if isinstance(value, list | tuple):

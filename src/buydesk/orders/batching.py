@@ -1,9 +1,9 @@
 """Batches, not hops: orders that arrive while a batch is under way form the next batch. No timers.
 
 create_buy_order sends its batches to the ledger (db_proxy, when that runs elsewhere), db_proxy sends its own to
-PostgreSQL: both by `PlacingQueue`. One batch is under way at a time. A batch whose outcome is unknown is sent again,
+PostgreSQL: both by `OrderBatcher`. One batch is under way at a time. A batch whose outcome is unknown is sent again,
 the same items with the same ids and prices, until their time is up. Which answer proves what is in
-docs/decisions/0016, and here in `_settle` and `_answer`.
+docs/decisions/0016, and here in `_send_until_known` and `_resolve`.
 
 A ledger that is too slow for its orders gets no more of them than it can answer: an order that has waited so long that
 its outcome might not be known in time is refused instead of sent, and a batch is no larger than the ledger settles in
@@ -28,54 +28,54 @@ from buydesk.orders.model import OrderLedger, Outcome, Placement, Refused
 from buydesk.settings import Settings
 from buydesk.times import format_time
 
-# Halves are no smaller than this: a batch has a cost of its own, whatever is in it.
+# A pipelined batch is no smaller than this: each batch has a cost of its own, whatever is in it.
 SMALL_BATCH = 32
-_SWEEP_SECONDS = 0.25
-_NOT_TOLD = "the ledger could not tell"
-_AWAY = (LedgerUnavailable, WrongMode)
+_LATE_CHECK_SECONDS = 0.25
+_NO_REASON = "the ledger gave no reason"
+_DOWN = (LedgerUnavailable, WrongMode)
 
 
-class Waiting(msgspec.Struct, eq=False):
+class PendingOrder(msgspec.Struct, eq=False):
     """An order on its way to the ledger. `give_up_at` is monotonic time; `resent` says that an answer was lost;
     `request` is the id of the one that brought it."""
 
     item: Placement
     give_up_at: float
-    answer: asyncio.Future[Outcome]
+    outcome: asyncio.Future[Outcome]
     request: str | None
     resent: bool = False
 
-    def settle(self, outcome: Outcome) -> None:
-        """Answers, unless whoever asked is gone: that must not hurt the others of the batch."""
-        if not self.answer.done():
-            self.answer.set_result(outcome)
+    def resolve(self, outcome: Outcome) -> None:
+        """Hands over the outcome, unless whoever waited is gone: that must not affect the rest of the batch."""
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
 
 
-class PlacingQueue:
+class OrderBatcher:
     """The bounded queue in front of a ledger. Every order put in gets one outcome, in time.
 
-    `halves` is for the edge, whose clients each wait for their own order: of a long queue it sends one half, so that
+    `pipelined` is for the edge, whose clients each wait for their own order: of a long queue it sends one half, so that
     answers are written and new orders read while the ledger has the other. If it sent all, it and the ledger would take
     turns, each idle while the other works.
     """
 
-    def __init__(self, ledger: OrderLedger, settings: Settings, service: str, *, halves: bool = False) -> None:
-        self._halves = halves
+    def __init__(self, ledger: OrderLedger, settings: Settings, service: str, *, pipelined: bool = False) -> None:
+        self._pipelined = pipelined
         self._ledger = ledger
         self._settings = settings
         self._log = logging.getLogger(f"buydesk.services.{service}")
         # What a ledger that works needs at the most. A connection gone silent must not cost an order all of its time.
         self._sending_seconds = settings.connect_seconds_max + settings.statement_seconds_max
         self._batch_max = settings.batch_orders_max  # fewer while the ledger is slow
-        self._queue: deque[Waiting] = deque()
+        self._queue: deque[PendingOrder] = deque()
         self._arrived = asyncio.Event()
         self._closing = False
         self._workers: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> "PlacingQueue":
+    async def __aenter__(self) -> "OrderBatcher":
         workers = [self._work() for _ in range(self._ledger.batches_at_once)]
         self._workers = [asyncio.create_task(worker) for worker in workers]
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._refusing_late = asyncio.create_task(self._refuse_late())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -83,14 +83,14 @@ class PlacingQueue:
         self._closing = True
         self._arrived.set()
         await asyncio.gather(*self._workers)
-        self._sweeper.cancel()
+        self._refusing_late.cancel()
 
     @property
     def waiting(self) -> int:
         """How many orders wait for the next batch."""
         return len(self._queue)
 
-    def put(self, items: Sequence[Placement], give_up_at: float) -> list[Waiting]:
+    def put(self, items: Sequence[Placement], give_up_at: float) -> list[PendingOrder]:
         """Queues the items together, in this order, to be answered by `give_up_at` (monotonic time).
 
         Raises Overloaded when they do not fit or the queue is closing: then none of them was queued.
@@ -100,7 +100,7 @@ class PlacingQueue:
         if len(self._queue) + len(items) > self._settings.orders_waiting_max:
             raise Overloaded(f"{len(self._queue)} orders are waiting already.", retry_after_seconds=1)
         loop, request = asyncio.get_running_loop(), request_ids.current()
-        added = [Waiting(item, give_up_at, loop.create_future(), request) for item in items]
+        added = [PendingOrder(item, give_up_at, loop.create_future(), request) for item in items]
         self._queue += added
         self._arrived.set()
         return added
@@ -113,9 +113,9 @@ class PlacingQueue:
             while batch := self._next_batch():
                 _begin(batch)
                 try:
-                    await self._settle(batch)
+                    await self._send_until_known(batch)
                 except Exception:
-                    failed = [each for each in batch if not each.answer.done()]
+                    failed = [each for each in batch if not each.outcome.done()]
                     self._log.exception(
                         "a batch of %d orders failed unexpectedly", len(batch), extra={"orders": _named(failed)}
                     )
@@ -125,11 +125,11 @@ class PlacingQueue:
 
     def _batch_size(self) -> int:
         waiting = len(self._queue)
-        if self._halves and waiting > SMALL_BATCH:
+        if self._pipelined and waiting > SMALL_BATCH:
             waiting = max(SMALL_BATCH, waiting // 2)
         return min(waiting, self._batch_max)
 
-    def _fit(self, orders: int, seconds: float) -> None:
+    def _adapt_batch_size(self, orders: int, seconds: float) -> None:
         """Makes the next batches as large as the ledger is fast, seen that it took so long for so many orders."""
         seconds_max = self._ledger.place_seconds / 2
         if seconds > seconds_max:
@@ -137,27 +137,31 @@ class PlacingQueue:
         elif orders >= self._batch_max:
             self._batch_max = min(2 * self._batch_max, self._settings.batch_orders_max)
 
-    async def _settle(self, batch: Sequence[Waiting]) -> None:
+    async def _send_until_known(self, batch: Sequence[PendingOrder]) -> None:
         """Sends the batch until each of its orders has an outcome, or no time left."""
         left = list(batch)
-        while left := self._in_time(left):
+        while left := self._still_in_time(left):
             sent_at = time.monotonic()
             seconds = min(min(each.give_up_at for each in left) - sent_at, self._sending_seconds)
-            why = _NOT_TOLD
+            why = _NO_REASON
             try:
                 outcomes = await self._ledger.place([each.item for each in left], seconds)
             except DeskError as error:
                 outcomes = [Refused(error)] * len(left)
                 why = error.for_operators
-            self._fit(len(left), time.monotonic() - sent_at)
-            answered = zip(left, outcomes, strict=True)
-            left = self._lost([each for each, outcome in answered if not self._answer(each, outcome)], why)
+            self._adapt_batch_size(len(left), time.monotonic() - sent_at)
+            unknown = []
+            for each, outcome in zip(left, outcomes, strict=True):
+                if not self._resolve(each, outcome):
+                    unknown.append(each)
+            left = unknown
             if left:
-                self._refuse_waiting_if_away(outcomes)
+                self._mark_unknown(left, why)
+                self._refuse_waiting_if_down(outcomes)
                 await asyncio.sleep(self._settings.resend_pause_seconds)
 
-    def _answer(self, each: Waiting, outcome: Outcome) -> bool:
-        """Answers the order, unless that is no answer: False then."""
+    def _resolve(self, each: PendingOrder, outcome: Outcome) -> bool:
+        """Gives the order its outcome, unless this proves none: False then."""
         if isinstance(outcome, Refused):
             problem = outcome.problem
             # That it was not stored this time proves nothing of an earlier sending, unless the ledger looked for that.
@@ -167,65 +171,63 @@ class PlacingQueue:
                 # The line of the request, which knows nothing of batches, so that both can be found from either.
                 known = {"request_id": each.request, "batch": request_ids.current()}
                 self._log.warning("order %s met a fault: %s", each.item.order.id, problem.detail, extra=known)
-        each.settle(outcome)
+        each.resolve(outcome)
         return True
 
-    def _lost(self, left: list[Waiting], why: str) -> list[Waiting]:
-        """The orders whose outcome is unknown, all of them; each is named in the log when it becomes one of them."""
-        if left:
-            names = _named(each for each in left if not each.resent)
-            told = {"orders": names} if names else None
-            self._log.warning("outcome of %d orders unknown, sending them again: %s", len(left), why, extra=told)
-        for each in left:
+    def _mark_unknown(self, orders: Sequence[PendingOrder], why: str) -> None:
+        """The outcome of these orders is unknown; the log names each of them once, when it becomes so."""
+        names = _named(each for each in orders if not each.resent)
+        extra = {"orders": names} if names else None
+        self._log.warning("outcome of %d orders unknown, sending them again: %s", len(orders), why, extra=extra)
+        for each in orders:
             each.resent = True
-        return left
 
-    def _in_time(self, sent: Iterable[Waiting]) -> list[Waiting]:
-        """Answers those whose time is up, whatever became of what was sent; returns the others."""
+    def _still_in_time(self, sent: Iterable[PendingOrder]) -> list[PendingOrder]:
+        """The orders whose time is not up; the others get their outcome, whatever became of what was sent."""
         now = time.monotonic()
         still = [each for each in sent if each.give_up_at > now]
         self._refuse_unknown(each for each in sent if each.give_up_at <= now)
         return still
 
-    def _refuse_waiting_if_away(self, outcomes: Iterable[Outcome]) -> None:
-        """Orders that were never sent do not wait behind those that are sent again to a ledger that says it is away."""
+    def _refuse_waiting_if_down(self, outcomes: Iterable[Outcome]) -> None:
+        """Orders that were never sent do not wait behind those that are sent again to a ledger that says it is down."""
         problems = [outcome.problem for outcome in outcomes if isinstance(outcome, Refused)]
-        away = next((problem for problem in problems if isinstance(problem, _AWAY)), None)
+        away = next((problem for problem in problems if isinstance(problem, _DOWN)), None)
         while away is not None and self._queue:
-            self._queue.popleft().settle(Refused(away))
+            self._queue.popleft().resolve(Refused(away))
 
-    def _refuse_unknown(self, lost: Iterable[Waiting]) -> None:
+    def _refuse_unknown(self, lost: Iterable[PendingOrder]) -> None:
         for each in lost:
-            each.settle(Refused(outcome_unknown(each.item, self._settings)))
+            each.resolve(Refused(outcome_unknown(each.item, self._settings)))
 
-    def _next_batch(self) -> list[Waiting]:
+    def _next_batch(self) -> list[PendingOrder]:
         orders = self._batch_size()
-        batch: list[Waiting] = []
+        batch: list[PendingOrder] = []
         while self._queue and len(batch) < orders:
-            if not self._refused_late(each := self._queue.popleft()):
+            if not self._refused_as_late(each := self._queue.popleft()):
                 batch.append(each)
         return batch
 
-    def _refused_late(self, each: Waiting) -> bool:
-        """Whether the order, which was never sent, has waited too long to be sent; then it is answered."""
+    def _refused_as_late(self, each: PendingOrder) -> bool:
+        """Whether the order, which was never sent, has waited too long to be sent; then it is refused."""
         if each.give_up_at - time.monotonic() >= self._ledger.place_seconds:
             return False
-        each.settle(Refused(Overloaded("The order waited too long.", retry_after_seconds=1)))
+        each.resolve(Refused(Overloaded("The order waited too long.", retry_after_seconds=1)))
         return True
 
-    async def _sweep(self) -> None:
-        """Answers orders that have waited too long, while they wait."""
+    async def _refuse_late(self) -> None:
+        """Refuses orders that have waited too long, while they wait."""
         while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
-            self._queue = deque(each for each in self._queue if not self._refused_late(each))
+            await asyncio.sleep(_LATE_CHECK_SECONDS)
+            self._queue = deque(each for each in self._queue if not self._refused_as_late(each))
 
 
-def _begin(batch: Sequence[Waiting]) -> None:
+def _begin(batch: Sequence[PendingOrder]) -> None:
     """A batch of one order goes under the id of the order's request: then one id leads over all hops."""
     request_ids.begin(batch[0].request if len(batch) == 1 else None)
 
 
-def _named(orders: Iterable[Waiting]) -> dict[str, str | None]:
+def _named(orders: Iterable[PendingOrder]) -> dict[str, str | None]:
     """The orders' ids, each with the id of the request that brought it: for the log."""
     return {str(each.item.order.id): each.request for each in orders}
 

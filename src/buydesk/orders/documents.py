@@ -30,7 +30,7 @@ from buydesk.orders.model import (
     priced,
 )
 from buydesk.prices.documents import record_document, record_from
-from buydesk.prices.model import PriceRecord, Quote, Rejection, Rule, Signature
+from buydesk.prices.model import PriceRecord, Quote, RejectedQuote, Rule, Signature
 from buydesk.reading import read_boolean, read_currency, read_id, read_integer, read_object, read_text, read_time
 
 
@@ -89,8 +89,8 @@ def placement_from(document: object, records: dict[uuid.UUID, PriceRecord]) -> P
             if parse_rate(read_text(document[member])) != rate_e8:
                 raise ValueError("is not the rate of the price record")
             member = "bitcoin_amount"
-            told = read_text(document[member])
-            if told != format_btc(satoshi) and parse_btc(told) != satoshi:
+            given = read_text(document[member])
+            if given != format_btc(satoshi) and parse_btc(given) != satoshi:
                 raise ValueError(f"must be {format_btc(satoshi)}, the amount at this rate, rounded up")
     except KeyError as error:
         raise InvalidRequest.of(member, "is missing") from error
@@ -217,7 +217,7 @@ EXAMPLE_RECORD = PriceRecord(
         for currency, rate_e8 in _RATES_E8.items()
         for source, spread_e8 in (("sandbox-2", 200_000_000), ("sandbox-3", 400_000_000))
     ),
-    rejected=(Rejection("sandbox-1", "gave no answer within 5 s"),),
+    rejected=(RejectedQuote("sandbox-1", "gave no answer within 5 s"),),
     rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
     decided_at=datetime(2026, 1, 31, 9, 4, 51, 250_000, tzinfo=UTC),
     signature=Signature(

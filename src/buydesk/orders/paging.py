@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from buydesk.bounds import SLICE_ITEMS, Places, in_slices
+from buydesk.bounds import SLICE_ITEMS, Bulkhead, in_slices
 from buydesk.orders.model import Anchor, Order, OrderLedger, Page
 from buydesk.settings import Settings
 
@@ -18,7 +18,7 @@ class PageReader:
 
     def __init__(self, ledger: OrderLedger, settings: Settings) -> None:
         self._ledger = ledger
-        self._large = Places(_LARGE_PAGES_AT_ONCE, settings.reads_waiting_max, settings.read_wait_seconds_max)
+        self._large = Bulkhead(_LARGE_PAGES_AT_ONCE, settings.reads_waiting_max, settings.read_wait_seconds_max)
 
     async def read(self, anchor: Anchor, page_size: int, document: Callable[[Order], T]) -> tuple[Page, list[T]]:
         """The page, and the document of each of its orders; raises Overloaded, LedgerUnavailable."""

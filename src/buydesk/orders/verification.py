@@ -18,7 +18,7 @@ from buydesk.prices.model import (
     require_plausible,
 )
 from buydesk.prices.rule import decide, listed, rule_of
-from buydesk.prices.signing import doubt_of_signature
+from buydesk.prices.signing import signature_discrepancy
 from buydesk.settings import PRICE_TTL_SECONDS_MAX, SOURCES_MIN, Settings
 from buydesk.times import format_time
 
@@ -40,17 +40,19 @@ def require_proven(record: PriceRecord, settings: Settings, now: datetime) -> No
 @lru_cache(maxsize=8)
 def _unproven(record: PriceRecord, limits: Rule, keys: tuple[str, ...]) -> str:
     """Why the record's price is not proven within the limits, "" when it is."""
-    doubts_of_origin = filter(None, [doubt_of_signature(record, keys), _doubt_of_sources(record)])
-    return "; ".join([*doubts_of_origin, *_doubts_of_record(record), *_doubts_of_limits(record.rule or limits, limits)])
+    doubts_of_origin = filter(None, [signature_discrepancy(record, keys), _discrepancy_of_sources(record)])
+    return "; ".join(
+        [*doubts_of_origin, *_discrepancies_of_record(record), *_discrepancies_of_limits(record.rule or limits, limits)]
+    )
 
 
-def _doubt_of_sources(record: PriceRecord) -> str:
+def _discrepancy_of_sources(record: PriceRecord) -> str:
     named = {quote.source for quote in record.used} | {each.source for each in record.rejected}
     strange = sorted(named.difference(SOURCES[record.feed]))
     return f"the desk has no source {', '.join(strange)}" if strange else ""
 
 
-def _doubts_of_limits(rule: Rule, limits: Rule) -> Iterator[str]:
+def _discrepancies_of_limits(rule: Rule, limits: Rule) -> Iterator[str]:
     allowed = {
         "quote_age_seconds": (rule.quote_age_seconds_max, limits.quote_age_seconds_max),
         "spread_bp": (rule.spread_bp_max, limits.spread_bp_max),
@@ -63,20 +65,20 @@ def _doubts_of_limits(rule: Rule, limits: Rule) -> Iterator[str]:
         yield f"its rule is content with {rule.sources_min} sources, and this desk needs {limits.sources_min}"
 
 
-def doubts(order: Order, record: PriceRecord, clock_skew: timedelta = timedelta()) -> list[str]:
+def discrepancies(order: Order, record: PriceRecord, clock_skew: timedelta = timedelta()) -> list[str]:
     """What of the order does not follow from the record; an empty list means that it is proven.
 
     `clock_skew` is how far the clock that dated the order may be behind the one that dated the price.
     """
-    return [*_doubts_of_order(order, record, clock_skew), *_doubts_of_record(record)]
+    return [*_discrepancies_of_order(order, record, clock_skew), *_discrepancies_of_record(record)]
 
 
-def _doubts_of_order(order: Order, record: PriceRecord, clock_skew: timedelta) -> Iterator[str]:
+def _discrepancies_of_order(order: Order, record: PriceRecord, clock_skew: timedelta) -> Iterator[str]:
     if order.price_id != record.id:
         yield f"the order was priced with record {order.price_id}, and this is {record.id}"
     if order.livemode != (record.feed == "live"):
         yield f"an order with livemode {order.livemode} was priced with a {record.feed} record"
-    yield from _doubts_of_amount(order, record.rates_e8.get(order.currency, 0))
+    yield from _discrepancies_of_amount(order, record.rates_e8.get(order.currency, 0))
     if order.price_as_of != record.as_of:
         yield f"the price is dated {format_time(order.price_as_of)}, and the record {format_time(record.as_of)}"
     if order.created_at >= record.expires_at:
@@ -87,7 +89,7 @@ def _doubts_of_order(order: Order, record: PriceRecord, clock_skew: timedelta) -
         yield f"the order is of {format_time(order.created_at)}, and the price came at {format_time(known_at)}"
 
 
-def _doubts_of_amount(order: Order, rate_e8: int) -> Iterator[str]:
+def _discrepancies_of_amount(order: Order, rate_e8: int) -> Iterator[str]:
     if rate_e8 <= 0:
         yield f"the record has no rate for {order.currency}"
         return
@@ -98,7 +100,7 @@ def _doubts_of_amount(order: Order, rate_e8: int) -> Iterator[str]:
         yield f"the bitcoin amount is {format_btc(order.satoshi)}, and the record makes it {format_btc(satoshi)}"
 
 
-def _doubts_of_record(record: PriceRecord) -> Iterator[str]:
+def _discrepancies_of_record(record: PriceRecord) -> Iterator[str]:
     valid_for = record.expires_at - record.as_of
     if not timedelta() < valid_for <= timedelta(seconds=PRICE_TTL_SECONDS_MAX):
         yield f"the record is valid for {valid_for.total_seconds():g} s"
@@ -113,10 +115,10 @@ def _doubts_of_record(record: PriceRecord) -> Iterator[str]:
     elif record.rule.version != RULE_VERSION:
         yield f"version {record.rule.version} of the pricing rule is not known"
     else:
-        yield from _doubts_of_rule(record, record.rule, record.decided_at)
+        yield from _discrepancies_of_rule(record, record.rule, record.decided_at)
 
 
-def _doubts_of_rule(record: PriceRecord, rule: Rule, decided_at: datetime) -> Iterator[str]:
+def _discrepancies_of_rule(record: PriceRecord, rule: Rule, decided_at: datetime) -> Iterator[str]:
     rejected = [each.quote for each in record.rejected if each.quote is not None]
     verdict = decide([*record.used, *rejected], decided_at, rule)
     if verdict.missing:

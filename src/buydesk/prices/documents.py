@@ -7,15 +7,15 @@ from typing import Any, TypeVar
 from buydesk.money import Currency, format_rate, parse_rate
 from buydesk.prices.model import (
     Feed,
-    FeedState,
+    FeedStatus,
     NotARecord,
     PricePoint,
     PriceRecord,
     Quote,
-    Rejection,
+    RejectedQuote,
     Rule,
     Signature,
-    SourceState,
+    SourceStatus,
 )
 from buydesk.reading import read_currency, read_id, read_integer, read_list, read_object, read_text, read_time
 from buydesk.times import format_time
@@ -91,8 +91,8 @@ def point_from(document: object) -> PricePoint:
     )
 
 
-def feed_state_document(state: FeedState) -> dict[str, object]:
-    """The state of the sources as JSON members; `feed_state_from` reads them back."""
+def feed_status_document(state: FeedStatus) -> dict[str, object]:
+    """The state of the sources as JSON members; `feed_status_from` reads them back."""
     return {
         "at": format_time(state.at),
         "feed": state.feed,
@@ -113,10 +113,10 @@ def feed_state_document(state: FeedState) -> dict[str, object]:
     }
 
 
-def feed_state_from(document: object) -> FeedState:
-    """The state of a document made by `feed_state_document`; raises NotARecord for anything else."""
+def feed_status_from(document: object) -> FeedStatus:
+    """The state of a document made by `feed_status_document`; raises NotARecord for anything else."""
     state = _read({"state": document}, "state", read_object)
-    return FeedState(
+    return FeedStatus(
         _read(state, "at", read_time),
         _read(state, "feed", _feed),
         _read(state, "problem", read_text),
@@ -173,18 +173,18 @@ def _quote(quote: Mapping[str, object], where: str) -> Quote:
     )
 
 
-def _rejection(rejection: Mapping[str, object], where: str) -> Rejection:
+def _rejection(rejection: Mapping[str, object], where: str) -> RejectedQuote:
     quote = _optional(rejection, "quote", read_object, where)
-    return Rejection(
+    return RejectedQuote(
         _read(rejection, "source", read_text, where),
         _read(rejection, "reason", read_text, where),
         None if quote is None else _quote(quote, f"{where}quote."),
     )
 
 
-def _source_state(state: Mapping[str, object], where: str) -> SourceState:
+def _source_state(state: Mapping[str, object], where: str) -> SourceStatus:
     mids = _optional(state, "mids", read_object, where)
-    return SourceState(
+    return SourceStatus(
         _read(state, "source", read_text, where),
         _read(state, "detail", read_text, where),
         _read(state, "failures", read_integer, where),

@@ -1,4 +1,4 @@
-"""Prices: quotes, the price record made of them, the freshness rule; the ports PriceBoard and PriceSource.
+"""Prices: quotes, the price record made of them, the freshness rule; the ports PriceStore and PriceSource.
 
 How quotes become a record is `pricing`'s, how a record is written as JSON `price_documents`'.
 """
@@ -46,7 +46,7 @@ class Quote:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejection:
+class RejectedQuote:
     """A source that gave no quotes, or one of its quotes that was not used, and why."""
 
     source: str
@@ -94,7 +94,7 @@ class PriceRecord:
     feed: Feed
     rates_e8: Mapping[Currency, int]
     used: tuple[Quote, ...] = ()
-    rejected: tuple[Rejection, ...] = ()
+    rejected: tuple[RejectedQuote, ...] = ()
     replayed_from: datetime | None = None
     rule: Rule | None = None
     decided_at: datetime | None = None
@@ -118,14 +118,14 @@ class PriceRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class SourceResponse:
     """What a source says when it is asked: its quotes, and what of its answer could not be used.
 
     `replayed_from` is the historic minute it replays; None for a market.
     """
 
     quotes: tuple[Quote, ...]
-    rejected: tuple[Rejection, ...] = ()
+    rejected: tuple[RejectedQuote, ...] = ()
     replayed_from: datetime | None = None
 
 
@@ -140,7 +140,7 @@ class PricePoint:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceState:
+class SourceStatus:
     """How a source is. `detail` says what is wrong, "" when all of its last quotes were used.
 
     `mids_e8` are of its last quotes, observed at `quoted_at`, however long ago: None before the first. `failures`
@@ -159,13 +159,13 @@ class SourceState:
 
 
 @dataclass(frozen=True, slots=True)
-class FeedState:
+class FeedStatus:
     """How all sources were when they were last asked. `problem` says why that gave no price, "" if it did."""
 
     at: datetime
     feed: Feed
     problem: str
-    sources: tuple[SourceState, ...]
+    sources: tuple[SourceStatus, ...]
 
 
 class NotARecord(ValueError):
@@ -182,29 +182,29 @@ class PriceSource(Protocol):
 
     name: str
 
-    async def quotes(self) -> Observation:
+    async def quotes(self) -> SourceResponse:
         """The present quotes; raises SourceFailed."""
         ...
 
     async def close(self) -> None: ...
 
 
-class PriceBoard(Protocol):
-    """Where the current price record hangs, and those of the last day."""
+class PriceStore(Protocol):
+    """Holds the current price record, and those of the last day."""
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
-        """Hangs a record and returns it as it hangs; raises PriceSuperseded if a newer one hangs already,
-        PriceBoardUnavailable.
+        """Makes a record the current one and returns it as stored; raises PriceSuperseded if the current one is newer,
+        PriceStoreUnavailable.
 
         One from the future (`observed_by`) is not newer: it gives way, and leaves the history. So does another one of
         the same moment.
-        The record that hangs may be published again, and stays as it was.
+        The current record may be published again, and stays as it was.
         """
         ...
 
     async def latest(self) -> PriceRecord:
         """The valid record; raises PriceUnavailable (none within a day, or of the future), PriceStale,
-        PriceBoardUnavailable."""
+        PriceStoreUnavailable."""
         ...
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
@@ -212,23 +212,23 @@ class PriceBoard(Protocol):
 
         Those from the future (`observed_by`) are left out. When there are more than `points` (1 to
         HISTORY_POINTS_MAX): the last one of each `history_span`, of as many spans, the newest. Costs as much as the
-        points returned, however many records there are. Raises PriceBoardUnavailable.
+        points returned, however many records there are. Raises PriceStoreUnavailable.
         """
         ...
 
-    async def tell(self, state: FeedState) -> None:
-        """Hangs how the sources are beside the record, in the place of what was told before.
+    async def put_feed_status(self, state: FeedStatus) -> None:
+        """Stores how the sources are, in the place of the status before.
 
-        Raises PriceBoardUnavailable.
+        Raises PriceStoreUnavailable.
         """
         ...
 
-    async def feed_state(self) -> FeedState:
-        """What was told last; raises PriceUnavailable when nothing was within a day, PriceBoardUnavailable."""
+    async def feed_status(self) -> FeedStatus:
+        """The last status; raises PriceUnavailable when there is none of the last day, PriceStoreUnavailable."""
         ...
 
     async def check(self) -> None:
-        """Raises PriceBoardUnavailable when the board cannot be used."""
+        """Raises PriceStoreUnavailable when the store cannot be used."""
         ...
 
     async def close(self) -> None: ...
@@ -244,25 +244,25 @@ def stale(as_of: datetime, expires_at: datetime) -> PriceStale:
     )
 
 
-def superseded(hanging_as_of: datetime) -> PriceSuperseded:
-    """The refusal to hang a record in the place of a newer one."""
-    text = format_time(hanging_as_of)
-    return PriceSuperseded(f"A record observed at {text} hangs already.", as_of=text)
+def superseded(current_as_of: datetime) -> PriceSuperseded:
+    """The refusal to publish a record in the place of a newer one."""
+    text = format_time(current_as_of)
+    return PriceSuperseded(f"A record observed at {text} is published already.", as_of=text)
 
 
-def valid_record(hanging: PriceRecord | None, now: datetime, skew_seconds_max: float) -> PriceRecord:
-    """The record that hangs, if it may be used now; raises PriceUnavailable if there is none, or PriceStale.
+def valid_record(current: PriceRecord | None, now: datetime, skew_seconds_max: float) -> PriceRecord:
+    """The current record, if it may be used now; raises PriceUnavailable if there is none, or PriceStale.
 
     One from the future (`observed_by`) is none: the clock was set back since, and its `expires_at` means nothing.
     """
-    if hanging is None or now - hanging.as_of >= KEPT_FOR or hanging.as_of > observed_by(now, skew_seconds_max):
+    if current is None or now - current.as_of >= KEPT_FOR or current.as_of > observed_by(now, skew_seconds_max):
         raise PriceUnavailable("No price has been proven within the last day.", retry_after_seconds=RETRY_AFTER_SECONDS)
-    hanging.require_fresh(now)
-    return hanging
+    current.require_fresh(now)
+    return current
 
 
 class Countdown:
-    """How long the record that hangs may still be used. `clock` counts seconds, monotonically.
+    """How long the current record may still be used. `clock` counts seconds, monotonically.
 
     From the first look at a record on, a wall clock that steps back does not make it valid for longer.
     """
@@ -284,13 +284,13 @@ class Countdown:
         return record
 
 
-def told_state(told: FeedState | None, now: datetime) -> FeedState:
-    """What was told last, if that was within a day; raises PriceUnavailable."""
-    if told is None or now - told.at >= KEPT_FOR:
+def recent_feed_status(status: FeedStatus | None, now: datetime) -> FeedStatus:
+    """The status, if it is of the last day; raises PriceUnavailable."""
+    if status is None or now - status.at >= KEPT_FOR:
         raise PriceUnavailable(
-            "Nothing has been told of the price sources within the last day.", retry_after_seconds=RETRY_AFTER_SECONDS
+            "The price sources have no status of the last day.", retry_after_seconds=RETRY_AFTER_SECONDS
         )
-    return told
+    return status
 
 
 def history_span(minutes: int, points: int) -> timedelta:
@@ -323,7 +323,7 @@ def require_plausible(
         raise NotARecord("expires_at", f"must not be more than {ttl_seconds_max:g} s after as_of")
 
 
-def require_plausible_state(state: FeedState, feed: Feed, skew_seconds_max: float, now: datetime) -> None:
+def require_plausible_status(state: FeedStatus, feed: Feed, skew_seconds_max: float, now: datetime) -> None:
     """Raises NotARecord for the state of another feed, and for one from the future."""
     if state.feed != feed:
         raise NotARecord("feed", f"must be {feed}, the feed of this desk")

@@ -1,6 +1,6 @@
-"""Asking one price source: its time limit, its breaker, and what is known of it.
+"""Polling one price source: its time limit, its circuit breaker, and its status.
 
-A source is hostile input: whatever it does, asking it ends within its time limit, costs a bounded amount of memory and
+A source is hostile input: whatever it does, polling it ends within its time limit, costs a bounded amount of memory and
 raises nothing.
 """
 
@@ -12,13 +12,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from buydesk.errors import SourceFailed
-from buydesk.prices.model import Observation, PriceSource, Quote, Rejection, SourceState
+from buydesk.prices.model import PriceSource, Quote, RejectedQuote, SourceResponse, SourceStatus
 from buydesk.prices.rule import is_price
 from buydesk.settings import Settings
 from buydesk.times import utc_now
 
-# A source that failed so often in a row is left alone for a while.
-FAILURES_BEFORE_REST = 3
+# The circuit breaker opens when a source has failed so often in a row.
+FAILURES_BEFORE_OPEN = 3
 # What a source says ends up in the record: so many quotes and rejections, and so many characters of a reason.
 ANSWER_ITEMS_MAX = 12
 REASON_CHARS_MAX = 200
@@ -26,8 +26,8 @@ REASON_CHARS_MAX = 200
 _log = logging.getLogger(__name__)
 
 
-class AskedSource:
-    """A source, as it is asked tick by tick. `failures_total` counts the calls that failed, not those left out.
+class SourcePoller:
+    """Polls a source, tick by tick. `failures_total` counts the calls that failed, not those left out.
 
     `clock` counts seconds, monotonically.
     """
@@ -44,40 +44,42 @@ class AskedSource:
         self.failures_total = 0
         self._source = source
         self._seconds_max = settings.source_seconds_max
-        self._rest_seconds_min = settings.source_rest_seconds
-        self._rest_seconds_max = settings.source_rest_seconds_max
+        self._cooldown_seconds_min = settings.source_cooldown_seconds
+        self._cooldown_seconds_max = settings.source_cooldown_seconds_max
         self._now = now
         self._clock = clock
-        self._call: asyncio.Task[Observation | Exception] | None = None
+        self._running_call: asyncio.Task[SourceResponse | Exception] | None = None
         self._problem = "has not been asked yet"
         self._failures = 0
         self._last_error = ""
         self._failed_at: datetime | None = None
-        self._rest_seconds = 0.0
-        self._rests_until = clock()
+        self._cooldown_seconds = 0.0
+        self._open_until = clock()
         self._quotes: tuple[Quote, ...] = ()
 
-    async def ask(self) -> Observation:
+    async def poll(self) -> SourceResponse:
         """What the source says now; without quotes, and with the reason as a rejection, when that is nothing usable.
 
-        While the source rests it is not asked. After its rest one call is let through: if that fails too, the next rest
-        is twice as long.
+        While the circuit breaker is open the source is not asked. After the cool-down one call is let through: if that
+        fails too, the next cool-down is twice as long.
         """
-        if self._clock() < self._rests_until:
-            return self._nothing(f"is left alone after {self._failures} failures in a row; the last: {self._problem}")
+        if self._clock() < self._open_until:
+            return self._without_quotes(
+                f"is left alone after {self._failures} failures in a row; the last: {self._problem}"
+            )
         try:
-            seen = _checked(self.name, await self._answer())
+            seen = _checked(self.name, await self._call_source())
         except Exception as error:
-            self._fail(error)
-            return self._nothing(self._problem)
-        self._problem, self._failures, self._rest_seconds = "", 0, 0.0
+            self._record_failure(error)
+            return self._without_quotes(self._problem)
+        self._problem, self._failures, self._cooldown_seconds = "", 0, 0.0
         self._quotes = seen.quotes
         return seen
 
-    def state(self, unused: str = "") -> SourceState:
+    def state(self, unused: str = "") -> SourceStatus:
         """How the source is; `unused` says why quotes of its last answer were not used."""
-        rest_seconds = self._rests_until - self._clock()
-        return SourceState(
+        left_seconds = self._open_until - self._clock()
+        return SourceStatus(
             source=self.name,
             detail=self._problem or unused,
             failures=self._failures,
@@ -86,29 +88,29 @@ class AskedSource:
             quoted_at=min((quote.observed_at for quote in self._quotes), default=None),
             last_error=self._last_error,
             failed_at=self._failed_at,
-            resting_until=self._now() + timedelta(seconds=rest_seconds) if rest_seconds > 0 else None,
+            resting_until=self._now() + timedelta(seconds=left_seconds) if left_seconds > 0 else None,
         )
 
-    async def _answer(self) -> Observation:
+    async def _call_source(self) -> SourceResponse:
         """The source's answer, in time; raises SourceFailed, and whatever else the source raises."""
-        if self._call is not None and not self._call.done():
+        if self._running_call is not None and not self._running_call.done():
             # It was cancelled and goes on all the same: another call would be one more, for ever.
             raise SourceFailed("is still busy with an earlier call")
         # A task of its own: not even a call that cannot be cancelled is waited for any longer.
-        self._call = call = asyncio.create_task(_outcome(self._source))
+        self._running_call = call = asyncio.create_task(_result_of(self._source))
         try:
             await asyncio.wait([call], timeout=self._seconds_max)
         finally:
             call.cancel()
         if not call.done():
             raise SourceFailed(f"gave no answer within {self._seconds_max:g} s")
-        self._call = None
+        self._running_call = None
         outcome = call.result()
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    def _fail(self, error: Exception) -> None:
+    def _record_failure(self, error: Exception) -> None:
         if isinstance(error, SourceFailed):
             self._problem = _short(error.detail.removeprefix(f"{self.name} ").rstrip("."))
         else:
@@ -117,16 +119,16 @@ class AskedSource:
         self._last_error, self._failed_at = self._problem, self._now()
         self._failures += 1
         self.failures_total += 1
-        if self._failures >= FAILURES_BEFORE_REST:
-            longer = max(self._rest_seconds_min, 2 * self._rest_seconds)
-            self._rest_seconds = min(longer, self._rest_seconds_max)
-            self._rests_until = self._clock() + self._rest_seconds
+        if self._failures >= FAILURES_BEFORE_OPEN:
+            longer = max(self._cooldown_seconds_min, 2 * self._cooldown_seconds)
+            self._cooldown_seconds = min(longer, self._cooldown_seconds_max)
+            self._open_until = self._clock() + self._cooldown_seconds
 
-    def _nothing(self, reason: str) -> Observation:
-        return Observation((), (Rejection(self.name, reason),))
+    def _without_quotes(self, reason: str) -> SourceResponse:
+        return SourceResponse((), (RejectedQuote(self.name, reason),))
 
 
-async def _outcome(source: PriceSource) -> Observation | Exception:
+async def _result_of(source: PriceSource) -> SourceResponse | Exception:
     """What became of the call. As a value: of a call that is given up nobody fetches an exception."""
     try:
         return await source.quotes()
@@ -136,15 +138,15 @@ async def _outcome(source: PriceSource) -> Observation | Exception:
         return SourceFailed(f"failed ({type(error).__name__})")
 
 
-def _checked(name: str, seen: Observation) -> Observation:
+def _checked(name: str, seen: SourceResponse) -> SourceResponse:
     """The answer, bounded, under the source's own name only; raises SourceFailed, and anything if it is no answer."""
     if len(seen.quotes) + len(seen.rejected) > ANSWER_ITEMS_MAX:
         raise SourceFailed(f"said more than {ANSWER_ITEMS_MAX} things at once")
-    rejected = tuple(Rejection(name, _short(each.reason)) for each in seen.rejected)
+    rejected = tuple(RejectedQuote(name, _short(each.reason)) for each in seen.rejected)
     if not seen.quotes:
         raise SourceFailed("; ".join(["gave no quotes", *(each.reason for each in rejected)]))
     quotes = tuple(replace(quote, source=name, observed_at=_utc(quote.observed_at)) for quote in seen.quotes)
-    return Observation(quotes, rejected, seen.replayed_from)
+    return SourceResponse(quotes, rejected, seen.replayed_from)
 
 
 def _short(reason: str) -> str:
@@ -154,5 +156,5 @@ def _short(reason: str) -> str:
 
 def _utc(moment: datetime) -> datetime:
     if moment.tzinfo is None:
-        raise SourceFailed("told a time without a zone")
+        raise SourceFailed("gave a time without a zone")
     return moment.astimezone(UTC)

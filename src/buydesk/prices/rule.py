@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
-from buydesk.prices.model import Feed, PriceRecord, Quote, Rejection, Rule
+from buydesk.prices.model import Feed, PriceRecord, Quote, RejectedQuote, Rule
 from buydesk.settings import Settings
 
 _BP = 10_000
@@ -40,7 +40,7 @@ class Verdict:
     rates_e8: Mapping[Currency, int]
     missing: Mapping[Currency, str]
     used: tuple[Quote, ...]
-    rejected: tuple[Rejection, ...]
+    rejected: tuple[RejectedQuote, ...]
 
 
 def rule_of(settings: Settings) -> Rule:
@@ -58,7 +58,7 @@ def decide(quotes: Sequence[Quote], now: datetime, rule: Rule) -> Verdict:
     rates_e8: dict[Currency, int] = {}
     missing: dict[Currency, str] = {}
     used: list[Quote] = []
-    rejected: list[Rejection] = []
+    rejected: list[RejectedQuote] = []
     for currency in Currency:
         fit, dropped = _fit([quote for quote in quotes if quote.currency == currency], now, rule)
         near, far = _near(fit, rule)
@@ -66,7 +66,7 @@ def decide(quotes: Sequence[Quote], now: datetime, rule: Rule) -> Verdict:
         problem = _disagreement(near, rule)
         if problem:
             missing[currency] = problem
-            rejected += [Rejection(quote.source, problem, quote) for quote in near]
+            rejected += [RejectedQuote(quote.source, problem, quote) for quote in near]
         else:
             rates_e8[currency] = median([quote.mid_e8 for quote in near])
             used += near
@@ -98,7 +98,7 @@ def moved(rates_e8: Mapping[Currency, int], before_e8: Mapping[Currency, int], b
 
 def record_of(
     verdict: Verdict,
-    unanswered: Sequence[Rejection],
+    unanswered: Sequence[RejectedQuote],
     feed: Feed,
     *,
     rule: Rule,
@@ -118,7 +118,7 @@ def record_of(
         feed=feed,
         rates_e8=verdict.rates_e8,
         used=verdict.used,
-        rejected=(*verdict.rejected, *(Rejection(each.source, each.reason) for each in unanswered)),
+        rejected=(*verdict.rejected, *(RejectedQuote(each.source, each.reason) for each in unanswered)),
         replayed_from=replayed_from,
         rule=rule,
         decided_at=decided_at,
@@ -155,21 +155,21 @@ def listed(reasons: Mapping[Currency, str]) -> str:
     return "; ".join(f"{', '.join(each)}: {reason}" for reason, each in currencies.items())
 
 
-def _fit(quotes: Sequence[Quote], now: datetime, rule: Rule) -> tuple[list[Quote], list[Rejection]]:
+def _fit(quotes: Sequence[Quote], now: datetime, rule: Rule) -> tuple[list[Quote], list[RejectedQuote]]:
     """Step 1, for the quotes of one currency: those that are fit by themselves, and the others."""
     fit: list[Quote] = []
-    dropped: list[Rejection] = []
+    dropped: list[RejectedQuote] = []
     possible = [quote for quote in quotes if is_price(quote)]
     sources = [quote.source for quote in possible]
     for quote in possible:
         reason = "is not the only one of its source" if sources.count(quote.source) > 1 else _unfit(quote, now, rule)
         if reason:
-            dropped.append(Rejection(quote.source, reason, quote))
+            dropped.append(RejectedQuote(quote.source, reason, quote))
         else:
             fit.append(quote)
     if len(possible) < len(quotes):  # what is no rate cannot be written down either
         impossible = [quote for quote in quotes if quote not in possible]
-        dropped += [Rejection(quote.source, f"{quote.currency}: is no price of a bitcoin") for quote in impossible]
+        dropped += [RejectedQuote(quote.source, f"{quote.currency}: is no price of a bitcoin") for quote in impossible]
     return fit, dropped
 
 
@@ -190,17 +190,17 @@ def _unfit(quote: Quote, now: datetime, rule: Rule) -> str:
     return ""
 
 
-def _near(fit: Sequence[Quote], rule: Rule) -> tuple[list[Quote], list[Rejection]]:
+def _near(fit: Sequence[Quote], rule: Rule) -> tuple[list[Quote], list[RejectedQuote]]:
     """Step 2: the quotes near their median, and the others."""
     if not fit:
         return [], []
     near: list[Quote] = []
-    far: list[Rejection] = []
+    far: list[RejectedQuote] = []
     middle_e8 = median([quote.mid_e8 for quote in fit])
     for quote in fit:
         if differs(quote.mid_e8, middle_e8, rule.deviation_bp_max):
             reason = f"is more than {percent(rule.deviation_bp_max)} from the median"
-            far.append(Rejection(quote.source, reason, quote))
+            far.append(RejectedQuote(quote.source, reason, quote))
         else:
             near.append(quote)
     return near, far

@@ -29,7 +29,7 @@ class Signer:
         return replace(record, signature=Signature(self._public_key, value, record.expires_at))
 
 
-def doubt_of_signature(record: PriceRecord, keys: Collection[str]) -> str:
+def signature_discrepancy(record: PriceRecord, keys: Collection[str]) -> str:
     """Why the record is not proven to come from an owner of one of these public keys, "" when it is.
 
     It may end earlier than what was signed; in all else it has to be the same.

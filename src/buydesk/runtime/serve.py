@@ -10,9 +10,9 @@ from buydesk.embedded.supervisor import watch_supervisor
 from buydesk.http.app import Service
 from buydesk.http.listeners import allow_connections, bind, close
 from buydesk.http.server import serving
-from buydesk.observability.sentry import told
+from buydesk.observability.sentry import error_reporting
 from buydesk.runtime.signals import stop_signals
-from buydesk.runtime.wiring import Wired, wire
+from buydesk.runtime.wiring import WiredServices, wire
 from buydesk.settings import PORTS, Settings
 
 # So many new objects beyond those that went make the garbage collector look; Python's own number is 700.
@@ -20,7 +20,7 @@ GARBAGE_OBJECTS = 20_000
 
 
 @contextlib.asynccontextmanager
-async def running(
+async def serve_apps(
     apps: Mapping[str, Service], listeners: Mapping[str, socket.socket], settings: Settings
 ) -> AsyncIterator[None]:
     """While entered, the apps are served. Leaving drains them one after the other, each for a bounded time."""
@@ -30,12 +30,12 @@ async def running(
         for name in PORTS:
             if name in apps:
                 await stack.enter_async_context(serving(apps[name], listeners[name], settings))
-        with _collector_spared():
+        with _tuned_gc():
             yield
 
 
 @contextlib.contextmanager
-def _collector_spared() -> Iterator[None]:
+def _tuned_gc() -> Iterator[None]:
     """What is there once the services run stays for good: the garbage collector need not look at it again and again,
     nor after every few hundred new objects. Measured: a tenth of an order's time."""
     thresholds = gc.get_threshold()
@@ -59,18 +59,20 @@ async def serve(settings: Settings, service: str) -> None:
         wired = wire(settings, [service])
         if service == "db_proxy":
             await wired.check_mode()
-        async with served(wired, listeners, settings):
+        async with run_wired(wired, listeners, settings):
             await stop.wait()
 
 
 @contextlib.asynccontextmanager
-async def served(wired: Wired, listeners: Mapping[str, socket.socket], settings: Settings) -> AsyncIterator[None]:
+async def run_wired(
+    wired: WiredServices, listeners: Mapping[str, socket.socket], settings: Settings
+) -> AsyncIterator[None]:
     """While entered, what is wired runs, and what it logs as wrong is reported."""
-    async with told(settings, wired.apps):
+    async with error_reporting(settings, wired.apps):
         handler = wired.report_handler()
         logging.getLogger().addHandler(handler)
         try:
-            async with running(wired.apps, listeners, settings):
+            async with serve_apps(wired.apps, listeners, settings):
                 yield
         finally:
             logging.getLogger().removeHandler(handler)

@@ -1,4 +1,4 @@
-"""What `buydesk up` tells once its services run: what is where and, when no orders are taken, why and what to do."""
+"""The startup report of `buydesk up`: what runs where and, when no orders are taken, why and what to do."""
 
 import asyncio
 import contextlib
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 Document = Mapping[str, Any]
 # Given what a service says is missing: whether waiting for it has no sense any more.
-IsHopeless = Callable[[Collection[str]], Awaitable[bool]]
+ShouldStopWaiting = Callable[[Collection[str]], Awaitable[bool]]
 
 
 @dataclass(frozen=True)
-class Parts:
+class Dependencies:
     """What the desk runs on, in words; `given` are the variables that name servers which are not its own."""
 
     database: str
@@ -48,9 +48,11 @@ async def _never(_: Collection[str]) -> bool:
     return False
 
 
-async def until_ready(session: "ClientSession", url: str, seconds_max: float, is_hopeless: IsHopeless = _never) -> str:
+async def wait_until_ready(
+    session: "ClientSession", url: str, seconds_max: float, should_stop_waiting: ShouldStopWaiting = _never
+) -> str:
     """Returns "" when the service is ready, or else, in the end, what it says is missing."""
-    told = _NO_ANSWER
+    reason = _NO_ANSWER
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds_max):
             while True:
@@ -58,39 +60,41 @@ async def until_ready(session: "ClientSession", url: str, seconds_max: float, is
                 if status == HTTPStatus.OK:
                     return ""
                 missing = document.get("missing", [])
-                told = "; ".join(f"{each['what']} ({each['why']})" for each in missing) or told
-                if await is_hopeless([each["what"] for each in missing]):
-                    return told
+                reason = "; ".join(f"{each['what']} ({each['why']})" for each in missing) or reason
+                if await should_stop_waiting([each["what"] for each in missing]):
+                    return reason
                 await asyncio.sleep(READY_POLL_SECONDS)
-    return told
+    return reason
 
 
-async def until_selling(session: "ClientSession", settings: Settings, since: datetime, seconds_max: float) -> str:
-    """As `until_ready` for orders, but when sources that were asked after `since` prove no price, no longer than that:
+async def wait_until_selling(session: "ClientSession", settings: Settings, since: datetime, seconds_max: float) -> str:
+    """As `wait_until_ready` for orders, but no longer than until sources that were asked after `since` prove no price:
     nobody knows when they will."""
 
-    async def is_hopeless(missing: Collection[str]) -> bool:
+    async def should_stop_waiting(missing: Collection[str]) -> bool:
         if list(missing) != ["price"]:
             return False
         state = await _found(session, settings.own_url("api_cache_proxy") + "/sources")
         return state is not None and bool(state["problem"]) and state["at"] >= format_time(since)
 
-    return await until_ready(session, settings.own_url("create_buy_order"), seconds_max, is_hopeless)
+    return await wait_until_ready(session, settings.own_url("create_buy_order"), seconds_max, should_stop_waiting)
 
 
-async def answers(session: "ClientSession", url: str) -> bool:
+async def is_up(session: "ClientSession", url: str) -> bool:
     """Whether there is a 200 at the address."""
     status, _ = await _get(session, url)
     return status == HTTPStatus.OK
 
 
-async def replies(session: "ClientSession", url: str) -> bool:
+async def responds(session: "ClientSession", url: str) -> bool:
     """Whether there is any answer at the address: one that says it has too much to do is one, too."""
     status, _ = await _get(session, url)
     return status is not None
 
 
-async def table(session: "ClientSession", settings: Settings, parts: Parts, seconds: float, missing: str) -> str:
+async def startup_report(
+    session: "ClientSession", settings: Settings, parts: Dependencies, seconds: float, missing: str
+) -> str:
     """What runs where, as its services tell it: addresses, database, feed, price, room under the cap, sources that are
     not well, a call to try. `missing` is what keeps orders from being taken, "" when nothing does."""
     rows = [(name, settings.own_url(name), settings.own_url(name) + "/docs") for name in sorted(PORTS)]
@@ -114,7 +118,9 @@ async def table(session: "ClientSession", settings: Settings, parts: Parts, seco
     return "\n".join(lines)
 
 
-def _about(settings: Settings, parts: Parts, record: Document | None, exposure: Document | None) -> dict[str, str]:
+def _about(
+    settings: Settings, parts: Dependencies, record: Document | None, exposure: Document | None
+) -> dict[str, str]:
     feed = "LIVE prices"
     if settings.price_feed == "sandbox":
         feed = "SANDBOX: recorded prices, no real orders"
@@ -141,7 +147,9 @@ def _about(settings: Settings, parts: Parts, record: Document | None, exposure: 
     }
 
 
-def _sources(settings: Settings, parts: Parts, state: Document | None, width: int, *, has_price: bool) -> list[str]:
+def _sources(
+    settings: Settings, parts: Dependencies, state: Document | None, width: int, *, has_price: bool
+) -> list[str]:
     """The sources that are not well and why and, when no orders are taken for it, what to do."""
     unwell = [each for each in state["sources"] if each["detail"]] if state else []
     lines = [f"  {each['source']:<{width}}{each['detail']}" for each in unwell]

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from buydesk.embedded.accounts import server_account
-from buydesk.embedded.data_dir import CLUSTER, claimed, default_data_dir, touch_private
+from buydesk.embedded.data_dir import CLUSTER, default_data_dir, locked, touch_private
 from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.embedded.programs import find_redis
 from buydesk.embedded.redis import EmbeddedRedis
@@ -28,13 +28,13 @@ from buydesk.http.listeners import bind, close
 from buydesk.runtime.signals import stop_signals
 from buydesk.runtime.startup_report import (
     READY_SECONDS_MAX,
-    Parts,
-    answers,
+    Dependencies,
+    is_up,
     new_session,
-    replies,
-    table,
-    until_ready,
-    until_selling,
+    responds,
+    startup_report,
+    wait_until_ready,
+    wait_until_selling,
 )
 from buydesk.settings import OWNERS, PORTS, TOKENS, Settings, new_token, variable
 from buydesk.signing_keys import new_signing_key
@@ -72,9 +72,9 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separa
     started, started_at = time.monotonic(), utc_now()
     given = tuple(variable(name) for name in ("database_url", "redis_url") if getattr(settings, name) is not None)
     data_dir = stack.enter_context(
-        claimed(settings.data_dir or default_data_dir(settings.port_offset, is_live=settings.price_feed == "live"))
+        locked(settings.data_dir or default_data_dir(settings.port_offset, is_live=settings.price_feed == "live"))
     )
-    # What the desk's access is its services are told, and none of them has to find it unsaid.
+    # The services of this desk are given its access explicitly.
     settings = settings.model_copy(update={"data_dir": data_dir, "access": settings.access, **_own_urls(settings)})
     made = {
         name: SecretStr(kept_secret(secret_file(data_dir, name), new))
@@ -97,14 +97,16 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separa
         close(listeners.values())
         await _start_separately(settings, stack)
     else:
-        from buydesk.runtime.serve import served  # noqa: PLC0415  # imported by now
+        from buydesk.runtime.serve import run_wired  # noqa: PLC0415  # imported by now
         from buydesk.runtime.wiring import wire  # noqa: PLC0415  # likewise
 
-        await stack.enter_async_context(served(wire(settings), listeners, settings))
+        await stack.enter_async_context(run_wired(wire(settings), listeners, settings))
     async with new_session() as session:
         # A desk without a price is up all the same: it lists orders, answers repeats and says why it sells nothing.
-        missing = await until_selling(session, settings, started_at, READY_SECONDS_MAX)
-        return await table(session, settings, Parts(database, redis, given), time.monotonic() - started, missing)
+        missing = await wait_until_selling(session, settings, started_at, READY_SECONDS_MAX)
+        return await startup_report(
+            session, settings, Dependencies(database, redis, given), time.monotonic() - started, missing
+        )
 
 
 def _own_urls(settings: Settings) -> dict[str, str]:
@@ -234,14 +236,14 @@ async def _start_separately(settings: Settings, stack: contextlib.AsyncExitStack
             service,
             [*COMMAND, "serve", service],
             env=environment(settings, service) | pipe.env,
-            is_ready=partial(answers, session, settings.own_url(service) + "/livez"),
-            is_alive=partial(replies, session, settings.own_url(service) + "/livez"),
+            is_ready=partial(is_up, session, settings.own_url(service) + "/livez"),
+            is_alive=partial(responds, session, settings.own_url(service) + "/livez"),
             pass_fds=[pipe.fd],
         )
         await _keep_running(child, partial(child.stop, grace_seconds), stack)
         if service != "create_buy_order":  # its price may take a tick to come
             since = time.monotonic()
-            await until_ready(session, settings.own_url(service), READY_SECONDS_MAX - waited_seconds)
+            await wait_until_ready(session, settings.own_url(service), READY_SECONDS_MAX - waited_seconds)
             waited_seconds += time.monotonic() - since
 
 

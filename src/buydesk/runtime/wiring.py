@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import SecretStr
 
-from buydesk.backends.fallback import FallbackHealthDesk, FallbackPriceBoard
-from buydesk.backends.memory.prices import MemoryPriceBoard
-from buydesk.backends.memory.reports import MemoryHealthDesk
+from buydesk.backends.fallback import FallbackPriceStore, FallbackReportStore
+from buydesk.backends.memory.prices import MemoryPriceStore
+from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.postgres.ledger import PostgresLedger
-from buydesk.backends.remote import RemoteHealthDesk, RemoteLedger, RemotePriceBoard
+from buydesk.backends.remote import RemoteLedger, RemotePriceStore, RemoteReportStore
 from buydesk.backends.sources import exchanges
 from buydesk.backends.sources.replay import sandbox_sources
 from buydesk.errors import CannotStart, DeskError, WrongMode
 from buydesk.http.app import Service
-from buydesk.observability.clock_skew import Clocks
+from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.observability.reporter import Reporter, ReportHandler
-from buydesk.observability.reports import SERVICES, HealthDesk
+from buydesk.observability.reports import SERVICES, ReportStore
 from buydesk.orders.model import OrderLedger
-from buydesk.prices.model import PriceBoard, PriceSource
+from buydesk.prices.model import PriceSource, PriceStore
 from buydesk.services import (
     api_cache_proxy,
     api_updater,
@@ -42,19 +42,19 @@ if TYPE_CHECKING:
     from buydesk.backends.redis.faults import RedisCheck
 
 
-class Closes(Protocol):
+class Closeable(Protocol):
     """What holds connections."""
 
     async def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
-class Wired:
+class WiredServices:
     """The apps of the services that run in this process, and what has to be closed after them, in this order."""
 
     apps: dict[str, Service]
     reporters: dict[str, Reporter]
-    backends: tuple[Closes, ...]
+    backends: tuple[Closeable, ...]
     ledger: OrderLedger
 
     def report_handler(self) -> logging.Handler:
@@ -81,15 +81,15 @@ class Wired:
             await backend.close()
 
 
-def wire(settings: Settings, services: Collection[str] = SERVICES) -> Wired:
+def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServices:
     """The named services, wired to each other or to where the others are; raises CannotStart for a missing setting."""
-    clocks = Clocks(", ".join(services) if len(services) == 1 else "the desk", settings.clock_skew_seconds_max)
+    clocks = ClockMonitor(", ".join(services) if len(services) == 1 else "the desk", settings.clock_skew_seconds_max)
     ledger = _ledger(settings, clocks, is_own="db_proxy" in services)
-    board = _board(settings, clocks, is_own="api_cache_proxy" in services)
-    desk = _desk(settings, clocks, is_own="health_check" in services)
+    store = _store(settings, clocks, is_own="api_cache_proxy" in services)
+    report_store = _report_store(settings, clocks, is_own="health_check" in services)
     sources = _sources(settings, clocks) if "api_updater" in services else []
     redis_check = _redis_check(settings, clocks) if "health_check" in services else None
-    reporters = {name: Reporter(name, desk, settings) for name in SERVICES if name in services}
+    reporters = {name: Reporter(name, report_store, settings) for name in SERVICES if name in services}
 
     def app(name: str) -> Service:
         made = bare_app(name)
@@ -98,33 +98,33 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> Wired:
 
     async def ask_and_check() -> None:
         """health_check asks others for nothing else by itself, and would not hear what time it is."""
-        await asyncio.gather(ledger.check(), board.check(), return_exceptions=True)
+        await asyncio.gather(ledger.check(), store.check(), return_exceptions=True)
         await clocks.check()
 
     def bare_app(name: str) -> Service:
         reporter = reporters[name]
         match name:
             case "create_buy_order":
-                return create_buy_order.create_app(settings, ledger, board, reporter)
+                return create_buy_order.create_app(settings, ledger, store, reporter)
             case "fetch_buy_orders":
                 return fetch_buy_orders.create_app(settings, ledger, reporter)
             case "db_proxy":
                 return db_proxy.create_app(settings, ledger, reporter)
             case "api_cache_proxy":
-                return api_cache_proxy.create_app(settings, board, reporter)
+                return api_cache_proxy.create_app(settings, store, reporter)
             case "api_updater":
-                return api_updater.create_app(settings, sources, board, reporter)
+                return api_updater.create_app(settings, sources, store, reporter)
             case _:
                 return health_check.create_app(
-                    settings, desk, ledger.check, board, redis_check=redis_check, reporter=reporter
+                    settings, report_store, ledger.check, store, redis_check=redis_check, reporter=reporter
                 )
 
     checks = [] if redis_check is None else [redis_check]
-    backends: tuple[Closes, ...] = (*sources, ledger, board, desk, *checks)
-    return Wired({name: app(name) for name in reporters}, reporters, backends, ledger)
+    backends: tuple[Closeable, ...] = (*sources, ledger, store, report_store, *checks)
+    return WiredServices({name: app(name) for name in reporters}, reporters, backends, ledger)
 
 
-def _ledger(settings: Settings, clocks: Clocks, *, is_own: bool) -> OrderLedger:
+def _ledger(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> OrderLedger:
     if not is_own:
         return RemoteLedger(settings.url("db_proxy"), settings, clocks)
     if settings.database_url is None:
@@ -133,29 +133,29 @@ def _ledger(settings: Settings, clocks: Clocks, *, is_own: bool) -> OrderLedger:
     return PostgresLedger(settings.database_url.get_secret_value(), settings, livemode, clocks)
 
 
-def _board(settings: Settings, clocks: Clocks, *, is_own: bool) -> PriceBoard:
+def _store(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> PriceStore:
     if not is_own:
-        return RemotePriceBoard(settings.url("api_cache_proxy"), settings, clocks)
+        return RemotePriceStore(settings.url("api_cache_proxy"), settings, clocks)
     if settings.redis_url is None:
-        return MemoryPriceBoard(settings)
-    from buydesk.backends.redis.prices import RedisPriceBoard  # noqa: PLC0415  # a tenth of a second and 10 MB
+        return MemoryPriceStore(settings)
+    from buydesk.backends.redis.prices import RedisPriceStore  # noqa: PLC0415  # a tenth of a second and 10 MB
 
-    shared = RedisPriceBoard(_redis(settings.redis_url, settings), settings, clocks=clocks)
-    return FallbackPriceBoard(shared, MemoryPriceBoard(settings))
+    shared = RedisPriceStore(_redis(settings.redis_url, settings), settings, clocks=clocks)
+    return FallbackPriceStore(shared, MemoryPriceStore(settings))
 
 
-def _desk(settings: Settings, clocks: Clocks, *, is_own: bool) -> HealthDesk:
+def _report_store(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> ReportStore:
     if not is_own:
-        return RemoteHealthDesk(settings.url("health_check"), settings, clocks)
+        return RemoteReportStore(settings.url("health_check"), settings, clocks)
     if settings.redis_url is None:
-        return MemoryHealthDesk(settings)
-    from buydesk.backends.redis.reports import RedisHealthDesk  # noqa: PLC0415  # as above
+        return MemoryReportStore(settings)
+    from buydesk.backends.redis.reports import RedisReportStore  # noqa: PLC0415  # as above
 
-    shared = RedisHealthDesk(_redis(settings.redis_url, settings), settings)
-    return FallbackHealthDesk(shared, MemoryHealthDesk(settings))
+    shared = RedisReportStore(_redis(settings.redis_url, settings), settings)
+    return FallbackReportStore(shared, MemoryReportStore(settings))
 
 
-def _redis_check(settings: Settings, clocks: Clocks) -> "RedisCheck | None":
+def _redis_check(settings: Settings, clocks: ClockMonitor) -> "RedisCheck | None":
     if settings.redis_url is None:
         return None
     from buydesk.backends.redis import prices as redis_prices  # noqa: PLC0415  # as above
@@ -166,7 +166,7 @@ def _redis_check(settings: Settings, clocks: Clocks) -> "RedisCheck | None":
     return RedisCheck(_redis(settings.redis_url, settings), kinds, settings.remote_seconds_max, clocks)
 
 
-def _sources(settings: Settings, clocks: Clocks) -> list[PriceSource]:
+def _sources(settings: Settings, clocks: ClockMonitor) -> list[PriceSource]:
     if settings.price_feed == "live":
         return exchanges(settings, clocks)
     return sandbox_sources(settings, settings.data_dir / "replay.json" if settings.data_dir else None)
@@ -187,6 +187,6 @@ def _redis(url: SecretStr, settings: Settings) -> "Redis":
         )
         client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # connects to nothing
     except Exception:  # of an option that it does not know, of any kind; and it may quote the URL
-        told = "must have a port of at most 65535, and after a ? only options that redis-py has"
-        raise CannotStart(f"{variable('redis_url')}: {told}") from None
+        detail = "must have a port of at most 65535, and after a ? only options that redis-py has"
+        raise CannotStart(f"{variable('redis_url')}: {detail}") from None
     return client

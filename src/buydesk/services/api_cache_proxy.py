@@ -1,4 +1,4 @@
-"""api_cache_proxy: the price, for the other services and for clients; the only service that uses the price board."""
+"""api_cache_proxy: the price, for the other services and for clients; the only service that uses the price store."""
 
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -15,8 +15,8 @@ from buydesk.errors import (
     InvalidRequest,
     NotFound,
     PayloadTooLarge,
-    PriceBoardUnavailable,
     PriceStale,
+    PriceStoreUnavailable,
     PriceSuperseded,
     PriceUnavailable,
     Unauthorized,
@@ -25,14 +25,14 @@ from buydesk.errors import (
 from buydesk.http.app import Service, service_app
 from buydesk.http.openapi import INTERNAL, answer, number_parameter, problems
 from buydesk.http.requests import Request, require_json, require_token, require_utf8, single_parameters, whole_number
-from buydesk.http.responses import FastJSON
+from buydesk.http.responses import MsgspecResponse
 from buydesk.money import CURRENCIES, RATE_SCALE, Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.verification import require_proven
 from buydesk.prices.coindesk import currentprice, currentprice_of
 from buydesk.prices.documents import (
-    feed_state_document,
-    feed_state_from,
+    feed_status_document,
+    feed_status_from,
     point_document,
     record_document,
     record_from,
@@ -40,16 +40,16 @@ from buydesk.prices.documents import (
 from buydesk.prices.model import (
     HISTORY_MINUTES_MAX,
     HISTORY_POINTS_MAX,
-    FeedState,
+    FeedStatus,
     NotARecord,
-    PriceBoard,
     PriceRecord,
+    PriceStore,
     Quote,
-    Rejection,
+    RejectedQuote,
     Rule,
     Signature,
-    SourceState,
-    require_plausible_state,
+    SourceStatus,
+    require_plausible_status,
 )
 from buydesk.settings import PRICE_TTL_SECONDS_MAX, Settings, tokens
 from buydesk.times import utc_now
@@ -65,7 +65,7 @@ _Read = TypeVar("_Read")
 
 
 def create_app(
-    settings: Settings, board: PriceBoard, reporter: Reporter, now: Callable[[], datetime] = utc_now
+    settings: Settings, store: PriceStore, reporter: Reporter, now: Callable[[], datetime] = utc_now
 ) -> Service:
     """The service. It closes none of what it is given."""
 
@@ -73,32 +73,32 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
 
-    app = service_app("api_cache_proxy", "The price of a bitcoin", {"prices": board.check}, reporter, lifespan)
+    app = service_app("api_cache_proxy", "The price of a bitcoin", {"prices": store.check}, reporter, lifespan)
     accepted = tokens(settings.publishing_tokens)
 
     async def record(_: Request) -> Response:
-        latest = await board.latest()
-        return FastJSON(record_document(latest) | currentprice(latest), headers=_PRICE_HEADERS)
+        latest = await store.latest()
+        return MsgspecResponse(record_document(latest) | currentprice(latest), headers=_PRICE_HEADERS)
 
     async def coindesk(_: Request) -> Response:
-        return FastJSON(currentprice(await board.latest()), headers=_PRICE_HEADERS)
+        return MsgspecResponse(currentprice(await store.latest()), headers=_PRICE_HEADERS)
 
     async def coindesk_of(request: Request) -> Response:
         currency = CURRENCIES.get(request.parameter.upper())
         if currency is None:
             raise NotFound(f"There are prices in {', '.join(CURRENCIES)} only.")
-        return FastJSON(currentprice_of(await board.latest(), currency), headers=_PRICE_HEADERS)
+        return MsgspecResponse(currentprice_of(await store.latest(), currency), headers=_PRICE_HEADERS)
 
     async def history(request: Request) -> Response:
         asked = single_parameters(request, ("minutes", "points"))
         minutes = whole_number(asked, "minutes", HISTORY_MINUTES_MAX) or HISTORY_MINUTES
         points = whole_number(asked, "points", HISTORY_POINTS_MAX) or HISTORY_POINTS
-        found = await board.history(minutes, points)
-        return FastJSON({"data": await in_slices(point_document, found)}, headers=_PRICE_HEADERS)
+        found = await store.history(minutes, points)
+        return MsgspecResponse({"data": await in_slices(point_document, found)}, headers=_PRICE_HEADERS)
 
     async def sources(request: Request) -> Response:
         single_parameters(request, ())
-        return FastJSON(feed_state_document(await board.feed_state()), headers=_PRICE_HEADERS)
+        return MsgspecResponse(feed_status_document(await store.feed_status()), headers=_PRICE_HEADERS)
 
     async def add(request: Request) -> Response:
         require_token(request, accepted)
@@ -107,15 +107,15 @@ def create_app(
         new = parse_record(await request.body(RECORD_BYTES_MAX), settings, now())
         if ttl_seconds is not None:
             new = new.shortened(timedelta(seconds=ttl_seconds), now())
-        return FastJSON(record_document(await board.publish(new)))
+        return MsgspecResponse(record_document(await store.publish(new)))
 
-    async def tell(request: Request) -> Response:
+    async def put_sources(request: Request) -> Response:
         require_token(request, accepted)
         require_json(request)
         single_parameters(request, ())
         state = parse_state(await request.body(STATE_BYTES_MAX), settings, now())
-        await board.tell(state)
-        return FastJSON(feed_state_document(state))
+        await store.put_feed_status(state)
+        return MsgspecResponse(feed_status_document(state))
 
     app.add_direct_route("/record", "GET", record, _RECORD_OPERATION)
     app.add_direct_route("/v1/bpi/currentprice.json", "GET", coindesk, _COINDESK_OPERATION)
@@ -123,7 +123,7 @@ def create_app(
     app.add_direct_route("/history", "GET", history, _HISTORY_OPERATION)
     app.add_direct_route("/add/", "POST", add, _ADD_OPERATION)
     app.add_direct_route("/sources/", "GET", sources, _SOURCES_OPERATION)
-    app.add_direct_route("/sources/", "POST", tell, _TELL_OPERATION)
+    app.add_direct_route("/sources/", "POST", put_sources, _PUT_SOURCES_OPERATION)
     return app
 
 
@@ -141,15 +141,15 @@ def parse_record(body: bytes, settings: Settings, now: datetime) -> PriceRecord:
     return _parsed(body, proven)
 
 
-def parse_state(body: bytes, settings: Settings, now: datetime) -> FeedState:
+def parse_state(body: bytes, settings: Settings, now: datetime) -> FeedStatus:
     """The state of the sources that a JSON body is; raises InvalidRequest naming what is wrong.
 
-    One that is not plausible here (`require_plausible_state`) is wrong too.
+    One that is not plausible here (`require_plausible_status`) is wrong too.
     """
 
-    def plausible(document: object) -> FeedState:
-        state = feed_state_from(document)
-        require_plausible_state(state, settings.price_feed, settings.clock_skew_seconds_max, now)
+    def plausible(document: object) -> FeedStatus:
+        state = feed_status_from(document)
+        require_plausible_status(state, settings.price_feed, settings.clock_skew_seconds_max, now)
         return state
 
     return _parsed(body, plausible)
@@ -194,8 +194,8 @@ _EXAMPLE = PriceRecord(
         *_quotes(Currency.USD, 21_712_51, 21_709_88, 21_714_07),
     ),
     rejected=(
-        Rejection("gemini", "is more than 1 % from the median", _FAR),
-        Rejection("bitfinex", "gave no answer within 5 s"),
+        RejectedQuote("gemini", "is more than 1 % from the median", _FAR),
+        RejectedQuote("bitfinex", "gave no answer within 5 s"),
     ),
     rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
     decided_at=_AT + timedelta(seconds=1),
@@ -205,13 +205,13 @@ _EXAMPLE = PriceRecord(
         expires_at=_AT + timedelta(seconds=60),
     ),
 )
-_STATE_EXAMPLE = FeedState(
+_STATE_EXAMPLE = FeedStatus(
     at=_AT + timedelta(seconds=1),
     feed="live",
     problem="",
     sources=(
-        SourceState("kraken", "", mids_e8=_EXAMPLE.rates_e8, quoted_at=_AT),
-        SourceState(
+        SourceStatus("kraken", "", mids_e8=_EXAMPLE.rates_e8, quoted_at=_AT),
+        SourceStatus(
             "bitfinex",
             "gave no answer within 4 s",
             failures=3,
@@ -221,7 +221,7 @@ _STATE_EXAMPLE = FeedState(
         ),
     ),
 )
-_NO_PRICE = problems(PriceUnavailable, PriceStale, PriceBoardUnavailable)
+_NO_PRICE = problems(PriceUnavailable, PriceStale, PriceStoreUnavailable)
 _RECORD_OPERATION = {
     "summary": "The current price record",
     "description": "Valid until `expires_at` and not longer; never an old price. With its proof: the quotes used and "
@@ -259,25 +259,27 @@ _HISTORY_OPERATION = {
         number_parameter("points", "So many at the most.", HISTORY_POINTS_MAX, HISTORY_POINTS),
     ],
     "responses": answer("The prices", {"data": [point_document(_EXAMPLE.point())]})
-    | problems(InvalidRequest, PriceBoardUnavailable),
+    | problems(InvalidRequest, PriceStoreUnavailable),
 }
 _SOURCES_OPERATION = {
     "summary": "How the price sources are",
     "description": "As they were when they were last asked: the last quotes of each, what is wrong with it, and until "
     "when it is left alone. `problem` says why there was no new price then.",
-    "responses": answer("The state of all sources", feed_state_document(_STATE_EXAMPLE))
-    | problems(InvalidRequest, PriceUnavailable, PriceBoardUnavailable),
+    "responses": answer("The state of all sources", feed_status_document(_STATE_EXAMPLE))
+    | problems(InvalidRequest, PriceUnavailable, PriceStoreUnavailable),
 }
-_TELL_OPERATION = {
+_PUT_SOURCES_OPERATION = {
     "summary": "Tell how the price sources are (internal)",
-    "description": "Needs `Authorization: Bearer <publishing token>`. Replaces what was told before.",
+    "description": "Needs `Authorization: Bearer <publishing token>`. Replaces the status before.",
     "security": INTERNAL,
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": {"type": "object"}, "example": feed_state_document(_STATE_EXAMPLE)}},
+        "content": {
+            "application/json": {"schema": {"type": "object"}, "example": feed_status_document(_STATE_EXAMPLE)}
+        },
     },
-    "responses": answer("The state as told", feed_state_document(_STATE_EXAMPLE))
-    | problems(Unauthorized, InvalidRequest, PayloadTooLarge, UnsupportedMediaType, PriceBoardUnavailable),
+    "responses": answer("The status as stored", feed_status_document(_STATE_EXAMPLE))
+    | problems(Unauthorized, InvalidRequest, PayloadTooLarge, UnsupportedMediaType, PriceStoreUnavailable),
 }
 _ADD_OPERATION = {
     "summary": "Publish a price record (internal)",
@@ -297,6 +299,6 @@ _ADD_OPERATION = {
     },
     "responses": answer("The record as published", record_document(_EXAMPLE))
     | problems(
-        Unauthorized, InvalidRequest, PayloadTooLarge, UnsupportedMediaType, PriceSuperseded, PriceBoardUnavailable
+        Unauthorized, InvalidRequest, PayloadTooLarge, UnsupportedMediaType, PriceSuperseded, PriceStoreUnavailable
     ),
 }

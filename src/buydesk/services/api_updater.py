@@ -18,9 +18,17 @@ from buydesk.errors import DeskError, PriceSuperseded, PriceUnavailable
 from buydesk.http.app import Service, service_app
 from buydesk.money import RATE_SCALE, Currency
 from buydesk.observability.reporter import Reporter
-from buydesk.prices.model import FeedState, Observation, PriceBoard, PriceRecord, PriceSource, Rejection, SourceState
-from buydesk.prices.polling import AskedSource
-from buydesk.prices.publishing import DecidedPrice, Hanging
+from buydesk.prices.model import (
+    FeedStatus,
+    PriceRecord,
+    PriceSource,
+    PriceStore,
+    RejectedQuote,
+    SourceResponse,
+    SourceStatus,
+)
+from buydesk.prices.polling import SourcePoller
+from buydesk.prices.publishing import DecidedPrice, PricePublisher
 from buydesk.prices.rule import Verdict, decide, held_back, listed, percent, record_of, rule_of
 from buydesk.prices.signing import Signer
 from buydesk.settings import Settings
@@ -29,9 +37,9 @@ from buydesk.times import utc_now
 _log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, sources: Sequence[PriceSource], board: PriceBoard, reporter: Reporter) -> Service:
+def create_app(settings: Settings, sources: Sequence[PriceSource], store: PriceStore, reporter: Reporter) -> Service:
     """The service. It closes none of what it is given."""
-    updater = Updater(settings, sources, board)
+    updater = Updater(settings, sources, store)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -50,10 +58,10 @@ def create_app(settings: Settings, sources: Sequence[PriceSource], board: PriceB
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class Tick:
     """What one tick found out; `moment` is `decided_at` on the monotonic clock, in seconds."""
 
-    answers: Sequence[Observation]
+    answers: Sequence[SourceResponse]
     verdict: Verdict
     moment: float
     decided_at: datetime
@@ -66,20 +74,22 @@ class Updater:
         self,
         settings: Settings,
         sources: Sequence[PriceSource],
-        board: PriceBoard,
+        store: PriceStore,
         *,
         now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.sources = [AskedSource(source, settings, now=now, clock=clock) for source in sources]
-        self.states: tuple[SourceState, ...] = ()
+        self.sources = [SourcePoller(source, settings, now=now, clock=clock) for source in sources]
+        self.statuses: tuple[SourceStatus, ...] = ()
         self.has_quorum = False
         self._settings = settings
         self._rule = rule_of(settings)
         self._signer = Signer(settings.price_signing_key.get_secret_value())
-        self._board = Hanging(board, settings.clock_skew_seconds_max, _log, now=now, clock=clock, sleep=sleep)
-        self._journal = Journal()
+        self._publisher = PricePublisher(
+            store, settings.clock_skew_seconds_max, _log, now=now, clock=clock, sleep=sleep
+        )
+        self._changes = StateChangeLog()
         self._now = now
         self._clock = clock
         self._problem = "No price has been published yet."
@@ -89,7 +99,7 @@ class Updater:
     @property
     def published(self) -> PriceRecord | None:
         """The last record that this updater published, valid or not."""
-        return self._board.last
+        return self._publisher.last
 
     async def run(self) -> None:
         """Asks, decides and publishes every interval, the first time at once, until cancelled."""
@@ -97,63 +107,65 @@ class Updater:
         due = self._clock()
         while True:
             await self._tick(due + interval_seconds)
-            due = next_due(due, self._clock(), interval_seconds)
-            await self._board.keep(due)
+            due = next_tick(due, self._clock(), interval_seconds)
+            await self._publisher.keep_published(due)
 
     async def check(self) -> None:
-        """Raises PriceUnavailable unless the last tick published a price and the board can be used."""
-        problem = self._problem or self._board.away
+        """Raises PriceUnavailable unless the last tick published a price and the store can be used."""
+        problem = self._problem or self._publisher.down
         if problem:
             raise PriceUnavailable(problem, retry_after_seconds=math.ceil(self._settings.feed_interval_seconds))
 
     async def _tick(self, next_tick_at: float) -> None:
-        """One round, whatever happens in it, and word of it to the board."""
+        """One round, whatever happens in it, and its status for the store."""
         try:
-            self._problem = await self._publish(await self._ask(), next_tick_at)
+            self._problem = await self._publish(await self._poll(), next_tick_at)
         except DeskError as error:
             self._problem = error.detail
         except Exception as error:  # a fault of one tick must not end the prices of all later ones
             self._problem = f"Something went wrong here ({type(error).__name__})."
             _log.exception("No price was published")
-        self._journal.price(self._problem)
-        await self._board.tell(FeedState(self._decided_at, self._settings.price_feed, self._problem, self.states))
+        self._changes.price(self._problem)
+        await self._publisher.put_feed_status(
+            FeedStatus(self._decided_at, self._settings.price_feed, self._problem, self.statuses)
+        )
 
-    async def _ask(self) -> Round:
+    async def _poll(self) -> Tick:
         """Asks all sources at once and applies the rule to what they say."""
-        answers = await asyncio.gather(*(source.ask() for source in self.sources))
+        answers = await asyncio.gather(*(source.poll() for source in self.sources))
         quotes = [quote for answer in answers for quote in answer.quotes]
         moment, decided_at = self._clock(), self._now()
         self._decided_at = decided_at
         verdict = decide(quotes, decided_at, self._rule)
         self.has_quorum = not verdict.missing
-        self._see_sources(answers, verdict)
-        return Round(answers, verdict, moment, decided_at)
+        self._note_sources(answers, verdict)
+        return Tick(answers, verdict, moment, decided_at)
 
-    def _see_sources(self, answers: Sequence[Observation], verdict: Verdict) -> None:
+    def _note_sources(self, answers: Sequence[SourceResponse], verdict: Verdict) -> None:
         """A source is at fault for all that was rejected, but not for being left alone with a quote that was fit."""
         rejected = [each for answer in answers for each in answer.rejected] + list(verdict.rejected)
         shared = verdict.missing.values()
         own = [each for each in rejected if each.reason not in shared]
-        self.states = tuple(source.state(why_rejected(source.name, rejected)) for source in self.sources)
-        self._journal.sources({source.name: why_rejected(source.name, own) for source in self.sources})
+        self.statuses = tuple(source.state(rejection_reason(source.name, rejected)) for source in self.sources)
+        self._changes.sources({source.name: rejection_reason(source.name, own) for source in self.sources})
 
-    async def _publish(self, found: Round, next_tick_at: float) -> str:
-        """Publishes the price that was found; returns why there is none to publish, "" if it hangs."""
+    async def _publish(self, found: Tick, next_tick_at: float) -> str:
+        """Publishes the price that was found; returns why there is none to publish, "" if it is published."""
         pending_e8, self._pending_e8 = self._pending_e8, None
         if found.verdict.missing:
             return listed(found.verdict.missing)
         price = self._decided_price(found)
-        self._pending_e8 = found.verdict.rates_e8  # until it hangs
-        last_e8 = await self._board.last_rates(price, next_tick_at)
+        self._pending_e8 = found.verdict.rates_e8  # until it is published
+        last_e8 = await self._publisher.last_rates(price, next_tick_at)
         if jump := self._jump(found.verdict.rates_e8, last_e8, pending_e8):
             return jump
-        # A newer price may hang: another updater's, or our own, when a source used now tells an older time.
+        # A newer price may be published: another updater's, or our own, when a source used now tells an older time.
         with contextlib.suppress(PriceSuperseded):
-            await self._board.publish(price, next_tick_at)
+            await self._publisher.publish(price, next_tick_at)
         self._pending_e8 = None
         return ""
 
-    def _decided_price(self, found: Round) -> DecidedPrice:
+    def _decided_price(self, found: Tick) -> DecidedPrice:
         record = record_of(
             found.verdict,
             [each for answer in found.answers for each in answer.rejected],
@@ -184,7 +196,7 @@ class Updater:
         return listed(dict.fromkeys(jumped, f"more than {percent(jump_bp_max)} from the last price, seen once only"))
 
 
-class Journal:
+class StateChangeLog:
     """What the updater logs of sources and prices, and with that reports: each change once."""
 
     def __init__(self) -> None:
@@ -219,10 +231,10 @@ class FeedMetrics(Collector):
         """What prometheus_client asks for at every scrape."""
         up = _gauge("source_up", "1 when the source gave quotes at the last tick.", "source")
         used = _gauge("source_used", "1 when all quotes of the source were used at the last tick.", "source")
-        resting = _gauge("source_resting", "1 while the source is left alone, after failures.", "source")
+        resting = _gauge("source_circuit_open", "1 while the source is left alone, after failures.", "source")
         quoted_at = _gauge("source_quoted_at_seconds", "When the source's last quotes were observed.", "source")
         mid = _gauge("source_mid", "The middle of the source's last bid and ask.", "source", "currency")
-        for state in self._updater.states:
+        for state in self._updater.statuses:
             up.add_metric([state.source], not state.failures)
             used.add_metric([state.source], not state.detail)
             resting.add_metric([state.source], state.resting_until is not None)
@@ -245,13 +257,13 @@ def _gauge(name: str, documentation: str, *labels: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"buydesk_{name}", documentation, labels=labels)
 
 
-def next_due(due: float, moment: float, interval: float) -> float:
+def next_tick(due: float, moment: float, interval: float) -> float:
     """The first time of the schedule after `moment`: ticks that were missed are not made up for."""
     missed = max(0, math.floor((moment - due) / interval))
     return due + (missed + 1) * interval
 
 
-def why_rejected(source: str, rejected: Sequence[Rejection]) -> str:
+def rejection_reason(source: str, rejected: Sequence[RejectedQuote]) -> str:
     """What was wrong with what the source said, "" when nothing was."""
     own = [each for each in rejected if each.source == source]
     of_quotes = listed({each.quote.currency: each.reason for each in own if each.quote is not None})

@@ -23,8 +23,8 @@ from buydesk.errors import (
     OutcomeUnknown,
     Overloaded,
     PayloadTooLarge,
-    PriceBoardUnavailable,
     PriceStale,
+    PriceStoreUnavailable,
     PriceUnavailable,
     RequestTimeout,
     UnsupportedMediaType,
@@ -35,7 +35,7 @@ from buydesk.http.requests import Request, require_json, require_utf8, single_pa
 from buydesk.http.responses import Answer, encode
 from buydesk.money import Currency, parse_amount, parse_currency
 from buydesk.observability.reporter import Reporter
-from buydesk.orders.batching import PlacingQueue, Waiting
+from buydesk.orders.batching import OrderBatcher, PendingOrder
 from buydesk.orders.documents import EXAMPLE_ORDER
 from buydesk.orders.model import (
     ANONYMOUS,
@@ -51,7 +51,7 @@ from buydesk.orders.model import (
     parse_key,
 )
 from buydesk.orders.verification import require_proven
-from buydesk.prices.model import RETRY_AFTER_SECONDS, NotARecord, PriceBoard, PriceRecord, stale
+from buydesk.prices.model import RETRY_AFTER_SECONDS, NotARecord, PriceRecord, PriceStore, stale
 from buydesk.settings import Settings
 from buydesk.times import format_time, utc_now
 
@@ -65,20 +65,20 @@ _MEANT_AS_KEY = re.compile(r"in?demp|clientorderid")
 logger = logging.getLogger(f"buydesk.services.{NAME}")
 
 
-class PriceAtHand:
+class PriceCache:
     """The price this service sells at: looked up every second, its validity counted down on a monotonic clock.
 
-    Once a record is at hand, nothing makes it valid for longer: not a wall clock that steps back, and not the board.
+    Once a record is at hand, nothing makes it valid for longer: not a wall clock that steps back, and not the store.
     """
 
     def __init__(
         self,
-        board: PriceBoard,
+        store: PriceStore,
         settings: Settings,
         now: Callable[[], datetime] = utc_now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._board = board
+        self._store = store
         self._settings = settings
         self._now = now
         self._monotonic = monotonic
@@ -95,10 +95,10 @@ class PriceAtHand:
         return stale(self._record.as_of, self._record.expires_at)
 
     async def refresh(self) -> None:
-        """Looks at the board once. What is at hand stays so until its own end, unless the board says that this came."""
+        """Fetches the record once. What is at hand stays so until its own end, unless the store says that this came."""
         started = self._monotonic()
         try:
-            record = await self._board.latest()
+            record = await self._store.latest()
         except DeskError as error:
             self._problem = _as_price_problem(error)
             if isinstance(error, PriceStale) and self._has_seen(error.facts.get("as_of")):
@@ -108,8 +108,8 @@ class PriceAtHand:
         try:
             require_proven(record, self._settings, now)
         except NotARecord as error:
-            told = f"The price board shows what is no price of this desk: {error}."
-            self._problem = PriceUnavailable(told, retry_after_seconds=RETRY_AFTER_SECONDS)
+            detail = f"The price store holds what is no price of this desk: {error}."
+            self._problem = PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS)
             return
         usable_until = started + (record.expires_at - now).total_seconds()
         if self._record is not None and self._record.id == record.id:
@@ -121,19 +121,19 @@ class PriceAtHand:
         return self._record is not None and str(as_of) >= format_time(self._record.as_of)
 
     async def wait_for_first(self, seconds_max: float) -> None:
-        """Returns once a price is at hand or the board says that the sources prove none, or after so many seconds."""
+        """Returns once a price is at hand or the store says that the sources prove none, or after so many seconds."""
         give_up_at = self._monotonic() + seconds_max
         await self.refresh()
         while isinstance(self.current(), DeskError) and self._monotonic() < give_up_at:
             try:
-                if (await self._board.feed_state()).problem:
+                if (await self._store.feed_status()).problem:
                     return
-            except DeskError:  # nothing was told yet
+            except DeskError:  # there is no status yet
                 pass
             await asyncio.sleep(_FIRST_PRICE_PAUSE_SECONDS)
             await self.refresh()
 
-    async def keep_fresh(self) -> None:
+    async def refresh_forever(self) -> None:
         """Refreshes for as long as the service runs."""
         while True:
             try:
@@ -149,19 +149,19 @@ class PriceAtHand:
             raise price
 
 
-def create_app(settings: Settings, ledger: OrderLedger, board: PriceBoard, reporter: Reporter) -> web.Service:
-    """The service over a ledger and a price board."""
-    price = PriceAtHand(board, settings)
-    queue = PlacingQueue(ledger, settings, NAME, halves=True)
+def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, reporter: Reporter) -> web.Service:
+    """The service over a ledger and a price store."""
+    price = PriceCache(store, settings)
+    queue = OrderBatcher(ledger, settings, NAME, pipelined=True)
     seconds_max = settings.order_seconds_max
     storable_for = timedelta(seconds=seconds_max + settings.clock_skew_seconds_max)
     orders_url = f"{settings.url('fetch_buy_orders')}/get_orders/"
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # Whoever comes while a desk starts had better wait for its door than be told that there is no price.
+        # A client that comes while the desk starts had better wait for it than be refused for want of a price.
         await price.wait_for_first(FIRST_PRICE_SECONDS_MAX)
-        refreshing = asyncio.create_task(price.keep_fresh())
+        refreshing = asyncio.create_task(price.refresh_forever())
         async with queue:
             yield
         refreshing.cancel()
@@ -174,12 +174,12 @@ def create_app(settings: Settings, ledger: OrderLedger, board: PriceBoard, repor
         give_up_at = time.monotonic() + seconds_max
         placement = Placement(order, price.current(), utc_now() + storable_for)
         [waiting] = queue.put([placement], give_up_at)
-        outcome = await waiting.answer
+        outcome = await waiting.outcome
         if isinstance(outcome, Refused) and _expired_on_the_way(waiting, outcome.problem, placement):
             again = msgspec.structs.replace(placement, price=price.current())
             if again.price != placement.price:
                 [waiting] = queue.put([again], give_up_at)
-                outcome = await waiting.answer
+                outcome = await waiting.outcome
         if isinstance(outcome, Refused):
             raise outcome.problem
         return created(outcome.order, orders_url, is_replay=outcome.order.id != order.id)
@@ -319,13 +319,13 @@ def misspelt_keys(headers: Iterable[str]) -> list[str]:
     ]
 
 
-def _expired_on_the_way(waiting: Waiting, problem: DeskError, placement: Placement) -> bool:
+def _expired_on_the_way(waiting: PendingOrder, problem: DeskError, placement: Placement) -> bool:
     """Whether the ledger refused the price for its age, and the order may be priced anew: not after a lost answer."""
     return isinstance(problem, PriceStale) and isinstance(placement.price, PriceRecord) and not waiting.resent
 
 
 def _as_price_problem(error: DeskError) -> DeskError:
-    if isinstance(error, PriceBoardUnavailable):
+    if isinstance(error, PriceStoreUnavailable):
         return PriceUnavailable(error.detail, retry_after_seconds=error.retry_after_seconds)
     return error
 

@@ -33,10 +33,10 @@ from buydesk.errors import (
 from buydesk.http import app as web
 from buydesk.http.openapi import INTERNAL, INTERNAL_SCHEME, answer, problems
 from buydesk.http.requests import Request, require_json, require_token, require_utf8, single_parameters, whole_number
-from buydesk.http.responses import FastJSON
+from buydesk.http.responses import MsgspecResponse
 from buydesk.money import SATOSHI_PER_BTC
 from buydesk.observability.reporter import Reporter
-from buydesk.orders.batching import PlacingQueue
+from buydesk.orders.batching import OrderBatcher
 from buydesk.orders.documents import (
     EXAMPLE_ORDER,
     EXAMPLE_PLACEMENT,
@@ -110,7 +110,7 @@ class ExposureSeen(Collector):
 
 def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> web.Service:
     """The service over a ledger."""
-    queue = PlacingQueue(ledger, settings, NAME)
+    queue = OrderBatcher(ledger, settings, NAME)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -132,8 +132,8 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
         give_up_at = time.monotonic() + sender_waits_ms / 1000 * SENDER_WAITS_SHARE
         document = await _document(request)
         items = document if isinstance(document, list) else [document]
-        answers = [outcome_document(outcome) for outcome in await _settle(queue, items, give_up_at, settings)]
-        return FastJSON(answers if isinstance(document, list) else answers[0])
+        answers = [outcome_document(outcome) for outcome in await _place_list(queue, items, give_up_at, settings)]
+        return MsgspecResponse(answers if isinstance(document, list) else answers[0])
 
     app.add_direct_route("/add/", "POST", add, _ADD_OPERATION)
     _add_reads(app, ledger, settings)
@@ -156,8 +156,8 @@ async def _document(request: Request) -> object:
     return document
 
 
-async def _settle(
-    queue: PlacingQueue, documents: Sequence[object], give_up_at: float, settings: Settings
+async def _place_list(
+    queue: OrderBatcher, documents: Sequence[object], give_up_at: float, settings: Settings
 ) -> list[Outcome]:
     """One outcome for each document; what is no placement is refused before the others go to the ledger together."""
     records: dict[uuid.UUID, PriceRecord] = {}
@@ -177,7 +177,7 @@ async def _settle(
         except (InvalidRequest, ClockSkewed) as error:
             read.append(Refused(error))
     waiting = queue.put([each for each in read if isinstance(each, Placement)], give_up_at)
-    outcomes = iter([await each.answer for each in waiting])
+    outcomes = iter([await each.outcome for each in waiting])
     settled = [each if isinstance(each, Refused) else next(outcomes) for each in read]
     return [
         Refused(each.problem) if isinstance(each, Refused) and each.problem in unproven else each for each in settled
@@ -189,8 +189,8 @@ def _require_plausible_deadline(placement: Placement, settings: Settings, now: d
     seconds_max = settings.order_seconds_max + 2 * settings.clock_skew_seconds_max
     if placement.deadline > now + timedelta(seconds=seconds_max):
         ahead = (placement.deadline - now).total_seconds() - settings.order_seconds_max
-        told = f"The clocks differ: by db_proxy's clock this order comes from {ahead:.0f} s ahead, or less."
-        raise ClockSkewed(told, retry_after_seconds=RETRY_AFTER_SECONDS)
+        detail = f"The clocks differ: by db_proxy's clock this order comes from {ahead:.0f} s ahead, or less."
+        raise ClockSkewed(detail, retry_after_seconds=RETRY_AFTER_SECONDS)
 
 
 def _unproven(price: PriceRecord | DeskError, settings: Settings, now: datetime) -> PriceUnavailable | None:
@@ -199,8 +199,8 @@ def _unproven(price: PriceRecord | DeskError, settings: Settings, now: datetime)
         try:
             require_proven(price, settings, now)
         except NotARecord as error:
-            told = f"The ledger does not take this price record: {error}."
-            return PriceUnavailable(told, retry_after_seconds=RETRY_AFTER_SECONDS)
+            detail = f"The ledger does not take this price record: {error}."
+            return PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS)
     return None
 
 
@@ -223,7 +223,7 @@ def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
     )
     async def get(start: Number = 0, page_size: PageSize = 10) -> Response:
         _, documents = await pages.read(PageFrom(start), page_size, order_document)
-        return FastJSON(documents)
+        return MsgspecResponse(documents)
 
     @app.get(
         "/exposure",
@@ -235,7 +235,7 @@ def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
     )
     async def exposure() -> Response:
         found = await ledger.exposure()
-        return FastJSON(found.facts() | {"orders": found.orders})
+        return MsgspecResponse(found.facts() | {"orders": found.orders})
 
     @app.get(
         "/price/{price_id}",
@@ -245,7 +245,7 @@ def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
         responses=answer("The record", record_document(EXAMPLE_RECORD)) | _GUARDED | problems(PriceNotFound),
     )
     async def price(price_id: uuid.UUID) -> Response:
-        return FastJSON(record_document(await ledger.price_record(price_id)))
+        return MsgspecResponse(record_document(await ledger.price_record(price_id)))
 
 
 def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_internal: Sequence[Any]) -> None:
@@ -267,7 +267,7 @@ def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_
         elif after is not None:
             anchor = PageAfter(after)
         found, documents = await pages.read(anchor, page_size, stored_document)
-        return FastJSON({"data": documents, "total": found.total})
+        return MsgspecResponse({"data": documents, "total": found.total})
 
     @app.get(
         "/order/{order_id}",
@@ -277,7 +277,7 @@ def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_
         responses=answer("The order", order_example) | _GUARDED | problems(OrderNotFound),
     )
     async def order(order_id: uuid.UUID) -> Response:
-        return FastJSON(stored_document(await ledger.order(order_id)))
+        return MsgspecResponse(stored_document(await ledger.order(order_id)))
 
     @app.get(
         "/order",
@@ -287,7 +287,7 @@ def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_
         responses=answer("The order", order_example) | _GUARDED | problems(OrderNotFound),
     )
     async def order_by_key(client: Key, client_order_id: Key) -> Response:
-        return FastJSON(stored_document(await ledger.order_by_key(client, client_order_id)))
+        return MsgspecResponse(stored_document(await ledger.order_by_key(client, client_order_id)))
 
 
 _ADD_OPERATION = {

@@ -15,7 +15,7 @@ from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound, Ove
 from buydesk.http import app as web
 from buydesk.http.openapi import answer, problems
 from buydesk.http.requests import Request, single_parameters
-from buydesk.http.responses import Answer, FastJSON, encode
+from buydesk.http.responses import Answer, MsgspecResponse, encode
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.documents import EXAMPLE_ORDER, EXAMPLE_RECORD
 from buydesk.orders.model import (
@@ -74,11 +74,11 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
             key = parse_key(parameters["client_order_id"])
         except ValueError as error:
             raise InvalidRequest.of("client_order_id", str(error)) from error
-        return FastJSON(order_document(await ledger.order_by_key(ANONYMOUS, key)))
+        return MsgspecResponse(order_document(await ledger.order_by_key(ANONYMOUS, key)))
 
     async def get_order(request: Request) -> Response:
         """One order by its id."""
-        return FastJSON(order_document(await ledger.order(_read_id(request))))
+        return MsgspecResponse(order_document(await ledger.order(_read_id(request))))
 
     async def get_price(request: Request) -> Response:
         """The price record that orders were priced with."""
@@ -89,7 +89,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
         """What is sold and what can still be."""
         single_parameters(request, ())
         found = await ledger.exposure()
-        return FastJSON(found.facts() | {"orders": found.orders})
+        return MsgspecResponse(found.facts() | {"orders": found.orders})
 
     app.add_direct_route("/get_orders/", "GET", get_orders, _PAGE_OPERATION)
     app.add_direct_route("/get_orders/{order_id}", "GET", get_order, _ORDER_OPERATION)

@@ -15,24 +15,31 @@ from fastapi import FastAPI, Response
 
 from buydesk.errors import (
     DeskError,
-    HealthUnavailable,
     InvalidRequest,
     PayloadTooLarge,
     RateLimited,
+    ReportsUnavailable,
     Unauthorized,
     UnsupportedMediaType,
 )
 from buydesk.http.app import CHECK_SECONDS_MAX, Service, service_app
 from buydesk.http.openapi import answer, problems
 from buydesk.http.requests import Request, require_json, require_token, require_utf8, single_parameters
-from buydesk.http.responses import FastJSON
-from buydesk.limits import Bucket
+from buydesk.http.responses import MsgspecResponse
+from buydesk.limits import TokenBucket
 from buydesk.observability import reports as health
 from buydesk.observability.reporter import Reporter
-from buydesk.observability.reports import HealthDesk, KeptReport, Level, Report, kept_document, service_state
+from buydesk.observability.reports import (
+    Level,
+    Report,
+    ReportStore,
+    StoredReport,
+    service_state,
+    stored_report_document,
+)
 from buydesk.orders.documents import EXAMPLE_RECORD
-from buydesk.prices.documents import feed_state_document
-from buydesk.prices.model import FeedState, PriceBoard, SourceState
+from buydesk.prices.documents import feed_status_document
+from buydesk.prices.model import FeedStatus, PriceStore, SourceStatus
 from buydesk.settings import Settings, tokens
 from buydesk.times import format_time, parse_time, utc_now
 
@@ -42,7 +49,7 @@ REPORTS_LIMIT_MAX = 1000
 # and what a flood does not fill, an honest stranger's report stays in for longer.
 STRANGERS_PER_SECOND_MAX = 10
 STRANGERS_AT_ONCE_MAX = 100
-# The state of the sources is told every interval: when it is older than so many, nobody asks them any more.
+# The status of the sources is stored every interval: when it is older than so many, nobody polls them any more.
 SOURCES_OLD_AFTER_INTERVALS = 3
 
 Part = dict[str, object]
@@ -59,9 +66,9 @@ _log = logging.getLogger(__name__)
 
 def create_app(
     settings: Settings,
-    desk: HealthDesk,
+    report_store: ReportStore,
     ledger_check: Check,
-    board: PriceBoard,
+    store: PriceStore,
     *,
     redis_check: Check | None,
     reporter: Reporter,
@@ -75,11 +82,15 @@ def create_app(
         yield
 
     app = service_app(
-        "health_check", "How the desk is, and what its services report", {"reports": desk.check}, reporter, lifespan
+        "health_check",
+        "How the desk is, and what its services report",
+        {"reports": report_store.check},
+        reporter,
+        lifespan,
     )
 
     accepted = tokens(settings.reporting_tokens)
-    strangers = Bucket(STRANGERS_PER_SECOND_MAX, STRANGERS_AT_ONCE_MAX, now)
+    strangers = TokenBucket(STRANGERS_PER_SECOND_MAX, STRANGERS_AT_ONCE_MAX, now)
 
     async def report(request: Request) -> Response:
         verified = _shows_token(request, accepted)
@@ -87,33 +98,35 @@ def create_app(
             strangers.take()
         require_json(request)
         single_parameters(request, ())
-        await desk.report(parse_report(await request.body()), verified=verified)
-        return FastJSON({"status": "ok"})
+        await report_store.report(parse_report(await request.body()), verified=verified)
+        return MsgspecResponse({"status": "ok"})
 
     async def reports(request: Request) -> Response:
         parameters = single_parameters(request, ("service", "level", "limit"))
         service, level, limit = _parse_filter(parameters)
-        return FastJSON({"data": [kept_document(kept) for kept in await desk.reports(service, level, limit)]})
+        return MsgspecResponse(
+            {"data": [stored_report_document(kept) for kept in await report_store.reports(service, level, limit)]}
+        )
 
     async def status(request: Request) -> Response:
         single_parameters(request, ())
         parts = {
-            "reports": _part("reports", _services(settings, desk, now)),
+            "reports": _part("reports", _services(settings, report_store, now)),
             "database": _part("database", _checked(ledger_check)),
             "redis": _part("redis", _checked(redis_check)),
-            "price": _part("price", _price(board, now)),
-            "sources": _part("sources", _sources(settings, board, now)),
+            "price": _part("price", _price(store, now)),
+            "sources": _part("sources", _sources(settings, store, now)),
             "host": _part("host", asyncio.to_thread(_host, settings)),
         }
         answers = dict(zip(parts, await asyncio.gather(*parts.values()), strict=True))
         unknown = {name: {"state": "unknown", "last_report": None} for name in health.SERVICES}
-        answers["sources"].setdefault("level", "critical")  # what cannot be told of may be as bad as that
+        answers["sources"].setdefault("level", "critical")  # what is not known may be as bad as that
         services = cast("dict[str, Part]", answers["reports"].pop("services", unknown))
         fine = all(part["ok"] for part in answers.values()) and all(
             services[name]["state"] == "alive" for name in health.SERVICES
         )
         overall = {"status": "ok" if fine else "degraded", "at": format_time(now())}
-        return FastJSON({**overall, "services": services, **answers})
+        return MsgspecResponse({**overall, "services": services, **answers})
 
     app.add_direct_route("/report", "POST", report, _REPORT_OPERATION)
     app.add_direct_route("/status", "GET", status, _STATUS_OPERATION)
@@ -225,16 +238,16 @@ async def _part(name: str, asked: Awaitable[Part]) -> Part:
     except TimeoutError:
         return {"ok": False, "detail": f"No answer within {CHECK_SECONDS_MAX:g} s."}
     except Exception as error:
-        _log.exception("The status of %s could not be told.", name)
-        return {"ok": False, "detail": f"Could not be told ({type(error).__name__})."}
+        _log.exception("The status of %s could not be determined.", name)
+        return {"ok": False, "detail": f"Could not be determined ({type(error).__name__})."}
 
 
-async def _services(settings: Settings, desk: HealthDesk, now: Callable[[], datetime]) -> Part:
-    last: dict[str, KeptReport | None] = dict.fromkeys(health.SERVICES)
-    last |= {kept.report.service: kept for kept in await desk.last_of_each()}
+async def _services(settings: Settings, report_store: ReportStore, now: Callable[[], datetime]) -> Part:
+    last: dict[str, StoredReport | None] = dict.fromkeys(health.SERVICES)
+    last |= {kept.report.service: kept for kept in await report_store.last_of_each()}
     interval = timedelta(seconds=settings.report_interval_seconds)
     services = {
-        name: {"state": service_state(kept, now(), interval), "last_report": kept and kept_document(kept)}
+        name: {"state": service_state(kept, now(), interval), "last_report": kept and stored_report_document(kept)}
         for name, kept in last.items()
     }
     return {"services": services}
@@ -247,8 +260,8 @@ async def _checked(check: Check | None) -> Part:
     return {"detail": "reachable"}
 
 
-async def _price(board: PriceBoard, now: Callable[[], datetime]) -> Part:
-    record = await board.latest()
+async def _price(store: PriceStore, now: Callable[[], datetime]) -> Part:
+    record = await store.latest()
     return {
         "age_seconds": round((now() - record.as_of).total_seconds(), 3),
         "as_of": format_time(record.as_of),
@@ -256,16 +269,16 @@ async def _price(board: PriceBoard, now: Callable[[], datetime]) -> Part:
     }
 
 
-async def _sources(settings: Settings, board: PriceBoard, now: Callable[[], datetime]) -> Part:
+async def _sources(settings: Settings, store: PriceStore, now: Callable[[], datetime]) -> Part:
     """How the price sources are. `level` is critical when the last tick made no price, or there was none for long."""
-    state = await board.feed_state()
+    state = await store.feed_status()
     problem = state.problem
     old_after_seconds = SOURCES_OLD_AFTER_INTERVALS * settings.feed_interval_seconds + settings.source_seconds_max
     # Either way: a clock that was set back since says nothing about them.
     if abs(now() - state.at) > timedelta(seconds=old_after_seconds):
         problem = f"The sources were last asked at {format_time(state.at)}: is api_updater running?"
     level = "critical" if problem else "warning" if any(each.detail for each in state.sources) else "ok"
-    return {**feed_state_document(state), "ok": not problem, "level": level, "problem": problem}
+    return {**feed_status_document(state), "ok": not problem, "level": level, "problem": problem}
 
 
 def _host(settings: Settings) -> Part:
@@ -289,14 +302,14 @@ _AT = "2026-01-31T09:05:00.000000Z"
 _OBSERVED_AT = "2026-01-31T09:04:55.800000Z"
 _SOURCES_EXAMPLE = {
     "ok": True,
-    **feed_state_document(
-        FeedState(
+    **feed_status_document(
+        FeedStatus(
             parse_time(_AT),
             "live",
             "",
             (
-                SourceState("kraken", "", 0, EXAMPLE_RECORD.rates_e8, parse_time(_OBSERVED_AT)),
-                SourceState("gemini", "gave no quote: no answer (TimeoutError)", 1),
+                SourceStatus("kraken", "", 0, EXAMPLE_RECORD.rates_e8, parse_time(_OBSERVED_AT)),
+                SourceStatus("gemini", "gave no quote: no answer (TimeoutError)", 1),
             ),
         )
     ),
@@ -341,7 +354,7 @@ _REPORT_OPERATION = {
         },
     },
     "responses": answer("Kept", {"status": "ok"})
-    | problems(InvalidRequest, PayloadTooLarge, UnsupportedMediaType, Unauthorized, RateLimited, HealthUnavailable),
+    | problems(InvalidRequest, PayloadTooLarge, UnsupportedMediaType, Unauthorized, RateLimited, ReportsUnavailable),
 }
 _REPORTS_OPERATION = {
     "summary": "What was reported, newest first",
@@ -354,7 +367,7 @@ _REPORTS_OPERATION = {
             "How many at the most.",
         ),
     ],
-    "responses": answer("The newest reports", {"data": [_KEPT_EXAMPLE]}) | problems(InvalidRequest, HealthUnavailable),
+    "responses": answer("The newest reports", {"data": [_KEPT_EXAMPLE]}) | problems(InvalidRequest, ReportsUnavailable),
 }
 _STATUS_OPERATION = {
     "summary": "How the desk is",

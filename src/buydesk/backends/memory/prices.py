@@ -1,4 +1,4 @@
-"""MemoryPriceBoard: the price board of a desk without Redis; it lasts as long as the process that owns it."""
+"""MemoryPriceStore: the price store of a desk without Redis; it lasts as long as the process that owns it."""
 
 import time
 from bisect import bisect_left, bisect_right
@@ -9,13 +9,13 @@ from operator import attrgetter
 from buydesk.prices.model import (
     KEPT_FOR,
     Countdown,
-    FeedState,
+    FeedStatus,
     PricePoint,
     PriceRecord,
     history_span,
     observed_by,
+    recent_feed_status,
     superseded,
-    told_state,
     valid_record,
 )
 from buydesk.settings import Settings
@@ -24,8 +24,8 @@ from buydesk.times import EPOCH, utc_now
 _as_of = attrgetter("as_of")
 
 
-class MemoryPriceBoard:
-    """PriceBoard, in this process. Keeps a day of points, `settings.price_history_records_max` at the most."""
+class MemoryPriceStore:
+    """PriceStore, in this process. Keeps a day of points, `settings.price_history_records_max` at the most."""
 
     def __init__(
         self,
@@ -37,18 +37,18 @@ class MemoryPriceBoard:
         self._records_max = settings.price_history_records_max
         self._skew_seconds_max = settings.clock_skew_seconds_max
         self._now = now
-        self._hanging: PriceRecord | None = None
+        self._current: PriceRecord | None = None
         self._points: list[PricePoint] = []  # in the order of their observation, no two of the same moment
-        self._told: FeedState | None = None
+        self._status: FeedStatus | None = None
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
-        """See PriceBoard."""
-        hanging = self._hanging
-        if hanging is not None and hanging.id == record.id:
-            return hanging
-        if hanging is not None and record.as_of < hanging.as_of <= observed_by(self._now(), self._skew_seconds_max):
-            raise superseded(hanging.as_of)
-        self._hanging = record
+        """See PriceStore."""
+        current = self._current
+        if current is not None and current.id == record.id:
+            return current
+        if current is not None and record.as_of < current.as_of <= observed_by(self._now(), self._skew_seconds_max):
+            raise superseded(current.as_of)
+        self._current = record
         del self._points[bisect_left(self._points, record.as_of, key=_as_of) :]
         self._points.append(record.point())
         too_old = bisect_right(self._points, record.as_of - KEPT_FOR, key=_as_of)
@@ -56,12 +56,12 @@ class MemoryPriceBoard:
         return record
 
     async def latest(self) -> PriceRecord:
-        """See PriceBoard."""
+        """See PriceStore."""
         now = self._now()
-        return self._countdown.require_usable(valid_record(self._hanging, now, self._skew_seconds_max), now)
+        return self._countdown.require_usable(valid_record(self._current, now, self._skew_seconds_max), now)
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
-        """See PriceBoard."""
+        """See PriceStore."""
         now = self._now()
         first = bisect_right(self._points, now - timedelta(minutes=minutes), key=_as_of)
         end = bisect_right(self._points, observed_by(now, self._skew_seconds_max), key=_as_of)
@@ -76,16 +76,16 @@ class MemoryPriceBoard:
             end = bisect_left(self._points, span_start, first, end, key=_as_of)
         return found[::-1]
 
-    async def tell(self, state: FeedState) -> None:
-        """See PriceBoard."""
-        self._told = state
+    async def put_feed_status(self, state: FeedStatus) -> None:
+        """See PriceStore."""
+        self._status = state
 
-    async def feed_state(self) -> FeedState:
-        """See PriceBoard."""
-        return told_state(self._told, self._now())
+    async def feed_status(self) -> FeedStatus:
+        """See PriceStore."""
+        return recent_feed_status(self._status, self._now())
 
     async def check(self) -> None:
-        """See PriceBoard: memory is always there."""
+        """See PriceStore: memory is always there."""
 
     async def close(self) -> None:
-        """See PriceBoard: there is nothing to close."""
+        """See PriceStore: there is nothing to close."""

@@ -9,9 +9,9 @@ from buydesk.observability.reports import (
     OTHERS_KEPT_MAX,
     SERVICES,
     STRANGERS_KEPT_MAX,
-    KeptReport,
     Level,
     Report,
+    StoredReport,
     newest_first,
 )
 from buydesk.settings import Settings
@@ -23,22 +23,22 @@ class _Place:
     the longest silent first."""
 
     def __init__(self, kept_max: int) -> None:
-        self.kept: deque[KeptReport] = deque(maxlen=kept_max)
-        self.last_of_others: dict[str, KeptReport] = {}
+        self.kept: deque[StoredReport] = deque(maxlen=kept_max)
+        self.last_of_others: dict[str, StoredReport] = {}
 
 
-class MemoryHealthDesk:
-    """HealthDesk. A filter looks through all that is kept: under 1 ms for 5000 reports."""
+class MemoryReportStore:
+    """ReportStore. A filter looks through all that is kept: under 1 ms for 5000 reports."""
 
     def __init__(self, settings: Settings, now: Callable[[], datetime] = utc_now) -> None:
         self._now = now
         self._verified = _Place(settings.reports_kept_max)
         self._strangers = _Place(STRANGERS_KEPT_MAX)
-        self._last_of_ours: dict[str, KeptReport] = {}
+        self._last_of_ours: dict[str, StoredReport] = {}
 
     async def report(self, report: Report, *, verified: bool) -> None:
-        """See HealthDesk."""
-        kept = KeptReport(report, self._now(), verified)
+        """See ReportStore."""
+        kept = StoredReport(report, self._now(), verified)
         place = self._verified if verified else self._strangers
         place.kept.append(kept)
         if report.service in SERVICES:
@@ -50,18 +50,18 @@ class MemoryHealthDesk:
         if len(place.last_of_others) > OTHERS_KEPT_MAX:
             del place.last_of_others[next(iter(place.last_of_others))]
 
-    async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[KeptReport]:
-        """See HealthDesk."""
+    async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[StoredReport]:
+        """See ReportStore."""
 
-        def matching(place: _Place) -> Iterator[KeptReport]:
+        def matching(place: _Place) -> Iterator[StoredReport]:
             for kept in reversed(place.kept):
                 if service in (None, kept.report.service) and level in (None, kept.report.level):
                     yield kept
 
         return list(islice(newest_first(matching(self._verified), matching(self._strangers)), limit))
 
-    async def last_of_each(self) -> Sequence[KeptReport]:
-        """See HealthDesk."""
+    async def last_of_each(self) -> Sequence[StoredReport]:
+        """See ReportStore."""
         last = self._strangers.last_of_others | self._verified.last_of_others | self._last_of_ours
         return list(last.values())
 

@@ -16,7 +16,7 @@ import msgspec
 from buydesk.backends.postgres.rows import order_of, outcome_of, place_arguments
 from buydesk.backends.postgres.sessions import FAULTS, Session, Warned, open_session
 from buydesk.backends.postgres.sql import REVISION
-from buydesk.bounds import SLICE_ITEMS, Places, SharedCheck
+from buydesk.bounds import SLICE_ITEMS, Bulkhead, SharedCheck
 from buydesk.errors import (
     InternalError,
     LedgerUnavailable,
@@ -26,7 +26,7 @@ from buydesk.errors import (
     PriceNotFound,
     WrongMode,
 )
-from buydesk.observability.clock_skew import Clocks
+from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.orders.model import (
     Anchor,
     Exposure,
@@ -62,26 +62,28 @@ class PostgresLedger:
     # A second call would only wait for the row that the first has locked.
     batches_at_once = 1
 
-    def __init__(self, database_url: str, settings: Settings, livemode: bool, clocks: Clocks | None = None) -> None:
+    def __init__(
+        self, database_url: str, settings: Settings, livemode: bool, clocks: ClockMonitor | None = None
+    ) -> None:
         self._database_url = database_url
-        self._clocks = clocks or Clocks("this process", settings.clock_skew_seconds_max)
+        self._clocks = clocks or ClockMonitor("this process", settings.clock_skew_seconds_max)
         self._settings = settings
         self._livemode = livemode
         # Until PostgreSQL has ended the statement by itself, and said so.
         self.place_seconds = min(settings.statement_seconds_max, settings.order_seconds_max / 4)
         # Orders have a connection of their own: readers must not hold them up.
-        self._placing: Session | None = None
-        self._turn = asyncio.Lock()
+        self._write_session: Session | None = None
+        self._write_lock = asyncio.Lock()
         self._refusal: LedgerUnavailable | Overloaded | None = None  # the last one of a batch, if none succeeded since
-        self._refused_at: float | None = None  # None when the log has told that orders are stored
+        self._refused_at: float | None = None  # None when the log says that orders are stored
         self._reading: set[Session] = set()  # all that read, the idle ones among them
         self._idle: list[Session] = []
         self._is_closed = False
         # As many places as connections: no kind of read waits behind another, and checks wait for nobody.
         readers = settings.database_connections_max - 2
         waiting = settings.reads_waiting_max, settings.read_wait_seconds_max
-        self._large_pages = Places(max(1, readers // 3), *waiting)
-        self._short_reads = Places(readers - max(1, readers // 3), *waiting)
+        self._large_pages = Bulkhead(max(1, readers // 3), *waiting)
+        self._short_reads = Bulkhead(readers - max(1, readers // 3), *waiting)
         self._shared_check = SharedCheck(self._check)
 
     async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
@@ -89,14 +91,14 @@ class PostgresLedger:
         if not items:
             return []
         try:
-            outcomes = await self._place_at_its_turn(items, timeout_seconds)
+            outcomes = await self._place_holding_lock(items, timeout_seconds)
         except (LedgerUnavailable, Overloaded) as error:
-            self._note(error)
+            self._note_refusal(error)
             raise
-        self._note(None)
+        self._note_refusal(None)
         return outcomes
 
-    def _note(self, refusal: LedgerUnavailable | Overloaded | None) -> None:
+    def _note_refusal(self, refusal: LedgerUnavailable | Overloaded | None) -> None:
         """Keeps in mind whether orders can be stored, and logs when that changes, with the server's reason."""
         moment = time.monotonic()
         self._refusal = refusal
@@ -108,41 +110,43 @@ class PostgresLedger:
             logger.info("orders are stored again")
             self._refused_at = None
 
-    async def _place_at_its_turn(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+    async def _place_holding_lock(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
         give_up_at = time.monotonic() + timeout_seconds
         seconds = min(timeout_seconds, self._settings.connect_seconds_max)
-        async with self._placing_turn(seconds):
-            if self._placing is None or self._placing.is_closed:
-                self._placing = await self._connect(seconds)
+        async with self._hold_write_lock(seconds):
+            if self._write_session is None or self._write_session.is_closed:
+                self._write_session = await self._connect(seconds)
             try:
-                return await self._settle(self._placing, items, give_up_at)
+                return await self._place_or_split(self._write_session, items, give_up_at)
             except BaseException as error:
                 # Cancelled, cut, confused or led to a server that can only be read: the next call starts afresh.
-                self._placing.end()
+                self._write_session.end()
                 if isinstance(error, OutcomeUnknown):
                     self._drop_idle()
                 raise
 
     @contextlib.asynccontextmanager
-    async def _placing_turn(self, timeout_seconds: float) -> AsyncIterator[None]:
+    async def _hold_write_lock(self, timeout_seconds: float) -> AsyncIterator[None]:
         """One batch at a time; raises LedgerUnavailable when that takes too long."""
-        if self._turn.locked():
+        if self._write_lock.locked():
             try:
                 async with asyncio.timeout(timeout_seconds):
-                    await self._turn.acquire()
+                    await self._write_lock.acquire()
             except TimeoutError as error:
                 raise _unavailable(error) from error
         else:
-            await self._turn.acquire()  # at once
+            await self._write_lock.acquire()  # at once
         try:
             yield
         finally:
-            self._turn.release()
+            self._write_lock.release()
 
-    async def _settle(self, session: Session, items: Sequence[Placement], give_up_at: float) -> Sequence[Outcome]:
-        """One outcome each. A batch that was rolled back because of something in it is settled in halves, and these
-        in halves again, so that what is wrong hurts only its own item. Raises only when it stored nothing for certain,
-        or OutcomeUnknown."""
+    async def _place_or_split(
+        self, session: Session, items: Sequence[Placement], give_up_at: float
+    ) -> Sequence[Outcome]:
+        """One outcome each. A batch that was rolled back because of one of its items is placed in halves, and these in
+        halves again (9 times for 500 items), so that only that item is refused. Raises only when it stored nothing for
+        certain, or OutcomeUnknown."""
         if give_up_at <= time.monotonic():
             raise Overloaded("The database took too long.", retry_after_seconds=1)
         try:
@@ -156,20 +160,20 @@ class PostgresLedger:
         middle = len(items) // 2
         for half in (items[:middle], items[middle:]):
             try:
-                outcomes += await self._settle(session, half, give_up_at)
+                outcomes += await self._place_or_split(session, half, give_up_at)
             except (LedgerUnavailable, Overloaded) as error:
                 outcomes += [Refused(error)] * len(half)  # the other half may well be stored
         return outcomes
 
     async def _place(self, session: Session, items: Sequence[Placement], give_up_at: float) -> Sequence[Outcome]:
         """One call of the function, in a transaction of its own; raises asyncpg.PostgresError or OutcomeUnknown."""
-        arguments = place_arguments(items, self._window())
+        arguments = place_arguments(items, self._clock_window())
         try:
             [row] = await session.fetch("place_batch", *arguments, seconds=give_up_at - time.monotonic())
         except asyncpg.PostgresError:
             raise
         except Exception as error:
-            # A time-out, a lost connection, a warning or a driver that lost its footing: the function may have run to
+            # A time-out, a lost connection, a warning or a driver in an unexpected state: the function may have run to
             # its end.
             raise _unknown(error) from error
         results = list(zip(items, row["outcomes"], row["numbers"], row["used_then"], strict=True))
@@ -182,7 +186,7 @@ class PostgresLedger:
             raise _unknown(error) from error  # whatever goes wrong here, the batch is committed already
         return [outcome_of(item, kind, number, used, row, stored) for item, kind, number, used in results]
 
-    def _window(self) -> tuple[float, float]:
+    def _clock_window(self) -> tuple[float, float]:
         """The Unix times between which the ledger's clock has to be while a statement sent now runs."""
         now, skew_seconds = utc_now().timestamp(), self._settings.clock_skew_seconds_max
         return now - skew_seconds, now + skew_seconds + self._settings.statement_seconds_max
@@ -215,8 +219,8 @@ class PostgresLedger:
 
     async def order_by_key(self, client: str, client_order_id: str) -> Order:
         """See OrderLedger."""
-        told = "No order has this client_order_id."
-        return await self._look_up(told, "order_by_key", client, client_order_id)
+        detail = "No order has this client_order_id."
+        return await self._look_up(detail, "order_by_key", client, client_order_id)
 
     async def _look_up(self, not_found: str, query: str, *arguments: object) -> Order:
         """The order that a query finds; raises OrderNotFound only after waiting for what is being stored. Either way
@@ -268,8 +272,8 @@ class PostgresLedger:
         rows = await self._ask(ask)
         revision = rows[0]["version_num"] if rows else "none"
         if not rows or revision < REVISION:
-            told = f"The database is at revision {revision}, not {REVISION}: run `buydesk migrate`."
-            raise LedgerUnavailable(told, retry_after_seconds=5)
+            detail = f"The database is at revision {revision}, not {REVISION}: run `buydesk migrate`."
+            raise LedgerUnavailable(detail, retry_after_seconds=5)
         if rows[0]["is_read_only"]:
             self._drop_idle()  # a session may be read-only for as long as it lives, and the database not
             raise LedgerUnavailable("The database is read-only now.", retry_after_seconds=1)
@@ -277,25 +281,25 @@ class PostgresLedger:
         refused_for = time.monotonic() - (self._refused_at or -math.inf)
         if isinstance(self._refusal, LedgerUnavailable) and refused_for <= FAILURE_SHOWN_SECONDS:
             raise self._refusal
-        unknown = await self._ask(_asking("unknown_price_keys", self._settings.accepted_price_keys))
+        unknown = await self._ask(_fetching("unknown_price_keys", self._settings.accepted_price_keys))
         if unknown:
             keys = ", ".join(row["key"] for row in unknown)
-            told = f"The database does not know keys that prices are signed with ({keys}): run `buydesk migrate`."
-            raise LedgerUnavailable(told, retry_after_seconds=5)
+            detail = f"The database does not know keys that prices are signed with ({keys}): run `buydesk migrate`."
+            raise LedgerUnavailable(detail, retry_after_seconds=5)
 
     async def close(self) -> None:
         """Closes all sessions; what is under way is cut off."""
         self._is_closed = True
-        if self._placing is not None:
-            self._placing.end()
+        if self._write_session is not None:
+            self._write_session.end()
         for session in self._reading:
             session.end()
 
-    async def _read(self, query: str, *arguments: object, places: Places | None = None) -> list[asyncpg.Record]:
+    async def _read(self, query: str, *arguments: object, places: Bulkhead | None = None) -> list[asyncpg.Record]:
         """The rows of a named query for a reader, who waits for a turn; raises Overloaded, LedgerUnavailable."""
 
         async with places or self._short_reads:
-            return await self._ask(_asking(query, *arguments))
+            return await self._ask(_fetching(query, *arguments))
 
     async def _ask(self, ask: Ask) -> list[asyncpg.Record]:
         """What a session is asked for; once more when a kept one turns out to be dead. Raises LedgerUnavailable."""
@@ -360,11 +364,11 @@ class PostgresLedger:
             raise LedgerUnavailable("The database has no exposure row: run `buydesk migrate`.", retry_after_seconds=1)
         if rows[0]["livemode"] != self._livemode:
             has = "live" if rows[0]["livemode"] else "sandbox"
-            told = f"This database holds {has} orders: start with PRICE_FEED={has}, or use another one."
-            raise WrongMode(told, retry_after_seconds=5)
+            detail = f"This database holds {has} orders: start with PRICE_FEED={has}, or use another one."
+            raise WrongMode(detail, retry_after_seconds=5)
 
 
-def _asking(query: str, *arguments: object) -> Ask:
+def _fetching(query: str, *arguments: object) -> Ask:
     """Asks for the rows of a named query."""
 
     async def ask(session: Session, seconds: float) -> list[asyncpg.Record]:
@@ -388,8 +392,8 @@ def _raise_unless_of_an_item(error: asyncpg.PostgresError) -> None:
     if not _is_definite(error):
         raise _unknown(error) from error
     if isinstance(error, _TOOK_TOO_LONG):
-        told = "The database took too long."
-        raise Overloaded(told, retry_after_seconds=1, server_said=_said(error)) from error
+        detail = "The database took too long."
+        raise Overloaded(detail, retry_after_seconds=1, server_said=_said(error)) from error
     if error.sqlstate[:2] in _CANNOT_WORK:
         raise _unavailable(error) from error
 

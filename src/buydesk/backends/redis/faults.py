@@ -8,8 +8,8 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from buydesk.bounds import SharedCheck
-from buydesk.errors import DeskError, HealthUnavailable
-from buydesk.observability.clock_skew import Clocks
+from buydesk.errors import DeskError, ReportsUnavailable
+from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.times import EPOCH
 
 FAULTS = (exceptions.RedisError, OSError, TimeoutError)
@@ -36,16 +36,16 @@ def meaning_of(error: Exception, unavailable: type[DeskError]) -> DeskError:
     return unavailable(detail, retry_after_seconds=1, server_said=said)
 
 
-def time_of(told: tuple[int, int]) -> datetime:
+def time_of(time: tuple[int, int]) -> datetime:
     """What TIME answered: seconds since 1970, and microseconds."""
-    return EPOCH + timedelta(seconds=told[0], microseconds=told[1])
+    return EPOCH + timedelta(seconds=time[0], microseconds=time[1])
 
 
 class RedisCheck:
-    """Raises HealthUnavailable unless Redis takes writes and holds, under each of the keys, the kind of value that the
+    """Raises ReportsUnavailable unless Redis takes writes and holds, under each of the keys, the kind of value that the
     desk keeps there, or nothing."""
 
-    def __init__(self, client: Redis, kinds: Mapping[str, str], seconds_max: float, clocks: Clocks) -> None:
+    def __init__(self, client: Redis, kinds: Mapping[str, str], seconds_max: float, clocks: ClockMonitor) -> None:
         self._client = client  # owned, and closed
         self._clocks = clocks
         self._kinds = kinds
@@ -68,11 +68,11 @@ class RedisCheck:
                 pipeline.set(_PROBE_KEY, "", ex=_PROBE_KEPT_SECONDS)
                 pipeline.time()
                 asked_at = self._clocks.moment()
-                *found, _, told = await pipeline.execute()
-                self._clocks.hear("Redis", time_of(told), asked_at)
+                *found, _, time = await pipeline.execute()
+                self._clocks.hear("Redis", time_of(time), asked_at)
         except FAULTS as error:
-            raise meaning_of(error, HealthUnavailable) from error
+            raise meaning_of(error, ReportsUnavailable) from error
         for (key, kind), other in zip(self._kinds.items(), found, strict=True):
             if other.decode() not in ("none", kind):
-                told = f"Redis holds a {other.decode()} under {key}, where the desk keeps a {kind}: delete it."
-                raise HealthUnavailable(told, retry_after_seconds=1)
+                detail = f"Redis holds a {other.decode()} under {key}, where the desk keeps a {kind}: delete it."
+                raise ReportsUnavailable(detail, retry_after_seconds=1)

@@ -1,7 +1,7 @@
-"""RedisPriceBoard: the price board in Redis 6.2 or newer, or Valkey.
+"""RedisPriceStore: the price store in Redis 6.2 or newer, or Valkey.
 
-Three keys a feed, so that recorded and live prices never mix: a hash with the record that hangs, a sorted set with the
-points of the last day by the time of their observation, and what was told of the sources. Expiry in Redis only bounds
+Three keys a feed, so that recorded and live prices never mix: a hash with the current record, a sorted set with the
+points of the last day by the time of their observation, and the status of the sources. Expiry in Redis only bounds
 memory: whether a record is valid is judged by its `expires_at`.
 """
 
@@ -16,12 +16,12 @@ import msgspec
 from redis.asyncio import Redis
 
 from buydesk.backends.redis.faults import FAULTS, meaning_of, time_of
-from buydesk.errors import PriceBoardUnavailable, PriceUnavailable
-from buydesk.observability.clock_skew import Clocks
+from buydesk.errors import PriceStoreUnavailable, PriceUnavailable
+from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.orders.verification import require_proven
 from buydesk.prices.documents import (
-    feed_state_document,
-    feed_state_from,
+    feed_status_document,
+    feed_status_from,
     point_document,
     point_from,
     record_document,
@@ -31,14 +31,14 @@ from buydesk.prices.model import (
     KEPT_FOR,
     RETRY_AFTER_SECONDS,
     Countdown,
-    FeedState,
+    FeedStatus,
     NotARecord,
     PricePoint,
     PriceRecord,
     history_span,
     observed_by,
+    recent_feed_status,
     superseded,
-    told_state,
     valid_record,
 )
 from buydesk.settings import Settings
@@ -48,18 +48,18 @@ _MICROSECOND = timedelta(microseconds=1)
 # So many points take a millisecond to read; other work goes on between slices of them.
 _SLICE_POINTS = 100
 
-# Hangs the record unless a newer one hangs that is not from the future (later than ARGV[7]); returns the as_of of that
-# one, otherwise 0 and, if the record hung already, its document. What is newer leaves the history: it is from the
-# future, or was hung before it. One script, because the comparison and the writing must not be torn apart by another
-# updater. Times are whole microseconds, which are exact in Lua's numbers until the year 2255.
+# Makes the record the current one unless that is newer and not from the future (later than ARGV[7]); returns the as_of
+# of the newer one, otherwise 0 and, if the record was the current one already, its document. What is newer leaves the
+# history: it is from the future, or was published before it. One script, so that no other updater writes between the
+# comparison and the writing. Times are whole microseconds, which are exact in Lua's numbers until the year 2255.
 _PUBLISH = """
 local id, as_of, document, point = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local kept_for, records_max, observed_by = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local hanging = redis.call('HMGET', KEYS[1], 'id', 'as_of')
-if hanging[1] == id then
+local current = redis.call('HMGET', KEYS[1], 'id', 'as_of')
+if current[1] == id then
   return {0, redis.call('HGET', KEYS[1], 'document')}
-elseif hanging[1] and as_of < tonumber(hanging[2]) and tonumber(hanging[2]) <= observed_by then
-  return {tonumber(hanging[2])}
+elseif current[1] and as_of < tonumber(current[2]) and tonumber(current[2]) <= observed_by then
+  return {tonumber(current[2])}
 end
 redis.call('HSET', KEYS[1], 'id', id, 'as_of', ARGV[2], 'document', document)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], ARGV[2], '+inf')
@@ -91,14 +91,14 @@ return found
 
 
 def kinds(settings: Settings) -> dict[str, str]:
-    """The keys of a price board, and what kind of value each holds."""
+    """The keys of a price store, and what kind of value each holds."""
     prefix = f"buydesk:prices:{settings.price_feed}"
     # Not "history": earlier versions kept whole records under that name, which expire by themselves.
-    return {f"{prefix}:hanging": "hash", f"{prefix}:points": "zset", f"{prefix}:sources": "string"}
+    return {f"{prefix}:current": "hash", f"{prefix}:points": "zset", f"{prefix}:sources": "string"}
 
 
-class RedisPriceBoard:
-    """PriceBoard, in Redis. Owns the client it is given, and closes it."""
+class RedisPriceStore:
+    """PriceStore, in Redis. Owns the client it is given, and closes it."""
 
     def __init__(
         self,
@@ -106,20 +106,20 @@ class RedisPriceBoard:
         settings: Settings,
         now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
-        clocks: Clocks | None = None,
+        clocks: ClockMonitor | None = None,
     ) -> None:
         self._client = client
-        self._clocks = clocks or Clocks("this process", settings.clock_skew_seconds_max)
+        self._clocks = clocks or ClockMonitor("this process", settings.clock_skew_seconds_max)
         self._settings = settings
         self._countdown = Countdown(clock)
         self._seconds_max = settings.remote_seconds_max
         self._records_max = settings.price_history_records_max
         self._skew_seconds_max = settings.clock_skew_seconds_max
         self._now = now
-        self._hanging_key, self._points_key, self._sources_key = kinds(settings)
+        self._current_key, self._points_key, self._sources_key = kinds(settings)
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
-        """See PriceBoard. Publishing again after a lost answer changes nothing."""
+        """See PriceStore. Publishing again after a lost answer changes nothing."""
         arguments = (
             str(record.id),
             _microseconds(record.as_of),
@@ -131,30 +131,30 @@ class RedisPriceBoard:
         )
         async with self._faults():
             newer, *documents = await cast(
-                "Awaitable[list[Any]]", self._client.eval(_PUBLISH, 2, self._hanging_key, self._points_key, *arguments)
+                "Awaitable[list[Any]]", self._client.eval(_PUBLISH, 2, self._current_key, self._points_key, *arguments)
             )
-            hanging = record_from(msgspec.json.decode(documents[0])) if documents else record
+            current = record_from(msgspec.json.decode(documents[0])) if documents else record
         if newer:
             raise superseded(EPOCH + newer * _MICROSECOND)
-        return hanging
+        return current
 
     async def latest(self) -> PriceRecord:
-        """See PriceBoard."""
+        """See PriceStore."""
         async with self._faults():
-            document = await cast("Awaitable[bytes | None]", self._client.hget(self._hanging_key, "document"))
-            hanging = None if document is None else record_from(msgspec.json.decode(document))
+            document = await cast("Awaitable[bytes | None]", self._client.hget(self._current_key, "document"))
+            current = None if document is None else record_from(msgspec.json.decode(document))
         now = self._now()
-        valid = self._countdown.require_usable(valid_record(hanging, now, self._skew_seconds_max), now)
+        valid = self._countdown.require_usable(valid_record(current, now, self._skew_seconds_max), now)
         try:
             # It may be of a desk with other settings, or of another version: what is kept outlives a program.
             require_proven(valid, self._settings, now)
         except NotARecord as error:
-            told = f"The record that hangs is no price of this desk: {error}."
-            raise PriceUnavailable(told, retry_after_seconds=RETRY_AFTER_SECONDS) from error
+            detail = f"The stored record is no price of this desk: {error}."
+            raise PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS) from error
         return valid
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
-        """See PriceBoard."""
+        """See PriceStore."""
         now = self._now()
         arguments = (
             _microseconds(now - timedelta(minutes=minutes)),
@@ -173,40 +173,40 @@ class RedisPriceBoard:
                 await asyncio.sleep(0)
         return found
 
-    async def tell(self, state: FeedState) -> None:
-        """See PriceBoard."""
-        document = msgspec.json.encode(feed_state_document(state))
+    async def put_feed_status(self, state: FeedStatus) -> None:
+        """See PriceStore."""
+        document = msgspec.json.encode(feed_status_document(state))
         async with self._faults():
             asked_at = self._clocks.moment()
             self._clocks.hear("Redis", time_of(await self._client.time()), asked_at)
             await self._client.set(self._sources_key, document, ex=KEPT_FOR)
 
-    async def feed_state(self) -> FeedState:
-        """See PriceBoard."""
+    async def feed_status(self) -> FeedStatus:
+        """See PriceStore."""
         async with self._faults():
             document = await self._client.get(self._sources_key)
-            told = None if document is None else feed_state_from(msgspec.json.decode(document))
-        return told_state(told, self._now())
+            status = None if document is None else feed_status_from(msgspec.json.decode(document))
+        return recent_feed_status(status, self._now())
 
     async def check(self) -> None:
-        """See PriceBoard."""
+        """See PriceStore."""
         async with self._faults():
             await self._client.ping()
 
     async def close(self) -> None:
-        """See PriceBoard."""
+        """See PriceStore."""
         await self._client.aclose()
 
     @asynccontextmanager
     async def _faults(self) -> AsyncIterator[None]:
-        """Turns whatever is wrong with Redis, or with what it holds, into PriceBoardUnavailable."""
+        """Turns whatever is wrong with Redis, or with what it holds, into PriceStoreUnavailable."""
         try:
             async with asyncio.timeout(self._seconds_max):
                 yield
         except FAULTS as error:
-            raise meaning_of(error, PriceBoardUnavailable) from error
+            raise meaning_of(error, PriceStoreUnavailable) from error
         except ValueError as error:
-            raise PriceBoardUnavailable("Redis holds something that is not a price record.") from error
+            raise PriceStoreUnavailable("Redis holds something that is not a price record.") from error
 
 
 def _readable_point(document: bytes) -> PricePoint | None:

@@ -2,7 +2,7 @@
 
 `buydesk:reports:verified` is a stream, capped; with `:last` after it a hash with the last report of each service; with
 `:others` a sorted set of the services that are not ours, by the time of their last report. `buydesk:reports` and these
-are the same for strangers, and have what versions that told nobody apart have left.
+are the same for strangers, and have what is left of versions that did not verify reports.
 """
 
 import asyncio
@@ -16,17 +16,17 @@ import msgspec
 from redis.asyncio import Redis
 
 from buydesk.backends.redis.faults import FAULTS, meaning_of
-from buydesk.errors import HealthUnavailable
+from buydesk.errors import ReportsUnavailable
 from buydesk.observability.reports import (
     OTHERS_KEPT_MAX,
     SERVICES,
     STRANGERS_KEPT_MAX,
-    KeptReport,
     Level,
     Report,
-    kept_document,
-    kept_from,
+    StoredReport,
     newest_first,
+    stored_report_document,
+    stored_report_from,
 )
 from buydesk.settings import Settings
 from buydesk.times import utc_now
@@ -73,8 +73,8 @@ return {#entries < tonumber(ARGV[2]) and '' or entries[#entries][1], found}
 """
 
 
-class RedisHealthDesk:
-    """HealthDesk. Owns the client it is given (one that answers in bytes), and closes it.
+class RedisReportStore:
+    """ReportStore. Owns the client it is given (one that answers in bytes), and closes it.
 
     A filter passes over 250 reports a call until it has found enough or seen all: about 0.05 s for 5000 reports, of
     which no call holds Redis for longer than some 2 ms.
@@ -87,8 +87,8 @@ class RedisHealthDesk:
         self._seconds_max = settings.remote_seconds_max
 
     async def report(self, report: Report, *, verified: bool) -> None:
-        """See HealthDesk."""
-        kept = KeptReport(report, self._now(), verified)
+        """See ReportStore."""
+        kept = StoredReport(report, self._now(), verified)
         stream, kept_max = (_VERIFIED, self._kept_max) if verified else (_STRANGERS, STRANGERS_KEPT_MAX)
         whose = "other" if report.service not in SERVICES else "ours" if verified else "stranger_as_ours"
         async with self._answering():
@@ -98,16 +98,16 @@ class RedisHealthDesk:
                     _KEEP,
                     3,
                     *(stream, f"{stream}:last", f"{stream}:others"),
-                    *(report.service, report.level, msgspec.json.encode(kept_document(kept)), kept_max),
+                    *(report.service, report.level, msgspec.json.encode(stored_report_document(kept)), kept_max),
                     *(whose, OTHERS_KEPT_MAX, kept.arrived_at.timestamp()),
                 ),
             )
 
-    async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[KeptReport]:
-        """See HealthDesk."""
+    async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[StoredReport]:
+        """See ReportStore."""
         async with self._answering():
             found = [await self._matching(stream, service, level, limit) for stream in (_VERIFIED, _STRANGERS)]
-            return list(islice(newest_first(*(map(_kept_from, documents) for documents in found)), limit))
+            return list(islice(newest_first(*(map(_stored_report_from, documents) for documents in found)), limit))
 
     async def _matching(self, stream: str, service: str | None, level: Level | None, limit: int) -> list[bytes]:
         found: list[bytes] = []
@@ -123,18 +123,18 @@ class RedisHealthDesk:
             newest = oldest and b"(" + oldest
         return found
 
-    async def last_of_each(self) -> Sequence[KeptReport]:
-        """See HealthDesk."""
+    async def last_of_each(self) -> Sequence[StoredReport]:
+        """See ReportStore."""
         async with self._answering():
-            last: dict[str, KeptReport] = {}
+            last: dict[str, StoredReport] = {}
             for stream in (_STRANGERS, _VERIFIED):
                 documents = await cast("Awaitable[list[bytes]]", self._client.hvals(f"{stream}:last"))
-                last |= {kept.report.service: kept for kept in map(_kept_from, documents)}
-            # Of ours, versions that told nobody apart kept the last reports among what are the strangers' now.
+                last |= {kept.report.service: kept for kept in map(_stored_report_from, documents)}
+            # Versions that did not verify reports kept the last ones of our services among what is the strangers' now.
             return [kept for kept in last.values() if kept.verified or kept.report.service not in SERVICES]
 
     async def check(self) -> None:
-        """See HealthDesk."""
+        """See ReportStore."""
         async with self._answering():
             await self._client.ping()
 
@@ -144,15 +144,15 @@ class RedisHealthDesk:
 
     @contextlib.asynccontextmanager
     async def _answering(self) -> AsyncIterator[None]:
-        """Bounds the time; whatever is wrong with Redis, or with what it holds, becomes HealthUnavailable."""
+        """Bounds the time; whatever is wrong with Redis, or with what it holds, becomes ReportsUnavailable."""
         try:
             async with asyncio.timeout(self._seconds_max):
                 yield
         except FAULTS as error:
-            raise meaning_of(error, HealthUnavailable) from error
+            raise meaning_of(error, ReportsUnavailable) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise HealthUnavailable("Redis holds something that is not a report.") from error
+            raise ReportsUnavailable("Redis holds something that is not a report.") from error
 
 
-def _kept_from(document: bytes) -> KeptReport:
-    return kept_from(msgspec.json.decode(document))
+def _stored_report_from(document: bytes) -> StoredReport:
+    return stored_report_from(msgspec.json.decode(document))

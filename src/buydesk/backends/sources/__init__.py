@@ -6,13 +6,13 @@ from buydesk.backends.sources.coinbase import COINBASE
 from buydesk.backends.sources.exchange import ExchangeSource
 from buydesk.backends.sources.gemini import GEMINI
 from buydesk.backends.sources.kraken import KRAKEN
-from buydesk.observability.clock_skew import Clocks
+from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.prices.model import PriceSource
 from buydesk.settings import Settings
 
 EXCHANGES = (BITFINEX, BITSTAMP, COINBASE, GEMINI, KRAKEN)
 
 
-def exchanges(settings: Settings, clocks: Clocks | None = None) -> list[PriceSource]:
+def exchanges(settings: Settings, clocks: ClockMonitor | None = None) -> list[PriceSource]:
     """The sources of the live feed, each at the address that `settings` has for it. `clocks` hear what time it is."""
     return [ExchangeSource(each, getattr(settings, f"{each.name}_url"), settings, clocks=clocks) for each in EXCHANGES]

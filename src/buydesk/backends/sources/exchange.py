@@ -23,8 +23,8 @@ from aiohttp.client_proto import ResponseHandler
 from buydesk import __version__
 from buydesk.errors import SourceFailed
 from buydesk.money import Currency, NotMoney, parse_rate
-from buydesk.observability.clock_skew import Clocks
-from buydesk.prices.model import Observation, Quote, Rejection
+from buydesk.observability.clock_skew import ClockMonitor
+from buydesk.prices.model import Quote, RejectedQuote, SourceResponse
 from buydesk.settings import Settings
 from buydesk.times import utc_now
 
@@ -86,11 +86,11 @@ class ExchangeSource:
         url: str,
         settings: Settings,
         now: Callable[[], datetime] = utc_now,
-        clocks: Clocks | None = None,
+        clocks: ClockMonitor | None = None,
     ) -> None:
         self.name = exchange.name
         self._exchange = exchange
-        self._clocks = clocks or Clocks("this process", settings.clock_skew_seconds_max)
+        self._clocks = clocks or ClockMonitor("this process", settings.clock_skew_seconds_max)
         self._url = url.rstrip("/")
         self._timeout = aiohttp.ClientTimeout(
             total=settings.source_seconds_max * REQUEST_SHARE_MAX,
@@ -101,7 +101,7 @@ class ExchangeSource:
         self._now = now
         self._session: aiohttp.ClientSession | None = None
 
-    async def quotes(self) -> Observation:
+    async def quotes(self) -> SourceResponse:
         """The quotes of the currencies that it has a usable book of; raises SourceFailed when there is none at all."""
         session = self._pool()
         asked = self._exchange.requests.items()
@@ -110,8 +110,8 @@ class ExchangeSource:
         missing = {currency: reason for answer in answers for currency, reason in answer.missing.items()}
         if not quotes:
             raise SourceFailed(f"{self.name} gave no quote: {_listed(missing)}.")
-        return Observation(
-            quotes, tuple(Rejection(self.name, f"{currency}: {reason}") for currency, reason in missing.items())
+        return SourceResponse(
+            quotes, tuple(RejectedQuote(self.name, f"{currency}: {reason}") for currency, reason in missing.items())
         )
 
     async def close(self) -> None:
@@ -268,7 +268,7 @@ def _not_a_number(constant: str) -> NoReturn:
 
 
 def _listed(missing: Mapping[Currency, str]) -> str:
-    """The reasons; one that all currencies share is told once."""
+    """The reasons; one that all currencies share is given once."""
     if len(set(missing.values())) == 1:
         return next(iter(missing.values()))
     return "; ".join(f"{currency}: {reason}" for currency, reason in missing.items())

@@ -23,7 +23,7 @@ import msgspec
 
 from buydesk.errors import SourceFailed
 from buydesk.money import CENTS_PER_UNIT, RATE_SCALE, Currency
-from buydesk.prices.model import Observation, PriceSource, Quote
+from buydesk.prices.model import PriceSource, Quote, SourceResponse
 from buydesk.settings import Settings
 from buydesk.times import utc_now
 
@@ -98,13 +98,13 @@ class SandboxSource:
         self._now = now
         self._fault = fault
 
-    async def quotes(self) -> Observation:
+    async def quotes(self) -> SourceResponse:
         """The minute that the replay has come to, as this source sees it now; raises SourceFailed for its fault."""
         minute = self._replay.minute()
         if self._fault == "source-down":
             raise SourceFailed(f"{self.name} gives no answer (a fault that was asked for).")
         quotes_of = self._nonsense if self._fault == "garbage" else self._seen
-        return Observation(quotes_of(minute, self._now()), replayed_from=minute.replayed_from)
+        return SourceResponse(quotes_of(minute, self._now()), replayed_from=minute.replayed_from)
 
     async def close(self) -> None:
         """See PriceSource: there is nothing to close."""

@@ -1,4 +1,4 @@
-"""One contract for every PriceBoard: in memory, in Redis, in both, in both without Redis, and over TCP."""
+"""One contract for every PriceStore: in memory, in Redis, in both, in both without Redis, and over TCP."""
 
 import asyncio
 import contextlib
@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from buydesk.backends.fallback import FallbackPriceBoard
+from buydesk.backends.fallback import FallbackPriceStore
 from buydesk.backends.memory import prices as memory_prices
-from buydesk.backends.memory.prices import MemoryPriceBoard
-from buydesk.backends.memory.reports import MemoryHealthDesk
-from buydesk.backends.redis.prices import RedisPriceBoard
-from buydesk.backends.remote import RemotePriceBoard
-from buydesk.errors import PriceBoardUnavailable, PriceStale, PriceSuperseded, PriceUnavailable
+from buydesk.backends.memory.prices import MemoryPriceStore
+from buydesk.backends.memory.reports import MemoryReportStore
+from buydesk.backends.redis.prices import RedisPriceStore
+from buydesk.backends.remote import RemotePriceStore
+from buydesk.errors import PriceStale, PriceStoreUnavailable, PriceSuperseded, PriceUnavailable
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.prices.documents import record_document
@@ -29,14 +29,14 @@ from buydesk.prices.model import (
     HISTORY_MINUTES_MAX,
     HISTORY_POINTS_MAX,
     SOURCES,
-    FeedState,
-    PriceBoard,
+    FeedStatus,
     PricePoint,
     PriceRecord,
+    PriceStore,
     Quote,
-    Rejection,
+    RejectedQuote,
     Rule,
-    SourceState,
+    SourceStatus,
 )
 from buydesk.services.api_cache_proxy import create_app
 from buydesk.settings import Settings
@@ -48,7 +48,7 @@ from tests.serving import free_port, served
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 TTL = timedelta(seconds=60)
 RECORDS_MAX = 150
-# The smallest difference a board has to tell.
+# The smallest difference a store has to tell.
 MOMENT = timedelta(microseconds=1)
 
 
@@ -63,22 +63,22 @@ class Clock:
 
 
 @contextlib.asynccontextmanager
-async def remote_board(settings: Settings, clock: Clock) -> AsyncIterator[RemotePriceBoard]:
-    """The board as another process sees it."""
-    reporter = Reporter("api_cache_proxy", MemoryHealthDesk(settings), settings)
-    async with served(create_app(settings, MemoryPriceBoard(settings, clock), reporter, clock)) as url:
-        board = RemotePriceBoard(url, settings)
-        yield board
-        await board.close()
+async def remote_board(settings: Settings, clock: Clock) -> AsyncIterator[RemotePriceStore]:
+    """The store as another process sees it."""
+    reporter = Reporter("api_cache_proxy", MemoryReportStore(settings), settings)
+    async with served(create_app(settings, MemoryPriceStore(settings, clock), reporter, clock)) as url:
+        store = RemotePriceStore(url, settings)
+        yield store
+        await store.close()
 
 
 @contextlib.asynccontextmanager
-async def redis_board(settings: Settings, clock: Clock, redis_url: str) -> AsyncIterator[RedisPriceBoard]:
+async def redis_board(settings: Settings, clock: Clock, redis_url: str) -> AsyncIterator[RedisPriceStore]:
     client: Redis = Redis.from_url(redis_url)
     await client.flushdb()
-    board = RedisPriceBoard(client, settings, clock)
-    yield board
-    await board.close()
+    store = RedisPriceStore(client, settings, clock)
+    yield store
+    await store.close()
 
 
 @pytest.fixture
@@ -92,22 +92,22 @@ def clock() -> Clock:
 
 
 @pytest.fixture(params=["memory", "redis", "remote", "fallback", "fallen_back"])
-async def board(
+async def store(
     request: pytest.FixtureRequest, settings: Settings, clock: Clock, redis_url: str
-) -> AsyncIterator[PriceBoard]:
+) -> AsyncIterator[PriceStore]:
     if request.param == "memory":
-        yield MemoryPriceBoard(settings, clock)
+        yield MemoryPriceStore(settings, clock)
     elif request.param == "remote":
         async with remote_board(settings, clock) as remote:
             yield remote
     elif request.param == "fallen_back":
         nowhere: Redis = Redis.from_url(f"redis://127.0.0.1:{free_port()}", retry=None)
-        fallback = FallbackPriceBoard(RedisPriceBoard(nowhere, settings, clock), MemoryPriceBoard(settings, clock))
+        fallback = FallbackPriceStore(RedisPriceStore(nowhere, settings, clock), MemoryPriceStore(settings, clock))
         yield fallback
         await fallback.close()
     elif request.param == "fallback":
         async with redis_board(settings, clock, redis_url) as redis:
-            yield FallbackPriceBoard(redis, MemoryPriceBoard(settings, clock))
+            yield FallbackPriceStore(redis, MemoryPriceStore(settings, clock))
     else:
         async with redis_board(settings, clock, redis_url) as redis:
             yield redis
@@ -128,8 +128,8 @@ def record(as_of: datetime = NOON, rate_e8: int = 20_572_78 * 10**6) -> PriceRec
                 for source in SOURCES["sandbox"][:2]
             ),
             rejected=(
-                Rejection("sandbox-3", 'gave "nö" answer\n'),
-                Rejection("sandbox-4", "is too far off", Quote("sandbox-4", Currency.GBP, 10**8, 10**8, as_of)),
+                RejectedQuote("sandbox-3", 'gave "nö" answer\n'),
+                RejectedQuote("sandbox-4", "is too far off", Quote("sandbox-4", Currency.GBP, 10**8, 10**8, as_of)),
             ),
             replayed_from=datetime(2023, 3, 9, tzinfo=UTC),
             rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
@@ -138,124 +138,124 @@ def record(as_of: datetime = NOON, rate_e8: int = 20_572_78 * 10**6) -> PriceRec
     )
 
 
-def state(at: datetime = NOON, problem: str = "") -> FeedState:
+def state(at: datetime = NOON, problem: str = "") -> FeedStatus:
     rates = {Currency.EUR: 20_572_78 * 10**6, Currency.GBP: 18_271_51 * 10**6}
-    return FeedState(
+    return FeedStatus(
         at,
         "sandbox",
         problem,
         (
-            SourceState("one", "", mids_e8=rates, quoted_at=at - MOMENT),
-            SourceState("ötħer", 'gave "no" answer\n', failures=4, resting_until=at + TTL),
+            SourceStatus("one", "", mids_e8=rates, quoted_at=at - MOMENT),
+            SourceStatus("ötħer", 'gave "no" answer\n', failures=4, resting_until=at + TTL),
         ),
     )
 
 
-async def whole_history(board: PriceBoard, minutes: int = 60) -> list[PricePoint]:
-    return list(await board.history(minutes, HISTORY_POINTS_MAX))
+async def whole_history(store: PriceStore, minutes: int = 60) -> list[PricePoint]:
+    return list(await store.history(minutes, HISTORY_POINTS_MAX))
 
 
 def points_of(records: Sequence[PriceRecord]) -> list[PricePoint]:
     return [each.point() for each in records]
 
 
-async def test_board_on_which_nothing_ever_hung_has_no_price(board: PriceBoard) -> None:
+async def test_store_on_which_nothing_ever_hung_has_no_price(store: PriceStore) -> None:
     with pytest.raises(PriceUnavailable) as refusal:
-        await board.latest()
+        await store.latest()
     assert refusal.value.retry_after_seconds == 5
-    assert await whole_history(board) == []
+    assert await whole_history(store) == []
 
 
-async def test_record_comes_back_as_it_was_published(board: PriceBoard) -> None:
+async def test_record_comes_back_as_it_was_published(store: PriceStore) -> None:
     published = record()
-    await board.publish(published)
-    assert await board.latest() == published
-    assert await whole_history(board) == points_of([published])
+    await store.publish(published)
+    assert await store.latest() == published
+    assert await whole_history(store) == points_of([published])
 
 
-async def test_newest_record_is_the_latest(board: PriceBoard) -> None:
+async def test_newest_record_is_the_latest(store: PriceStore) -> None:
     first, second = record(), record(NOON + MOMENT)
-    await board.publish(first)
-    await board.publish(second)
-    assert await board.latest() == second
-    assert await whole_history(board) == points_of([first, second])
+    await store.publish(first)
+    await store.publish(second)
+    assert await store.latest() == second
+    assert await whole_history(store) == points_of([first, second])
 
 
-async def test_older_record_is_refused_and_changes_nothing(board: PriceBoard) -> None:
-    hanging = record()
-    await board.publish(hanging)
+async def test_older_record_is_refused_and_changes_nothing(store: PriceStore) -> None:
+    current = record()
+    await store.publish(current)
     with pytest.raises(PriceSuperseded) as refusal:
-        await board.publish(record(NOON - MOMENT))
+        await store.publish(record(NOON - MOMENT))
     assert refusal.value.facts == {"as_of": "2026-01-31T12:00:00.123456Z"}
-    assert await board.latest() == hanging
-    assert await whole_history(board) == points_of([hanging])
+    assert await store.latest() == current
+    assert await whole_history(store) == points_of([current])
 
 
-async def test_older_record_is_refused_even_when_the_hanging_one_has_expired(board: PriceBoard, clock: Clock) -> None:
-    await board.publish(record())
+async def test_older_record_is_refused_even_when_the_current_one_has_expired(store: PriceStore, clock: Clock) -> None:
+    await store.publish(record())
     clock.moment = NOON + 2 * TTL
     with pytest.raises(PriceSuperseded):
-        await board.publish(record(NOON - MOMENT))
+        await store.publish(record(NOON - MOMENT))
 
 
 async def test_record_from_the_future_is_no_price_once_the_clock_stepped_back_and_gives_way(
-    board: PriceBoard, settings: Settings, clock: Clock
+    store: PriceStore, settings: Settings, clock: Clock
 ) -> None:
     before, ahead = record(), record(NOON + timedelta(minutes=1))
-    await board.publish(before)
+    await store.publish(before)
     clock.moment = ahead.as_of
-    await board.publish(ahead)
+    await store.publish(ahead)
     skew = timedelta(seconds=settings.clock_skew_seconds_max)
     clock.moment = ahead.as_of - skew
-    assert await board.latest() == ahead
+    assert await store.latest() == ahead
     with pytest.raises(PriceSuperseded):
-        await board.publish(record(clock.moment))
+        await store.publish(record(clock.moment))
     clock.moment -= MOMENT
     with pytest.raises(PriceUnavailable):
-        await board.latest()
+        await store.latest()
     present = record(clock.moment)
-    await board.publish(present)
-    assert await board.latest() == present
-    assert await whole_history(board) == points_of([before, present])
+    await store.publish(present)
+    assert await store.latest() == present
+    assert await whole_history(store) == points_of([before, present])
     following = record(clock.moment + MOMENT)
-    await board.publish(following)
-    assert await whole_history(board) == points_of([before, present, following])
+    await store.publish(following)
+    assert await whole_history(store) == points_of([before, present, following])
 
 
-async def test_another_record_of_the_same_moment_is_not_older_and_takes_its_place(board: PriceBoard) -> None:
+async def test_another_record_of_the_same_moment_is_not_older_and_takes_its_place(store: PriceStore) -> None:
     first, second = sorted((record(), record()), key=lambda each: each.id, reverse=True)
-    await board.publish(first)
-    await board.publish(second)
-    assert await board.latest() == second
-    assert await whole_history(board) == points_of([second])
+    await store.publish(first)
+    await store.publish(second)
+    assert await store.latest() == second
+    assert await whole_history(store) == points_of([second])
 
 
-async def test_same_record_may_be_published_again_and_is_kept_once(board: PriceBoard) -> None:
+async def test_same_record_may_be_published_again_and_is_kept_once(store: PriceStore) -> None:
     published = record()
-    await board.publish(published)
-    await board.publish(published)
-    assert await board.latest() == published
-    assert await whole_history(board) == points_of([published])
+    await store.publish(published)
+    await store.publish(published)
+    assert await store.latest() == published
+    assert await whole_history(store) == points_of([published])
 
 
 @pytest.mark.parametrize(("first", "second"), [(TTL, TTL / 2), (TTL / 2, TTL)], ids=["shorter", "longer"])
-async def test_a_published_record_never_changes(board: PriceBoard, first: timedelta, second: timedelta) -> None:
+async def test_a_published_record_never_changes(store: PriceStore, first: timedelta, second: timedelta) -> None:
     published = record()
     published = replace(published, expires_at=published.as_of + first)
-    assert await board.publish(published) == published
-    assert await board.publish(replace(published, expires_at=published.as_of + second)) == published
-    assert await board.latest() == published
-    assert await whole_history(board) == points_of([published])
+    assert await store.publish(published) == published
+    assert await store.publish(replace(published, expires_at=published.as_of + second)) == published
+    assert await store.latest() == published
+    assert await whole_history(store) == points_of([published])
 
 
-async def test_record_is_valid_until_it_expires_and_stale_from_then_on(board: PriceBoard, clock: Clock) -> None:
+async def test_record_is_valid_until_it_expires_and_stale_from_then_on(store: PriceStore, clock: Clock) -> None:
     published = record()
-    await board.publish(published)
+    await store.publish(published)
     clock.moment = published.expires_at - MOMENT
-    assert await board.latest() == published
+    assert await store.latest() == published
     clock.moment = published.expires_at
     with pytest.raises(PriceStale) as refusal:
-        await board.latest()
+        await store.latest()
     assert refusal.value.retry_after_seconds == 5
     assert refusal.value.facts == {
         "as_of": "2026-01-31T12:00:00.123456Z",
@@ -263,96 +263,96 @@ async def test_record_is_valid_until_it_expires_and_stale_from_then_on(board: Pr
     }
 
 
-async def test_stale_is_told_from_none_for_a_day(board: PriceBoard, clock: Clock) -> None:
-    await board.publish(record())
+async def test_stale_is_told_from_none_for_a_day(store: PriceStore, clock: Clock) -> None:
+    await store.publish(record())
     clock.moment = NOON + timedelta(days=1) - MOMENT
     with pytest.raises(PriceStale):
-        await board.latest()
+        await store.latest()
     clock.moment = NOON + timedelta(days=1)
     with pytest.raises(PriceUnavailable):
-        await board.latest()
+        await store.latest()
 
 
-async def test_newer_record_ends_staleness(board: PriceBoard, clock: Clock) -> None:
-    await board.publish(record())
+async def test_newer_record_ends_staleness(store: PriceStore, clock: Clock) -> None:
+    await store.publish(record())
     clock.moment = NOON + timedelta(days=2)
     newer = record(clock.moment)
-    await board.publish(newer)
-    assert await board.latest() == newer
-    assert await whole_history(board, HISTORY_MINUTES_MAX) == points_of([newer])
+    await store.publish(newer)
+    assert await store.latest() == newer
+    assert await whole_history(store, HISTORY_MINUTES_MAX) == points_of([newer])
 
 
-async def test_history_has_what_was_observed_within_the_minutes_oldest_first(board: PriceBoard, clock: Clock) -> None:
+async def test_history_has_what_was_observed_within_the_minutes_oldest_first(store: PriceStore, clock: Clock) -> None:
     records = [record(NOON + timedelta(minutes=minute)) for minute in range(4)]
     for each in records:
         clock.moment = each.as_of
-        await board.publish(each)
-    assert await whole_history(board, 3) == points_of(records[1:])
-    assert await whole_history(board, 1) == points_of(records[3:])
-    assert await whole_history(board, HISTORY_MINUTES_MAX) == points_of(records)
+        await store.publish(each)
+    assert await whole_history(store, 3) == points_of(records[1:])
+    assert await whole_history(store, 1) == points_of(records[3:])
+    assert await whole_history(store, HISTORY_MINUTES_MAX) == points_of(records)
 
 
-async def test_history_is_bounded_and_loses_the_oldest(board: PriceBoard) -> None:
+async def test_history_is_bounded_and_loses_the_oldest(store: PriceStore) -> None:
     records = [record(NOON + number * MOMENT) for number in range(RECORDS_MAX + 5)]
     for each in records:
-        await board.publish(each)
-    assert await whole_history(board) == points_of(records[5:])
+        await store.publish(each)
+    assert await whole_history(store) == points_of(records[5:])
 
 
-async def hang(board: PriceBoard, clock: Clock, moments: Sequence[datetime]) -> list[PricePoint]:
+async def publish_all(store: PriceStore, clock: Clock, moments: Sequence[datetime]) -> list[PricePoint]:
     """The points of records observed at these moments, each published when it was observed."""
     records = [record(moment) for moment in moments]
     for each in records:
         clock.moment = each.as_of
-        await board.publish(each)
+        await store.publish(each)
     return points_of(records)
 
 
-async def test_history_of_more_than_so_many_points_has_the_last_of_each_span(board: PriceBoard, clock: Clock) -> None:
-    every_five_minutes = await hang(
-        board, clock, [NOON - timedelta(minutes=5 * number) for number in range(11, -1, -1)]
+async def test_history_of_more_than_so_many_points_has_the_last_of_each_span(store: PriceStore, clock: Clock) -> None:
+    every_five_minutes = await publish_all(
+        store, clock, [NOON - timedelta(minutes=5 * number) for number in range(11, -1, -1)]
     )
     # Spans of a quarter of an hour, the oldest four points of five: 11:10 is left out.
     expected = [each for each in every_five_minutes if each.as_of.minute in (25, 40, 55, 0)]
-    assert list(await board.history(60, 4)) == expected
-    assert list(await board.history(60, 1)) == every_five_minutes[-1:]
-    assert list(await board.history(30, 3)) == [
+    assert list(await store.history(60, 4)) == expected
+    assert list(await store.history(60, 1)) == every_five_minutes[-1:]
+    assert list(await store.history(30, 3)) == [
         each for each in every_five_minutes if each.as_of.minute in (45, 55, 0)
     ], "spans of ten minutes begin at each ten minutes"
-    assert list(await board.history(60, 12)) == every_five_minutes
-    assert len(await board.history(60, 11)) == 11
+    assert list(await store.history(60, 12)) == every_five_minutes
+    assert len(await store.history(60, 11)) == 11
 
 
-async def test_a_span_begins_with_its_first_microsecond(board: PriceBoard, clock: Clock) -> None:
+async def test_a_span_begins_with_its_first_microsecond(store: PriceStore, clock: Clock) -> None:
     quarter = NOON.replace(minute=15, second=0, microsecond=0)
-    points = await hang(board, clock, [quarter - MOMENT, quarter, quarter + 15 * 60 * MOMENT * 10**6 - MOMENT])
-    assert list(await board.history(30, 2)) == [points[0], points[2]]
+    points = await publish_all(store, clock, [quarter - MOMENT, quarter, quarter + 15 * 60 * MOMENT * 10**6 - MOMENT])
+    assert list(await store.history(30, 2)) == [points[0], points[2]]
 
 
-async def test_points_stay_where_they_are_while_time_goes_by(board: PriceBoard, clock: Clock) -> None:
-    await hang(board, clock, [NOON + timedelta(minutes=number) for number in range(100)])
-    earlier = await board.history(60, 7)
-    await hang(board, clock, [NOON + timedelta(minutes=number) for number in range(100, 105)])
-    later = await board.history(60, 7)
+async def test_points_stay_where_they_are_while_time_goes_by(store: PriceStore, clock: Clock) -> None:
+    await publish_all(store, clock, [NOON + timedelta(minutes=number) for number in range(100)])
+    earlier = await store.history(60, 7)
+    await publish_all(store, clock, [NOON + timedelta(minutes=number) for number in range(100, 105)])
+    later = await store.history(60, 7)
     assert list(later)[:-2] == list(earlier)[-len(later) + 1 : -1]
 
 
-async def test_history_leaves_out_what_is_from_the_future(board: PriceBoard, clock: Clock, settings: Settings) -> None:
-    points = await hang(board, clock, [NOON, NOON + timedelta(minutes=1)])
+async def test_history_leaves_out_what_is_from_the_future(store: PriceStore, clock: Clock, settings: Settings) -> None:
+    points = await publish_all(store, clock, [NOON, NOON + timedelta(minutes=1)])
     clock.moment = points[1].as_of - timedelta(seconds=settings.clock_skew_seconds_max)
-    assert list(await board.history(60, 2)) == points
+    assert list(await store.history(60, 2)) == points
     clock.moment -= MOMENT
-    assert list(await board.history(60, 2)) == points[:1]
-    assert list(await board.history(60, 1)) == points[:1]
+    assert list(await store.history(60, 2)) == points[:1]
+    assert list(await store.history(60, 1)) == points[:1]
 
 
 class NaiveHistory:
-    """What the history of a board is, as one would say it, at any cost."""
+    """What the history of a store is, as one would say it, at any cost."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
         self.settings = settings
         self.clock = clock
-        self.hanging: PriceRecord | None = None
+        self.current: PriceRecord | None = None
         self.points: list[PricePoint] = []
 
     def observed_by(self) -> datetime:
@@ -360,9 +360,9 @@ class NaiveHistory:
 
     def publish(self, new: PriceRecord) -> bool:
         """Whether the record is taken."""
-        if self.hanging is not None and new.as_of < self.hanging.as_of <= self.observed_by():
+        if self.current is not None and new.as_of < self.current.as_of <= self.observed_by():
             return False
-        self.hanging = new
+        self.current = new
         kept = [each for each in self.points if new.as_of - timedelta(days=1) < each.as_of < new.as_of]
         self.points = [*kept, new.point()][-self.settings.price_history_records_max :]
         return True
@@ -377,7 +377,7 @@ class NaiveHistory:
         return list(last_of_span.values())[-points:]
 
 
-async def play(board: PriceBoard, naive: NaiveHistory, draw: st.DataObject | random.Random, steps: int) -> None:
+async def play(store: PriceStore, naive: NaiveHistory, draw: st.DataObject | random.Random, steps: int) -> None:
     """Publishes, moves the clock both ways and asks for history at random; both must always say the same."""
 
     def pick(low: int, high: int) -> int:
@@ -389,26 +389,26 @@ async def play(board: PriceBoard, naive: NaiveHistory, draw: st.DataObject | ran
             naive.clock.moment += timedelta(seconds=(1, 15, 15, 900, 7200, -30)[pick(0, 5)], microseconds=pick(-1, 1))
             new = record(naive.clock.moment - timedelta(seconds=(0, 0, 0, 1, 20, 100)[pick(0, 5)]))
             if naive.publish(new):
-                await board.publish(new)
+                await store.publish(new)
             else:
                 with pytest.raises(PriceSuperseded):
-                    await board.publish(new)
+                    await store.publish(new)
         minutes, points = (1, 7, 60, 1439, 1440)[pick(0, 4)], (1, 2, 3, 7, 240, 1000)[pick(0, 5)]
-        assert list(await board.history(minutes, points)) == naive.history(minutes, points)
+        assert list(await store.history(minutes, points)) == naive.history(minutes, points)
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_any_history_is_what_the_naive_one_is(
-    board: PriceBoard, settings: Settings, clock: Clock, seed: int
+    store: PriceStore, settings: Settings, clock: Clock, seed: int
 ) -> None:
     draw = random.Random(seed)  # noqa: S311
-    await play(board, NaiveHistory(settings, clock), draw, steps=15)
+    await play(store, NaiveHistory(settings, clock), draw, steps=15)
 
 
 @given(st.data(), st.integers(1, 40))
 def test_any_history_in_memory_is_what_the_naive_one_is(data: st.DataObject, records_max: int) -> None:
     settings, clock = ledgers.settings(price_history_records_max=records_max), Clock()
-    asyncio.run(play(MemoryPriceBoard(settings, clock), NaiveHistory(settings, clock), data, steps=4))
+    asyncio.run(play(MemoryPriceStore(settings, clock), NaiveHistory(settings, clock), data, steps=4))
 
 
 @pytest.mark.parametrize("points", [1, 10, 100])
@@ -421,84 +421,84 @@ async def test_history_in_memory_costs_as_much_as_its_points(
         looked_at.append(point)
         return point.as_of
 
-    board = MemoryPriceBoard(Settings(), clock)
-    await hang(board, clock, [NOON + timedelta(seconds=15 * number) for number in range(6000)])
+    store = MemoryPriceStore(Settings(), clock)
+    await publish_all(store, clock, [NOON + timedelta(seconds=15 * number) for number in range(6000)])
     monkeypatch.setattr(memory_prices, "_as_of", counted)
-    assert len(await board.history(HISTORY_MINUTES_MAX, points)) == points
+    assert len(await store.history(HISTORY_MINUTES_MAX, points)) == points
     assert len(looked_at) <= (points + 2) * math.ceil(math.log2(6000))
 
 
 @pytest.mark.parametrize("points", [1, 10, 100])
 async def test_history_in_redis_costs_as_much_as_its_points(clock: Clock, redis_url: str, points: int) -> None:
     async with (
-        redis_board(Settings(), clock, redis_url) as board,
+        redis_board(Settings(), clock, redis_url) as store,
         Redis.from_url(redis_url, decode_responses=True) as client,
     ):
-        await hang(board, clock, [NOON + timedelta(seconds=60 * number) for number in range(1000)])
+        await publish_all(store, clock, [NOON + timedelta(seconds=60 * number) for number in range(1000)])
         await client.config_resetstat()
-        assert len(await board.history(HISTORY_MINUTES_MAX // 2, points)) == points
+        assert len(await store.history(HISTORY_MINUTES_MAX // 2, points)) == points
         calls = {name: stats["calls"] for name, stats in (await client.info("commandstats")).items()}
     assert calls["cmdstat_zrange"] == points
     assert sum(calls[name] for name in calls if name.startswith("cmdstat_z")) == points + 1
 
 
-async def test_publishing_at_once_leaves_the_newest_hanging(board: PriceBoard) -> None:
+async def test_publishing_at_once_leaves_the_newest_current(store: PriceStore) -> None:
     records = [record(NOON + number * MOMENT) for number in range(20)]
     shuffled = [records[number * 7 % 20] for number in range(20)]
-    results = await asyncio.gather(*map(board.publish, shuffled), return_exceptions=True)
-    assert await board.latest() == records[-1]
+    results = await asyncio.gather(*map(store.publish, shuffled), return_exceptions=True)
+    assert await store.latest() == records[-1]
     assert all(isinstance(result, PriceRecord | PriceSuperseded) for result in results)
     kept = [shuffled[number] for number, result in enumerate(results) if result == shuffled[number]]
-    assert await whole_history(board) == points_of(sorted(kept, key=lambda each: each.as_of))
+    assert await whole_history(store) == points_of(sorted(kept, key=lambda each: each.as_of))
 
 
-async def test_what_was_told_of_the_sources_comes_back_until_it_is_told_anew(board: PriceBoard) -> None:
+async def test_what_was_told_of_the_sources_comes_back_until_it_is_told_anew(store: PriceStore) -> None:
     with pytest.raises(PriceUnavailable) as refusal:
-        await board.feed_state()
+        await store.feed_status()
     assert refusal.value.retry_after_seconds == 5
     for told in (state(problem="only 1 of at least 2 sources agree"), state(NOON + MOMENT), state(NOON - TTL)):
-        await board.tell(told)
-        assert await board.feed_state() == told
-    assert await whole_history(board) == []
+        await store.put_feed_status(told)
+        assert await store.feed_status() == told
+    assert await whole_history(store) == []
 
 
-async def test_what_was_told_is_forgotten_after_a_day(board: PriceBoard, clock: Clock) -> None:
-    await board.tell(state())
+async def test_what_was_told_is_forgotten_after_a_day(store: PriceStore, clock: Clock) -> None:
+    await store.put_feed_status(state())
     clock.moment = NOON + timedelta(days=1) - MOMENT
-    assert await board.feed_state() == state()
+    assert await store.feed_status() == state()
     clock.moment += MOMENT
     with pytest.raises(PriceUnavailable):
-        await board.feed_state()
+        await store.feed_status()
 
 
-async def test_check_passes_while_the_board_is_there(board: PriceBoard) -> None:
-    await board.check()
+async def test_check_passes_while_the_store_is_there(store: PriceStore) -> None:
+    await store.check()
 
 
-async def assert_unavailable(board: PriceBoard) -> None:
+async def assert_unavailable(store: PriceStore) -> None:
     calls = (
-        board.publish(record()),
-        board.latest(),
-        board.history(60, 5),
-        board.tell(state()),
-        board.feed_state(),
-        board.check(),
+        store.publish(record()),
+        store.latest(),
+        store.history(60, 5),
+        store.put_feed_status(state()),
+        store.feed_status(),
+        store.check(),
     )
     for call in calls:
-        with pytest.raises(PriceBoardUnavailable) as refusal:
+        with pytest.raises(PriceStoreUnavailable) as refusal:
             await call
         assert refusal.value.retry_after_seconds == 1
         assert refusal.value.__cause__ is not None
-    await board.close()
+    await store.close()
 
 
-async def test_remote_board_without_its_service_is_unavailable(settings: Settings) -> None:
-    await assert_unavailable(RemotePriceBoard(f"http://127.0.0.1:{free_port()}", settings))
+async def test_remote_store_without_its_service_is_unavailable(settings: Settings) -> None:
+    await assert_unavailable(RemotePriceStore(f"http://127.0.0.1:{free_port()}", settings))
 
 
-async def test_redis_board_without_redis_is_unavailable(settings: Settings) -> None:
+async def test_redis_store_without_redis_is_unavailable(settings: Settings) -> None:
     client: Redis = Redis.from_url(f"redis://127.0.0.1:{free_port()}", retry=None)
-    await assert_unavailable(RedisPriceBoard(client, settings))
+    await assert_unavailable(RedisPriceStore(client, settings))
 
 
 async def test_redis_that_does_not_answer_in_time_is_unavailable() -> None:
@@ -511,7 +511,7 @@ async def test_redis_that_does_not_answer_in_time_is_unavailable() -> None:
     settings = ledgers.settings(remote_seconds_max=0.05)
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     client: Redis = Redis.from_url(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    await assert_unavailable(RedisPriceBoard(client, settings))
+    await assert_unavailable(RedisPriceStore(client, settings))
     server.close()
     await gone.acquire()
 
@@ -519,9 +519,9 @@ async def test_redis_that_does_not_answer_in_time_is_unavailable() -> None:
 async def test_every_key_in_redis_is_ours_and_expires_within_a_day(
     settings: Settings, clock: Clock, redis_url: str
 ) -> None:
-    async with redis_board(settings, clock, redis_url) as board, Redis.from_url(redis_url) as client:
-        await board.publish(record())
-        await board.tell(state())
+    async with redis_board(settings, clock, redis_url) as store, Redis.from_url(redis_url) as client:
+        await store.publish(record())
+        await store.put_feed_status(state())
         keys: list[bytes] = [key async for key in client.scan_iter()]
         assert len(keys) == 3
         for key in keys:
@@ -533,31 +533,31 @@ async def test_recorded_prices_left_in_redis_are_no_live_prices(clock: Clock, re
     live: Redis = Redis.from_url(redis_url)
     async with redis_board(Settings(), clock, redis_url) as sandbox:
         await sandbox.publish(record())
-        await sandbox.tell(state())
-        board = RedisPriceBoard(live, ledgers.settings(price_feed="live"), clock)
+        await sandbox.put_feed_status(state())
+        store = RedisPriceStore(live, ledgers.settings(price_feed="live"), clock)
         with pytest.raises(PriceUnavailable):
-            await board.latest()
+            await store.latest()
         with pytest.raises(PriceUnavailable):
-            await board.feed_state()
-        assert await whole_history(board) == []
-        await board.close()
+            await store.feed_status()
+        assert await whole_history(store) == []
+        await store.close()
 
 
 @pytest.mark.parametrize("garbage", [b"", b"no JSON", b"[]", b'{"id":1}'])
 async def test_what_is_no_record_in_redis_is_never_a_price_and_keeps_none_away(
     settings: Settings, clock: Clock, redis_url: str, garbage: bytes
 ) -> None:
-    async with redis_board(settings, clock, redis_url) as board, Redis.from_url(redis_url) as client:
-        await client.hset("buydesk:prices:sandbox:hanging", "document", garbage)
+    async with redis_board(settings, clock, redis_url) as store, Redis.from_url(redis_url) as client:
+        await client.hset("buydesk:prices:sandbox:current", "document", garbage)
         await client.zadd("buydesk:prices:sandbox:points", {garbage: (NOON - EPOCH) / MOMENT})
         await client.set("buydesk:prices:sandbox:sources", garbage)
-        for call in (board.latest(), board.feed_state()):
-            with pytest.raises(PriceBoardUnavailable, match="not a price record"):
+        for call in (store.latest(), store.feed_status()):
+            with pytest.raises(PriceStoreUnavailable, match="not a price record"):
                 await call
-        assert await board.history(60, 5) == []
+        assert await store.history(60, 5) == []
         published = record()
-        await board.publish(published)
-        assert await board.latest() == published
+        await store.publish(published)
+        assert await store.latest() == published
 
 
 async def test_record_of_a_desk_with_laxer_settings_in_redis_is_no_price(
@@ -565,12 +565,12 @@ async def test_record_of_a_desk_with_laxer_settings_in_redis_is_no_price(
 ) -> None:
     async with redis_board(settings, clock, redis_url) as lax, Redis.from_url(redis_url) as client:
         await lax.publish(replace(record(), expires_at=NOON + 2 * TTL))
-        board = RedisPriceBoard(client, settings, clock)
+        store = RedisPriceStore(client, settings, clock)
         with pytest.raises(PriceUnavailable, match="must not be more than 60 s after as_of"):
-            await board.latest()
+            await store.latest()
         newer = record(NOON + MOMENT)
-        await board.publish(newer)
-        assert await board.latest() == newer
+        await store.publish(newer)
+        assert await store.latest() == newer
 
 
 @pytest.mark.parametrize("kind", ["memory", "redis"])
@@ -579,20 +579,20 @@ async def test_clock_that_steps_back_does_not_make_what_hangs_valid_for_longer(
 ) -> None:
     seconds = 1000.0
     async with Redis.from_url(redis_url) as client, redis_board(settings, clock, redis_url):
-        board: PriceBoard = (
-            MemoryPriceBoard(settings, clock, lambda: seconds)
+        store: PriceStore = (
+            MemoryPriceStore(settings, clock, lambda: seconds)
             if kind == "memory"
-            else RedisPriceBoard(client, settings, clock, lambda: seconds)
+            else RedisPriceStore(client, settings, clock, lambda: seconds)
         )
         published = record()
-        await board.publish(published)
-        assert await board.latest() == published
+        await store.publish(published)
+        assert await store.latest() == published
         clock.moment -= timedelta(seconds=5)
         seconds += 59
-        assert await board.latest() == published
+        assert await store.latest() == published
         seconds += 1
         with pytest.raises(PriceStale):
-            await board.latest()
+            await store.latest()
 
 
 async def test_redis_client_that_decodes_answers_serves_as_well(
@@ -600,14 +600,14 @@ async def test_redis_client_that_decodes_answers_serves_as_well(
 ) -> None:
     async with redis_board(settings, clock, redis_url):
         client: Redis = Redis.from_url(redis_url, decode_responses=True)
-        board = RedisPriceBoard(client, settings, clock)
+        store = RedisPriceStore(client, settings, clock)
         published = record()
-        await board.publish(published)
-        await board.tell(state())
-        assert await board.latest() == published
-        assert await whole_history(board) == points_of([published])
-        assert await board.feed_state() == state()
-        await board.close()
+        await store.publish(published)
+        await store.put_feed_status(state())
+        assert await store.latest() == published
+        assert await whole_history(store) == points_of([published])
+        assert await store.feed_status() == state()
+        await store.close()
 
 
 async def test_what_an_earlier_version_left_in_redis_is_no_price_and_no_history(
@@ -618,7 +618,7 @@ async def test_what_an_earlier_version_left_in_redis_is_no_price_and_no_history(
     del document["rule"], document["decided_at"], document["signature"]
     text, score = msgspec.json.encode(document), (left.as_of - EPOCH) // MOMENT
     expires_at = (left.expires_at - EPOCH) // MOMENT
-    async with redis_board(settings, clock, redis_url) as board, Redis.from_url(redis_url) as client:
+    async with redis_board(settings, clock, redis_url) as store, Redis.from_url(redis_url) as client:
         await client.zadd("buydesk:prices:sandbox:history", {text: score})
         members: list[str | int | bytes] = [
             "id",
@@ -630,16 +630,16 @@ async def test_what_an_earlier_version_left_in_redis_is_no_price_and_no_history(
             "document",
             text,
         ]
-        await client.hset("buydesk:prices:sandbox:hanging", items=members)
+        await client.hset("buydesk:prices:sandbox:current", items=members)
         with pytest.raises(
             PriceUnavailable, match="no price of this desk: record: the record is not signed"
         ) as refused:
-            await board.latest()
+            await store.latest()
         assert refused.value.retry_after_seconds is not None
-        assert await whole_history(board) == []
+        assert await whole_history(store) == []
         with pytest.raises(PriceSuperseded):
-            await board.publish(record(NOON - MOMENT))
+            await store.publish(record(NOON - MOMENT))
         newer = record(NOON + MOMENT)
-        await board.publish(newer)
-        assert await board.latest() == newer
-        assert await whole_history(board) == points_of([newer])
+        await store.publish(newer)
+        assert await store.latest() == newer
+        assert await whole_history(store) == points_of([newer])
