@@ -5,6 +5,7 @@ import itertools
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.resources import files
 from typing import Any
 
 import asyncpg
@@ -49,6 +50,29 @@ async def run(dsn: str, statement: str, *arguments: Any) -> list[asyncpg.Record]
         return rows
     finally:
         await connection.close()
+
+
+# What a schema is: columns, constraints, indexes, triggers, functions and who may call them, in PostgreSQL's own words.
+SCHEMA = """
+    WITH tables AS (
+        SELECT oid, relname::text AS name, reloptions::text FROM pg_class
+        WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'alembic_version'
+    )
+    SELECT name || ' ' || coalesce(reloptions, '') AS line FROM tables
+    UNION ALL SELECT format('%s.%s: %s %s %s %s', t.name, a.attname, format_type(a.atttypid, a.atttypmod),
+                            CASE WHEN a.attnotnull THEN 'NOT NULL' END, a.attcollation::regcollation,
+                            a.attgenerated::text || pg_get_expr(d.adbin, d.adrelid))
+    FROM tables t JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped
+    LEFT JOIN pg_attrdef d ON d.adrelid = t.oid AND d.adnum = a.attnum
+    UNION ALL SELECT format('%s.%s: %s', t.name, c.conname, pg_get_constraintdef(c.oid))
+    FROM tables t JOIN pg_constraint c ON c.conrelid = t.oid
+    UNION ALL SELECT pg_get_indexdef(i.indexrelid) FROM tables t JOIN pg_index i ON i.indrelid = t.oid
+    UNION ALL SELECT pg_get_triggerdef(g.oid)
+    FROM tables t JOIN pg_trigger g ON g.tgrelid = t.oid AND NOT g.tgisinternal
+    UNION ALL SELECT pg_get_functiondef(oid) || coalesce(proacl::text, '') FROM pg_proc
+    WHERE pronamespace = 'public'::regnamespace
+    ORDER BY line
+"""
 
 
 async def contents(dsn: str) -> list[tuple[object, ...]]:
@@ -207,3 +231,17 @@ def test_services_never_load_what_migrates() -> None:
     )
     done = subprocess.run([sys.executable, "-c", loads], capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stdout.strip() == "[]"
+
+
+async def test_schema_to_be_read_is_what_the_migrations_make(dsn: str, postgres_dsn: str) -> None:
+    await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
+    name = f"read_{next(_names)}"
+    await run(postgres_dsn, f"CREATE DATABASE {name}")
+    read = await asyncpg.connect(postgres_dsn.replace("/postgres?", f"/{name}?"))
+    try:
+        await read.execute((files("buydesk.backends.postgres") / "schema.sql").read_text(encoding="utf-8"))
+        described = [row["line"] for row in await read.fetch(SCHEMA)]
+    finally:
+        await read.close()
+    assert described == [row["line"] for row in await run(dsn, SCHEMA)]
+    assert len(described) > 40

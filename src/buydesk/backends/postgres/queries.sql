@@ -1,48 +1,41 @@
+-- {order} stands for an order's columns, in the order of the fields of `Order`; {stored} for those of them that the table
+-- orders has. sql.py puts them in.
+
 -- name: page_from
 -- The page that leaves out the $1 newest orders: an index seek, the same for every $1, because numbers have no gaps.
-SELECT o.number, o.id, o.created_at, o.client, o.client_order_id, o.currency, o.amount_cents, o.rate_e8, o.satoshi,
-       o.price_id, o.price_as_of, e.livemode, o.representation, e.last_number AS total
+SELECT {order}, e.last_number AS total
 FROM exposure e
 LEFT JOIN LATERAL (
-    SELECT number, id, created_at, client, client_order_id, currency, amount_cents, rate_e8, satoshi, price_id,
-           price_as_of, representation
-    FROM orders WHERE number <= e.last_number - $1::bigint ORDER BY number DESC LIMIT $2::int
+    SELECT {stored} FROM orders
+    WHERE number <= e.last_number - $1::bigint ORDER BY number DESC LIMIT $2::int
 ) o ON true
 
 -- name: page_before
 -- The $2 highest numbers below $1.
-SELECT number, id, created_at, client, client_order_id, currency, amount_cents, rate_e8, satoshi, price_id,
-       price_as_of, (SELECT livemode FROM exposure) AS livemode, representation
-FROM orders
-WHERE number < $1::bigint
-ORDER BY number DESC LIMIT $2::int
+SELECT {order} FROM orders o CROSS JOIN exposure e
+WHERE o.number < $1::bigint
+ORDER BY o.number DESC LIMIT $2::int
 
 -- name: page_after
 -- The $2 lowest numbers above $1, lowest first.
-SELECT number, id, created_at, client, client_order_id, currency, amount_cents, rate_e8, satoshi, price_id,
-       price_as_of, (SELECT livemode FROM exposure) AS livemode, representation
-FROM orders
-WHERE number > $1::bigint
-ORDER BY number LIMIT $2::int
+SELECT {order} FROM orders o CROSS JOIN exposure e
+WHERE o.number > $1::bigint
+ORDER BY o.number LIMIT $2::int
 
 -- name: orders_by_number
 -- The orders with these numbers.
-SELECT number, id, created_at, client, client_order_id, currency, amount_cents, rate_e8, satoshi, price_id,
-       price_as_of, (SELECT livemode FROM exposure) AS livemode, representation
-FROM orders
-WHERE number = ANY ($1::bigint[])
+SELECT {order} FROM orders o CROSS JOIN exposure e
+WHERE o.number = ANY ($1::bigint[])
 
 -- name: order_by_id
 -- The order with this id, or a row of nulls; and whether there are standbys, this one maybe.
-SELECT o.number, o.id, o.created_at, o.client, o.client_order_id, o.currency, o.amount_cents, o.rate_e8, o.satoshi,
-       o.price_id, o.price_as_of, e.livemode, o.representation,
+SELECT {order},
        (current_setting('synchronous_standby_names') <> '' OR pg_is_in_recovery()) AS has_standbys
 FROM exposure e LEFT JOIN orders o ON o.id = $1::uuid
 
 -- name: order_by_key
 -- The order that holds a client's key, or a row of nulls; and whether there are standbys, this one maybe.
-SELECT o.number, o.id, o.created_at, o.client, o.client_order_id, o.currency, o.amount_cents, o.rate_e8, o.satoshi,
-       o.price_id, o.price_as_of, e.livemode, o.representation,
+SELECT {order},
        (current_setting('synchronous_standby_names') <> '' OR pg_is_in_recovery()) AS has_standbys
 FROM exposure e LEFT JOIN orders o ON o.client = $1::text AND o.client_order_id = $2::text
 

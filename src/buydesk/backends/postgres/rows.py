@@ -28,6 +28,9 @@ from buydesk.prices.documents import record_document
 from buydesk.prices.model import PriceRecord, stale
 from buydesk.times import format_time
 
+_FIELDS = len(Order.__struct_fields__)
+_CURRENCY = Order.__struct_fields__.index("currency")
+
 
 def place_arguments(items: Sequence[Placement], window: tuple[float, float]) -> tuple[Any, ...]:
     """The arguments of place_batch, one list a column, as text where text is safe. A slot is the place, from 1, of the
@@ -84,24 +87,10 @@ def _array_text(values: Sequence[object]) -> str:
 
 
 def order_of(row: asyncpg.Record) -> Order:
-    """The order of a row that one of the named queries returned: their columns stand in the order of its fields."""
-    number, order_id, created_at, client, key, currency, cents, rate_e8, satoshi, price_id, *rest = row
-    price_as_of, livemode, representation = rest[:3]  # what stands behind them is not the order's
-    return Order(
-        number,
-        order_id,
-        created_at,
-        client,
-        key,
-        CURRENCIES[currency],
-        cents,
-        rate_e8,
-        satoshi,
-        price_id,
-        price_as_of,
-        livemode,
-        representation,
-    )
+    """The order of a row that one of the named queries returned: it begins with the order's fields."""
+    fields = list(row)[:_FIELDS]
+    fields[_CURRENCY] = CURRENCIES[fields[_CURRENCY]]
+    return Order(*fields)
 
 
 def outcome_of(  # noqa: PLR0917
@@ -118,8 +107,8 @@ def outcome_of(  # noqa: PLR0917
             order = stored[number]
             if is_repeat(new, order):
                 return Replayed(order)
-            told = "The key belongs to an order with another currency or amount."
-            return Refused(IdempotencyKeyReused(told), by_ledger=True)
+            detail = "The key belongs to an order with another currency or amount."
+            return Refused(IdempotencyKeyReused(detail), by_ledger=True)
         case "expired", PriceRecord() as record:
             return Refused(stale(record.as_of, record.expires_at), by_ledger=True)
         case "over_cap", _:
@@ -132,5 +121,5 @@ def outcome_of(  # noqa: PLR0917
             return Refused(error, by_ledger=True)
     # After its deadline nobody waits for an order, unless clocks differ. It proves nothing of an earlier sending: that
     # one may have come while the clocks agreed, or come when they do again.
-    told = f"The clocks differ: at the ledger it is {format_time(row['moment'])}, and not when this order was sent."
-    return Refused(ClockSkewed(told, retry_after_seconds=5))
+    detail = f"The clocks differ: at the ledger it is {format_time(row['moment'])}, and not when this order was sent."
+    return Refused(ClockSkewed(detail, retry_after_seconds=5))

@@ -1,8 +1,11 @@
-"""SQL: named queries (queries.sql) and the migrations that make the tables and functions they use."""
+"""SQL: named queries (queries.sql), and the migrations that make the tables and functions they use (schema.sql is their
+sum)."""
 
 import re
 from importlib.resources import files
 from pathlib import Path
+
+from buydesk.orders.model import Order
 
 _NAMED = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | re.DOTALL)
 
@@ -12,9 +15,22 @@ _FOLDER = files("buydesk.backends.postgres")
 REVISION = max(
     path.name.partition("_")[0] for path in (_FOLDER / "migrations" / "versions").iterdir() if path.name.endswith(".py")
 )
-QUERIES: dict[str, str] = {
-    name: text.strip() for name, text in _NAMED.findall((_FOLDER / "queries.sql").read_text(encoding="utf-8"))
+_FIELDS = Order.__struct_fields__
+_STORED = [name for name in _FIELDS if name != "livemode"]  # which the database as a whole is
+_COLUMNS = {
+    "{order}": ", ".join(f"{'e' if name == 'livemode' else 'o'}.{name}" for name in _FIELDS),
+    "{stored}": ", ".join(_STORED),
 }
+
+
+def _queries() -> dict[str, str]:
+    text = (_FOLDER / "queries.sql").read_text(encoding="utf-8")
+    for mark, columns in _COLUMNS.items():
+        text = text.replace(mark, columns)
+    return {name: query.strip() for name, query in _NAMED.findall(text)}
+
+
+QUERIES = _queries()
 
 
 def beside(migration: str) -> str:

@@ -1,0 +1,249 @@
+-- The ledger's schema as it is now, to be read as one text. It is not run: databases get it by the migrations, and a test
+-- holds the two together.
+
+-- One row: what the desk may sell, what it has sold, and how many orders that were. Placing locks it first.
+CREATE TABLE exposure (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    livemode boolean NOT NULL,
+    cap_satoshi bigint NOT NULL CHECK (cap_satoshi BETWEEN 0 AND 2100000000000000),
+    used_satoshi bigint NOT NULL DEFAULT 0,
+    last_number bigint NOT NULL DEFAULT 0 CHECK (last_number >= 0),
+    CONSTRAINT used_within_cap CHECK (used_satoshi BETWEEN 0 AND cap_satoshi)
+) WITH (fillfactor = 10);  -- room for new versions of the row on its own page
+
+-- Public keys that price records are signed with, for ever: as long as there are orders, the prices they were placed at
+-- can be proven. Only `buydesk migrate` adds any.
+CREATE TABLE price_keys (
+    key text PRIMARY KEY,
+    added_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- The price records that orders were priced with, each stored with the first order that used it, and the key each of them
+-- names; NULL for those from before they were signed. The document is not read as JSON here: PostgreSQL refuses some JSON
+-- (with \u0000 in a text, say of an exchange's error), and would refuse the orders with it. As it is written, no text in
+-- it can hold what is looked for: there a quotation mark has a backslash before it.
+CREATE TABLE price_records (
+    id uuid PRIMARY KEY,
+    as_of timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    document text NOT NULL,
+    key text
+        GENERATED ALWAYS AS (substring(document FROM '"signature":\{"key":"([A-Za-z0-9_-]+)"')) STORED
+        CONSTRAINT price_records_key_known REFERENCES price_keys (key)
+);
+
+-- The orders. They are inserted once and never changed; number is without gaps and in the order of commit. Keys are
+-- compared as bytes, not by the locale's rules.
+CREATE TABLE orders (
+    number bigint PRIMARY KEY CHECK (number > 0),
+    amount_cents bigint NOT NULL CHECK (amount_cents BETWEEN 1 AND 99999999999),
+    rate_e8 bigint NOT NULL CHECK (rate_e8 > 0),
+    satoshi bigint NOT NULL CHECK (satoshi > 0),
+    created_at timestamptz NOT NULL,
+    price_as_of timestamptz NOT NULL,
+    id uuid NOT NULL CONSTRAINT orders_id_unique UNIQUE,
+    price_id uuid NOT NULL,
+    representation smallint NOT NULL,
+    currency text NOT NULL CHECK (currency IN ('EUR', 'GBP', 'USD')),
+    client text COLLATE "C" NOT NULL,
+    client_order_id text COLLATE "C" CHECK (length(client_order_id) BETWEEN 1 AND 255)
+);
+CREATE UNIQUE INDEX orders_key_unique ON orders (client_order_id, client) WHERE client_order_id IS NOT NULL;
+
+-- A foreign key would look for the price record of every single order: a fifth of what an order costs. These triggers look
+-- once a statement, and keep the records that orders name.
+CREATE FUNCTION require_price_records() RETURNS trigger LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $function$
+BEGIN
+    IF EXISTS (
+        SELECT FROM (SELECT DISTINCT price_id FROM written) w
+        WHERE NOT EXISTS (SELECT FROM price_records p WHERE p.id = w.price_id)
+    ) THEN
+        RAISE foreign_key_violation USING MESSAGE = 'an order names a price record that is not there';
+    END IF;
+    RETURN NULL;
+END
+$function$;
+CREATE TRIGGER priced AFTER INSERT ON orders
+REFERENCING NEW TABLE AS written FOR EACH STATEMENT EXECUTE FUNCTION require_price_records();
+CREATE TRIGGER still_priced AFTER UPDATE ON orders
+REFERENCING NEW TABLE AS written FOR EACH STATEMENT EXECUTE FUNCTION require_price_records();
+CREATE FUNCTION keep_price_records() RETURNS trigger LANGUAGE plpgsql AS $function$
+BEGIN
+    IF EXISTS (SELECT FROM orders) THEN
+        RAISE restrict_violation USING MESSAGE = 'price records stay as they are: orders name them';
+    END IF;
+    RETURN NULL;
+END
+$function$;
+CREATE TRIGGER kept AFTER UPDATE OR DELETE OR TRUNCATE ON price_records
+FOR EACH STATEMENT EXECUTE FUNCTION keep_price_records();
+
+-- Places a batch, as if its items came one by one, and returns one outcome for each:
+--   'repeat'    stored already under this id or key, in this batch or before: numbers[i] says as which order
+--   'clock'     it is before not_before or after not_after here: this server's clock or the sender's is off
+--   'late'      past its deadline        'unpriced'  price_slots[i] is 0
+--   'expired'   its price record is      'over_cap'  does not fit; used_then[i] is what was used when it was tried
+--   'placed'    stored as numbers[i]
+-- Items with equal ids share a slot in id_slots, items with equal keys one in key_slots (0: no key). A slot is the
+-- index of the first such item. price_slots index the prices_* arrays.
+--
+-- Repeats are looked up before the exposure row is locked. Why that is safe: the function is read committed, so every
+-- statement has a snapshot of its own, and one statement reads last_number and looks for the orders. Whoever stores
+-- orders raises last_number and commits both together. So if last_number is still the same once the row is locked,
+-- nothing was stored in between, nothing can be until this transaction ends, and what was found still holds; otherwise
+-- it looks again, under the lock. Orders never change or go away: a batch of nothing but repeats needs no lock, writes
+-- nothing and waits for nobody.
+-- Whether any item is stored at all is cheap to ask (two index scans for the whole batch), and nearly always none is;
+-- only otherwise is it asked which. The cheap question takes any client's key for a hit, the second tells them apart.
+-- Plans are generic and go by index whatever the statistics say: a plan made while the tables were empty must not hurt
+-- later.
+--
+-- Whoever may write holds an advisory lock until its commit is done, a wait for standbys included. A look-up that finds
+-- nothing takes it too, shared, and looks again: what it does not find then is stored only if it is placed later still,
+-- and past its deadline nothing is. The number is the letters of "placing".
+--
+-- Placing is this one function, with the rights of its owner: whoever may call it can place orders, but can neither write
+-- them in any other way nor change the cap. It finds our tables only, whatever tables its caller makes.
+--
+-- A price ends when its stored record says so, or earlier, when the copy that was brought does: a copy from before it
+-- was shortened must not outlive it.
+CREATE FUNCTION place_batch(
+    ids uuid[], clients text[], keys text[], currencies text[], amounts_cents bigint[], rates_e8 bigint[],
+    satoshis bigint[], deadlines timestamptz[], price_slots int[], id_slots int[], key_slots int[],
+    price_ids uuid[], prices_as_of timestamptz[], prices_expire_at timestamptz[], price_documents text[],
+    new_representation smallint, not_before timestamptz, not_after timestamptz,
+    OUT outcomes text[], OUT numbers bigint[], OUT used_then bigint[], OUT moment timestamptz, OUT cap bigint,
+    OUT is_live boolean
+)
+LANGUAGE plpgsql VOLATILE
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off
+SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
+AS $function$
+DECLARE
+    count int := cardinality(ids);
+    nothing bigint[] := array_fill(NULL::bigint, ARRAY[count]);
+    used bigint;
+    last bigint;
+    used_before bigint;
+    last_seen bigint;
+    any_stored boolean;
+    is_locked boolean := false;
+    is_in_time boolean;
+    records_expire_at timestamptz[];  -- of the price records that are stored already
+    holders_by_id bigint[];           -- per id slot: the number of the order that has the id
+    holders_by_key bigint[];          -- per key slot: the number of the order that has the key
+    holders bigint[];
+    holder bigint;
+BEGIN
+    LOOP
+        SELECT e.last_number, e.cap_satoshi, e.livemode,
+               EXISTS (SELECT FROM orders o WHERE o.id = ANY (ids))
+                   OR EXISTS (SELECT FROM orders o WHERE o.client_order_id = ANY (keys))
+        INTO STRICT last_seen, cap, is_live, any_stored
+        FROM exposure e;
+        holders_by_id := nothing;
+        holders_by_key := nothing;
+        IF any_stored THEN
+            SELECT array_agg(o.number ORDER BY i.slot), array_agg(k.number ORDER BY i.slot),
+                   array_agg(coalesce(o.number, k.number) ORDER BY i.slot)
+            INTO holders_by_id, holders_by_key, holders
+            FROM unnest(ids, clients, keys) WITH ORDINALITY AS i (id, client, key, slot)
+            LEFT JOIN orders o ON o.id = i.id
+            LEFT JOIN orders k ON k.client_order_id = i.key AND k.client = i.client AND k.client_order_id IS NOT NULL;
+            IF array_position(holders, NULL) IS NULL THEN
+                outcomes := array_fill('repeat'::text, ARRAY[count]);
+                numbers := holders;
+                used_then := nothing;
+                moment := clock_timestamp();
+                RETURN;
+            END IF;
+        END IF;
+        EXIT WHEN is_locked;
+        PERFORM pg_advisory_xact_lock(31644362927074919);
+        SELECT e.used_satoshi, e.last_number, e.cap_satoshi INTO STRICT used, last, cap FROM exposure e FOR UPDATE;
+        EXIT WHEN last = last_seen;
+        is_locked := true;
+    END LOOP;
+    used_before := used;
+    IF cardinality(price_ids) > 0 THEN
+        SELECT array_agg(p.expires_at ORDER BY i.slot), array_agg(least(i.expires_at, p.expires_at) ORDER BY i.slot)
+        INTO records_expire_at, prices_expire_at
+        FROM unnest(price_ids, prices_expire_at) WITH ORDINALITY AS i (id, expires_at, slot)
+        LEFT JOIN price_records p ON p.id = i.id;
+    END IF;
+    moment := clock_timestamp();
+    is_in_time := moment BETWEEN not_before AND not_after;
+
+    outcomes := array_fill('placed'::text, ARRAY[count]);
+    numbers := nothing;
+    used_then := nothing;
+    FOR i IN 1..count LOOP
+        holder := coalesce(holders_by_id[id_slots[i]], holders_by_key[key_slots[i]]);
+        IF holder IS NULL AND is_in_time AND moment < deadlines[i] AND price_slots[i] > 0
+            AND moment < prices_expire_at[price_slots[i]] AND satoshis[i] <= cap - used
+        THEN
+            last := last + 1;
+            used := used + satoshis[i];
+            numbers[i] := last;
+            holders_by_id[id_slots[i]] := last;
+            IF key_slots[i] > 0 THEN
+                holders_by_key[key_slots[i]] := last;
+            END IF;
+        ELSIF holder IS NOT NULL THEN
+            outcomes[i] := 'repeat';
+            numbers[i] := holder;
+        ELSIF NOT is_in_time THEN
+            outcomes[i] := 'clock';
+        ELSIF deadlines[i] <= moment THEN
+            outcomes[i] := 'late';
+        ELSIF price_slots[i] = 0 THEN
+            outcomes[i] := 'unpriced';
+        ELSIF prices_expire_at[price_slots[i]] <= moment THEN
+            outcomes[i] := 'expired';
+        ELSE
+            outcomes[i] := 'over_cap';
+            used_then[i] := used;
+        END IF;
+    END LOOP;
+
+    IF used > used_before THEN
+        IF array_position(records_expire_at, NULL) IS NOT NULL THEN
+            INSERT INTO price_records (id, as_of, expires_at, document)
+            SELECT price_ids[p], prices_as_of[p], prices_expire_at[p], price_documents[p]
+            FROM generate_subscripts(price_ids, 1) AS p
+            WHERE EXISTS (
+                SELECT FROM generate_subscripts(ids, 1) AS i WHERE price_slots[i] = p AND outcomes[i] = 'placed'
+            )
+            ON CONFLICT (id) DO NOTHING;
+        END IF;
+        INSERT INTO orders (number, amount_cents, rate_e8, satoshi, created_at, price_as_of, id, price_id,
+                            representation, currency, client, client_order_id)
+        SELECT numbers[i], amounts_cents[i], rates_e8[i], satoshis[i], moment, prices_as_of[price_slots[i]], ids[i],
+               price_ids[price_slots[i]], new_representation, currencies[i], clients[i], keys[i]
+        FROM generate_subscripts(ids, 1) AS i
+        WHERE outcomes[i] = 'placed';
+        UPDATE exposure SET used_satoshi = used, last_number = last;
+    END IF;
+END
+$function$;
+REVOKE EXECUTE ON FUNCTION place_batch FROM PUBLIC;
+
+-- For the program of the version before, until it is replaced: it says nothing of its clock.
+CREATE FUNCTION place_orders(
+    ids uuid[], clients text[], keys text[], currencies text[], amounts_cents bigint[], rates_e8 bigint[],
+    satoshis bigint[], deadlines timestamptz[], price_slots int[], id_slots int[], key_slots int[],
+    price_ids uuid[], prices_as_of timestamptz[], prices_expire_at timestamptz[], price_documents text[],
+    new_representation smallint,
+    OUT outcomes text[], OUT numbers bigint[], OUT used_then bigint[], OUT moment timestamptz, OUT cap bigint,
+    OUT is_live boolean
+)
+LANGUAGE sql VOLATILE
+AS $function$
+    SELECT * FROM place_batch(
+        ids, clients, keys, currencies, amounts_cents, rates_e8, satoshis, deadlines, price_slots, id_slots, key_slots,
+        price_ids, prices_as_of, prices_expire_at, price_documents, new_representation, '-infinity', 'infinity'
+    )
+$function$;
