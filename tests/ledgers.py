@@ -21,7 +21,7 @@ from buydesk.errors import (
     OrderNotFound,
     PriceNotFound,
 )
-from buydesk.money import SATOSHI_PER_BTC, Currency
+from buydesk.money import SATOSHI_PER_BTC, Currency, satoshi_for
 from buydesk.orders.model import (
     ANONYMOUS,
     Anchor,
@@ -33,14 +33,14 @@ from buydesk.orders.model import (
     PageAfter,
     PageBefore,
     Placed,
-    Placement,
+    PricedOrder,
     Refused,
     Replayed,
     is_repeat,
     new_order_id,
     order_document,
-    priced,
 )
+from buydesk.orders.pricing import price_order
 from buydesk.prices.model import SOURCES, PriceRecord, Quote, Rule, stale
 from buydesk.prices.signing import Signer
 from buydesk.settings import TOKENS, Settings, variable
@@ -102,16 +102,16 @@ def new_order(cents: int = 6900, key: str | None = None, currency: Currency = Cu
     return NewOrder(new_order_id(), ANONYMOUS, key, currency, cents)
 
 
-def placement(
+def priced_order(
     cents: int = 6900,
     key: str | None = None,
     *,
     price: PriceRecord | DeskError | None = None,
     order: NewOrder | None = None,
     seconds: float = 20,
-) -> Placement:
+) -> PricedOrder:
     deadline = utc_now() + timedelta(seconds=seconds)
-    return Placement(order or new_order(cents, key), price or record(), deadline)
+    return price_order(order or new_order(cents, key), price or record(), deadline)
 
 
 def shown(order: Order) -> dict[str, Any]:
@@ -131,10 +131,10 @@ class ModelLedger:
     records: dict[uuid.UUID, PriceRecord] = field(default_factory=dict)
     now: Callable[[], datetime] = utc_now
 
-    async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+    async def place(self, items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
         return [self._place(item) for item in items]
 
-    def _place(self, item: Placement) -> Outcome:
+    def _place(self, item: PricedOrder) -> Outcome:
         new = item.order
         for order in self.stored:
             same_key = new.client_order_id is not None and order.client_order_id == new.client_order_id
@@ -150,7 +150,8 @@ class ModelLedger:
             return Refused(item.price, by_ledger=True)
         if item.price.expires_at <= self.now():
             return Refused(stale(item.price.as_of, item.price.expires_at), by_ledger=True)
-        rate_e8, satoshi = priced(new, item.price)
+        rate_e8 = item.price.rates_e8[new.currency]
+        satoshi = satoshi_for(new.amount_cents, rate_e8)
         exposure = Exposure(self.cap_satoshi, sum(order.satoshi for order in self.stored), len(self.stored))
         if satoshi > exposure.cap_satoshi - exposure.used_satoshi:
             return Refused(ExposureCapExceeded("full", **exposure.facts()), by_ledger=True)

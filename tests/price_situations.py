@@ -13,7 +13,8 @@ from decimal import ROUND_HALF_UP, Decimal
 from itertools import chain
 
 from buydesk.money import Currency
-from buydesk.orders.model import NewOrder, placed_order
+from buydesk.orders.model import NewOrder
+from buydesk.orders.pricing import placed_order, price_order
 from buydesk.orders.verification import discrepancies
 from buydesk.prices.model import Quote, Rule
 from buydesk.prices.rule import Verdict, decide, record_of
@@ -194,7 +195,7 @@ def check_record(verdict: Verdict, rule: Rule) -> None:
     record.require_fresh(NOON)
     currency = CURRENCIES[record.as_of.microsecond % 3]
     new = NewOrder(uuid.UUID(int=1), "anonymous", None, currency, record.as_of.microsecond + 1)
-    assert discrepancies(placed_order(new, record, 1, NOON, livemode=True), record) == []
+    assert discrepancies(placed_order(price_order(new, record, NOON), 1, NOON, livemode=True), record) == []
 
 
 if __name__ == "__main__":

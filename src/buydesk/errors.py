@@ -5,7 +5,10 @@ call, the same error again in `rebuild`, so that one process and six behave alik
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, ClassVar
+
+from buydesk.times import format_time
 
 TYPE_PREFIX = "urn:buydesk:problem:"
 REASONS_MAX = 20
@@ -153,6 +156,11 @@ class PriceStale(DeskError):
         "as_of": "2026-03-09T17:00:00.000000Z",
         "expires_at": "2026-03-09T17:01:00.000000Z",
     }
+
+    def is_of(self, as_of: datetime) -> bool:
+        """Whether the price that is too old was observed then, or later."""
+        # A text that sorts as time does; it may come from another process.
+        return str(self.facts.get("as_of")) >= format_time(as_of)
 
 
 class PriceStoreUnavailable(DeskError):

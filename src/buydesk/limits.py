@@ -1,28 +1,29 @@
-"""Limits: how often something may be done."""
+"""Limits on what reads and strangers may take from orders: how often, how many at a time, one check for all who ask,
+slices of long work."""
 
+import asyncio
 import math
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
-from buydesk.errors import RateLimited
-from buydesk.times import utc_now
+from buydesk.errors import DeskError, Overloaded, RateLimited
+from buydesk.times import CLOCK, Clock
 
 
 class TokenBucket:
     """A token bucket: `at_once_max` may be taken at once, `per_second_max` in the long run, by all callers together."""
 
-    def __init__(self, per_second_max: int, at_once_max: int, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, per_second_max: int, at_once_max: int, clock: Clock = CLOCK) -> None:
+        self._clock = clock
         self._per_second_max = per_second_max
         self._at_once_max = at_once_max
-        self._now = now
         self._left: float = at_once_max
-        self._at = now()
+        self._at = clock.monotonic()
 
     def take(self) -> None:
         """Takes one; raises RateLimited, with the seconds until there is one again."""
-        before, self._at = self._at, self._now()
-        # A clock that is set back fills nothing up.
-        filled = max(0.0, (self._at - before).total_seconds()) * self._per_second_max
+        before, self._at = self._at, self._clock.monotonic()
+        filled = (self._at - before) * self._per_second_max
         self._left = min(self._left + filled, self._at_once_max)
         if self._left < 1:
             raise RateLimited(
@@ -30,3 +31,76 @@ class TokenBucket:
                 retry_after_seconds=math.ceil((1 - self._left) / self._per_second_max),
             )
         self._left -= 1
+
+
+# So many orders, or points of a chart, take a fraction of a millisecond to write.
+SLICE_ITEMS = 100
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Bulkhead:
+    """So many at a time; `waiting_max` may wait for a place, each for `seconds_max`, first come, first served."""
+
+    def __init__(self, places: int, waiting_max: int, seconds_max: float) -> None:
+        self._free = asyncio.Semaphore(places)
+        self._waiting = 0
+        self._waiting_max = waiting_max
+        self._seconds_max = seconds_max
+
+    async def __aenter__(self) -> None:
+        """While entered, a place is taken; raises Overloaded, at once when too many wait already."""
+        if self._free.locked():
+            await self._wait()
+        else:
+            await self._free.acquire()  # at once
+
+    async def __aexit__(self, *_: object) -> None:
+        self._free.release()
+
+    async def _wait(self) -> None:
+        if self._waiting >= self._waiting_max:
+            raise Overloaded(f"{self._waiting} reads are waiting already.", retry_after_seconds=1)
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._seconds_max):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise Overloaded("The read waited too long.", retry_after_seconds=1) from error
+        finally:
+            self._waiting -= 1
+
+
+class SharedCheck:
+    """A check that all who ask while it runs share: however many ask, it takes one connection."""
+
+    def __init__(self, check: Callable[[], Awaitable[None]]) -> None:
+        self._check = check
+        self._running: asyncio.Task[DeskError | None] | None = None
+
+    async def __call__(self) -> None:
+        """Raises the DeskError that the check raises."""
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._outcome())
+        # Who gives up waiting must not end it for the others.
+        error = await asyncio.shield(self._running)
+        if error is not None:
+            raise error
+
+    async def _outcome(self) -> DeskError | None:
+        # As a value: when all have given up, nobody fetches an exception.
+        try:
+            await self._check()
+        except DeskError as error:
+            return error
+        return None
+
+
+async def in_slices(make: Callable[[T], U], items: Sequence[T]) -> list[U]:
+    """What `make` makes of each item; other requests are answered between slices of them."""
+    made: list[U] = []
+    for start in range(0, len(items), SLICE_ITEMS):
+        if start:
+            await asyncio.sleep(0)
+        made += map(make, items[start : start + SLICE_ITEMS])
+    return made

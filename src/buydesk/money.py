@@ -35,6 +35,7 @@ class Currency(StrEnum):
 
 # By their codes; quicker than asking the class.
 CURRENCIES: Mapping[str, Currency] = dict(Currency.__members__)
+CURRENCIES_TEXT = ", ".join(CURRENCIES)
 
 
 class NotMoney(ValueError):
@@ -44,10 +45,10 @@ class NotMoney(ValueError):
 def parse_currency(text: str) -> Currency:
     """The currency of a code in any letter case; raises NotMoney, also for ``GBp``, by which many mean pence."""
     if text == "GBp":
-        raise NotMoney("must be one of EUR, GBP, USD; GBp means pence, which are not taken")
+        raise NotMoney(f"must be one of {CURRENCIES_TEXT}; GBp means pence, which are not taken")
     currency = CURRENCIES.get(text.upper()) if text.isascii() else None
     if currency is None:
-        raise NotMoney("must be one of EUR, GBP, USD")
+        raise NotMoney(f"must be one of {CURRENCIES_TEXT}")
     return currency
 
 

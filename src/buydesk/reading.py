@@ -5,7 +5,7 @@ from datetime import datetime
 
 import msgspec
 
-from buydesk.money import CURRENCIES, Currency
+from buydesk.money import CURRENCIES, CURRENCIES_TEXT, Currency
 from buydesk.times import parse_time
 
 
@@ -42,7 +42,7 @@ def read_boolean(value: object) -> bool:
 def read_currency(value: object) -> Currency:
     currency = CURRENCIES.get(read_text(value))
     if currency is None:
-        raise ValueError("must be EUR, GBP or USD")
+        raise ValueError(f"must be one of {CURRENCIES_TEXT}")
     return currency
 
 

@@ -1,14 +1,31 @@
-"""Times as the desk writes them: UTC, ISO 8601, six fractional digits, ``Z``."""
+"""Times as the desk writes them (UTC, ISO 8601, six fractional digits, ``Z``), and its clock."""
 
+import asyncio
+import time
 from datetime import UTC, datetime
 from functools import lru_cache
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def utc_now() -> datetime:
-    """The wall clock, with its zone."""
-    return datetime.now(UTC)
+class Clock:
+    """What time it is, and waiting. Tests put one in its place that they move (`tests/clock.py`)."""
+
+    def now(self) -> datetime:
+        """The wall clock, in UTC; it may be set while the desk runs."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds on a clock that nobody sets, since some moment."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Waits for so many seconds."""
+        await asyncio.sleep(seconds)
+
+
+CLOCK = Clock()
+utc_now = CLOCK.now
 
 
 # Every order of a batch has the same times.

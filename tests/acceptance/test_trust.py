@@ -13,14 +13,14 @@ import pytest
 from redis.asyncio import Redis
 
 from buydesk.backends.redis.prices import kinds
-from buydesk.orders.documents import placement_documents
+from buydesk.orders.documents import priced_order_documents
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import PriceRecord
 from buydesk.runtime.up import secret_file
 from buydesk.settings import Settings
 from buydesk.times import EPOCH
 from tests.desks import Running, desk_up
-from tests.ledgers import new_order, placement, record
+from tests.ledgers import new_order, priced_order, record
 
 # Two euros a bitcoin, and quotes that prove it: by a key that is not the desk's, and by none.
 FORGED = [record(2 * 10**8), replace(record(2 * 10**8), signature=None)]
@@ -88,7 +88,7 @@ async def test_who_may_publish_may_not_make_a_price(desk: Running, data_dir: Pat
 @pytest.mark.parametrize("forged", FORGED, ids=["another key", "unsigned"])
 async def test_who_may_place_may_not_make_a_price(desk: Running, data_dir: Path, forged: PriceRecord) -> None:
     headers = {"Authorization": f"Bearer {secret_file(data_dir, 'placing_tokens').read_text()}"}
-    [document] = placement_documents([placement(order=new_order(6900), price=forged)])
+    [document] = priced_order_documents([priced_order(order=new_order(6900), price=forged)])
     async with desk.client("db_proxy") as client:
         content = msgspec.json.encode(document)
         answer = await client.post("/add/", content=content, headers=headers | {"Content-Type": "application/json"})

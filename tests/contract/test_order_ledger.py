@@ -26,12 +26,13 @@ from buydesk.orders.model import (
     PageBefore,
     PageFrom,
     Placed,
-    Placement,
+    PricedOrder,
     Refused,
     Replayed,
 )
+from buydesk.orders.pricing import price_order
 from buydesk.services import db_proxy
-from tests.ledgers import CAP_SATOSHI, Databases, ModelLedger, as_db_proxy, new_order, placement, record, settings
+from tests.ledgers import CAP_SATOSHI, Databases, ModelLedger, as_db_proxy, new_order, priced_order, record, settings
 from tests.serving import served
 
 SECONDS = 5.0
@@ -61,7 +62,7 @@ async def ledger(request: pytest.FixtureRequest, databases: Databases) -> AsyncI
         yield opened_ledger
 
 
-async def place(ledger: OrderLedger, *items: Placement) -> Sequence[Outcome]:
+async def place(ledger: OrderLedger, *items: PricedOrder) -> Sequence[Outcome]:
     return await ledger.place(items, SECONDS)
 
 
@@ -78,7 +79,7 @@ def order_of(outcome: Outcome) -> Order:
 
 async def test_a_placed_order_is_stored_as_asked_and_priced(ledger: OrderLedger) -> None:
     price = record(EUR=4119191 * 10**6)
-    item = placement(6900, "key-1", price=price)
+    item = priced_order(6900, "key-1", price=price)
     [outcome] = await place(ledger, item)
     assert isinstance(outcome, Placed)
     order = outcome.order
@@ -98,14 +99,14 @@ async def test_an_empty_batch_changes_nothing(ledger: OrderLedger) -> None:
 
 
 async def test_a_repeat_by_key_returns_the_first_order(ledger: OrderLedger) -> None:
-    [first] = await place(ledger, placement(key="k"))
-    again = placement(key="k", price=record(rate_e8=30_000 * 10**8))
+    [first] = await place(ledger, priced_order(key="k"))
+    again = priced_order(key="k", price=record(rate_e8=30_000 * 10**8))
     assert await place(ledger, again) == [Replayed(order_of(first))]
     assert (await ledger.exposure()).orders == 1
 
 
 async def test_a_repeat_by_id_returns_the_first_order(ledger: OrderLedger) -> None:
-    item = placement()
+    item = priced_order()
     [first] = await place(ledger, item)
     assert await place(ledger, item) == [Replayed(order_of(first))]
 
@@ -113,24 +114,26 @@ async def test_a_repeat_by_id_returns_the_first_order(ledger: OrderLedger) -> No
 @pytest.mark.parametrize("change", [{"amount_cents": 6901}, {"currency": Currency.USD}])
 async def test_a_key_with_another_request_is_refused(ledger: OrderLedger, change: dict[str, object]) -> None:
     order = new_order(key="k")
-    await place(ledger, placement(order=order))
+    await place(ledger, priced_order(order=order))
     other = replace(new_order(key="k"), **change)
-    assert codes(await place(ledger, placement(order=other))) == ["idempotency_key_reused"]
-    assert codes(await place(ledger, placement(order=replace(order, **change)))) == ["idempotency_key_reused"]
+    assert codes(await place(ledger, priced_order(order=other))) == ["idempotency_key_reused"]
+    assert codes(await place(ledger, priced_order(order=replace(order, **change)))) == ["idempotency_key_reused"]
     assert (await ledger.exposure()).orders == 1
 
 
 async def test_an_id_that_comes_back_under_another_key_is_refused(ledger: OrderLedger) -> None:
     order = new_order(key="k")
-    await place(ledger, placement(order=order))
-    assert codes(await place(ledger, placement(order=replace(order, client_order_id="other")))) == [
+    await place(ledger, priced_order(order=order))
+    assert codes(await place(ledger, priced_order(order=replace(order, client_order_id="other")))) == [
         "idempotency_key_reused"
     ]
 
 
 async def test_orders_without_keys_are_all_new_and_clients_have_their_own_keys(ledger: OrderLedger) -> None:
     other_client = replace(new_order(key="k"), client="other")
-    outcomes = await place(ledger, placement(), placement(), placement(key="k"), placement(order=other_client))
+    outcomes = await place(
+        ledger, priced_order(), priced_order(), priced_order(key="k"), priced_order(order=other_client)
+    )
     assert codes(outcomes) == ["placed"] * 4
     assert [order_of(outcome).number for outcome in outcomes] == [1, 2, 3, 4]
 
@@ -139,19 +142,19 @@ async def test_equal_keys_in_one_batch_meet_the_first_placed_item(ledger: OrderL
     expired = record(age=100)
     outcomes = await place(
         ledger,
-        placement(100, "k", price=expired),
-        placement(200, "k"),
-        placement(200, "k"),
-        placement(300, "k"),
-        placement(400, "l"),
+        priced_order(100, "k", price=expired),
+        priced_order(200, "k"),
+        priced_order(200, "k"),
+        priced_order(300, "k"),
+        priced_order(400, "l"),
     )
     assert codes(outcomes) == ["price_stale", "placed", "replayed", "idempotency_key_reused", "placed"]
     assert order_of(outcomes[2]) == order_of(outcomes[1])
 
 
 async def test_equal_ids_in_one_batch_are_one_order(ledger: OrderLedger) -> None:
-    item = placement(100)
-    outcomes = await place(ledger, item, placement(200), item)
+    item = priced_order(100)
+    outcomes = await place(ledger, item, priced_order(200), item)
     assert codes(outcomes) == ["placed", "placed", "replayed"]
     assert order_of(outcomes[2]) == order_of(outcomes[0])
 
@@ -161,10 +164,10 @@ async def test_an_order_that_does_not_fit_is_refused_and_smaller_later_ones_fit(
     whole = 100 * 1000 * 100  # the whole cap, in cents
     outcomes = await place(
         ledger,
-        placement(whole - 100, price=price),
-        placement(101, price=price),
-        placement(100, price=price),
-        placement(1, price=price),
+        priced_order(whole - 100, price=price),
+        priced_order(101, price=price),
+        priced_order(100, price=price),
+        priced_order(1, price=price),
     )
     assert codes(outcomes) == ["placed", "exposure_cap_exceeded", "placed", "exposure_cap_exceeded"]
     assert isinstance(outcomes[1], Refused)
@@ -175,25 +178,25 @@ async def test_an_order_that_does_not_fit_is_refused_and_smaller_later_ones_fit(
 
 
 async def test_the_largest_amount_at_the_lowest_rate_is_refused_by_the_cap(ledger: OrderLedger) -> None:
-    outcomes = await place(ledger, placement(99_999_999_999, price=record(rate_e8=10**8)))
+    outcomes = await place(ledger, priced_order(99_999_999_999, price=record(rate_e8=10**8)))
     assert codes(outcomes) == ["exposure_cap_exceeded"]
 
 
 async def test_repeats_come_before_every_other_refusal(ledger: OrderLedger) -> None:
     price = record(rate_e8=1000 * 10**8)
-    whole = placement(100 * 1000 * 100, "k", price=price)
+    whole = priced_order(100 * 1000 * 100, "k", price=price)
     await place(ledger, whole)
     no_price = PriceUnavailable("no price", retry_after_seconds=5)
     outcomes = await place(
         ledger,
-        replace(whole, price=no_price),
-        replace(whole, price=record(age=100)),
+        price_order(whole.order, no_price, whole.deadline),
+        price_order(whole.order, record(age=100), whole.deadline),
         replace(whole, deadline=whole.deadline - timedelta(hours=1)),
-        placement(100, "k", price=no_price),
-        placement(100, "l", price=no_price),
-        placement(100, "l", price=record(age=100)),
-        placement(100, "l", seconds=-1),
-        placement(100, "l"),
+        priced_order(100, "k", price=no_price),
+        priced_order(100, "l", price=no_price),
+        priced_order(100, "l", price=record(age=100)),
+        priced_order(100, "l", seconds=-1),
+        priced_order(100, "l"),
     )
     assert codes(outcomes) == [
         "replayed",
@@ -212,7 +215,7 @@ async def test_repeats_come_before_every_other_refusal(ledger: OrderLedger) -> N
 
 async def test_an_items_own_price_problem_comes_back_as_it_was(ledger: OrderLedger) -> None:
     problem = PriceStale("too old", retry_after_seconds=7, as_of="then")
-    [outcome] = await place(ledger, placement(price=problem))
+    [outcome] = await place(ledger, priced_order(price=problem))
     assert isinstance(outcome, Refused)
     found = outcome.problem
     assert (type(found), found.detail, found.retry_after_seconds, found.facts) == (
@@ -225,12 +228,12 @@ async def test_an_items_own_price_problem_comes_back_as_it_was(ledger: OrderLedg
 
 async def test_refused_orders_hold_no_key_and_leave_no_price_record(ledger: OrderLedger) -> None:
     expired = record(age=100)
-    await place(ledger, placement(key="k", price=expired))
+    await place(ledger, priced_order(key="k", price=expired))
     with pytest.raises(OrderNotFound):
         await ledger.order_by_key("anonymous", "k")
     with pytest.raises(PriceNotFound):
         await ledger.price_record(expired.id)
-    assert codes(await place(ledger, placement(500, key="k"))) == ["placed"]
+    assert codes(await place(ledger, priced_order(500, key="k"))) == ["placed"]
 
 
 async def test_what_is_not_there_is_not_found(ledger: OrderLedger) -> None:
@@ -249,7 +252,7 @@ async def test_a_migrated_ledger_is_ready(ledger: OrderLedger) -> None:
 async def test_pages_by_every_anchor(ledger: OrderLedger) -> None:
     empty = await ledger.page(PageFrom(0), 10)
     assert (list(empty.orders), empty.total) == ([], 0)
-    await place(ledger, *(placement(100 + cents) for cents in range(7)))
+    await place(ledger, *(priced_order(100 + cents) for cents in range(7)))
     expected: dict[Anchor, list[int]] = {
         PageFrom(0): [7, 6, 5],
         PageFrom(2): [5, 4, 3],
@@ -279,16 +282,16 @@ async def test_pages_by_every_anchor(ledger: OrderLedger) -> None:
 async def test_any_sequence_of_batches_ends_as_in_the_model(kind: str, seed: int, databases: Databases) -> None:
     rng = random.Random(seed)  # noqa: S311
     model = ModelLedger(cap_satoshi=CAP_SATOSHI)
-    known: list[Placement] = []
+    known: list[PricedOrder] = []
 
-    def item() -> Placement:
+    def item() -> PricedOrder:
         if known and rng.random() < 0.25:
             return rng.choice(known)
         # Few keys, a cap that fills after some twenty orders: every kind of refusal and repeat happens.
         key = rng.choice([None, *"abcdefgh"])
         price: DeskError | object = rng.choice([record(1000 * 10**8), record(age=100), PriceUnavailable("none")])
         cents = rng.choice([100, 100, 5_000, 1_000_000, 7_000_000])
-        made = placement(cents, key, price=price if rng.random() < 0.4 else record(1000 * 10**8))  # type: ignore[arg-type]
+        made = priced_order(cents, key, price=price if rng.random() < 0.4 else record(1000 * 10**8))  # type: ignore[arg-type]
         known.append(made)
         return made
 
@@ -312,7 +315,7 @@ async def test_writers_at_once_never_exceed_the_cap_and_leave_no_gap(kind: str, 
     async with opened(kind, databases) as ledger:
         # 40 writers want 4 BTC each, in orders of 0.5 BTC: 160 BTC against a cap of 100.
         async def writer(number: int) -> Sequence[Outcome]:
-            items = [placement(50_000, f"{number}-{each}", price=price) for each in range(8)]
+            items = [priced_order(50_000, f"{number}-{each}", price=price) for each in range(8)]
             return [outcome for each in (items[:5], items[5:]) for outcome in await place(ledger, *each)]
 
         outcomes = [outcome for each in await asyncio.gather(*map(writer, range(40))) for outcome in each]

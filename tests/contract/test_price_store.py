@@ -42,6 +42,7 @@ from buydesk.services.api_cache_proxy import create_app
 from buydesk.settings import Settings
 from buydesk.times import EPOCH
 from tests import ledgers
+from tests.clock import FakeClock
 from tests.ledgers import signed
 from tests.serving import free_port, served
 
@@ -52,18 +53,8 @@ RECORDS_MAX = 150
 MOMENT = timedelta(microseconds=1)
 
 
-class Clock:
-    """Stands still until a test moves it."""
-
-    def __init__(self) -> None:
-        self.moment = NOON
-
-    def __call__(self) -> datetime:
-        return self.moment
-
-
 @contextlib.asynccontextmanager
-async def remote_board(settings: Settings, clock: Clock) -> AsyncIterator[RemotePriceStore]:
+async def remote_board(settings: Settings, clock: FakeClock) -> AsyncIterator[RemotePriceStore]:
     """The store as another process sees it."""
     reporter = Reporter("api_cache_proxy", MemoryReportStore(settings), settings)
     async with served(create_app(settings, MemoryPriceStore(settings, clock), reporter, clock)) as url:
@@ -73,7 +64,7 @@ async def remote_board(settings: Settings, clock: Clock) -> AsyncIterator[Remote
 
 
 @contextlib.asynccontextmanager
-async def redis_board(settings: Settings, clock: Clock, redis_url: str) -> AsyncIterator[RedisPriceStore]:
+async def redis_board(settings: Settings, clock: FakeClock, redis_url: str) -> AsyncIterator[RedisPriceStore]:
     client: Redis = Redis.from_url(redis_url)
     await client.flushdb()
     store = RedisPriceStore(client, settings, clock)
@@ -87,13 +78,13 @@ def settings() -> Settings:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> FakeClock:
+    return FakeClock(NOON)
 
 
 @pytest.fixture(params=["memory", "redis", "remote", "fallback", "fallen_back"])
 async def store(
-    request: pytest.FixtureRequest, settings: Settings, clock: Clock, redis_url: str
+    request: pytest.FixtureRequest, settings: Settings, clock: FakeClock, redis_url: str
 ) -> AsyncIterator[PriceStore]:
     if request.param == "memory":
         yield MemoryPriceStore(settings, clock)
@@ -191,33 +182,35 @@ async def test_older_record_is_refused_and_changes_nothing(store: PriceStore) ->
     assert await whole_history(store) == points_of([current])
 
 
-async def test_older_record_is_refused_even_when_the_current_one_has_expired(store: PriceStore, clock: Clock) -> None:
+async def test_older_record_is_refused_even_when_the_current_one_has_expired(
+    store: PriceStore, clock: FakeClock
+) -> None:
     await store.publish(record())
-    clock.moment = NOON + 2 * TTL
+    clock.at = NOON + 2 * TTL
     with pytest.raises(PriceSuperseded):
         await store.publish(record(NOON - MOMENT))
 
 
 async def test_record_from_the_future_is_no_price_once_the_clock_stepped_back_and_gives_way(
-    store: PriceStore, settings: Settings, clock: Clock
+    store: PriceStore, settings: Settings, clock: FakeClock
 ) -> None:
     before, ahead = record(), record(NOON + timedelta(minutes=1))
     await store.publish(before)
-    clock.moment = ahead.as_of
+    clock.at = ahead.as_of
     await store.publish(ahead)
     skew = timedelta(seconds=settings.clock_skew_seconds_max)
-    clock.moment = ahead.as_of - skew
+    clock.at = ahead.as_of - skew
     assert await store.latest() == ahead
     with pytest.raises(PriceSuperseded):
-        await store.publish(record(clock.moment))
-    clock.moment -= MOMENT
+        await store.publish(record(clock.at))
+    clock.at -= MOMENT
     with pytest.raises(PriceUnavailable):
         await store.latest()
-    present = record(clock.moment)
+    present = record(clock.at)
     await store.publish(present)
     assert await store.latest() == present
     assert await whole_history(store) == points_of([before, present])
-    following = record(clock.moment + MOMENT)
+    following = record(clock.at + MOMENT)
     await store.publish(following)
     assert await whole_history(store) == points_of([before, present, following])
 
@@ -248,12 +241,12 @@ async def test_a_published_record_never_changes(store: PriceStore, first: timede
     assert await whole_history(store) == points_of([published])
 
 
-async def test_record_is_valid_until_it_expires_and_stale_from_then_on(store: PriceStore, clock: Clock) -> None:
+async def test_record_is_valid_until_it_expires_and_stale_from_then_on(store: PriceStore, clock: FakeClock) -> None:
     published = record()
     await store.publish(published)
-    clock.moment = published.expires_at - MOMENT
+    clock.at = published.expires_at - MOMENT
     assert await store.latest() == published
-    clock.moment = published.expires_at
+    clock.at = published.expires_at
     with pytest.raises(PriceStale) as refusal:
         await store.latest()
     assert refusal.value.retry_after_seconds == 5
@@ -263,29 +256,31 @@ async def test_record_is_valid_until_it_expires_and_stale_from_then_on(store: Pr
     }
 
 
-async def test_stale_is_told_from_none_for_a_day(store: PriceStore, clock: Clock) -> None:
+async def test_stale_is_told_from_none_for_a_day(store: PriceStore, clock: FakeClock) -> None:
     await store.publish(record())
-    clock.moment = NOON + timedelta(days=1) - MOMENT
+    clock.at = NOON + timedelta(days=1) - MOMENT
     with pytest.raises(PriceStale):
         await store.latest()
-    clock.moment = NOON + timedelta(days=1)
+    clock.at = NOON + timedelta(days=1)
     with pytest.raises(PriceUnavailable):
         await store.latest()
 
 
-async def test_newer_record_ends_staleness(store: PriceStore, clock: Clock) -> None:
+async def test_newer_record_ends_staleness(store: PriceStore, clock: FakeClock) -> None:
     await store.publish(record())
-    clock.moment = NOON + timedelta(days=2)
-    newer = record(clock.moment)
+    clock.at = NOON + timedelta(days=2)
+    newer = record(clock.at)
     await store.publish(newer)
     assert await store.latest() == newer
     assert await whole_history(store, HISTORY_MINUTES_MAX) == points_of([newer])
 
 
-async def test_history_has_what_was_observed_within_the_minutes_oldest_first(store: PriceStore, clock: Clock) -> None:
+async def test_history_has_what_was_observed_within_the_minutes_oldest_first(
+    store: PriceStore, clock: FakeClock
+) -> None:
     records = [record(NOON + timedelta(minutes=minute)) for minute in range(4)]
     for each in records:
-        clock.moment = each.as_of
+        clock.at = each.as_of
         await store.publish(each)
     assert await whole_history(store, 3) == points_of(records[1:])
     assert await whole_history(store, 1) == points_of(records[3:])
@@ -299,16 +294,18 @@ async def test_history_is_bounded_and_loses_the_oldest(store: PriceStore) -> Non
     assert await whole_history(store) == points_of(records[5:])
 
 
-async def publish_all(store: PriceStore, clock: Clock, moments: Sequence[datetime]) -> list[PricePoint]:
+async def publish_all(store: PriceStore, clock: FakeClock, moments: Sequence[datetime]) -> list[PricePoint]:
     """The points of records observed at these moments, each published when it was observed."""
     records = [record(moment) for moment in moments]
     for each in records:
-        clock.moment = each.as_of
+        clock.at = each.as_of
         await store.publish(each)
     return points_of(records)
 
 
-async def test_history_of_more_than_so_many_points_has_the_last_of_each_span(store: PriceStore, clock: Clock) -> None:
+async def test_history_of_more_than_so_many_points_has_the_last_of_each_span(
+    store: PriceStore, clock: FakeClock
+) -> None:
     every_five_minutes = await publish_all(
         store, clock, [NOON - timedelta(minutes=5 * number) for number in range(11, -1, -1)]
     )
@@ -323,13 +320,13 @@ async def test_history_of_more_than_so_many_points_has_the_last_of_each_span(sto
     assert len(await store.history(60, 11)) == 11
 
 
-async def test_a_span_begins_with_its_first_microsecond(store: PriceStore, clock: Clock) -> None:
+async def test_a_span_begins_with_its_first_microsecond(store: PriceStore, clock: FakeClock) -> None:
     quarter = NOON.replace(minute=15, second=0, microsecond=0)
     points = await publish_all(store, clock, [quarter - MOMENT, quarter, quarter + 15 * 60 * MOMENT * 10**6 - MOMENT])
     assert list(await store.history(30, 2)) == [points[0], points[2]]
 
 
-async def test_points_stay_where_they_are_while_time_goes_by(store: PriceStore, clock: Clock) -> None:
+async def test_points_stay_where_they_are_while_time_goes_by(store: PriceStore, clock: FakeClock) -> None:
     await publish_all(store, clock, [NOON + timedelta(minutes=number) for number in range(100)])
     earlier = await store.history(60, 7)
     await publish_all(store, clock, [NOON + timedelta(minutes=number) for number in range(100, 105)])
@@ -337,11 +334,13 @@ async def test_points_stay_where_they_are_while_time_goes_by(store: PriceStore, 
     assert list(later)[:-2] == list(earlier)[-len(later) + 1 : -1]
 
 
-async def test_history_leaves_out_what_is_from_the_future(store: PriceStore, clock: Clock, settings: Settings) -> None:
+async def test_history_leaves_out_what_is_from_the_future(
+    store: PriceStore, clock: FakeClock, settings: Settings
+) -> None:
     points = await publish_all(store, clock, [NOON, NOON + timedelta(minutes=1)])
-    clock.moment = points[1].as_of - timedelta(seconds=settings.clock_skew_seconds_max)
+    clock.at = points[1].as_of - timedelta(seconds=settings.clock_skew_seconds_max)
     assert list(await store.history(60, 2)) == points
-    clock.moment -= MOMENT
+    clock.at -= MOMENT
     assert list(await store.history(60, 2)) == points[:1]
     assert list(await store.history(60, 1)) == points[:1]
 
@@ -349,14 +348,14 @@ async def test_history_leaves_out_what_is_from_the_future(store: PriceStore, clo
 class NaiveHistory:
     """What the history of a store is, as one would say it, at any cost."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings, clock: FakeClock) -> None:
         self.settings = settings
         self.clock = clock
         self.current: PriceRecord | None = None
         self.points: list[PricePoint] = []
 
     def observed_by(self) -> datetime:
-        return self.clock.moment + timedelta(seconds=self.settings.clock_skew_seconds_max)
+        return self.clock.at + timedelta(seconds=self.settings.clock_skew_seconds_max)
 
     def publish(self, new: PriceRecord) -> bool:
         """Whether the record is taken."""
@@ -368,7 +367,7 @@ class NaiveHistory:
         return True
 
     def history(self, minutes: int, points: int) -> list[PricePoint]:
-        since = self.clock.moment - timedelta(minutes=minutes)
+        since = self.clock.at - timedelta(minutes=minutes)
         recent = [each for each in self.points if since < each.as_of <= self.observed_by()]
         if len(recent) <= points:
             return recent
@@ -386,8 +385,8 @@ async def play(store: PriceStore, naive: NaiveHistory, draw: st.DataObject | ran
     for _ in range(steps):
         for _ in range(pick(0, 12)):
             # Mostly as an updater does, sometimes of the same moment, older or ahead by a stepped clock.
-            naive.clock.moment += timedelta(seconds=(1, 15, 15, 900, 7200, -30)[pick(0, 5)], microseconds=pick(-1, 1))
-            new = record(naive.clock.moment - timedelta(seconds=(0, 0, 0, 1, 20, 100)[pick(0, 5)]))
+            naive.clock.at += timedelta(seconds=(1, 15, 15, 900, 7200, -30)[pick(0, 5)], microseconds=pick(-1, 1))
+            new = record(naive.clock.at - timedelta(seconds=(0, 0, 0, 1, 20, 100)[pick(0, 5)]))
             if naive.publish(new):
                 await store.publish(new)
             else:
@@ -399,7 +398,7 @@ async def play(store: PriceStore, naive: NaiveHistory, draw: st.DataObject | ran
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_any_history_is_what_the_naive_one_is(
-    store: PriceStore, settings: Settings, clock: Clock, seed: int
+    store: PriceStore, settings: Settings, clock: FakeClock, seed: int
 ) -> None:
     draw = random.Random(seed)  # noqa: S311
     await play(store, NaiveHistory(settings, clock), draw, steps=15)
@@ -407,13 +406,13 @@ async def test_any_history_is_what_the_naive_one_is(
 
 @given(st.data(), st.integers(1, 40))
 def test_any_history_in_memory_is_what_the_naive_one_is(data: st.DataObject, records_max: int) -> None:
-    settings, clock = ledgers.settings(price_history_records_max=records_max), Clock()
+    settings, clock = ledgers.settings(price_history_records_max=records_max), FakeClock(NOON)
     asyncio.run(play(MemoryPriceStore(settings, clock), NaiveHistory(settings, clock), data, steps=4))
 
 
 @pytest.mark.parametrize("points", [1, 10, 100])
 async def test_history_in_memory_costs_as_much_as_its_points(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, points: int
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch, points: int
 ) -> None:
     looked_at: list[PricePoint] = []
 
@@ -429,7 +428,7 @@ async def test_history_in_memory_costs_as_much_as_its_points(
 
 
 @pytest.mark.parametrize("points", [1, 10, 100])
-async def test_history_in_redis_costs_as_much_as_its_points(clock: Clock, redis_url: str, points: int) -> None:
+async def test_history_in_redis_costs_as_much_as_its_points(clock: FakeClock, redis_url: str, points: int) -> None:
     async with (
         redis_board(Settings(), clock, redis_url) as store,
         Redis.from_url(redis_url, decode_responses=True) as client,
@@ -462,11 +461,11 @@ async def test_what_was_told_of_the_sources_comes_back_until_it_is_told_anew(sto
     assert await whole_history(store) == []
 
 
-async def test_what_was_told_is_forgotten_after_a_day(store: PriceStore, clock: Clock) -> None:
+async def test_what_was_told_is_forgotten_after_a_day(store: PriceStore, clock: FakeClock) -> None:
     await store.put_feed_status(state())
-    clock.moment = NOON + timedelta(days=1) - MOMENT
+    clock.at = NOON + timedelta(days=1) - MOMENT
     assert await store.feed_status() == state()
-    clock.moment += MOMENT
+    clock.at += MOMENT
     with pytest.raises(PriceUnavailable):
         await store.feed_status()
 
@@ -517,7 +516,7 @@ async def test_redis_that_does_not_answer_in_time_is_unavailable() -> None:
 
 
 async def test_every_key_in_redis_is_ours_and_expires_within_a_day(
-    settings: Settings, clock: Clock, redis_url: str
+    settings: Settings, clock: FakeClock, redis_url: str
 ) -> None:
     async with redis_board(settings, clock, redis_url) as store, Redis.from_url(redis_url) as client:
         await store.publish(record())
@@ -529,7 +528,7 @@ async def test_every_key_in_redis_is_ours_and_expires_within_a_day(
             assert 0 < await client.ttl(key) <= 24 * 3600
 
 
-async def test_recorded_prices_left_in_redis_are_no_live_prices(clock: Clock, redis_url: str) -> None:
+async def test_recorded_prices_left_in_redis_are_no_live_prices(clock: FakeClock, redis_url: str) -> None:
     live: Redis = Redis.from_url(redis_url)
     async with redis_board(Settings(), clock, redis_url) as sandbox:
         await sandbox.publish(record())
@@ -545,7 +544,7 @@ async def test_recorded_prices_left_in_redis_are_no_live_prices(clock: Clock, re
 
 @pytest.mark.parametrize("garbage", [b"", b"no JSON", b"[]", b'{"id":1}'])
 async def test_what_is_no_record_in_redis_is_never_a_price_and_keeps_none_away(
-    settings: Settings, clock: Clock, redis_url: str, garbage: bytes
+    settings: Settings, clock: FakeClock, redis_url: str, garbage: bytes
 ) -> None:
     async with redis_board(settings, clock, redis_url) as store, Redis.from_url(redis_url) as client:
         await client.hset("buydesk:prices:sandbox:current", "document", garbage)
@@ -561,7 +560,7 @@ async def test_what_is_no_record_in_redis_is_never_a_price_and_keeps_none_away(
 
 
 async def test_record_of_a_desk_with_laxer_settings_in_redis_is_no_price(
-    settings: Settings, clock: Clock, redis_url: str
+    settings: Settings, clock: FakeClock, redis_url: str
 ) -> None:
     async with redis_board(settings, clock, redis_url) as lax, Redis.from_url(redis_url) as client:
         await lax.publish(replace(record(), expires_at=NOON + 2 * TTL))
@@ -574,29 +573,26 @@ async def test_record_of_a_desk_with_laxer_settings_in_redis_is_no_price(
 
 
 @pytest.mark.parametrize("kind", ["memory", "redis"])
-async def test_clock_that_steps_back_does_not_make_what_hangs_valid_for_longer(
-    settings: Settings, clock: Clock, redis_url: str, kind: str
+async def test_clock_that_steps_back_does_not_make_a_price_valid_for_longer(
+    settings: Settings, clock: FakeClock, redis_url: str, kind: str
 ) -> None:
-    seconds = 1000.0
     async with Redis.from_url(redis_url) as client, redis_board(settings, clock, redis_url):
         store: PriceStore = (
-            MemoryPriceStore(settings, clock, lambda: seconds)
-            if kind == "memory"
-            else RedisPriceStore(client, settings, clock, lambda: seconds)
+            MemoryPriceStore(settings, clock) if kind == "memory" else RedisPriceStore(client, settings, clock)
         )
         published = record()
         await store.publish(published)
         assert await store.latest() == published
-        clock.moment -= timedelta(seconds=5)
-        seconds += 59
+        clock.at -= timedelta(seconds=5)
+        clock.seconds += 59
         assert await store.latest() == published
-        seconds += 1
+        clock.seconds += 1
         with pytest.raises(PriceStale):
             await store.latest()
 
 
 async def test_redis_client_that_decodes_answers_serves_as_well(
-    settings: Settings, clock: Clock, redis_url: str
+    settings: Settings, clock: FakeClock, redis_url: str
 ) -> None:
     async with redis_board(settings, clock, redis_url):
         client: Redis = Redis.from_url(redis_url, decode_responses=True)
@@ -611,7 +607,7 @@ async def test_redis_client_that_decodes_answers_serves_as_well(
 
 
 async def test_what_an_earlier_version_left_in_redis_is_no_price_and_no_history(
-    settings: Settings, clock: Clock, redis_url: str
+    settings: Settings, clock: FakeClock, redis_url: str
 ) -> None:
     left = replace(record(), rejected=(), rule=None, decided_at=None)
     document = record_document(left)

@@ -30,21 +30,11 @@ from buydesk.observability.reports import (
 )
 from buydesk.services.health_check import create_app
 from buydesk.settings import Settings
+from tests.clock import FakeClock
 from tests.serving import free_port, served
 
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 KEPT_MAX = 1200
-
-
-class Clock:
-    """Goes on by a second whenever it is read."""
-
-    def __init__(self) -> None:
-        self.moment = NOON - timedelta(seconds=1)
-
-    def __call__(self) -> datetime:
-        self.moment += timedelta(seconds=1)
-        return self.moment
 
 
 async def _nothing_missing() -> None:
@@ -78,19 +68,24 @@ async def report_store(
     request: pytest.FixtureRequest, settings: Settings, redis_url: str
 ) -> AsyncIterator[ReportStore]:
     if request.param == "memory":
-        yield MemoryReportStore(settings, Clock())
+        yield MemoryReportStore(settings, FakeClock(NOON - timedelta(seconds=1), reading_seconds=1))
     elif request.param == "remote":
-        async with remote_desk(MemoryReportStore(settings, Clock()), settings) as remote:
+        async with remote_desk(
+            MemoryReportStore(settings, FakeClock(NOON - timedelta(seconds=1), reading_seconds=1)), settings
+        ) as remote:
             yield remote
     elif request.param == "fallen_back":
         nowhere: Redis = Redis(port=free_port(), retry=Retry(NoBackoff(), 0))
-        fallback = FallbackReportStore(RedisReportStore(nowhere, settings), MemoryReportStore(settings, Clock()))
+        fallback = FallbackReportStore(
+            RedisReportStore(nowhere, settings),
+            MemoryReportStore(settings, FakeClock(NOON - timedelta(seconds=1), reading_seconds=1)),
+        )
         yield fallback
         await fallback.close()
     else:
         client: Redis = Redis.from_url(redis_url)
         await client.flushdb()
-        redis = RedisReportStore(client, settings, Clock())
+        redis = RedisReportStore(client, settings, FakeClock(NOON - timedelta(seconds=1), reading_seconds=1))
         yield FallbackReportStore(redis, MemoryReportStore(settings)) if request.param == "fallback" else redis
         await redis.close()
 
@@ -274,7 +269,7 @@ async def test_reports_of_a_version_that_told_nobody_apart_count_as_strangers(
 ) -> None:
     client: Redis = Redis.from_url(redis_url)
     await client.flushdb()
-    own_store = RedisReportStore(client, settings, Clock())
+    own_store = RedisReportStore(client, settings, FakeClock(NOON - timedelta(seconds=1), reading_seconds=1))
     for service in ("db_proxy", "my-shop"):
         old = {"level": "info", "service": service, "status": 200, "data": "old \x9b"}
         text = msgspec.json.encode({**old, "arrived_at": "2026-01-31T11:00:00.000000Z"})

@@ -14,7 +14,7 @@ from buydesk.embedded.postgres import USER
 from buydesk.errors import CannotStart, LedgerUnavailable
 from buydesk.orders.model import Placed, Replayed
 from buydesk.prices.model import RejectedQuote
-from tests.ledgers import CAP_SATOSHI, DB_PROXY, Databases, as_db_proxy, placement, record, settings, signed
+from tests.ledgers import CAP_SATOSHI, DB_PROXY, Databases, as_db_proxy, priced_order, record, settings, signed
 
 
 @pytest.fixture(params=[18, 16], ids=["postgres18", "postgres16"])
@@ -22,7 +22,7 @@ async def dsn(request: pytest.FixtureRequest, databases: Databases) -> str:
     """A database with an order in it, for its owner."""
     dsn = await databases.new(request.param)
     ledger = PostgresLedger(dsn, settings(), livemode=False)
-    await ledger.place([placement(key="first")], 5)
+    await ledger.place([priced_order(key="first")], 5)
     await ledger.close()
     return dsn
 
@@ -37,7 +37,7 @@ async def db_proxy(dsn: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record
 async def test_it_places_and_reads_all_that_a_ledger_does(dsn: str) -> None:
     ledger = PostgresLedger(as_db_proxy(dsn), settings(), livemode=False)
     await ledger.check()
-    item = placement(key="second")
+    item = priced_order(key="second")
     [placed] = await ledger.place([item], 5)
     assert isinstance(placed, Placed)
     assert isinstance((await ledger.place([item], 5))[0], Replayed)
@@ -105,7 +105,7 @@ async def test_what_a_source_says_changes_no_key_and_keeps_no_order_away(dsn: st
     said = 'an error: \x00 "signature":{"key":"mine"} \\"signature":{"key":"mine"}'
     price = signed(replace(record(), rejected=(RejectedQuote("sandbox-3", said),)))
     ledger = PostgresLedger(as_db_proxy(dsn), settings(), livemode=False)
-    [placed] = await ledger.place([placement(price=price)], 5)
+    [placed] = await ledger.place([priced_order(price=price)], 5)
     assert isinstance(placed, Placed)
     assert await ledger.price_record(price.id) == price
     await ledger.close()
@@ -163,7 +163,7 @@ async def test_rights_that_a_restored_backup_has_lost_are_made_again(dsn: str) -
         await ledger.check()
     await migrate(dsn, livemode=False, cap_satoshi=1, account=DB_PROXY)
     await ledger.check()
-    assert isinstance((await ledger.place([placement()], 5))[0], Placed)
+    assert isinstance((await ledger.place([priced_order()], 5))[0], Placed)
     await ledger.close()
     public = "SELECT count(*) FROM pg_proc, aclexplode(proacl) WHERE proname = 'place_batch' AND grantee = 0"
     assert await owner.fetchval(public) == 0

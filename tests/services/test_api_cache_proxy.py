@@ -25,6 +25,7 @@ from buydesk.prices.model import SOURCES, FeedStatus, PriceRecord, Quote, Reject
 from buydesk.services.api_cache_proxy import RECORD_BYTES_MAX, STATE_BYTES_MAX, create_app
 from buydesk.settings import Settings
 from tests import ledgers
+from tests.clock import FakeClock
 from tests.ledgers import signed
 from tests.serving import free_port, served
 
@@ -33,19 +34,9 @@ TTL = timedelta(seconds=60)
 AUTHORIZED = {"Authorization": "Bearer the-token"}
 
 
-class Clock:
-    """Stands still until a test moves it."""
-
-    def __init__(self) -> None:
-        self.moment = NOON
-
-    def __call__(self) -> datetime:
-        return self.moment
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> FakeClock:
+    return FakeClock(NOON)
 
 
 @pytest.fixture
@@ -54,12 +45,12 @@ def settings() -> Settings:
 
 
 @pytest.fixture
-def store(settings: Settings, clock: Clock) -> MemoryPriceStore:
+def store(settings: Settings, clock: FakeClock) -> MemoryPriceStore:
     return MemoryPriceStore(settings, clock)
 
 
 @pytest.fixture
-async def client(settings: Settings, store: MemoryPriceStore, clock: Clock) -> AsyncIterator[httpx2.AsyncClient]:
+async def client(settings: Settings, store: MemoryPriceStore, clock: FakeClock) -> AsyncIterator[httpx2.AsyncClient]:
     reporter = Reporter("api_cache_proxy", MemoryReportStore(settings), settings)
     async with (
         served(create_app(settings, store, reporter, clock)) as url,
@@ -255,13 +246,13 @@ async def test_price_may_be_read_by_any_page_and_kept_by_nobody(
 
 @pytest.mark.parametrize("path", PRICE_PATHS[:3])
 async def test_without_a_valid_price_there_is_a_problem_and_never_an_old_number(
-    client: httpx2.AsyncClient, store: MemoryPriceStore, clock: Clock, path: str
+    client: httpx2.AsyncClient, store: MemoryPriceStore, clock: FakeClock, path: str
 ) -> None:
     response = await client.get(path)
     assert_problem(response, 503, "price_unavailable")
     assert response.headers["Retry-After"] == "5"
     await store.publish(record())
-    clock.moment = NOON + TTL
+    clock.at = NOON + TTL
     response = await client.get(path)
     problem = assert_problem(response, 503, "price_stale")
     assert response.headers["Retry-After"] == "5"
@@ -349,16 +340,16 @@ async def test_ttl_shortens_a_record_and_never_extends_it(
     assert (await store.latest()).expires_at == expires_at
 
 
-async def test_ttl_counts_from_now_and_not_from_the_observation(client: httpx2.AsyncClient, clock: Clock) -> None:
-    clock.moment = NOON + TTL / 2
+async def test_ttl_counts_from_now_and_not_from_the_observation(client: httpx2.AsyncClient, clock: FakeClock) -> None:
+    clock.at = NOON + TTL / 2
     response = await add(client, record_document(record()), "?ttl=10")
     assert response.json()["expires_at"] == "2026-01-31T12:00:40.123456Z"
 
 
-async def test_publishing_again_never_extends_a_shortened_record(client: httpx2.AsyncClient, clock: Clock) -> None:
+async def test_publishing_again_never_extends_a_shortened_record(client: httpx2.AsyncClient, clock: FakeClock) -> None:
     document = record_document(record())
     await add(client, document, "?ttl=5")
-    clock.moment = NOON + timedelta(seconds=4)
+    clock.at = NOON + timedelta(seconds=4)
     assert (await add(client, document, "?ttl=60")).status_code == 200
     assert (await client.get("/record")).json()["expires_at"] == "2026-01-31T12:00:05.123456Z"
 
@@ -457,7 +448,7 @@ def drop(*path: str | int) -> Change:
         (drop("sources", "used"), "sources.used: is missing"),
         (put({}, "sources", "used"), "sources.used: must be a list"),
         (put("one", "sources", "used", 0), "sources.used.0: must be an object"),
-        (put("CHF", "sources", "used", 0, "currency"), "sources.used.0.currency: must be EUR, GBP or USD"),
+        (put("CHF", "sources", "used", 0, "currency"), "sources.used.0.currency: must be one of EUR, GBP, USD"),
         (put(5, "sources", "used", 0, "currency"), "sources.used.0.currency: must be text"),
         (put("-1", "sources", "used", 0, "bid"), "sources.used.0.bid: must be plain decimal text"),
         (drop("sources", "used", 0, "ask"), "sources.used.0.ask: is missing"),
@@ -504,7 +495,9 @@ async def tell(client: httpx2.AsyncClient, document: object, path: str = "/sourc
 
 
 async def test_what_was_told_of_the_sources_is_shown_to_anybody(client: httpx2.AsyncClient) -> None:
-    assert assert_problem(await client.get("/sources"), 503, "price_unavailable")["detail"].startswith("Nothing")
+    assert assert_problem(await client.get("/sources"), 503, "price_unavailable")["detail"].startswith(
+        "The price sources have no status"
+    )
     for path in ("/sources/", "/sources"):
         told = feed_status_document(state(at=NOON - TTL * len(path)))
         response = await tell(client, told, path)

@@ -33,6 +33,7 @@ from buydesk.prices.model import (
 from buydesk.services import api_cache_proxy, api_updater
 from buydesk.services.api_updater import FeedMetrics, Updater, next_tick, rejection_reason
 from buydesk.settings import Settings
+from tests.clock import FakeClock
 from tests.serving import free_port, served
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -41,43 +42,20 @@ EUR, GBP, USD = Currency
 ALL = tuple(Currency)
 
 
-class Time:
-    """A clock that only sleeping moves; it ends the loop so many seconds after its beginning."""
-
-    def __init__(self, seconds_max: float = 15) -> None:
-        self.seconds = 1000.0
-        self.seconds_max = seconds_max
-        self.wall_is_off = timedelta()
-        self.meanwhile: Callable[[], Awaitable[object]] | None = None
-
-    def clock(self) -> float:
-        return self.seconds
-
-    def now(self) -> datetime:
-        return NOON + timedelta(seconds=self.seconds - 1000) + self.wall_is_off
-
-    async def sleep(self, seconds: float) -> None:
-        if self.seconds + seconds >= 1000 + self.seconds_max:
-            raise asyncio.CancelledError
-        self.seconds += seconds
-        if self.meanwhile is not None:
-            await self.meanwhile()
-
-
 Behaviour = Callable[["Exchange"], Awaitable[SourceResponse]]
 
 
 class Exchange:
     """A stand-in for an exchange: at each tick it does the next thing of a list, the last for ever."""
 
-    def __init__(self, time: Time, name: str, *behaviours: Behaviour) -> None:
-        self.time = time
+    def __init__(self, clock: FakeClock, name: str, *behaviours: Behaviour) -> None:
+        self.clock = clock
         self.name = name
         self.asked_at: list[float] = []
         self._behaviours = behaviours or (at_price(1000),)
 
     async def quotes(self) -> SourceResponse:
-        self.asked_at.append(self.time.seconds - 1000)
+        self.asked_at.append(self.clock.seconds - 1000)
         return await self._behaviours[min(len(self.asked_at), len(self._behaviours)) - 1](self)
 
     async def close(self) -> None:
@@ -95,7 +73,7 @@ def at_price(units: float, *, age_seconds: float = 0, currencies: Sequence[Curre
     """So many units of each currency for a bitcoin."""
 
     async def answer(by: Exchange) -> SourceResponse:
-        return seen(by, units, currencies, by.time.now() - timedelta(seconds=age_seconds))
+        return seen(by, units, currencies, by.clock.at - timedelta(seconds=age_seconds))
 
     return answer
 
@@ -109,8 +87,8 @@ def failing(error: Exception) -> Behaviour:
 
 def taking(seconds: float) -> Behaviour:
     async def take(by: Exchange) -> SourceResponse:
-        by.time.seconds += seconds
-        return seen(by, 1000, ALL, by.time.now())
+        by.clock.seconds += seconds
+        return seen(by, 1000, ALL, by.clock.at)
 
     return take
 
@@ -127,8 +105,8 @@ well = at_price(1000)
 class UnreliableStore(MemoryPriceStore):
     """A real store that remembers what it was told, and is away when a test says so."""
 
-    def __init__(self, time: Time, settings: Settings | None = None) -> None:
-        super().__init__(settings or Settings(), time.now)
+    def __init__(self, clock: FakeClock, settings: Settings | None = None) -> None:
+        super().__init__(settings or Settings(), clock)
         self.published: list[PriceRecord] = []
         self.told: list[FeedStatus] = []
         self.is_away = False
@@ -161,13 +139,13 @@ class UnreliableStore(MemoryPriceStore):
 
 
 @pytest.fixture
-def time() -> Time:
-    return Time()
+def clock() -> FakeClock:
+    return FakeClock(seconds_max=15)
 
 
 @pytest.fixture
-def store(time: Time) -> UnreliableStore:
-    return UnreliableStore(time)
+def store(clock: FakeClock) -> UnreliableStore:
+    return UnreliableStore(clock)
 
 
 @pytest.fixture
@@ -182,14 +160,14 @@ def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return lines
 
 
-def exchanges(time: Time, *behaviours: Sequence[Behaviour]) -> list[Exchange]:
+def exchanges(clock: FakeClock, *behaviours: Sequence[Behaviour]) -> list[Exchange]:
     """An exchange for each list of behaviours, named one, two, three …"""
     names = ("one", "two", "three", "four", "five")
-    return [Exchange(time, name, *each) for name, each in zip(names, behaviours, strict=False)]
+    return [Exchange(clock, name, *each) for name, each in zip(names, behaviours, strict=False)]
 
 
-def updater(time: Time, sources: Sequence[PriceSource], store: PriceStore, **settings: Any) -> Updater:
-    return Updater(Settings(**settings), sources, store, now=time.now, clock=time.clock, sleep=time.sleep)
+def updater(clock: FakeClock, sources: Sequence[PriceSource], store: PriceStore, **settings: Any) -> Updater:
+    return Updater(Settings(**settings), sources, store, clock=clock)
 
 
 async def run(updater: Updater) -> None:
@@ -198,11 +176,11 @@ async def run(updater: Updater) -> None:
 
 
 async def run_ticks(
-    time: Time, store: PriceStore, ticks: int, *behaviours: Sequence[Behaviour], **settings: Any
+    clock: FakeClock, store: PriceStore, ticks: int, *behaviours: Sequence[Behaviour], **settings: Any
 ) -> Updater:
     """A desk's updater over exchanges that behave so, after that many ticks."""
-    time.seconds_max = 15 * ticks
-    running = updater(time, exchanges(time, *behaviours), store, **settings)
+    clock.seconds_max = 15 * ticks
+    running = updater(clock, exchanges(clock, *behaviours), store, **settings)
     await run(running)
     return running
 
@@ -216,9 +194,9 @@ async def failure_of(updater: Updater) -> str:
 # --- one price of several sources
 
 
-async def test_first_price_is_published_at_once_with_its_proof(time: Time, store: UnreliableStore) -> None:
+async def test_first_price_is_published_at_once_with_its_proof(clock: FakeClock, store: UnreliableStore) -> None:
     over = [at_price(1001)], [well], [at_price(998)], [at_price(1500)], [closed]
-    running = await run_ticks(time, store, 1, *over, price_ttl_seconds=45)
+    running = await run_ticks(clock, store, 1, *over, price_ttl_seconds=45)
     record = await store.latest()
     assert (record.as_of, record.expires_at, record.decided_at) == (NOON, NOON + timedelta(seconds=45), NOON)
     assert record.rates_e8 == dict.fromkeys(Currency, 1000 * RATE_SCALE)
@@ -233,7 +211,7 @@ async def test_first_price_is_published_at_once_with_its_proof(time: Time, store
     assert running.published is record
 
 
-async def test_limits_of_the_rule_are_settings(time: Time, store: UnreliableStore) -> None:
+async def test_limits_of_the_rule_are_settings(clock: FakeClock, store: UnreliableStore) -> None:
     limits = {
         "quote_age_seconds_max": 5,
         "price_spread_bp_max": 25,
@@ -241,36 +219,36 @@ async def test_limits_of_the_rule_are_settings(time: Time, store: UnreliableStor
         "price_sources_min": 3,
         "price_feed": "live",
     }
-    await run_ticks(time, store, 1, [well], [well], [at_price(1004, age_seconds=5)], **limits)
+    await run_ticks(clock, store, 1, [well], [well], [at_price(1004, age_seconds=5)], **limits)
     assert (await store.latest()).rule == Rule(5, 25, 50, 3)
     assert (await store.latest()).feed == "live"
 
 
-async def test_record_is_as_old_as_its_oldest_quote(time: Time, store: UnreliableStore) -> None:
-    await run_ticks(time, store, 1, [at_price(1000, age_seconds=20)], [well], [at_price(1000, age_seconds=31)])
+async def test_record_is_as_old_as_its_oldest_quote(clock: FakeClock, store: UnreliableStore) -> None:
+    await run_ticks(clock, store, 1, [at_price(1000, age_seconds=20)], [well], [at_price(1000, age_seconds=31)])
     record = await store.latest()
     assert record.as_of == NOON - timedelta(seconds=20)
     assert record.expires_at == NOON + timedelta(seconds=40)
     assert {each.reason for each in record.rejected} == {"is older than 30 s"}
 
 
-async def test_sandbox_record_names_the_minute_it_replays(time: Time, store: UnreliableStore) -> None:
+async def test_sandbox_record_names_the_minute_it_replays(clock: FakeClock, store: UnreliableStore) -> None:
     async def replay(by: Exchange) -> SourceResponse:
         return replace(await well(by), replayed_from=HISTORIC)
 
     async def replay_later(by: Exchange) -> SourceResponse:
         return replace(await well(by), replayed_from=HISTORIC + timedelta(minutes=1))
 
-    await run_ticks(time, store, 1, [replay_later], [replay], [well])
+    await run_ticks(clock, store, 1, [replay_later], [replay], [well])
     assert (await store.latest()).replayed_from == HISTORIC
 
 
-async def test_source_that_lacks_one_currency_is_used_for_the_others(time: Time, store: UnreliableStore) -> None:
+async def test_source_that_lacks_one_currency_is_used_for_the_others(clock: FakeClock, store: UnreliableStore) -> None:
     async def without_pounds(by: Exchange) -> SourceResponse:
-        quotes = seen(by, 1000, (EUR, USD), by.time.now()).quotes
+        quotes = seen(by, 1000, (EUR, USD), by.clock.at).quotes
         return SourceResponse(quotes, (RejectedQuote(by.name, "GBP: no bid"),))
 
-    await run_ticks(time, store, 1, [without_pounds], [well], [well])
+    await run_ticks(clock, store, 1, [without_pounds], [well], [well])
     record = await store.latest()
     assert [each.source for each in record.used if each.currency != GBP] == ["one", "two", "three"] * 2
     assert [each.source for each in record.used if each.currency == GBP] == ["two", "three"]
@@ -281,22 +259,22 @@ async def test_source_that_lacks_one_currency_is_used_for_the_others(time: Time,
 # --- the schedule
 
 
-async def test_a_new_price_is_published_every_interval(time: Time, store: UnreliableStore) -> None:
-    await run_ticks(time, store, 4, [well], [well])
+async def test_a_new_price_is_published_every_interval(clock: FakeClock, store: UnreliableStore) -> None:
+    await run_ticks(clock, store, 4, [well], [well])
     assert [(each.as_of - NOON).total_seconds() for each in store.published] == [0, 15, 30, 45]
 
 
-async def test_ticks_keep_to_their_schedule_however_long_they_take(time: Time, store: UnreliableStore) -> None:
-    time.seconds_max = 60
-    sources = exchanges(time, [taking(0.25), taking(4), taking(0)], [well])
-    await run(updater(time, sources, store))
+async def test_ticks_keep_to_their_schedule_however_long_they_take(clock: FakeClock, store: UnreliableStore) -> None:
+    clock.seconds_max = 60
+    sources = exchanges(clock, [taking(0.25), taking(4), taking(0)], [well])
+    await run(updater(clock, sources, store))
     assert sources[0].asked_at == [0, 15, 30, 45]
 
 
-async def test_ticks_that_were_missed_are_not_made_up_for(time: Time, store: UnreliableStore) -> None:
-    time.seconds_max = 75
-    sources = exchanges(time, [taking(40), well], [well])
-    await run(updater(time, sources, store))
+async def test_ticks_that_were_missed_are_not_made_up_for(clock: FakeClock, store: UnreliableStore) -> None:
+    clock.seconds_max = 75
+    sources = exchanges(clock, [taking(40), well], [well])
+    await run(updater(clock, sources, store))
     assert sources[0].asked_at == [0, 45, 60]
 
 
@@ -308,14 +286,14 @@ def test_next_tick_is_the_first_of_the_schedule_to_come(moment: float, due: floa
     assert next_tick(100, moment, 15) == due
 
 
-async def test_all_sources_are_asked_at_once(time: Time, store: UnreliableStore) -> None:
+async def test_all_sources_are_asked_at_once(clock: FakeClock, store: UnreliableStore) -> None:
     everybody = asyncio.Barrier(3)
 
     async def answer_together(by: Exchange) -> SourceResponse:
         await everybody.wait()
         return await well(by)
 
-    await run_ticks(time, store, 1, [answer_together], [answer_together], [answer_together])
+    await run_ticks(clock, store, 1, [answer_together], [answer_together], [answer_together])
     assert len((await store.latest()).used) == 9
 
 
@@ -323,17 +301,17 @@ async def test_all_sources_are_asked_at_once(time: Time, store: UnreliableStore)
 
 
 async def test_source_that_hangs_costs_the_others_nothing_but_its_time_limit(
-    time: Time, store: UnreliableStore
+    clock: FakeClock, store: UnreliableStore
 ) -> None:
-    await run_ticks(time, store, 1, [hang], [well], [well], source_seconds_max=0.02)
+    await run_ticks(clock, store, 1, [hang], [well], [well], source_seconds_max=0.02)
     assert RejectedQuote("one", "gave no answer within 0.02 s") in (await store.latest()).rejected
 
 
 async def test_stopping_the_sources_one_by_one_it_sells_with_two_and_not_with_one_and_recovers(
-    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
+    clock: FakeClock, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
     over = [well], [well, well, well, closed, well], [well, well, closed, closed, well], [well, closed, closed, closed]
-    running = await run_ticks(time, store, 5, *over)
+    running = await run_ticks(clock, store, 5, *over)
     assert [(each.as_of - NOON).total_seconds() for each in store.published] == [0, 15, 30, 60]
     assert [len(each.used) // 3 for each in store.published] == [4, 3, 2, 3]
     no_price = "EUR, GBP, USD: only 1 of at least 2 sources agree"
@@ -351,39 +329,39 @@ async def test_stopping_the_sources_one_by_one_it_sells_with_two_and_not_with_on
 
 
 async def test_no_price_is_critical_at_the_tick_it_happens_and_again_only_when_its_reason_changes(
-    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
+    clock: FakeClock, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
-    running = await run_ticks(time, store, 3, [well], [closed, closed, well], [closed])
+    running = await run_ticks(clock, store, 3, [well], [closed, closed, well], [closed])
     critical = [line for line in logged() if line.startswith("CRITICAL")]
     assert critical == [
         "CRITICAL There is no price, and no orders are taken when the last one has ended: "
         "EUR, GBP, USD: only 1 of at least 2 sources agree"
     ]
     await running.check()
-    time.seconds, store.told = 1000, []
+    clock.seconds, store.told = 1000, []
     apart = at_price(1000, currencies=(EUR, USD))
-    running = await run_ticks(time, UnreliableStore(time), 2, [well], [apart, closed])
+    running = await run_ticks(clock, UnreliableStore(clock), 2, [well], [apart, closed])
     assert len([line for line in logged() if line.startswith("CRITICAL")]) == 3
     assert await failure_of(running) == "EUR, GBP, USD: only 1 of at least 2 sources agree"
 
 
-async def test_two_sources_that_disagree_publish_nothing(time: Time, store: UnreliableStore) -> None:
-    running = await run_ticks(time, store, 1, [well], [at_price(1012)])
+async def test_two_sources_that_disagree_publish_nothing(clock: FakeClock, store: UnreliableStore) -> None:
+    running = await run_ticks(clock, store, 1, [well], [at_price(1012)])
     assert store.published == []
     assert await failure_of(running) == "EUR, GBP, USD: the sources are more than 1 % apart"
 
 
-async def test_currency_without_a_price_holds_back_the_others(time: Time, store: UnreliableStore) -> None:
+async def test_currency_without_a_price_holds_back_the_others(clock: FakeClock, store: UnreliableStore) -> None:
     euros = at_price(1000, currencies=(EUR,))
-    running = await run_ticks(time, store, 1, [well], [euros])
+    running = await run_ticks(clock, store, 1, [well], [euros])
     assert store.published == []
     assert await failure_of(running) == "GBP, USD: only 1 of at least 2 sources agree"
 
 
 async def test_source_that_is_left_alone_with_a_good_quote_is_not_at_fault(
-    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
+    clock: FakeClock, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
-    await run_ticks(time, store, 2, [well], [closed])
+    await run_ticks(clock, store, 2, [well], [closed])
     assert not [line for line in logged() if "source one" in line]
     one, two = store.told[0].sources
     assert one.detail == "EUR, GBP, USD: only 1 of at least 2 sources agree"
@@ -391,29 +369,31 @@ async def test_source_that_is_left_alone_with_a_good_quote_is_not_at_fault(
 
 
 async def test_source_whose_quotes_are_set_aside_is_one_warning_and_one_word_when_it_is_well_again(
-    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
+    clock: FakeClock, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
-    await run_ticks(time, store, 4, [well], [well], [well, at_price(700), at_price(700), well])
+    await run_ticks(clock, store, 4, [well], [well], [well, at_price(700), at_price(700), well])
     assert logged() == [
         "WARNING The price source three is not used as it should be: EUR, GBP, USD: is more than 1 % from the median",
         "INFO The price source three is all right again.",
     ]
 
 
-async def test_old_price_is_never_published_again_while_the_sources_fail(time: Time, store: UnreliableStore) -> None:
-    await run_ticks(time, store, 3, [well, closed], [well, closed])
+async def test_old_price_is_never_published_again_while_the_sources_fail(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
+    await run_ticks(clock, store, 3, [well, closed], [well, closed])
     assert len(store.published) == 1
     assert (await store.latest()).expires_at == NOON + timedelta(seconds=60)
-    time.seconds = 1060
+    clock.seconds = 1060
     with pytest.raises(PriceStale):
         await store.latest()
 
 
-async def test_source_that_keeps_failing_is_left_alone_for_a_while(time: Time, store: UnreliableStore) -> None:
-    time.seconds_max = 15 * 12
-    sources = exchanges(time, [closed], [well], [well])
+async def test_source_that_keeps_failing_is_left_alone_for_a_while(clock: FakeClock, store: UnreliableStore) -> None:
+    clock.seconds_max = 15 * 12
+    sources = exchanges(clock, [closed], [well], [well])
     settings = {"source_cooldown_seconds": 15, "source_cooldown_seconds_max": 60}
-    await run(updater(time, sources, store, **settings))
+    await run(updater(clock, sources, store, **settings))
     assert sources[0].asked_at == [0, 15, 30, 45, 75, 135]
     assert len(store.published) == 12
     assert store.told[-1].sources[0].resting_until == NOON + timedelta(seconds=195)
@@ -432,10 +412,10 @@ JUMPED = "EUR, GBP, USD: more than 5 % from the last price, seen once only"
 
 
 async def test_jump_is_published_only_when_the_next_tick_agrees(
-    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
+    clock: FakeClock, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
     prices = jump_of(1000, 1060, 1065)
-    await run_ticks(time, store, 3, prices, prices)
+    await run_ticks(clock, store, 3, prices, prices)
     assert store.prices() == [1000, 1065]
     assert [each.problem for each in store.told] == ["", JUMPED, ""]
     assert logged() == [
@@ -457,70 +437,74 @@ async def test_jump_is_published_only_when_the_next_tick_agrees(
     ],
 )
 async def test_jump_is_pending_until_it_is_seen_twice_in_a_row(
-    time: Time, store: UnreliableStore, prices: tuple[float, ...], published: list[float]
+    clock: FakeClock, store: UnreliableStore, prices: tuple[float, ...], published: list[float]
 ) -> None:
-    await run_ticks(time, store, len(prices), jump_of(*prices), jump_of(*prices))
+    await run_ticks(clock, store, len(prices), jump_of(*prices), jump_of(*prices))
     assert store.prices() == published
 
 
-async def test_tick_without_a_price_drops_the_pending_one(time: Time, store: UnreliableStore) -> None:
+async def test_tick_without_a_price_drops_the_pending_one(clock: FakeClock, store: UnreliableStore) -> None:
     prices = [*jump_of(1000, 1060), closed, *jump_of(1060, 1060)]
-    await run_ticks(time, store, 5, prices, prices)
+    await run_ticks(clock, store, 5, prices, prices)
     assert store.prices() == [1000, 1060]
     assert [bool(each.problem) for each in store.told] == [False, True, True, True, False]
 
 
-async def test_old_record_ends_at_its_own_time_while_a_jump_is_pending(time: Time, store: UnreliableStore) -> None:
+async def test_old_record_ends_at_its_own_time_while_a_jump_is_pending(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
     prices = jump_of(1000, 1060)
-    await run_ticks(time, store, 2, prices, prices)
+    await run_ticks(clock, store, 2, prices, prices)
     assert (await store.latest()).expires_at == NOON + timedelta(seconds=60)
 
 
 async def test_first_price_after_a_start_is_compared_with_the_stores_history(
-    time: Time, store: UnreliableStore
+    clock: FakeClock, store: UnreliableStore
 ) -> None:
-    await run_ticks(time, store, 1, [well], [well])
+    await run_ticks(clock, store, 1, [well], [well])
     restarted = jump_of(1060, 1061)
-    time.seconds_max = 45
-    time.seconds += 10
-    await run(updater(time, exchanges(time, restarted, restarted), store))
+    clock.seconds_max = 45
+    clock.seconds += 10
+    await run(updater(clock, exchanges(clock, restarted, restarted), store))
     assert store.prices() == [1000, 1061]
 
 
-async def test_limit_of_a_jump_is_a_setting(time: Time, store: UnreliableStore) -> None:
+async def test_limit_of_a_jump_is_a_setting(clock: FakeClock, store: UnreliableStore) -> None:
     prices = jump_of(1000, 1060)
-    await run_ticks(time, store, 2, prices, prices, price_jump_bp_max=600)
+    await run_ticks(clock, store, 2, prices, prices, price_jump_bp_max=600)
     assert store.prices() == [1000, 1060]
 
 
-async def test_how_far_two_sightings_of_a_jump_may_differ_is_a_setting(time: Time, store: UnreliableStore) -> None:
+async def test_how_far_two_sightings_of_a_jump_may_differ_is_a_setting(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
     prices = jump_of(1000, 1060, 1120)
-    await run_ticks(time, store, 3, prices, prices, price_deviation_bp_max=600)
+    await run_ticks(clock, store, 3, prices, prices, price_deviation_bp_max=600)
     assert store.prices() == [1000, 1120]
 
 
-async def test_published_price_is_no_pending_one(time: Time, store: UnreliableStore) -> None:
+async def test_published_price_is_no_pending_one(clock: FakeClock, store: UnreliableStore) -> None:
     """Where a jump may be smaller than what sources agree within."""
     prices = jump_of(1000, 1008, 1008)
-    await run_ticks(time, store, 3, prices, prices, price_jump_bp_max=50)
+    await run_ticks(clock, store, 3, prices, prices, price_jump_bp_max=50)
     assert store.prices() == [1000, 1008]
 
 
-async def test_price_that_could_not_be_published_counts_as_seen(time: Time, store: UnreliableStore) -> None:
+async def test_price_that_could_not_be_published_counts_as_seen(clock: FakeClock, store: UnreliableStore) -> None:
     async def be_away_at_the_second_tick() -> None:
-        store.is_away = 1014 <= time.seconds < 1030
+        store.is_away = 1014 <= clock.seconds < 1030
 
-    time.meanwhile = be_away_at_the_second_tick
+    clock.meanwhile = be_away_at_the_second_tick
     prices = jump_of(1000, 1045, 1055)
-    await run_ticks(time, store, 3, prices, prices)
+    await run_ticks(clock, store, 3, prices, prices)
     assert store.prices() == [1000, 1055]
 
 
 # --- what the store is told, and stores that are down
 
 
-async def test_store_is_told_after_every_tick_how_each_source_is(time: Time, store: UnreliableStore) -> None:
-    await run_ticks(time, store, 2, [well], [well], [at_price(1500), closed])
+async def test_store_is_told_after_every_tick_how_each_source_is(clock: FakeClock, store: UnreliableStore) -> None:
+    await run_ticks(clock, store, 2, [well], [well], [at_price(1500), closed])
     assert [(each.at - NOON).total_seconds() for each in store.told] == [0, 15]
     assert {each.feed for each in store.told} == {"sandbox"}
     first, second = (each.sources for each in store.told)
@@ -533,15 +517,15 @@ async def test_store_is_told_after_every_tick_how_each_source_is(time: Time, sto
 
 
 async def test_store_that_is_away_gets_the_price_within_a_second_of_its_return(
-    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
+    clock: FakeClock, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
     async def come_back() -> None:
-        store.is_away = time.seconds < 1003
+        store.is_away = clock.seconds < 1003
 
     store.is_away = True
-    time.meanwhile = come_back
-    sources = exchanges(time, [well], [well])
-    running = updater(time, sources, store)
+    clock.meanwhile = come_back
+    sources = exchanges(clock, [well], [well])
+    running = updater(clock, sources, store)
     await run(running)
     assert len(sources[0].asked_at) == len(store.published) == len(store.told) == 1
     assert store.told[0].at == NOON
@@ -550,10 +534,10 @@ async def test_store_that_is_away_gets_the_price_within_a_second_of_its_return(
 
 
 async def test_store_that_stays_away_gets_the_next_price_when_it_is_due(
-    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
+    clock: FakeClock, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
     store.is_away = True
-    running = await run_ticks(time, store, 3, [well], [well])
+    running = await run_ticks(clock, store, 3, [well], [well])
     assert await failure_of(running) == "The store is away."
     assert store.told == []
     assert logged() == [
@@ -563,36 +547,36 @@ async def test_store_that_stays_away_gets_the_next_price_when_it_is_due(
 
 
 async def test_service_is_not_ready_while_the_store_is_away_between_two_ticks(
-    time: Time, store: UnreliableStore
+    clock: FakeClock, store: UnreliableStore
 ) -> None:
     async def go_away() -> None:
-        store.is_away = time.seconds > 1005
+        store.is_away = clock.seconds > 1005
 
-    time.meanwhile = go_away
-    running = await run_ticks(time, store, 1, [well], [well])
+    clock.meanwhile = go_away
+    running = await run_ticks(clock, store, 1, [well], [well])
     assert len(store.published) == 1
     assert await failure_of(running) == "The store is away."
 
 
 async def test_price_that_the_store_has_lost_hangs_again_within_a_second_and_as_it_was(
-    time: Time, store: UnreliableStore
+    clock: FakeClock, store: UnreliableStore
 ) -> None:
     async def lose() -> None:
-        if time.seconds == 1005:
+        if clock.seconds == 1005:
             store._current = None
 
-    time.meanwhile = lose
-    await run_ticks(time, store, 1, [well], [well])
+    clock.meanwhile = lose
+    await run_ticks(clock, store, 1, [well], [well])
     assert store.published == [await store.latest()] * 2
 
 
 async def test_newer_price_on_the_store_stays_and_is_no_fault(
-    time: Time, store: UnreliableStore, logged: Callable[[], list[str]]
+    clock: FakeClock, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
-    await run_ticks(time, store, 1, [well], [well])
+    await run_ticks(clock, store, 1, [well], [well])
     current = await store.latest()
-    earlier = Time(seconds_max=5)
-    earlier.wall_is_off = -timedelta(seconds=5)
+    earlier = FakeClock(seconds_max=5)
+    earlier.at += -timedelta(seconds=5)
     superseded = updater(earlier, exchanges(earlier, [well], [well]), store)
     await run(superseded)
     assert await store.latest() is current
@@ -602,59 +586,61 @@ async def test_newer_price_on_the_store_stays_and_is_no_fault(
 
 
 async def test_source_back_with_an_older_time_than_the_published_price_costs_nothing(
-    time: Time, store: UnreliableStore
+    clock: FakeClock, store: UnreliableStore
 ) -> None:
     async def late(by: Exchange) -> SourceResponse:
         said = await well(by)
         quotes = tuple(replace(each, observed_at=each.observed_at - timedelta(seconds=20)) for each in said.quotes)
         return replace(said, quotes=quotes)
 
-    running = await run_ticks(time, store, 3, [well], [well], [closed, late, late])
+    running = await run_ticks(clock, store, 3, [well], [well], [closed, late, late])
     await running.check()
     assert [(each.as_of - NOON).total_seconds() for each in store.published] == [0, 10]
     assert {each.problem for each in store.told} == {""}
 
 
-async def test_quotes_from_before_the_wall_clock_was_set_back_are_no_price(time: Time, store: UnreliableStore) -> None:
+async def test_quotes_from_before_the_wall_clock_was_set_back_are_no_price(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
     async def answer_and_step_back(by: Exchange) -> SourceResponse:
         said = await well(by)
-        by.time.wall_is_off = -timedelta(seconds=1)
+        by.clock.at += -timedelta(seconds=1)
         return said
 
-    running = await run_ticks(time, store, 1, [answer_and_step_back], [well])
+    running = await run_ticks(clock, store, 1, [answer_and_step_back], [well])
     assert store.published == []
     assert await failure_of(running) == "EUR, GBP, USD: only 1 of at least 2 sources agree"
 
 
 async def test_validity_is_counted_from_the_decision_on_a_clock_that_does_not_step(
-    time: Time, store: UnreliableStore
+    clock: FakeClock, store: UnreliableStore
 ) -> None:
     """The store is away for a minute, and meanwhile the wall clock steps back: the price is not offered any more."""
 
     async def come_back_late() -> None:
-        if time.seconds == 1030:
-            time.wall_is_off = -timedelta(seconds=9)
-        store.is_away = time.seconds < 1031
+        if clock.seconds == 1030:
+            clock.at += -timedelta(seconds=9)
+        store.is_away = clock.seconds < 1031
 
     store.is_away = True
-    time.meanwhile = come_back_late
-    time.seconds_max = 45
-    over = exchanges(time, [at_price(1000, age_seconds=30)], [well])
-    running = updater(time, over, store, price_ttl_seconds=60, feed_interval_seconds=50)
+    clock.meanwhile = come_back_late
+    clock.seconds_max = 45
+    over = exchanges(clock, [at_price(1000, age_seconds=30)], [well])
+    running = updater(clock, over, store, price_ttl_seconds=60, feed_interval_seconds=50)
     await run(running)
     assert "could be used until 2026-01-31T12:00:30" in await failure_of(running)
     assert store.published == []
 
 
-async def test_fault_that_is_not_foreseen_ends_one_tick_only(time: Time, logged: Callable[[], list[str]]) -> None:
+async def test_fault_that_is_not_foreseen_ends_one_tick_only(clock: FakeClock, logged: Callable[[], list[str]]) -> None:
     class Broken(UnreliableStore):
         async def publish(self, record: PriceRecord) -> PriceRecord:
-            if time.seconds < 1015:
+            if clock.seconds < 1015:
                 raise RuntimeError("a fault")
             return await super().publish(record)
 
-    store = Broken(time)
-    running = await run_ticks(time, store, 2, [well], [well])
+    store = Broken(clock)
+    running = await run_ticks(clock, store, 2, [well], [well])
     assert store.told[0].problem == "Something went wrong here (RuntimeError)."
     assert store.told[1].problem == ""
     await running.check()
@@ -697,14 +683,14 @@ async def now_well(by: Exchange) -> SourceResponse:
     return seen(by, 1000, ALL, datetime.now(UTC))
 
 
-async def test_service_publishes_while_it_runs_and_not_after(time: Time) -> None:
+async def test_service_publishes_while_it_runs_and_not_after(clock: FakeClock) -> None:
     third_asked = asyncio.Event()
 
     async def third(by: Exchange) -> SourceResponse:
         third_asked.set()
         return await now_well(by)
 
-    sources = exchanges(time, [now_well, now_well, third], [now_well])
+    sources = exchanges(clock, [now_well, now_well, third], [now_well])
     store = MemoryPriceStore(Settings())
     async with served(app_of(sources, store, feed_interval_seconds=0.01)):
         await third_asked.wait()
@@ -714,13 +700,15 @@ async def test_service_publishes_while_it_runs_and_not_after(time: Time) -> None
     assert not [task for task in asyncio.all_tasks() if "Updater" in repr(task)]
 
 
-async def test_service_publishes_to_a_store_far_away_once_it_is_there_and_tells_it_of_the_sources(time: Time) -> None:
+async def test_service_publishes_to_a_store_far_away_once_it_is_there_and_tells_it_of_the_sources(
+    clock: FakeClock,
+) -> None:
     settings = Settings(publishing_tokens="the-token", feed_interval_seconds=0.5, price_ttl_seconds=60)
     port = free_port()
     far = RemotePriceStore(f"http://127.0.0.1:{port}", settings)
     behind = MemoryPriceStore(settings)
     reporter = Reporter("api_cache_proxy", MemoryReportStore(settings), settings)
-    sources = exchanges(time, [now_well], [now_well], [closed])
+    sources = exchanges(clock, [now_well], [now_well], [closed])
     for each, name in zip(sources, SOURCES["sandbox"], strict=False):
         each.name = name  # others are not believed far away
     app = api_updater.create_app(settings, sources, far, reporter)
@@ -741,7 +729,7 @@ async def test_service_publishes_to_a_store_far_away_once_it_is_there_and_tells_
     assert [each.detail for each in state.sources] == ["", "", "The exchange is closed"]
 
 
-async def test_service_is_ready_only_when_the_last_tick_published(time: Time) -> None:
+async def test_service_is_ready_only_when_the_last_tick_published(clock: FakeClock) -> None:
     opened, closing, failed, asked_again = (asyncio.Event() for _ in range(4))
 
     async def wait_for_opening(by: Exchange) -> SourceResponse:
@@ -757,7 +745,7 @@ async def test_service_is_ready_only_when_the_last_tick_published(time: Time) ->
         failed.set()
         return await hang(by)
 
-    sources = exchanges(time, [wait_for_opening, fail_when_closed, hang_after_failure], [now_well])
+    sources = exchanges(clock, [wait_for_opening, fail_when_closed, hang_after_failure], [now_well])
     app = app_of(sources, MemoryPriceStore(Settings()), feed_interval_seconds=0.01, source_seconds_max=60)
     async with served(app) as url, asking(url) as client:
         missing = (await client.get("/readyz")).json()["missing"]
@@ -772,19 +760,19 @@ async def test_service_is_ready_only_when_the_last_tick_published(time: Time) ->
         assert missing == [{"what": "prices", "why": no_price}]
 
 
-async def test_service_stops_at_once_though_a_source_hangs(time: Time, store: UnreliableStore) -> None:
+async def test_service_stops_at_once_though_a_source_hangs(clock: FakeClock, store: UnreliableStore) -> None:
     asked = asyncio.Event()
 
     async def hang_when_asked(by: Exchange) -> SourceResponse:
         asked.set()
         return await hang(by)
 
-    app = app_of(exchanges(time, [hang_when_asked]), store, source_seconds_max=3600)
+    app = app_of(exchanges(clock, [hang_when_asked]), store, source_seconds_max=3600)
     async with asyncio.timeout(5), served(app):
         await asked.wait()
 
 
-async def test_metrics_show_the_price_and_every_source(time: Time) -> None:
+async def test_metrics_show_the_price_and_every_source(clock: FakeClock) -> None:
     asked_again = asyncio.Event()
 
     async def hang_at_the_end(by: Exchange) -> SourceResponse:
@@ -799,7 +787,7 @@ async def test_metrics_show_the_price_and_every_source(time: Time) -> None:
     async def far(by: Exchange) -> SourceResponse:
         return seen(by, 1500, (EUR,), observed_at)
 
-    sources = exchanges(time, [known], [known], [far], [closed, hang_at_the_end])
+    sources = exchanges(clock, [known], [known], [far], [closed, hang_at_the_end])
     app = app_of(sources, MemoryPriceStore(Settings()), feed_interval_seconds=0.01, source_seconds_max=60)
     async with served(app) as url, asking(url) as client:
         await asked_again.wait()
@@ -821,7 +809,7 @@ async def test_metrics_show_the_price_and_every_source(time: Time) -> None:
     assert shown["buydesk_price_as_of_seconds",] == observed_at.timestamp()
 
 
-async def test_service_ends_what_it_does_before_it_has_stopped(time: Time) -> None:
+async def test_service_ends_what_it_does_before_it_has_stopped(clock: FakeClock) -> None:
     publishing, ended = asyncio.Event(), asyncio.Event()
 
     class Slow(UnreliableStore):
@@ -834,21 +822,21 @@ async def test_service_ends_what_it_does_before_it_has_stopped(time: Time) -> No
                 await asyncio.sleep(0.05)
                 ended.set()
 
-    async with served(app_of(exchanges(time, [now_well], [now_well]), Slow(time))):
+    async with served(app_of(exchanges(clock, [now_well], [now_well]), Slow(clock))):
         await publishing.wait()
     assert ended.is_set()
 
 
-async def test_metrics_show_when_there_is_no_quorum(time: Time, store: UnreliableStore) -> None:
+async def test_metrics_show_when_there_is_no_quorum(clock: FakeClock, store: UnreliableStore) -> None:
     for second, has_quorum in ((well, 1), (closed, 0)):
-        running = await run_ticks(time, UnreliableStore(time), 1, [well], [second])
+        running = await run_ticks(clock, UnreliableStore(clock), 1, [well], [second])
         [shown] = [each for each in FeedMetrics(running).collect() if each.name == "buydesk_price_has_quorum"]
         assert [sample.value for sample in shown.samples] == [has_quorum]
-        time.seconds = 1000
+        clock.seconds = 1000
 
 
-async def test_metrics_show_which_source_is_left_alone(time: Time, store: UnreliableStore) -> None:
-    running = await run_ticks(time, store, 3, [closed], [well], [well])
+async def test_metrics_show_which_source_is_left_alone(clock: FakeClock, store: UnreliableStore) -> None:
+    running = await run_ticks(clock, store, 3, [closed], [well], [well])
     [resting] = [each for each in FeedMetrics(running).collect() if each.name == "buydesk_source_circuit_open"]
     assert [sample.value for sample in resting.samples] == [1, 0, 0]
 
@@ -862,14 +850,14 @@ def shown_by(metrics: str) -> dict[tuple[str, ...], float]:
     }
 
 
-async def test_metrics_before_the_first_price_show_no_quorum(time: Time, store: UnreliableStore) -> None:
+async def test_metrics_before_the_first_price_show_no_quorum(clock: FakeClock, store: UnreliableStore) -> None:
     asked = asyncio.Event()
 
     async def hang_when_asked(by: Exchange) -> SourceResponse:
         asked.set()
         return await hang(by)
 
-    app = app_of(exchanges(time, [hang_when_asked]), store, source_seconds_max=60)
+    app = app_of(exchanges(clock, [hang_when_asked]), store, source_seconds_max=60)
     async with served(app) as url, asking(url) as client:
         await asked.wait()
         shown = shown_by((await client.get("/metrics")).text)
@@ -878,8 +866,8 @@ async def test_metrics_before_the_first_price_show_no_quorum(time: Time, store: 
     assert not {"buydesk_price_as_of_seconds", "buydesk_source_up"} & {name for name, *_ in shown}
 
 
-async def test_service_serves_only_what_every_service_serves(time: Time, store: UnreliableStore) -> None:
-    async with served(app_of(exchanges(time, [well]), store)) as url, asking(url) as client:
+async def test_service_serves_only_what_every_service_serves(clock: FakeClock, store: UnreliableStore) -> None:
+    async with served(app_of(exchanges(clock, [well]), store)) as url, asking(url) as client:
         assert (await client.get("/")).json()["service"] == "api_updater"
         paths = (await client.get("/openapi.json")).json()["paths"]
         assert set(paths) == {"/", "/livez", "/readyz", "/metrics"}

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import httpx2
 import pytest
@@ -23,7 +23,7 @@ from buydesk.prices.model import FeedStatus
 from buydesk.runtime.wiring import wire
 from buydesk.services import fetch_buy_orders
 from buydesk.settings import PORTS
-from buydesk.times import utc_now
+from buydesk.times import Clock, utc_now
 from tests.desks import free_offset
 from tests.ledgers import Databases, ModelLedger, settings
 from tests.serving import served
@@ -32,8 +32,15 @@ HOUR = timedelta(hours=1)
 BEHIND = r"The clocks of here and {} \(3[56]\d\d s ahead of here\) differ, and it is not known which is off\."
 
 
+class Behind(Clock):
+    """An hour behind."""
+
+    def now(self) -> datetime:
+        return super().now() - HOUR
+
+
 def an_hour_behind() -> ClockMonitor:
-    return ClockMonitor("here", 10, lambda: utc_now() - HOUR)
+    return ClockMonitor("here", 10, Behind())
 
 
 async def test_postgresql_is_asked_what_time_it_is(databases: Databases) -> None:

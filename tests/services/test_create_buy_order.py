@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import httpx2
@@ -15,12 +16,15 @@ import pytest
 from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.errors import LedgerUnavailable, OutcomeUnknown, PriceStale, PriceStoreUnavailable, PriceUnavailable
+from buydesk.http.orders import misspelt_keys
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
-from buydesk.orders.model import Outcome, Placement, Refused
+from buydesk.orders.model import Outcome, PricedOrder, Refused
+from buydesk.prices.cache import PriceCache
 from buydesk.prices.model import FeedStatus, PriceRecord, stale
-from buydesk.services.create_buy_order import PriceCache, create_app, misspelt_keys
+from buydesk.services.create_buy_order import create_app
 from buydesk.times import utc_now
+from tests.clock import FakeClock
 from tests.ledgers import ModelLedger, record, settings
 from tests.serving import served
 
@@ -34,7 +38,7 @@ class Ledger(ModelLedger):
     fault: Exception | None = None
     refuse_once: Any = None
 
-    async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+    async def place(self, items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
         if self.fault is not None:
             raise self.fault
         if self.refuse_once is not None:
@@ -437,7 +441,7 @@ async def test_a_price_that_expires_on_the_way_is_replaced_once(desk: Desk) -> N
     """The ledger's clock said stale; the record at hand is another by then."""
     original = desk.ledger.place
 
-    async def expire_then_publish(items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+    async def expire_then_publish(items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
         desk.ledger.place = original  # type: ignore[method-assign]
         await desk.store.publish(record(50_000 * 10**8, ttl=3600))
         await asyncio.sleep(0.15)
@@ -483,6 +487,9 @@ async def test_the_hot_path_is_documented_with_examples(desk: Desk) -> None:
     assert set(shown) == set(CODES_503)
 
 
+LOG = logging.getLogger("buydesk.services.create_buy_order")
+
+
 class CountingStore(MemoryPriceStore):
     fault: Exception | None = None
 
@@ -493,26 +500,22 @@ class CountingStore(MemoryPriceStore):
 
 
 async def test_the_price_at_hand_ends_at_its_own_time_whatever_the_clock_and_the_store_do() -> None:
-    moment, ticks = utc_now(), 0.0
-
-    def wall() -> datetime:
-        return moment
-
+    clock = FakeClock()
     store = CountingStore(settings())
-    price = PriceCache(store, settings(), now=wall, monotonic=lambda: ticks)
+    price = PriceCache(store, settings(), LOG, clock)
     assert price.current().code == "price_unavailable"  # type: ignore[union-attr]
     store.fault = PriceStoreUnavailable("away", retry_after_seconds=1)
     await price.refresh()
     assert price.current().code == "price_unavailable"  # type: ignore[union-attr]
     store.fault = None
     at_hand = record(ttl=60)
-    moment = at_hand.as_of
+    clock.at = at_hand.as_of
     await store.publish(at_hand)
     await price.refresh()
     assert price.current() == at_hand
     # The wall clock steps back an hour; the same record is read again.
-    moment -= timedelta(hours=1)
-    ticks = 59.9
+    clock.at -= timedelta(hours=1)
+    clock.seconds += 59.9
     await price.refresh()
     assert price.current() == at_hand
     await price.check()
@@ -520,7 +523,7 @@ async def test_the_price_at_hand_ends_at_its_own_time_whatever_the_clock_and_the
     store.fault = PriceStoreUnavailable("away")
     await price.refresh()
     assert price.current() == at_hand
-    ticks = 60.0
+    clock.seconds += 0.1
     assert price.current().code == "price_stale"  # type: ignore[union-attr]
     with pytest.raises(PriceStale):
         await price.check()
@@ -531,7 +534,7 @@ async def test_the_first_price_is_waited_for() -> None:
     await store.put_feed_status(
         FeedStatus(utc_now(), "sandbox", "", ())
     )  # of a price that is not on the store any more
-    price = PriceCache(store, settings())
+    price = PriceCache(store, settings(), LOG)
     waiting = asyncio.create_task(price.wait_for_first(60))
     await asyncio.sleep(0.1)
     assert not waiting.done()
@@ -544,7 +547,7 @@ async def test_the_first_price_is_waited_for() -> None:
 @pytest.mark.parametrize("told", ["fewer than 2 sources agree", None], ids=["none", "nothing"])
 async def test_a_first_price_that_will_not_come_soon_is_not_waited_for(told: str | None) -> None:
     store = CountingStore(settings())
-    price = PriceCache(store, settings())
+    price = PriceCache(store, settings(), LOG)
     if told is not None:
         await store.put_feed_status(FeedStatus(utc_now(), "sandbox", told, ()))
     async with asyncio.timeout(30):
@@ -554,7 +557,7 @@ async def test_a_first_price_that_will_not_come_soon_is_not_waited_for(told: str
 
 async def test_a_price_at_hand_that_has_ended_on_the_store_ends() -> None:
     store = CountingStore(settings())
-    price = PriceCache(store, settings())
+    price = PriceCache(store, settings(), LOG)
     at_hand = record()
     await store.publish(at_hand)
     await price.refresh()
@@ -569,7 +572,7 @@ async def test_a_price_at_hand_that_has_ended_on_the_store_ends() -> None:
 async def test_a_fault_of_one_look_at_the_store_does_not_end_the_looking(caplog: pytest.LogCaptureFixture) -> None:
     store = CountingStore(settings())
     store.fault = ZeroDivisionError("a fault")
-    price = PriceCache(store, settings(price_refresh_seconds=0.001))
+    price = PriceCache(store, settings(price_refresh_seconds=0.001), LOG)
     looking = asyncio.create_task(price.refresh_forever())
     async with asyncio.timeout(5):
         while "the price could not be looked up" not in caplog.text:
@@ -584,7 +587,7 @@ async def test_a_fault_of_one_look_at_the_store_does_not_end_the_looking(caplog:
 async def test_the_other_feed_s_price_is_none() -> None:
     store = MemoryPriceStore(settings())
     await store.publish(record())
-    price = PriceCache(store, settings(price_feed="live"))
+    price = PriceCache(store, settings(price_feed="live"), LOG)
     await price.refresh()
     problem = price.current()
     assert isinstance(problem, PriceUnavailable)

@@ -16,13 +16,13 @@ import pytest
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.errors import LedgerUnavailable, Overloaded, PriceUnavailable, WrongMode
 from buydesk.observability.reporter import Reporter
-from buydesk.orders.documents import placement_documents, stored_document
-from buydesk.orders.model import Order, Outcome, Placement
+from buydesk.orders.documents import priced_order_documents, stored_document
+from buydesk.orders.model import Order, Outcome, PricedOrder
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord
 from buydesk.services.db_proxy import ADD_BYTES_MAX, ITEMS_MAX, ExposureSeen, create_app
 from buydesk.times import format_time, utc_now
-from tests.ledgers import ModelLedger, placement, record, settings, shown
+from tests.ledgers import ModelLedger, priced_order, record, settings, shown
 from tests.serving import served
 
 PRICE = record(EUR=4119191 * 10**6, ttl=3600)
@@ -38,7 +38,7 @@ class Ledger(ModelLedger):
     gate: asyncio.Event | None = None
     entered = asyncio.Event()
 
-    async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+    async def place(self, items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
         if self.gate is not None:
             self.entered.set()
             await self.gate.wait()
@@ -100,8 +100,8 @@ async def proxy(service: Proxy) -> Proxy:
     return service
 
 
-def documents(*items: Placement) -> list[Document]:
-    made: list[Document] = msgspec.json.decode(msgspec.json.encode(placement_documents(items)))
+def documents(*items: PricedOrder) -> list[Document]:
+    made: list[Document] = msgspec.json.decode(msgspec.json.encode(priced_order_documents(items)))
     return made
 
 
@@ -123,8 +123,8 @@ def is_problem(response: httpx2.Response, status: int, code: str) -> Document:
 
 
 async def test_a_list_gets_a_list_of_results_in_its_order(proxy: Proxy) -> None:
-    items = [placement(100, "a", price=PRICE), placement(200, price=PRICE), placement(100, "a", price=PRICE)]
-    items += [placement(300, "a", price=PRICE), placement(100, price=PriceUnavailable("none"))]
+    items = [priced_order(100, "a", price=PRICE), priced_order(200, price=PRICE), priced_order(100, "a", price=PRICE)]
+    items += [priced_order(300, "a", price=PRICE), priced_order(100, price=PriceUnavailable("none"))]
     results = await proxy.add(*documents(*items))
     assert outcomes(results) == ["placed", "placed", "replayed", "idempotency_key_reused", "price_unavailable"]
     first, second = proxy.ledger.stored
@@ -132,7 +132,7 @@ async def test_a_list_gets_a_list_of_results_in_its_order(proxy: Proxy) -> None:
 
 
 async def test_one_item_gets_one_result(proxy: Proxy) -> None:
-    [document] = documents(placement(6900, price=PRICE))
+    [document] = documents(priced_order(6900, price=PRICE))
     answer = await proxy.post(document)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
     assert answer.json() == {"outcome": "placed", "order": internal(proxy.ledger.stored[0])}
@@ -150,7 +150,7 @@ async def test_one_item_that_is_none_gets_its_refusal(proxy: Proxy) -> None:
 
 async def test_bad_items_are_refused_by_name_and_the_good_ones_of_the_list_settled(proxy: Proxy) -> None:
     """The first item brings the price record that all others name; that it is bad itself changes nothing for them."""
-    sent = documents(*(placement(cents, f"k{cents}", price=PRICE) for cents in range(100, 110)))
+    sent = documents(*(priced_order(cents, f"k{cents}", price=PRICE) for cents in range(100, 110)))
     changes: dict[int, Document] = {
         0: {"amount": "0"},
         2: {"currency": "BTC"},
@@ -171,7 +171,7 @@ async def test_bad_items_are_refused_by_name_and_the_good_ones_of_the_list_settl
 
 
 async def test_an_item_that_does_not_fit_says_how_much_room_there_is(proxy: Proxy) -> None:
-    [result] = await proxy.add(*documents(placement(99_999_999_999, price=PRICE)))
+    [result] = await proxy.add(*documents(priced_order(99_999_999_999, price=PRICE)))
     assert result["problem"]["code"] == "exposure_cap_exceeded"
     assert result["problem"]["available"] == "100.00000000"
 
@@ -182,7 +182,7 @@ async def test_an_item_that_does_not_fit_says_how_much_room_there_is(proxy: Prox
      {"Authorization": "Basic test-token"}, {"Authorization": "Bearer test-token2"}],
 )  # fmt: skip
 async def test_internal_paths_need_the_token(proxy: Proxy, headers: dict[str, str]) -> None:
-    body = msgspec.json.encode(documents(placement(price=PRICE)))
+    body = msgspec.json.encode(documents(priced_order(price=PRICE)))
     paths = ["/page?page_size=1", f"/order/{SOME_ID}", "/order?client=c&client_order_id=k", "/exposure"]
     answers = [await proxy.client.get(path, headers=headers) for path in (*paths, f"/price/{SOME_ID}")]
     answers.append(await proxy.client.post("/add/", content=body, headers=headers | JSON))
@@ -196,7 +196,7 @@ SOME_ID = uuid.uuid4()
 
 
 async def test_the_brief_s_call_needs_no_token(proxy: Proxy) -> None:
-    await proxy.add(*documents(*(placement(100 + cents, price=PRICE) for cents in range(12))))
+    await proxy.add(*documents(*(priced_order(100 + cents, price=PRICE) for cents in range(12))))
     answer = await proxy.client.get("/get/?start=0&page_size=5")
     assert answer.status_code == 200
     assert answer.json() == [shown(order) for order in reversed(proxy.ledger.stored[7:])]
@@ -222,7 +222,7 @@ async def test_bad_pages_are_named(proxy: Proxy, query: str, member: str) -> Non
 
 
 async def test_reads_for_the_other_services(proxy: Proxy) -> None:
-    await proxy.add(*documents(*(placement(100 + cents, f"k{cents}", price=PRICE) for cents in range(6))))
+    await proxy.add(*documents(*(priced_order(100 + cents, f"k{cents}", price=PRICE) for cents in range(6))))
     stored = [internal(order) for order in proxy.ledger.stored]
 
     async def page(query: str) -> Document:
@@ -299,7 +299,7 @@ async def test_a_body_too_large_is_refused(proxy: Proxy) -> None:
 
 
 async def test_the_longest_list_is_settled_and_a_longer_one_refused_as_a_whole() -> None:
-    sent = documents(*(placement(1, "k" * 240 + str(each), price=PRICE) for each in range(ITEMS_MAX + 1)))
+    sent = documents(*(priced_order(1, "k" * 240 + str(each), price=PRICE) for each in range(ITEMS_MAX + 1)))
     async with proxy_with() as proxy:
         proxy.ledger.place_seconds = 2
         document = is_problem(await proxy.post(sent), 422, "invalid_request")
@@ -311,17 +311,19 @@ async def test_the_longest_list_is_settled_and_a_longer_one_refused_as_a_whole()
 
 async def test_when_a_list_does_not_fit_into_the_queue_nothing_of_it_is_stored() -> None:
     async with proxy_with(orders_waiting_max=2, batch_orders_max=2) as proxy:
-        answer = await proxy.post(documents(*(placement(100, price=PRICE) for _ in range(3))))
+        answer = await proxy.post(documents(*(priced_order(100, price=PRICE) for _ in range(3))))
         is_problem(answer, 503, "overloaded")
         assert answer.headers["retry-after"] == "1"
         assert proxy.ledger.stored == []
-        assert outcomes(await proxy.add(*documents(*(placement(100, price=PRICE) for _ in range(2))))) == ["placed"] * 2
+        assert (
+            outcomes(await proxy.add(*documents(*(priced_order(100, price=PRICE) for _ in range(2))))) == ["placed"] * 2
+        )
 
 
 @pytest.mark.parametrize("fault", [LedgerUnavailable("away", retry_after_seconds=2), WrongMode("live")])
 async def test_a_ledger_that_cannot_place_is_said_of_each_item(proxy: Proxy, fault: Any) -> None:
     proxy.ledger.fault = fault
-    results = await proxy.add(*documents(placement(price=PRICE), placement(price=PRICE)), "x")
+    results = await proxy.add(*documents(priced_order(price=PRICE), priced_order(price=PRICE)), "x")
     assert outcomes(results) == [fault.code, fault.code, "invalid_request"]
     assert [result["retry_after_seconds"] for result in results] == [fault.retry_after_seconds] * 2 + [None]
     missing = is_problem(await proxy.client.get("/readyz"), 503, "not_ready")["missing"]
@@ -330,10 +332,10 @@ async def test_a_ledger_that_cannot_place_is_said_of_each_item(proxy: Proxy, fau
 
 async def test_an_answer_comes_before_the_sender_gives_up(proxy: Proxy) -> None:
     proxy.ledger.gate = asyncio.Event()
-    first = asyncio.create_task(proxy.add(*documents(placement(100, price=PRICE))))
+    first = asyncio.create_task(proxy.add(*documents(priced_order(100, price=PRICE))))
     await proxy.ledger.entered.wait()
     async with asyncio.timeout(3):
-        [result] = await proxy.add(*documents(placement(200, price=PRICE)))
+        [result] = await proxy.add(*documents(priced_order(200, price=PRICE)))
     assert result["problem"]["code"] == Overloaded.code
     proxy.ledger.gate.set()
     assert outcomes(await first) == ["placed"]
@@ -396,16 +398,16 @@ NOW = utc_now()
 async def test_a_price_this_desk_would_never_publish_is_none_and_repeats_are_answered(
     proxy: Proxy, price: PriceRecord, member: str
 ) -> None:
-    [document] = await proxy.add(*placement_documents([placement(key="k", price=price)]))
+    [document] = await proxy.add(*priced_order_documents([priced_order(key="k", price=price)]))
     assert (document["outcome"], document["problem"]["code"]) == ("refused", "price_unavailable")
     assert f" {member}: " in document["problem"]["detail"]
     assert proxy.ledger.stored == []
-    await proxy.add(*placement_documents([placement(key="k")]))
-    assert outcomes(await proxy.add(*placement_documents([placement(key="k", price=price)]))) == ["replayed"]
+    await proxy.add(*priced_order_documents([priced_order(key="k")]))
+    assert outcomes(await proxy.add(*priced_order_documents([priced_order(key="k", price=price)]))) == ["replayed"]
 
 
 async def test_a_deadline_beyond_any_edge_s_means_that_the_clocks_differ(proxy: Proxy) -> None:
-    [document] = placement_documents([placement()])
+    [document] = priced_order_documents([priced_order()])
     far = "9999-12-31T23:59:59.999999Z"
     for deadline, ahead in ((far, "[0-9]{10,}"), (format_time(utc_now() + timedelta(seconds=22)), "21")):
         [result] = await proxy.add(document | {"deadline": deadline})
@@ -416,11 +418,11 @@ async def test_a_deadline_beyond_any_edge_s_means_that_the_clocks_differ(proxy: 
 
 
 async def test_only_what_the_ledger_itself_refused_holds_for_an_earlier_sending(proxy: Proxy) -> None:
-    whole_cap = placement(price=record(rate_e8=10**8), cents=100 * 100)
-    unproven = placement(price=replace(record(), feed="live"))
-    no_price = placement(price=PriceUnavailable("none"))
-    invalid = placement_documents([placement()])[0] | {"amount": "0"}
-    told = await proxy.add(*documents(whole_cap, placement(), unproven, no_price), invalid)
+    whole_cap = priced_order(price=record(rate_e8=10**8), cents=100 * 100)
+    unproven = priced_order(price=replace(record(), feed="live"))
+    no_price = priced_order(price=PriceUnavailable("none"))
+    invalid = priced_order_documents([priced_order()])[0] | {"amount": "0"}
+    told = await proxy.add(*documents(whole_cap, priced_order(), unproven, no_price), invalid)
     assert outcomes(told) == [
         "placed",
         "exposure_cap_exceeded",
@@ -443,7 +445,7 @@ async def test_how_long_the_sender_waits_is_a_number_of_milliseconds(proxy: Prox
 async def test_an_order_whose_sender_does_not_wait_long_enough_is_not_placed(proxy: Proxy) -> None:
     proxy.ledger.place_seconds = 0.5
     for waits_ms, outcome in ((600, "overloaded"), (1000, "placed")):
-        answer = await proxy.add_within(waits_ms, *documents(placement()))
+        answer = await proxy.add_within(waits_ms, *documents(priced_order()))
         assert outcomes(answer.json()) == [outcome]
     assert len(proxy.ledger.stored) == 1
 
@@ -454,7 +456,7 @@ async def test_metrics_tell_the_exposure_that_readiness_saw_last(proxy: Proxy) -
         named = [line.split() for line in lines if line.startswith("buydesk_exposure_")]
         return {name: float(value) for name, value in named}
 
-    await proxy.add(*documents(placement(6900, price=PRICE)))
+    await proxy.add(*documents(priced_order(6900, price=PRICE)))
     sold = proxy.ledger.stored[0].satoshi
     assert (await proxy.client.get("/readyz")).status_code == 200
     assert await told() == {"buydesk_exposure_used_satoshi": sold, "buydesk_exposure_cap_satoshi": 100 * 10**8}

@@ -15,12 +15,13 @@ import pytest
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.errors import LedgerUnavailable, Overloaded
+from buydesk.http.pages import PageCache, RenderedPage
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.model import Exposure, Order, Page, PageAfter, PageBefore, PageFrom
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord
-from buydesk.services.fetch_buy_orders import FullPages, RenderedPage, create_app
-from tests.ledgers import Databases, ModelLedger, fill, placement, record, settings, shown
+from buydesk.services.fetch_buy_orders import create_app
+from tests.ledgers import Databases, ModelLedger, fill, priced_order, record, settings, shown
 from tests.serving import served
 
 N_MAX = 2**63 - 1
@@ -76,7 +77,7 @@ class Reading:
 
     async def add(self, orders: int) -> None:
         first = len(self.ledger.stored) + 1
-        items = [placement(100 + number, f"key-{number}") for number in range(first, first + orders)]
+        items = [priced_order(100 + number, f"key-{number}") for number in range(first, first + orders)]
         await self.ledger.place(items, 1)
 
 
@@ -505,7 +506,7 @@ async def test_the_pages_least_asked_for_make_room() -> None:
 
 
 async def test_a_page_that_two_ask_for_at_once_is_kept_once() -> None:
-    pages = FullPages(100)
+    pages = PageCache(100)
     page = RenderedPage(b"x" * 60, [], b"tag")
     pages.keep(PageBefore(9), 3, page)
     pages.keep(PageBefore(9), 3, page)
@@ -526,7 +527,7 @@ async def test_each_of_200_000_orders_is_read_once_while_eight_writers_add_more(
     async def write() -> int:
         written = 0
         while is_reading:
-            await ledger.place([placement(1, price=price)], 5)
+            await ledger.place([priced_order(1, price=price)], 5)
             written += 1
             await asyncio.sleep(0.01)
         return written

@@ -23,6 +23,7 @@ from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.redis.reports import RedisReportStore
 from buydesk.backends.remote import RemoteReportStore
 from buydesk.errors import LedgerUnavailable
+from buydesk.http.reports import STRANGERS_AT_ONCE_MAX, STRANGERS_PER_SECOND_MAX
 from buydesk.money import Currency
 from buydesk.observability import reports as health
 from buydesk.observability.reporter import Reporter
@@ -31,6 +32,7 @@ from buydesk.prices.model import FeedStatus, PriceRecord, SourceStatus
 from buydesk.services import health_check
 from buydesk.services.health_check import create_app
 from buydesk.settings import Settings
+from tests.clock import FakeClock
 from tests.serving import free_port, served
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -52,10 +54,10 @@ class Bench:
     """One health_check with everything it looks at, all of it fine until a test changes it."""
 
     def __init__(self, settings: Settings = HOURLY) -> None:
-        self.now = NOON
+        self.clock = FakeClock(NOON)
         self.settings = settings
-        self.desk: ReportStore = MemoryReportStore(settings, lambda: self.now)
-        self.store = MemoryPriceStore(settings, lambda: self.now)
+        self.desk: ReportStore = MemoryReportStore(settings, self.clock)
+        self.store = MemoryPriceStore(settings, self.clock)
         self.ledger_check: Callable[[], Any] = reachable
         self.redis_check: Callable[[], Any] | None = reachable
 
@@ -69,7 +71,7 @@ class Bench:
             self.store,
             redis_check=self.redis_check,
             reporter=own,
-            now=lambda: self.now,
+            clock=self.clock,
         )
 
     @contextlib.asynccontextmanager
@@ -90,7 +92,7 @@ class Bench:
         await self.tell(QUOTED)
 
     async def tell(self, *sources: SourceStatus, problem: str = "", age_seconds: float = 0) -> None:
-        at = self.now - timedelta(seconds=age_seconds)
+        at = self.clock.at - timedelta(seconds=age_seconds)
         await self.store.put_feed_status(FeedStatus(at, "sandbox", problem, sources))
 
 
@@ -152,15 +154,15 @@ async def test_report_with_a_wrong_token_is_refused_and_not_taken_as_a_stranger_
 async def test_flood_of_strangers_is_taken_at_a_bounded_rate_and_holds_up_no_service(
     bench: Bench, client: httpx2.AsyncClient
 ) -> None:
-    answers = [await client.post("/report", json=ALIVE) for _ in range(health_check.STRANGERS_AT_ONCE_MAX)]
+    answers = [await client.post("/report", json=ALIVE) for _ in range(STRANGERS_AT_ONCE_MAX)]
     assert {answer.status_code for answer in answers} == {200}
     for body in (json.dumps(ALIVE), "no report"):
         refused = await client.post("/report", content=body, headers={"Content-Type": "application/json"})
         assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
         assert refused.headers["retry-after"] == "1"
     assert (await client.post("/report", json=ALIVE, headers=bench.token)).status_code == 200
-    bench.now += timedelta(seconds=1)
-    answers = [await client.post("/report", json=ALIVE) for _ in range(health_check.STRANGERS_PER_SECOND_MAX + 1)]
+    bench.clock.seconds += 1
+    answers = [await client.post("/report", json=ALIVE) for _ in range(STRANGERS_PER_SECOND_MAX + 1)]
     assert [answer.status_code for answer in answers[-2:]] == [200, 429]
 
 
@@ -366,7 +368,7 @@ async def test_wrong_filter_is_named(shared: httpx2.AsyncClient, query: str, mem
 
 async def test_desk_of_which_all_is_fine_is_ok(bench: Bench, client: httpx2.AsyncClient) -> None:
     await bench.all_alive()
-    bench.now += timedelta(seconds=4.5)
+    bench.clock.at += timedelta(seconds=4.5)
     answer = await client.get("/status")
     status = answer.json()
     assert (answer.status_code, status["status"], status["at"]) == (200, "ok", "2026-01-31T12:00:04.500000Z")
@@ -401,9 +403,9 @@ async def test_status_tells_how_the_host_is(shared: httpx2.AsyncClient) -> None:
 async def test_status_tells_alive_late_and_dead(bench: Bench, client: httpx2.AsyncClient) -> None:
     hour = timedelta(hours=1)
     for service, age in (("db_proxy", 5 * hour), ("api_updater", 2 * hour), ("fetch_buy_orders", hour)):
-        bench.now = NOON - age
+        bench.clock.at = NOON - age
         await bench.desk.report(Report("info", service, 200, "ready"), verified=True)
-    bench.now = NOON
+    bench.clock.at = NOON
     await bench.desk.report(Report("info", "api_cache_proxy", 200, health.STOPPED), verified=True)
     await bench.desk.report(Report("info", "a-stranger", 200, "hello"), verified=True)
     status = (await client.get("/status")).json()
@@ -432,7 +434,7 @@ async def test_stranger_that_speaks_as_a_service_changes_nothing_of_it(
     _, services = await said("ready")
     assert services == {name: {"state": "unknown", "last_report": None} for name in SERVICES}
     await bench.all_alive()
-    bench.now += timedelta(seconds=1)
+    bench.clock.at += timedelta(seconds=1)
     overall, services = await said(health.STOPPED)
     assert overall == "ok"
     assert {service["state"] for service in services.values()} == {"alive"}
@@ -474,7 +476,7 @@ async def test_price_that_is_missing_or_stale_is_told_by_its_code(bench: Bench, 
     price = (await client.get("/status")).json()["price"]
     assert (price["ok"], price["code"]) == (False, "price_unavailable")
     await bench.all_alive()
-    bench.now += timedelta(seconds=61)
+    bench.clock.at += timedelta(seconds=61)
     status = (await client.get("/status")).json()
     assert (status["price"]["ok"], status["price"]["code"]) == (False, "price_stale")
     assert status["price"]["as_of"] == "2026-01-31T12:00:00.000000Z"

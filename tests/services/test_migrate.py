@@ -21,7 +21,7 @@ from buydesk.backends.postgres.sql import REVISION
 from buydesk.errors import CannotStart
 from buydesk.orders.model import PageFrom, Placed, Replayed
 from tests.conftest import PostgresServers
-from tests.ledgers import ANY_TIME, CAP_SATOSHI, placement, record, settings
+from tests.ledgers import ANY_TIME, CAP_SATOSHI, priced_order, record, settings
 
 _names = itertools.count()
 
@@ -110,7 +110,11 @@ async def test_orders_placed_before_an_upgrade_are_kept_and_repeated(dsn: str, m
         patch.setattr(command, "upgrade", lambda config, _, sql: upgrade(config, "base:0001", sql=sql))
         await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
     unsigned = replace(record(), signature=None)
-    items = [placement(100, "a", price=unsigned), placement(200, price=unsigned), placement(300, "c", price=unsigned)]
+    items = [
+        priced_order(100, "a", price=unsigned),
+        priced_order(200, price=unsigned),
+        priced_order(300, "c", price=unsigned),
+    ]
     placed = await run(dsn, PLACE_BEFORE, *place_arguments(items, ANY_TIME)[:-2])
     assert placed[0]["outcomes"] == ["placed"] * 3
     before = await run(dsn, "SELECT * FROM orders ORDER BY number")
@@ -125,7 +129,7 @@ async def test_orders_placed_before_an_upgrade_are_kept_and_repeated(dsn: str, m
     assert (await contents(dsn))[-1] == (REVISION,)
     ledger = PostgresLedger(dsn, settings(), livemode=False)
     try:
-        outcomes = await ledger.place([placement(100, "a"), *items, placement(400, "d")], 5)
+        outcomes = await ledger.place([priced_order(100, "a"), *items, priced_order(400, "d")], 5)
         assert [type(outcome) for outcome in outcomes] == [Replayed] * 4 + [Placed]
         assert [order.number for order in (await ledger.page(PageFrom(0), 9)).orders] == [4, 3, 2, 1]
     finally:

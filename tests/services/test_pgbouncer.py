@@ -15,7 +15,7 @@ from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.migrate import migrate
 from buydesk.errors import OrderNotFound
 from buydesk.orders.model import PageFrom, Placed, Replayed, new_order_id
-from tests.ledgers import CAP_SATOSHI, Databases, placement, settings
+from tests.ledgers import CAP_SATOSHI, Databases, priced_order, settings
 from tests.serving import free_port
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -62,7 +62,7 @@ def _owner(directory: str) -> str:
 async def test_in_session_mode_everything_works(pooled: str) -> None:
     await migrate(pooled, livemode=False, cap_satoshi=CAP_SATOSHI)
     ledger = PostgresLedger(pooled, settings(), livemode=False)
-    items = [placement(100, "a"), placement(200)]
+    items = [priced_order(100, "a"), priced_order(200)]
     try:
         await ledger.check()
         assert [type(outcome) for outcome in await ledger.place(items, 5)] == [Placed] * 2

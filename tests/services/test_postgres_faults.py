@@ -29,7 +29,7 @@ from buydesk.orders.model import PageFrom, Placed
 from buydesk.prices.documents import record_document
 from buydesk.runtime.wiring import wire
 from buydesk.services import create_buy_order
-from tests.ledgers import CAP_SATOSHI, DB_PROXY, TOKEN, as_db_proxy, placement, record, settings
+from tests.ledgers import CAP_SATOSHI, DB_PROXY, TOKEN, as_db_proxy, priced_order, record, settings
 from tests.serving import served
 
 if TYPE_CHECKING:
@@ -329,7 +329,7 @@ async def test_what_is_documented_is_what_is_said(
 async def test_look_up_on_a_standby_is_not_told_to_be_final(server: Server) -> None:
     """It has what its primary has sent so far, and whether that is all it cannot know."""
     ledger = PostgresLedger(as_db_proxy(server.dsn), settings(), livemode=False)
-    item = placement(key="on the primary")
+    item = priced_order(key="on the primary")
     [placed] = await ledger.place([item], 5)
     assert isinstance(placed, Placed)
     await server.postgres.stop()

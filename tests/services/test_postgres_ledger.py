@@ -20,9 +20,10 @@ from buydesk.backends.postgres.rows import place_arguments
 from buydesk.backends.postgres.sql import QUERIES, REVISION
 from buydesk.errors import LedgerUnavailable, OutcomeUnknown, Overloaded, PriceNotFound, PriceUnavailable, WrongMode
 from buydesk.money import Currency
-from buydesk.orders.model import NewOrder, Order, Outcome, PageFrom, Placement, Refused, Replayed, new_order_id
+from buydesk.orders.model import NewOrder, Order, Outcome, PageFrom, PricedOrder, Refused, Replayed, new_order_id
+from buydesk.orders.pricing import price_order
 from buydesk.times import utc_now
-from tests.ledgers import ANY_TIME, CAP_SATOSHI, Databases, new_order, placement, record, settings
+from tests.ledgers import ANY_TIME, CAP_SATOSHI, Databases, new_order, priced_order, record, settings
 from tests.lines import Line, line_to_postgres
 
 SECONDS = 5.0
@@ -105,7 +106,7 @@ async def stored(dsn: str) -> list[int]:
 async def ask(ledger: PostgresLedger, path: str) -> object:
     match path:
         case "place":
-            return await ledger.place([placement()], SECONDS)
+            return await ledger.place([priced_order()], SECONDS)
         case "page":
             return await ledger.page(PageFrom(0), 10)
         case "order" | "price_record":
@@ -168,9 +169,9 @@ async def test_a_live_database_is_refused_to_the_sandbox(own_dsn: str) -> None:
         await connection.execute("UPDATE exposure SET livemode = true")
     async with ledger_at(own_dsn) as ledger:
         with pytest.raises(WrongMode, match="holds live orders"):
-            await ledger.place([placement()], SECONDS)
+            await ledger.place([priced_order()], SECONDS)
     async with ledger_at(own_dsn, livemode=True) as ledger:
-        [outcome] = await ledger.place([placement()], SECONDS)
+        [outcome] = await ledger.place([priced_order()], SECONDS)
         assert order_of(outcome).livemode
         assert (await ledger.order(order_of(outcome).id)).livemode
 
@@ -215,7 +216,7 @@ async def test_a_database_without_the_function_refuses_the_batch_and_no_item_is_
         await connection.execute("ALTER FUNCTION place_batch RENAME TO place_batch_of_another_version")
     async with ledger_at(own_dsn) as ledger:
         with pytest.raises(LedgerUnavailable, match="run `buydesk migrate`"):
-            await ledger.place([placement(), placement()], SECONDS)
+            await ledger.place([priced_order(), priced_order()], SECONDS)
     [logged] = caplog.messages
     assert logged.startswith("orders are refused: The database has not the tables that this program needs")
 
@@ -234,31 +235,31 @@ async def test_that_orders_are_refused_and_stored_again_is_logged_once(
         )
         for _ in range(2):
             with pytest.raises(LedgerUnavailable, match="DiskFullError"):
-                await ledger.place([placement()], SECONDS)
+                await ledger.place([priced_order()], SECONDS)
             with pytest.raises(LedgerUnavailable, match="DiskFullError"):
                 await ledger.check()
         monkeypatch.setattr(postgres, "FAILURE_SHOWN_SECONDS", 0.0)
         await ledger.check()  # nobody has tried since, and it may be well
         monkeypatch.setattr(postgres, "FAILURE_SHOWN_SECONDS", 60.0)
         await connection.execute("DROP FUNCTION refuse CASCADE")
-        assert codes(await ledger.place([placement()], SECONDS)) == ["placed"]
+        assert codes(await ledger.place([priced_order()], SECONDS)) == ["placed"]
         await ledger.check()
         monkeypatch.setattr(postgres, "FAILURE_SHOWN_SECONDS", 0.0)
         for _ in range(2):
-            assert codes(await ledger.place([placement()], SECONDS)) == ["placed"]
+            assert codes(await ledger.place([priced_order()], SECONDS)) == ["placed"]
     refused = "orders are refused: PostgreSQL cannot be used (DiskFullError). The server said: No space left on device"
     assert caplog.messages == [refused, "orders are stored again"]
 
 
 async def test_a_read_only_database_is_unavailable_for_orders_and_readable(own_dsn: str) -> None:
     async with ledger_at(own_dsn) as ledger:
-        await ledger.place([placement(key="k")], SECONDS)
+        await ledger.place([priced_order(key="k")], SECONDS)
     async with session(own_dsn) as connection:
         name = await connection.fetchval("SELECT current_database()")
         await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     async with ledger_at(own_dsn) as ledger:
         with pytest.raises(LedgerUnavailable, match="ReadOnlySQLTransactionError"):
-            await ledger.place([placement()], SECONDS)
+            await ledger.place([priced_order()], SECONDS)
         with pytest.raises(LedgerUnavailable, match="read-only"):
             await ledger.check()
         assert (await ledger.order_by_key("anonymous", "k")).number == 1
@@ -266,13 +267,13 @@ async def test_a_read_only_database_is_unavailable_for_orders_and_readable(own_d
         async with session(own_dsn) as connection:
             await connection.execute("SET default_transaction_read_only = off")
             await connection.execute(f"ALTER DATABASE {name} RESET ALL")
-        assert codes(await ledger.place([placement()], SECONDS)) == ["placed"]
+        assert codes(await ledger.place([priced_order()], SECONDS)) == ["placed"]
 
 
 async def test_a_row_that_stays_locked_is_overload_and_nothing_is_stored(dsn: str) -> None:
     async with ledger_at(dsn, lock_seconds_max=0.05) as ledger, row_held(dsn):
         with pytest.raises(Overloaded) as raised:
-            await ledger.place([placement()], SECONDS)
+            await ledger.place([priced_order()], SECONDS)
     assert raised.value.retry_after_seconds == 1
     assert isinstance(raised.value.__cause__, asyncpg.LockNotAvailableError)
     assert await stored(dsn) == []
@@ -281,7 +282,7 @@ async def test_a_row_that_stays_locked_is_overload_and_nothing_is_stored(dsn: st
 async def test_a_statement_that_takes_too_long_is_overload_and_nothing_is_stored(dsn: str) -> None:
     async with ledger_at(dsn, lock_seconds_max=0.05, statement_seconds_max=0.05) as ledger, row_held(dsn):
         with pytest.raises(Overloaded) as raised:
-            await ledger.place([placement()], SECONDS)
+            await ledger.place([priced_order()], SECONDS)
     assert isinstance(raised.value.__cause__, asyncpg.QueryCanceledError)
     assert await stored(dsn) == []
 
@@ -289,11 +290,11 @@ async def test_a_statement_that_takes_too_long_is_overload_and_nothing_is_stored
 async def test_a_time_limit_below_a_millisecond_is_still_one(dsn: str) -> None:
     async with ledger_at(dsn, lock_seconds_max=0.0001) as ledger, row_held(dsn):
         with pytest.raises(Overloaded):
-            await ledger.place([placement()], SECONDS)
+            await ledger.place([priced_order()], SECONDS)
 
 
 async def test_no_answer_in_time_leaves_the_outcome_unknown_and_the_ledger_working(dsn: str) -> None:
-    item = placement()
+    item = priced_order()
     async with ledger_at(dsn) as ledger:
         await ledger.check()
         async with row_held(dsn):
@@ -304,7 +305,7 @@ async def test_no_answer_in_time_leaves_the_outcome_unknown_and_the_ledger_worki
 
 
 async def test_parts_of_a_batch_whose_time_is_up_are_not_sent(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    items = [placement(100), poisonous("\x00"), placement(200)]
+    items = [priced_order(100), poisonous("\x00"), priced_order(200)]
     now = 0.0
     monkeypatch.setattr("buydesk.backends.postgres.ledger.time", SimpleNamespace(monotonic=lambda: now))
     async with ledger_at(dsn) as ledger:
@@ -324,7 +325,7 @@ async def test_parts_of_a_batch_whose_time_is_up_are_not_sent(dsn: str, monkeypa
 
 
 async def test_a_backend_that_is_killed_in_mid_batch_leaves_the_outcome_unknown(dsn: str) -> None:
-    items = [placement(100), placement(200)]
+    items = [priced_order(100), priced_order(200)]
     async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10) as ledger:
         async with row_held(dsn) as other, session(dsn) as watcher:
             placing = asyncio.create_task(ledger.place(items, SECONDS))
@@ -343,7 +344,7 @@ async def test_a_statement_that_an_operator_cancels_is_certainly_not_stored(dsn:
         row_held(dsn) as other,
         session(dsn) as watcher,
     ):
-        placing = asyncio.create_task(ledger.place([placement()], SECONDS))
+        placing = asyncio.create_task(ledger.place([priced_order()], SECONDS))
         [pid] = await waiting_backends(watcher)
         await other.execute("SELECT pg_cancel_backend($1)", pid)
         with pytest.raises(Overloaded):
@@ -354,12 +355,12 @@ async def test_a_statement_that_an_operator_cancels_is_certainly_not_stored(dsn:
 async def test_a_batch_waits_for_the_one_before_it_but_not_for_long(dsn: str) -> None:
     limits: Any = {"lock_seconds_max": 10, "statement_seconds_max": 10, "connect_seconds_max": 0.2}
     async with ledger_at(dsn, **limits) as ledger, session(dsn) as watcher:
-        await ledger.place([placement()], SECONDS)  # connected
+        await ledger.place([priced_order()], SECONDS)  # connected
         async with row_held(dsn):
-            first = asyncio.create_task(ledger.place([placement()], SECONDS))
+            first = asyncio.create_task(ledger.place([priced_order()], SECONDS))
             await waiting_backends(watcher)
             with pytest.raises(LedgerUnavailable, match="TimeoutError"):
-                await ledger.place([placement()], SECONDS)
+                await ledger.place([priced_order()], SECONDS)
         assert codes(await first) == ["placed"]
     assert await stored(dsn) == [1, 2]
 
@@ -368,12 +369,12 @@ async def test_cancelling_an_order_in_flight_hands_no_broken_connection_back(dsn
     async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10, database_connections_max=4) as ledger:
         async with row_held(dsn), session(dsn) as watcher:
             for _ in range(4):  # more than there are connections
-                placing = asyncio.create_task(ledger.place([placement()], SECONDS))
+                placing = asyncio.create_task(ledger.place([priced_order()], SECONDS))
                 await waiting_backends(watcher)
                 placing.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await placing
-        outcomes = await asyncio.gather(*(ledger.place([placement()], SECONDS) for _ in range(4)))
+        outcomes = await asyncio.gather(*(ledger.place([priced_order()], SECONDS) for _ in range(4)))
         assert [codes(each) for each in outcomes] == [["placed"]] * 4
     numbers = await stored(dsn)
     assert numbers == list(range(1, len(numbers) + 1))
@@ -389,14 +390,14 @@ async def line(dsn: str, tmp_path: Path) -> AsyncIterator[tuple[str, Line]]:
 async def warm_ledger(through: str, **given: Any) -> AsyncIterator[PostgresLedger]:
     """A ledger whose two connections have made all that they ask for before their statements."""
     async with ledger_at(through, **given) as ledger:
-        assert codes(await ledger.place([placement(key="warm")] * 2, SECONDS)) == ["placed", "replayed"]
+        assert codes(await ledger.place([priced_order(key="warm")] * 2, SECONDS)) == ["placed", "replayed"]
         await ledger.exposure()
         yield ledger
 
 
 async def test_a_connection_cut_before_the_batch_got_through(dsn: str, line: tuple[str, Line]) -> None:
     through, wire = line
-    items = [placement(100, "a"), placement(200)]
+    items = [priced_order(100, "a"), priced_order(200)]
     async with warm_ledger(through) as ledger:
         wire.fault = "before"
         with pytest.raises(OutcomeUnknown, match="ConnectionDoesNotExistError"):
@@ -408,7 +409,7 @@ async def test_a_connection_cut_before_the_batch_got_through(dsn: str, line: tup
 
 async def test_a_connection_cut_after_the_batch_got_through(dsn: str, line: tuple[str, Line]) -> None:
     through, wire = line
-    items = [placement(100, "a"), placement(200)]
+    items = [priced_order(100, "a"), priced_order(200)]
     async with warm_ledger(through) as ledger:
         wire.fault = "after"
         with pytest.raises(OutcomeUnknown):
@@ -426,7 +427,7 @@ async def test_a_connection_cut_while_repeats_are_read_leaves_the_outcome_unknow
 ) -> None:
     """The batch is committed by then; only the order that it repeats is still to be read."""
     through, wire = line
-    items = [placement(key="warm"), placement(100, "new")]
+    items = [priced_order(key="warm"), priced_order(100, "new")]
     async with warm_ledger(through) as ledger:
         repeated = ledger._repeated
 
@@ -446,7 +447,7 @@ async def test_a_driver_that_lost_its_footing_leaves_the_outcome_unknown_and_its
     dsn: str, line: tuple[str, Line]
 ) -> None:
     through, wire = line
-    item = placement(100)
+    item = priced_order(100)
     async with warm_ledger(through) as ledger:
         # A row of 99 columns, and ready for the next query.
         wire.instead = b"D\x00\x00\x00\x06\x00\x63Z\x00\x00\x00\x05I"
@@ -479,13 +480,13 @@ async def test_a_kept_connection_that_died_does_not_fail_the_next_read(dsn: str,
         with pytest.raises(LedgerUnavailable):
             await ledger.exposure()
         with pytest.raises(LedgerUnavailable):
-            await ledger.place([placement()], SECONDS)
+            await ledger.place([priced_order()], SECONDS)
         wire.refusing = False
         assert (await ledger.exposure()).orders == 1
 
 
-def poisonous(key: str) -> Placement:
-    return placement(700, order=replace(new_order(700), client_order_id=key))
+def poisonous(key: str) -> PricedOrder:
+    return priced_order(700, order=replace(new_order(700), client_order_id=key))
 
 
 @pytest.mark.parametrize("key", ["\x00", "\ud800", "x" * 256], ids=["nul", "surrogate", "long"])
@@ -493,10 +494,10 @@ async def test_an_item_that_postgresql_refuses_hurts_only_itself(
     dsn: str, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     price = record(1000 * 10**8)
-    items = [placement(cents, f"k{cents}", price=price) for cents in range(100, 120)]
+    items = [priced_order(cents, f"k{cents}", price=price) for cents in range(100, 120)]
     items[7] = poisonous(key)
     items[13] = poisonous(key)
-    items[15] = placement(108, "k108", price=price)
+    items[15] = priced_order(108, "k108", price=price)
     async with ledger_at(dsn) as ledger:
         with caplog.at_level(logging.ERROR):
             outcomes = await ledger.place(items, SECONDS)
@@ -506,7 +507,7 @@ async def test_an_item_that_postgresql_refuses_hurts_only_itself(
         assert order_of(outcomes[15]) == order_of(outcomes[8])
         assert [str(items[place].order.id) in caplog.text for place in (6, 7, 13)] == [False, True, True]
         assert codes(await ledger.place([poisonous(key)], SECONDS)) == ["internal_error"]
-        assert codes(await ledger.place([placement()], SECONDS)) == ["placed"]
+        assert codes(await ledger.place([priced_order()], SECONDS)) == ["placed"]
     assert await stored(dsn) == list(range(1, 19))
 
 
@@ -514,13 +515,13 @@ async def test_items_that_come_apart_from_a_poisonous_one_are_judged_in_list_ord
     price = record(1000 * 10**8)
     whole = 100 * 1000 * 100
     items = [
-        placement(whole - 300, price=price),
-        placement(301, price=price),
-        placement(200, price=price),
+        priced_order(whole - 300, price=price),
+        priced_order(301, price=price),
+        priced_order(200, price=price),
         poisonous("\x00"),
-        placement(101, price=price),
-        placement(100, price=price),
-        placement(1, price=price),
+        priced_order(101, price=price),
+        priced_order(100, price=price),
+        priced_order(1, price=price),
     ]
     async with ledger_at(dsn) as ledger:
         assert codes(await ledger.place(items, SECONDS)) == [
@@ -534,7 +535,7 @@ async def test_items_that_come_apart_from_a_poisonous_one_are_judged_in_list_ord
 async def test_what_fails_for_certain_after_a_part_was_stored_is_said_of_the_other_part_only(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    items = [placement(100), poisonous("\x00"), placement(200), placement(300)]
+    items = [priced_order(100), poisonous("\x00"), priced_order(200), priced_order(300)]
     async with ledger_at(dsn, lock_seconds_max=0.05) as ledger:
         place_one = ledger._place
 
@@ -554,7 +555,7 @@ async def test_a_cut_after_a_part_was_stored_makes_the_whole_batch_unknown(
     dsn: str, line: tuple[str, Line], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     through, wire = line
-    items = [placement(100), poisonous("\x00"), placement(200), placement(300)]
+    items = [priced_order(100), poisonous("\x00"), priced_order(200), priced_order(300)]
     async with warm_ledger(through) as ledger:
         place_one = ledger._place
 
@@ -573,14 +574,18 @@ async def test_a_cut_after_a_part_was_stored_makes_the_whole_batch_unknown(
 
 async def test_numbers_have_no_gaps_after_refused_and_failed_batches(dsn: str) -> None:
     async with ledger_at(dsn, lock_seconds_max=0.05) as ledger:
-        refused = [placement(99_999_999_999), placement(100, price=record(age=100)), placement(100, seconds=-1)]
+        refused = [
+            priced_order(99_999_999_999),
+            priced_order(100, price=record(age=100)),
+            priced_order(100, seconds=-1),
+        ]
         for _ in range(3):
-            await ledger.place([placement(100)], SECONDS)
+            await ledger.place([priced_order(100)], SECONDS)
             assert "placed" not in codes(await ledger.place(refused, SECONDS))
             await ledger.place([poisonous("\x00")], SECONDS)
             async with row_held(dsn):
                 with pytest.raises(Overloaded):
-                    await ledger.place([placement(100)], SECONDS)
+                    await ledger.place([priced_order(100)], SECONDS)
     assert await stored(dsn) == [1, 2, 3]
 
 
@@ -597,7 +602,7 @@ async def test_numbers_have_no_gaps_after_refused_and_failed_batches(dsn: str) -
 )
 async def test_the_cap_holds_against_anybody_who_writes_sql(dsn: str, change: str) -> None:
     async with ledger_at(dsn) as ledger, session(dsn) as connection:
-        await ledger.place([placement()], SECONDS)
+        await ledger.place([priced_order()], SECONDS)
         with pytest.raises((asyncpg.CheckViolationError, asyncpg.UniqueViolationError)):
             await connection.execute(change)
         assert (await ledger.exposure()).cap_satoshi == CAP_SATOSHI
@@ -613,7 +618,7 @@ async def test_with_all_readers_places_taken_orders_and_checks_go_on_and_a_furth
         session(dsn) as other,
         session(dsn) as watcher,
     ):
-        await ledger.place([placement(100, "k")], SECONDS)
+        await ledger.place([priced_order(100, "k")], SECONDS)
         async with other.transaction():
             # Whoever reads an order or a price record waits; orders whose price was refused need neither.
             await other.execute("LOCK TABLE price_records IN ACCESS EXCLUSIVE MODE")
@@ -626,7 +631,7 @@ async def test_with_all_readers_places_taken_orders_and_checks_go_on_and_a_furth
             assert len((await ledger.page(PageFrom(0), 101)).orders) == 1
             await asyncio.gather(*(ledger.check() for _ in range(50)))
             refusal = PriceUnavailable("no price")
-            assert codes(await ledger.place([placement(price=refusal)], SECONDS)) == ["price_unavailable"]
+            assert codes(await ledger.place([priced_order(price=refusal)], SECONDS)) == ["price_unavailable"]
         found = await asyncio.gather(*prices, return_exceptions=True)
         assert {type(each) for each in found} == {PriceNotFound}
 
@@ -664,14 +669,14 @@ async def test_a_price_that_was_used_is_stored_once_as_it_was(dsn: str) -> None:
     price = record(EUR=4119191 * 10**6)
     async with ledger_at(dsn) as ledger, session(dsn) as connection:
         for _ in range(3):
-            await ledger.place([placement(price=price), placement(price=price)], SECONDS)
+            await ledger.place([priced_order(price=price), priced_order(price=price)], SECONDS)
         assert await connection.fetchval("SELECT count(*) FROM price_records") == 1
         assert await ledger.price_record(price.id) == price
 
 
 async def test_a_driver_that_cannot_decode_is_not_a_refusal(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it is that fails after the batch was sent: the batch may be stored."""
-    item = placement()
+    item = priced_order()
     async with ledger_at(dsn) as ledger:
         fetch = asyncpg.Connection.fetch
 
@@ -689,7 +694,7 @@ async def test_a_driver_that_cannot_decode_is_not_a_refusal(dsn: str, monkeypatc
 
 
 async def test_repeats_are_answered_while_somebody_else_holds_the_row(dsn: str) -> None:
-    items = [placement(100, "a"), placement(200), placement(300, "c")]
+    items = [priced_order(100, "a"), priced_order(200), priced_order(300, "c")]
     async with ledger_at(dsn, lock_seconds_max=0.05) as ledger:
         placed = await ledger.place(items, SECONDS)
         async with row_held(dsn):
@@ -701,12 +706,12 @@ async def test_repeats_are_answered_while_somebody_else_holds_the_row(dsn: str) 
                 expected[1],
             ]
             with pytest.raises(Overloaded):
-                await ledger.place([*items, placement()], SECONDS)
+                await ledger.place([*items, priced_order()], SECONDS)
     assert await stored(dsn) == [1, 2, 3]
 
 
 async def test_repeats_write_nothing(dsn: str) -> None:
-    items = [placement(100, "a"), placement(200)]
+    items = [priced_order(100, "a"), priced_order(200)]
     async with session(dsn) as connection:
         for kind, is_written in (("placed", True), ("repeat", False)):
             async with connection.transaction():
@@ -719,8 +724,8 @@ async def test_repeats_write_nothing(dsn: str) -> None:
 @pytest.mark.parametrize("version", [16, 18])
 async def test_what_is_committed_between_the_look_up_and_the_lock_is_seen(databases: Databases, version: int) -> None:
     dsn = await databases.new(version)
-    rival = [placement(100, "a"), placement(200, "b")]
-    mine = [placement(300, "new"), placement(100, "a"), placement(999, "b"), rival[1]]
+    rival = [priced_order(100, "a"), priced_order(200, "b")]
+    mine = [priced_order(300, "new"), priced_order(100, "a"), priced_order(999, "b"), rival[1]]
     async with (
         ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10) as ledger,
         session(dsn) as other,
@@ -735,8 +740,8 @@ async def test_what_is_committed_between_the_look_up_and_the_lock_is_seen(databa
         assert [order_of(outcomes[place]).number for place in (0, 1, 3)] == [3, 1, 2]
 
         async with other.transaction():
-            await other.fetch(QUERIES["place_batch"], *place_arguments([placement(400, "c")], ANY_TIME))
-            placing = asyncio.create_task(ledger.place([placement(400, "c")], SECONDS))
+            await other.fetch(QUERIES["place_batch"], *place_arguments([priced_order(400, "c")], ANY_TIME))
+            placing = asyncio.create_task(ledger.place([priced_order(400, "c")], SECONDS))
             await waiting_backends(watcher)
         assert codes(await placing) == ["replayed"]
     assert await stored(dsn) == [1, 2, 3, 4]
@@ -746,8 +751,8 @@ async def test_what_is_rolled_back_between_the_look_up_and_the_lock_leaves_no_tr
     async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10) as ledger, session(dsn) as other:
         undone = other.transaction()
         await undone.start()
-        await other.fetch(QUERIES["place_batch"], *place_arguments([placement(100, "a")], ANY_TIME))
-        placing = asyncio.create_task(ledger.place([placement(200, "a")], SECONDS))
+        await other.fetch(QUERIES["place_batch"], *place_arguments([priced_order(100, "a")], ANY_TIME))
+        placing = asyncio.create_task(ledger.place([priced_order(200, "a")], SECONDS))
         async with session(dsn) as watcher:
             await waiting_backends(watcher)
         await undone.rollback()
@@ -756,8 +761,8 @@ async def test_what_is_rolled_back_between_the_look_up_and_the_lock_leaves_no_tr
 
 
 async def test_another_client_s_stored_key_is_no_repeat(dsn: str) -> None:
-    mine = placement(100, "a")
-    theirs = Placement(NewOrder(new_order_id(), "other", "a", Currency.EUR, 100), mine.price, mine.deadline)
+    mine = priced_order(100, "a")
+    theirs = price_order(NewOrder(new_order_id(), "other", "a", Currency.EUR, 100), mine.price, mine.deadline)
     async with ledger_at(dsn) as ledger:
         assert codes(await ledger.place([mine], SECONDS)) == ["placed"]
         assert codes(await ledger.place([theirs], SECONDS)) == ["placed"]
@@ -784,7 +789,7 @@ async def test_no_order_is_without_its_price_record_whoever_writes_sql(
     databases: Databases, version: int, change: str, error: type[Exception]
 ) -> None:
     dsn = await databases.new(version)
-    item = placement()
+    item = priced_order()
     async with ledger_at(dsn) as ledger, session(dsn) as connection:
         await ledger.place([item], SECONDS)
         with pytest.raises(error):
@@ -796,13 +801,13 @@ async def test_no_order_is_without_its_price_record_whoever_writes_sql(
 async def test_a_ledger_whose_clock_differs_from_ours_stores_nothing_and_answers_repeats(
     dsn: str, monkeypatch: pytest.MonkeyPatch, ahead_seconds: float
 ) -> None:
-    stored_before = placement(100, "a")
+    stored_before = priced_order(100, "a")
     async with ledger_at(dsn) as ledger:
         await ledger.place([stored_before], SECONDS)
         monkeypatch.setattr(
             "buydesk.backends.postgres.ledger.utc_now", lambda: utc_now() + timedelta(seconds=ahead_seconds)
         )
-        items = [stored_before, placement(200), placement(300, price=PriceUnavailable("none"))]
+        items = [stored_before, priced_order(200), priced_order(300, price=PriceUnavailable("none"))]
         outcomes = await ledger.place(items, SECONDS)
     assert codes(outcomes) == ["replayed", "clock_skewed", "clock_skewed"]
     assert isinstance(outcomes[1], Refused)
@@ -818,17 +823,17 @@ async def test_clocks_may_differ_as_far_as_is_allowed(
         "buydesk.backends.postgres.ledger.utc_now", lambda: utc_now() + timedelta(seconds=ahead_seconds)
     )
     async with ledger_at(dsn) as ledger:
-        assert codes(await ledger.place([placement()], SECONDS)) == ["placed"]
+        assert codes(await ledger.place([priced_order()], SECONDS)) == ["placed"]
 
 
 async def test_a_price_ends_when_its_stored_record_does_whatever_a_copy_says(dsn: str) -> None:
     price = record()
     shortened = dataclasses.replace(price, expires_at=utc_now() + timedelta(seconds=0.3))
     async with ledger_at(dsn) as ledger:
-        assert codes(await ledger.place([placement(100, price=shortened)], SECONDS)) == ["placed"]
-        assert codes(await ledger.place([placement(200, price=price)], SECONDS)) == ["placed"]
+        assert codes(await ledger.place([priced_order(100, price=shortened)], SECONDS)) == ["placed"]
+        assert codes(await ledger.place([priced_order(200, price=price)], SECONDS)) == ["placed"]
         await asyncio.sleep(0.35)
-        assert codes(await ledger.place([placement(300, price=price)], SECONDS)) == ["price_stale"]
+        assert codes(await ledger.place([priced_order(300, price=price)], SECONDS)) == ["price_stale"]
     assert await stored(dsn) == [1, 2]
 
 

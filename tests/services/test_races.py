@@ -19,7 +19,7 @@ from buydesk.money import SATOSHI_PER_BTC
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.model import Exposure, Order, PageFrom
 from buydesk.services import create_buy_order, db_proxy
-from tests.ledgers import CAP_SATOSHI, Databases, placement, record, settings
+from tests.ledgers import CAP_SATOSHI, Databases, priced_order, record, settings
 from tests.lines import Fault, Line, line_to_postgres, line_to_url
 from tests.serving import served
 
@@ -74,7 +74,7 @@ async def desks(databases: Databases, tmp_path: Path) -> AsyncIterator[TwoDesks]
 
 
 async def test_64_clients_race_for_the_last_half_bitcoin(desks: TwoDesks) -> None:
-    await desks.ledger.place([placement(9_950_000, price=PRICE)], 5)
+    await desks.ledger.place([priced_order(9_950_000, price=PRICE)], 5)
     answers = await asyncio.gather(*(desks.place(number, amount="100.00") for number in range(64)))
     assert Counter(answer.status_code for answer in answers) == {201: 5, 409: 59}
     refusals = [answer.json() for answer in answers if answer.status_code == 409]

@@ -41,7 +41,7 @@ from buydesk.orders.documents import outcome_document
 from buydesk.orders.model import Outcome, PageAfter, PageBefore, PageFrom, Placed, Refused, Replayed
 from buydesk.prices.model import FeedStatus
 from buydesk.services import db_proxy
-from tests.ledgers import ModelLedger, at, placement, record, settings
+from tests.ledgers import ModelLedger, at, priced_order, record, settings
 from tests.lines import Line, line_to_url
 from tests.serving import free_port, served
 
@@ -155,7 +155,7 @@ async def test_nobody_at_the_port_is_unavailable(
 async def test_an_order_for_which_no_connection_was_made_is_certainly_not_stored() -> None:
     for url in (f"http://127.0.0.1:{free_port()}", "http://"):
         async with opened(RemoteLedger, url) as ledger:
-            assert type(await failure_of(ledger.place([placement()], SECONDS))) is LedgerUnavailable
+            assert type(await failure_of(ledger.place([priced_order()], SECONDS))) is LedgerUnavailable
 
 
 async def test_a_connection_that_is_not_made_in_time_is_certain_too() -> None:
@@ -166,7 +166,7 @@ async def test_a_connection_that_is_not_made_in_time_is_certain_too() -> None:
             client.setblocking(False)
             client.connect_ex(("127.0.0.1", port))
         async with opened(RemoteLedger, f"http://127.0.0.1:{port}", connect_seconds_max=0.05) as ledger:
-            error = await failure_of(ledger.place([placement()], SECONDS))
+            error = await failure_of(ledger.place([priced_order()], SECONDS))
     assert type(error) is LedgerUnavailable
     assert "ConnectionTimeoutError" in error.detail
 
@@ -200,7 +200,7 @@ async def proxy() -> AsyncIterator[Proxy]:
 async def test_a_cut_before_or_after_the_batch_leaves_the_outcome_unknown_and_sent_again_it_is_placed_once(
     proxy: Proxy,
 ) -> None:
-    items = [placement(100), placement(200)]
+    items = [priced_order(100), priced_order(200)]
     proxy.line.fault = "before"
     assert type(await failure_of(proxy.remote.place(items, SECONDS))) is OutcomeUnknown
     assert proxy.model.stored == []
@@ -213,7 +213,7 @@ async def test_a_cut_before_or_after_the_batch_leaves_the_outcome_unknown_and_se
 
 @pytest.mark.parametrize("fault", ["before", "after"])
 async def test_a_read_on_a_kept_connection_that_is_cut_is_asked_once_more(proxy: Proxy, fault: Any) -> None:
-    [placed] = await proxy.remote.place([placement(key="k")], SECONDS)
+    [placed] = await proxy.remote.place([priced_order(key="k")], SECONDS)
     assert isinstance(placed, Placed)
     proxy.line.fault = fault
     assert await proxy.remote.order_by_key("anonymous", "k") == placed.order
@@ -244,7 +244,7 @@ async def test_an_answer_that_breaks_off_is_a_cut(told: tuple[Answers, RemoteLed
             raise ConnectionAbortedError
 
     answers.respond = Broken
-    assert type(await failure_of(ledger.place([placement()], SECONDS))) is OutcomeUnknown
+    assert type(await failure_of(ledger.place([priced_order()], SECONDS))) is OutcomeUnknown
     assert answers.asked == ["add/"]
     assert type(await failure_of(ledger.exposure())) is LedgerUnavailable
     assert answers.asked == ["add/", "exposure", "exposure"]
@@ -261,7 +261,7 @@ async def test_no_answer_in_time_is_unknown_for_orders_and_unavailable_for_reads
         return Response()
 
     answers.respond = late
-    error = await failure_of(ledger.place([placement()], 0.05))
+    error = await failure_of(ledger.place([priced_order()], 0.05))
     assert type(error) is OutcomeUnknown
     assert "TimeoutError" in error.detail
     assert type(await failure_of(ledger.exposure())) is LedgerUnavailable
@@ -281,7 +281,7 @@ async def test_an_answer_that_is_no_problem_document_is_no_answer(
 ) -> None:
     answers, ledger = told
     answers.say(body, status)
-    assert type(await failure_of(ledger.place([placement()], SECONDS))) is OutcomeUnknown
+    assert type(await failure_of(ledger.place([priced_order()], SECONDS))) is OutcomeUnknown
     for call in READS.values():
         assert type(await failure_of(call(ledger))) is LedgerUnavailable
 
@@ -306,7 +306,7 @@ async def test_an_answer_of_another_shape_is_no_answer(answering: tuple[Answers,
             for name, call in calls.items():
                 assert type(await failure_of(call(remote))) is unavailable, name
     async with opened(RemoteLedger, url) as ledger:
-        assert type(await failure_of(ledger.place([placement()], SECONDS))) is OutcomeUnknown
+        assert type(await failure_of(ledger.place([priced_order()], SECONDS))) is OutcomeUnknown
 
 
 @pytest.mark.parametrize("answered", [0, 1, 3])
@@ -315,7 +315,7 @@ async def test_more_or_fewer_outcomes_than_items_are_no_answer(
 ) -> None:
     answers, ledger = told
     answers.say([{"outcome": "refused", "problem": {"code": "price_stale", "detail": "x"}}] * answered)
-    assert type(await failure_of(ledger.place([placement(), placement()], SECONDS))) is OutcomeUnknown
+    assert type(await failure_of(ledger.place([priced_order(), priced_order()], SECONDS))) is OutcomeUnknown
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ async def test_a_problem_comes_back_as_the_error_it_was(told: tuple[Answers, Rem
     answers.respond = lambda: problem_response(error, "/x")
     calls: list[Awaitable[object]] = [ledger.exposure()]
     if not isinstance(error, InvalidRequest):
-        calls.append(ledger.place([placement()], SECONDS))
+        calls.append(ledger.place([priced_order()], SECONDS))
     for call in calls:
         found = await failure_of(call)
         assert type(found) is type(error)
@@ -355,7 +355,7 @@ async def test_a_batch_that_db_proxy_does_not_understand_is_no_fault_of_a_client
 ) -> None:
     answers, ledger = told
     answers.respond = lambda: problem_response(error, "/x")
-    found = await failure_of(ledger.place([placement()], SECONDS))
+    found = await failure_of(ledger.place([priced_order()], SECONDS))
     assert isinstance(found, LedgerUnavailable)
     assert found.detail == f"db_proxy answered {error.code}: {error.detail}"
 
@@ -366,7 +366,7 @@ async def test_an_item_that_db_proxy_does_not_understand_is_no_fault_of_a_client
     answers, ledger = told
     refused = outcome_document(Refused(InvalidRequest.of("deadline", "is missing")))
     answers.respond = lambda: MsgspecResponse([refused])
-    [outcome] = await ledger.place([placement()], SECONDS)
+    [outcome] = await ledger.place([priced_order()], SECONDS)
     assert isinstance(outcome, Refused)
     assert isinstance(outcome.problem, LedgerUnavailable)
     assert outcome.problem.detail == "db_proxy answered invalid_request: deadline: is missing"
@@ -393,7 +393,7 @@ async def test_reads_leave_connections_to_orders_and_checks_and_one_too_many_is_
         assert type(await failure_of(ledger.exposure())) is Overloaded
         await asyncio.gather(*(ledger.check() for _ in range(50)))
         assert answers.asked == [f"order/{SOME_ID}", "readyz"]
-        assert type(await failure_of(ledger.place([placement()], SECONDS))) is OutcomeUnknown  # it was asked
+        assert type(await failure_of(ledger.place([priced_order()], SECONDS))) is OutcomeUnknown  # it was asked
         assert answers.asked[2:] == ["add/"]
         go.set()
         found = await asyncio.gather(*readers, return_exceptions=True)
@@ -416,7 +416,7 @@ async def test_services_that_misunderstand_each_other_do_not_blame_the_client(
 ) -> None:
     answers, ledger = told
     answers.respond = lambda: problem_response(error, "/x")
-    for call in (ledger.place([placement()], SECONDS), ledger.exposure()):
+    for call in (ledger.place([priced_order()], SECONDS), ledger.exposure()):
         found = await failure_of(call)
         assert type(found) is LedgerUnavailable
         assert found.detail == f"db_proxy answered {error.code}: {error.detail}"
@@ -425,10 +425,10 @@ async def test_services_that_misunderstand_each_other_do_not_blame_the_client(
 async def test_a_fault_of_the_other_side_leaves_the_outcome_unknown(told: tuple[Answers, RemoteLedger]) -> None:
     answers, ledger = told
     answers.respond = lambda: problem_response(InternalError("It has been logged."), "/add/")
-    assert type(await failure_of(ledger.place([placement()], SECONDS))) is OutcomeUnknown
+    assert type(await failure_of(ledger.place([priced_order()], SECONDS))) is OutcomeUnknown
     assert type(await failure_of(ledger.exposure())) is InternalError
     answers.say({"code": "a_code_of_the_future", "detail": "?"}, 500)
-    assert type(await failure_of(ledger.place([placement()], SECONDS))) is OutcomeUnknown
+    assert type(await failure_of(ledger.place([priced_order()], SECONDS))) is OutcomeUnknown
 
 
 async def test_each_item_s_problem_comes_back_with_its_facts(told: tuple[Answers, RemoteLedger]) -> None:
@@ -441,7 +441,7 @@ async def test_each_item_s_problem_comes_back_with_its_facts(told: tuple[Answers
             for each in (full, stale)
         ]
     )
-    outcomes: Sequence[Outcome] = await ledger.place([placement(), placement()], SECONDS)
+    outcomes: Sequence[Outcome] = await ledger.place([priced_order(), priced_order()], SECONDS)
     for outcome, error in zip(outcomes, (full, stale), strict=True):
         assert isinstance(outcome, Refused)
         found = outcome.problem

@@ -19,7 +19,7 @@ from buydesk.http.requests import Request
 from buydesk.http.responses import MsgspecResponse
 from buydesk.observability import request_ids
 from buydesk.observability.reporter import Reporter
-from buydesk.orders.model import Outcome, Placement, Refused
+from buydesk.orders.model import Outcome, PricedOrder, Refused
 from buydesk.services import create_buy_order, db_proxy
 from tests.ledgers import ModelLedger, record, settings
 from tests.logged import logged
@@ -134,7 +134,7 @@ class Ledger(ModelLedger):
     ids: list[str | None] = field(default_factory=list)
     script: list[Any] = field(default_factory=list)
 
-    async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+    async def place(self, items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
         self.ids.append(request_ids.current())
         step = self.script.pop(0) if self.script else None
         if isinstance(step, asyncio.Event):

@@ -1,6 +1,7 @@
 """Rotation: while services go, one by one, from an old secret to a new one, each understands all others."""
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -13,15 +14,15 @@ from buydesk.errors import DeskError, LedgerUnavailable, PriceStoreUnavailable, 
 from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import Report
 from buydesk.orders.model import Placed
-from buydesk.orders.verification import require_proven
+from buydesk.prices.cache import PriceCache
 from buydesk.prices.model import NotARecord
 from buydesk.prices.signing import Signer
+from buydesk.prices.verification import require_proven
 from buydesk.services import api_cache_proxy, db_proxy, health_check
-from buydesk.services.create_buy_order import PriceCache
 from buydesk.settings import TOKENS, Settings
 from buydesk.signing_keys import KEY_BYTES, new_signing_key, public_key, to_text
 from buydesk.times import utc_now
-from tests.ledgers import ModelLedger, placement, record, settings
+from tests.ledgers import ModelLedger, priced_order, record, settings
 from tests.serving import served
 
 # What a setting says in turn. Services are between one stage and the next at any time.
@@ -70,7 +71,7 @@ async def clients_of(theirs: Settings, ours: Settings) -> AsyncIterator[Clients]
 @pytest.mark.parametrize(("theirs", "ours"), NEIGHBOURS)
 async def test_tokens_of_neighbouring_stages_are_taken(theirs: int, ours: int) -> None:
     async with clients_of(with_tokens(STAGES[theirs]), with_tokens(STAGES[ours])) as clients:
-        [placed] = await clients.ledger.place([placement()], 5)
+        [placed] = await clients.ledger.place([priced_order()], 5)
         assert isinstance(placed, Placed)
         assert await clients.ledger.order(placed.order.id) == placed.order
         published = record()
@@ -84,7 +85,7 @@ async def test_tokens_of_neighbouring_stages_are_taken(theirs: int, ours: int) -
 async def test_token_that_was_withdrawn_is_none(theirs: str, ours: str) -> None:
     async with clients_of(with_tokens(theirs), with_tokens(ours)) as clients:
         with pytest.raises(LedgerUnavailable, match="unauthorized"):
-            await clients.ledger.place([placement()], 5)
+            await clients.ledger.place([priced_order()], 5)
         with pytest.raises(LedgerUnavailable, match="unauthorized"):
             await clients.ledger.exposure()
         with pytest.raises(PriceStoreUnavailable, match="unauthorized"):
@@ -100,7 +101,7 @@ async def test_token_for_one_purpose_is_none_for_another(known: str) -> None:
     done: set[str] = set()
     async with clients_of(thief, with_tokens("right")) as clients:
         for purpose, attempt in {
-            "placing_tokens": clients.ledger.place([placement()], 5),
+            "placing_tokens": clients.ledger.place([priced_order()], 5),
             "reading_tokens": clients.ledger.exposure(),
             "publishing_tokens": clients.store.publish(record()),
             "reporting_tokens": clients.desk.report(Report("info", "db_proxy", 200, "here"), verified=True),
@@ -136,7 +137,7 @@ async def test_price_is_taken_while_its_key_is_accepted(signing_key: str, stage:
     ours, price = with_keys(stage), Signer(signing_key).sign(record())
     store = MemoryPriceStore(ours)
     await store.publish(price)
-    at_hand = PriceCache(store, ours)
+    at_hand = PriceCache(store, ours, logging.getLogger("tests"))
     await at_hand.refresh()
     assert (at_hand.current() == price) is is_taken
     if is_taken:

@@ -16,8 +16,8 @@ import pytest
 
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.errors import LedgerUnavailable, OrderNotFound, OutcomeUnknown
-from buydesk.orders.model import OrderLedger, Outcome, Placed, Placement, Refused, Replayed
-from tests.ledgers import Databases, placement, settings
+from buydesk.orders.model import OrderLedger, Outcome, Placed, PricedOrder, Refused, Replayed
+from tests.ledgers import Databases, priced_order, settings
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -84,12 +84,12 @@ async def waiting_backend(server: Connection) -> int:
         await asyncio.sleep(0.005)
 
 
-async def place(ledger: OrderLedger, item: Placement, seconds: float = SECONDS) -> Outcome:
+async def place(ledger: OrderLedger, item: PricedOrder, seconds: float = SECONDS) -> Outcome:
     [outcome] = await ledger.place([item], seconds)
     return outcome
 
 
-async def refused_look_ups(ledger: OrderLedger, item: Placement) -> None:
+async def refused_look_ups(ledger: OrderLedger, item: PricedOrder) -> None:
     """Neither 200 nor 404 can be said of the order now."""
     assert item.order.client_order_id is not None
     for look_up in (ledger.order(item.order.id), ledger.order_by_key(item.order.client, item.order.client_order_id)):
@@ -100,7 +100,7 @@ async def refused_look_ups(ledger: OrderLedger, item: Placement) -> None:
 async def test_what_a_commit_that_waits_may_store_is_not_told_to_be_nowhere(
     ledger: PostgresLedger, server: Connection
 ) -> None:
-    item = placement(key="k")
+    item = priced_order(key="k")
     async with standby_away(server):
         with pytest.raises(OutcomeUnknown, match="TimeoutError"):
             await place(ledger, item, 0.3)
@@ -112,7 +112,7 @@ async def test_what_a_commit_that_waits_may_store_is_not_told_to_be_nowhere(
 async def test_what_only_the_primary_has_is_not_told_to_be_stored(
     ledger: PostgresLedger, server: Connection, how: str
 ) -> None:
-    item = placement(key="k")
+    item = priced_order(key="k")
     async with standby_away(server):
         placing = asyncio.create_task(place(ledger, item))
         await server.execute(f"SELECT {how}($1)", await waiting_backend(server))
@@ -130,7 +130,7 @@ async def test_what_only_the_primary_has_is_not_told_to_be_stored(
 
 async def test_a_refusal_waits_for_the_standby_too(ledger: PostgresLedger, server: Connection) -> None:
     """A primary that was replaced must not refuse what the new one has stored."""
-    refused = placement(price=LedgerUnavailable("no price"))
+    refused = priced_order(price=LedgerUnavailable("no price"))
     async with standby_away(server):
         with pytest.raises(OutcomeUnknown, match="TimeoutError"):
             await place(ledger, refused, 0.3)
@@ -140,7 +140,7 @@ async def test_a_refusal_waits_for_the_standby_too(ledger: PostgresLedger, serve
 async def test_a_cancelled_wait_of_a_repeat_or_a_look_up_proves_nothing(
     ledger: PostgresLedger, server: Connection
 ) -> None:
-    item = placement(key="k")
+    item = priced_order(key="k")
     await place(ledger, item)
     async with standby_away(server):
         for asking in (place(ledger, item), ledger.order(item.order.id)):
@@ -155,7 +155,7 @@ async def test_giving_up_cancels_no_wait_for_the_standby(
     ledger: PostgresLedger, server: Connection, given_up_by: str
 ) -> None:
     async with standby_away(server):
-        placing = asyncio.create_task(place(ledger, placement(), 0.3 if given_up_by == "timeout" else SECONDS))
+        placing = asyncio.create_task(place(ledger, priced_order(), 0.3 if given_up_by == "timeout" else SECONDS))
         pid = await waiting_backend(server)
         if given_up_by == "cancellation":
             placing.cancel()
@@ -174,7 +174,7 @@ async def test_the_check_asks_for_the_standby_and_recovers(ledger: PostgresLedge
 
 
 async def test_without_standbys_repeats_and_look_ups_write_nothing(ledger: PostgresLedger, server: Connection) -> None:
-    item = placement(key="k")
+    item = priced_order(key="k")
     assert isinstance(await place(ledger, item), Placed)
     written = await server.fetchval("SELECT pg_current_wal_insert_lsn()")
     assert isinstance(await place(ledger, item), Replayed)
@@ -188,7 +188,7 @@ async def test_without_standbys_repeats_and_look_ups_write_nothing(ledger: Postg
 async def test_a_look_up_waits_for_what_is_being_stored(dsn: str, server: Connection) -> None:
     """A slow disk delays a commit as a standby does; here somebody else holds the row."""
     ledger = PostgresLedger(dsn, settings(), livemode=False)
-    item = placement()
+    item = priced_order()
     try:
         async with server.transaction():
             await server.execute("SELECT FROM exposure FOR UPDATE")

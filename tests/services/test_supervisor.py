@@ -25,6 +25,7 @@ from buydesk.embedded.supervisor import (
     watch_supervisor,
 )
 from buydesk.errors import CannotStart
+from buydesk.times import Clock
 
 SLEEP = ("sleep", "600")
 Make = Callable[..., Child]
@@ -159,13 +160,13 @@ def test_no_account_is_switched_to_that_is_this_process_own() -> None:
     assert switches_account(another) is another
 
 
-class Scripted:
+class Scripted(Clock):
     """Runs for the seconds given, one run after the other; an error is a start that fails. Its clock is its own."""
 
     name = "scripted"
 
     def __init__(self, *runs_seconds: float | Exception) -> None:
-        self.now = 0.0
+        self.seconds = 0.0
         self.pauses: list[float] = []
         self.deaths: list[Death] = []
         self._runs = list(runs_seconds)
@@ -177,8 +178,11 @@ class Scripted:
     async def wait(self) -> str:
         run = self._runs.pop(0)
         assert not isinstance(run, Exception)
-        self.now += run
+        self.seconds += run
         return f"after {run:g} s"
+
+    def monotonic(self) -> float:
+        return self.seconds
 
     async def sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -187,7 +191,7 @@ class Scripted:
 
     async def supervised(self) -> None:
         with pytest.raises(asyncio.CancelledError):
-            await supervise(self, on_death=self.deaths.append, clock=lambda: self.now, sleep=self.sleep)
+            await supervise(self, on_death=self.deaths.append, clock=self)
 
 
 async def test_the_pause_before_a_restart_doubles_up_to_its_limit() -> None:

@@ -10,19 +10,26 @@ from hypothesis import strategies as st
 
 from buydesk.errors import ClockSkewed
 from buydesk.observability.clock_skew import KEPT_SECONDS, ClockMonitor, verdict
+from buydesk.times import Clock
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 SKEW = 10.0
 
 
-class World:
-    """The true time, our own clock, and others' by how far they are off."""
+class World(Clock):
+    """The true time, our own clock, which this is, and others' by how far they are off."""
 
     def __init__(self, own: str = "db_proxy") -> None:
         self.seconds = 0.0
         self.own_is_off = 0.0
         self.off: dict[str, float] = {}
-        self.clocks = ClockMonitor(own, SKEW, lambda: self.shown(self.own_is_off), lambda: 1000 + self.seconds)
+        self.clocks = ClockMonitor(own, SKEW, self)
+
+    def now(self) -> datetime:
+        return self.shown(self.own_is_off)
+
+    def monotonic(self) -> float:
+        return 1000 + self.seconds
 
     def shown(self, off: float) -> datetime:
         return NOON + timedelta(seconds=self.seconds + off)
@@ -167,4 +174,4 @@ def test_the_largest_group_is_right() -> None:
         "The clocks of own and a (0 s ahead of own), b (60 s ahead of own), c (61 s ahead of own) differ, "
         "and it is not known which is off.",
     )
-    assert verdict("own", {"a": 6.0, "b": -6.0}, SKEW)[1].endswith("cannot be told which is off.")
+    assert verdict("own", {"a": 6.0, "b": -6.0}, SKEW)[1].endswith("it is not known which is off.")

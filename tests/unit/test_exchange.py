@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 from aiohttp import web
 
@@ -17,7 +18,8 @@ from buydesk.errors import SourceFailed
 from buydesk.money import Currency
 from buydesk.prices.model import Quote, RejectedQuote, SourceResponse
 from buydesk.settings import Settings
-from buydesk.times import utc_now
+from buydesk.times import CLOCK, Clock
+from tests.clock import FakeClock
 from tests.exchanges import StandIns, bitstamp_answer, coinbase_answer, kraken_answer
 from tests.exchanges import exchanges as all_stand_ins
 from tests.serving import free_port
@@ -39,11 +41,9 @@ async def stand_ins() -> AsyncIterator[StandIns]:
 
 
 @contextlib.asynccontextmanager
-async def asking(
-    name: str, url: str, *, now: Callable[[], datetime] = lambda: NOON, **settings: Any
-) -> AsyncIterator[ExchangeSource]:
+async def asking(name: str, url: str, *, clock: Clock | None = None, **settings: Any) -> AsyncIterator[ExchangeSource]:
     """The source of an exchange at an address. Its clock shows noon, unless told otherwise."""
-    source = ExchangeSource(BY_NAME[name], url, Settings(**settings), now)
+    source = ExchangeSource(BY_NAME[name], url, Settings(**settings), clock or FakeClock(NOON))
     try:
         yield source
     finally:
@@ -298,19 +298,17 @@ async def test_answer_within_the_bound_is_read_whole() -> None:
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X-A: " + 100 * b"b" + b"\r\n"),
         (b"HTTP/1.1 101 Upgrade\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", b"x" * 10_000),
         (b"", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n" * 100),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
+        (b"", b"\r\n" * 1000),
     ],
-    ids=["headers", "header", "status", "chunks", "extension", "trailers", "upgrade", "answers"],
+    ids=["headers", "header", "status", "chunks", "extension", "trailers", "upgrade", "answers", "continue", "lines"],
 )
 async def test_flood_of_any_kind_is_cut_off(first: bytes, rest: bytes) -> None:
+    memory_bytes = psutil.Process().memory_info().rss
     async with flooding(first, rest) as url:
-        # Some are too much for aiohttp before they are for us: which, depends on how much of it comes at once.
-        assert "TimeoutError" not in await failure_at("kraken", url)
-
-
-@pytest.mark.parametrize("idle", [b"HTTP/1.1 100 Continue\r\n\r\n" * 100, b"\r\n" * 1000], ids=["continue", "lines"])
-async def test_what_comes_before_the_answer_is_bounded_too(idle: bytes) -> None:
-    async with flooding(b"", idle) as url:
-        assert await failure_at("kraken", url) == TOO_MUCH
+        # Some are too much for aiohttp, some for us, and some take up the time there is.
+        assert await failure_at("kraken", url, source_seconds_max=1)
+    assert psutil.Process().memory_info().rss - memory_bytes < 50_000_000
 
 
 @pytest.mark.parametrize(
@@ -369,7 +367,7 @@ async def test_silence_is_given_up_after_the_time_limit() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_exchange_that_is_away_and_comes_back_quotes_again(name: str, stand_ins: StandIns) -> None:
-    async with asking(name, stand_ins[name].url, now=utc_now) as source:
+    async with asking(name, stand_ins[name].url, clock=CLOCK) as source:
         before = await source.quotes()
         await stand_ins[name].stop()
         with pytest.raises(SourceFailed, match=r"no answer \(ClientConnectorError\)"):
@@ -394,7 +392,7 @@ async def test_garbage_and_outliers_and_crossed_books_of_a_stand_in(name: str, s
     assert await failure_at(name, one.url) == "status 451 Unavailable For Legal Reasons"
     one.heal()
     stand_ins.mids[EUR] = Decimal("50000.00")
-    async with asking(name, one.url, now=utc_now) as source:
+    async with asking(name, one.url, clock=CLOCK) as source:
         one.factor = Decimal("0.7")
         euro = (await source.quotes()).quotes[0]
         assert (euro.bid_e8, euro.ask_e8) == (34999_95000000, 35000_05000000)

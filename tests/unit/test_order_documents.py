@@ -15,18 +15,19 @@ from buydesk.errors import DeskError, ExposureCapExceeded, InvalidRequest, Price
 from buydesk.money import AMOUNT_CENTS_MAX, RATE_E8_MAX, RATE_E8_MIN, Currency
 from buydesk.orders.documents import (
     EXAMPLE_ORDER,
-    EXAMPLE_PLACEMENT,
+    EXAMPLE_PRICED_ORDER,
     order_from,
     outcome_document,
     outcome_from,
-    placement_documents,
-    placement_from,
+    priced_order_documents,
+    priced_order_from,
     stored_document,
 )
-from buydesk.orders.model import NewOrder, Order, Outcome, Placed, Placement, Refused, Replayed, new_order_id, priced
+from buydesk.orders.model import NewOrder, Order, Outcome, Placed, PricedOrder, Refused, Replayed, new_order_id
+from buydesk.orders.pricing import price_order
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import PriceRecord
-from tests.ledgers import at, new_order, placement, record
+from tests.ledgers import at, new_order, priced_order, record
 
 Document = dict[str, Any]
 RECORD = record(EUR=4119191 * 10**6, ttl=3600)
@@ -38,19 +39,19 @@ def sent(document: Any) -> Any:
     return msgspec.json.decode(msgspec.json.encode(document))
 
 
-def received(documents: list[Document]) -> list[Placement]:
+def received(documents: list[Document]) -> list[PricedOrder]:
     records: dict[uuid.UUID, PriceRecord] = {}
-    return [placement_from(document, records) for document in sent(documents)]
+    return [priced_order_from(document, records) for document in sent(documents)]
 
 
 def arrived(outcome: Outcome) -> Outcome:
     """The outcome of the example, as it arrives at the other side."""
-    return outcome_from(sent(outcome_document(outcome)), EXAMPLE_PLACEMENT)
+    return outcome_from(sent(outcome_document(outcome)), EXAMPLE_PRICED_ORDER)
 
 
 def of_one(**changes: Any) -> Document:
     """The document of a good item, with changes; `...` leaves a member out."""
-    [document] = sent(placement_documents([placement(6900, "k", price=RECORD)]))
+    [document] = sent(priced_order_documents([priced_order(6900, "k", price=RECORD)]))
     return {name: value for name, value in (document | changes).items() if value is not ...}
 
 
@@ -65,16 +66,16 @@ def test_any_placement_arrives_as_it_was_sent(
     cents: int, rate_e8: int, currency: Currency, key: str | None, client: str
 ) -> None:
     order = NewOrder(new_order_id(), client, key, currency, cents)
-    item = Placement(order, record(rate_e8), at(2026, 1, 31, 9, 5, 0, 123456))
-    assert received(placement_documents([item])) == [item]
+    item = price_order(order, record(rate_e8), at(2026, 1, 31, 9, 5, 0, 123456))
+    assert received(priced_order_documents([item])) == [item]
 
 
 def test_a_price_record_travels_once_and_is_one_object_again() -> None:
     other = record(rate_e8=30_000 * 10**8)
     items = [
-        placement(cents, price=price) for cents, price in ((100, RECORD), (200, other), (300, RECORD), (400, other))
+        priced_order(cents, price=price) for cents, price in ((100, RECORD), (200, other), (300, RECORD), (400, other))
     ]
-    documents = sent(placement_documents(items))
+    documents = sent(priced_order_documents(items))
     assert [isinstance(document["price"], str) for document in documents] == [False, False, True, True]
     read = received(documents)
     assert read == items
@@ -83,8 +84,8 @@ def test_a_price_record_travels_once_and_is_one_object_again() -> None:
 
 @pytest.mark.parametrize("problem", [PriceUnavailable("none"), PriceStale("old", retry_after_seconds=5, as_of="then")])
 def test_an_item_without_a_price_travels_with_its_problem(problem: DeskError) -> None:
-    item = placement(100, price=problem)
-    [document] = sent(placement_documents([item]))
+    item = priced_order(100, price=problem)
+    [document] = sent(priced_order_documents([item]))
     assert not {"price", "exchange_rate", "bitcoin_amount"} & set(document)
     [placed] = received([document])
     assert replace(placed, price=problem) == item
@@ -120,9 +121,9 @@ def test_a_refusal_arrives_with_its_facts_and_its_retry_after() -> None:
 
 
 def test_the_examples_are_what_they_say() -> None:
-    assert received(placement_documents([EXAMPLE_PLACEMENT])) == [EXAMPLE_PLACEMENT]
-    assert isinstance(EXAMPLE_PLACEMENT.price, PriceRecord)
-    rate_e8, satoshi = priced(EXAMPLE_PLACEMENT.order, EXAMPLE_PLACEMENT.price)
+    assert received(priced_order_documents([EXAMPLE_PRICED_ORDER])) == [EXAMPLE_PRICED_ORDER]
+    assert isinstance(EXAMPLE_PRICED_ORDER.price, PriceRecord)
+    rate_e8, satoshi = EXAMPLE_PRICED_ORDER.rate_e8, EXAMPLE_PRICED_ORDER.satoshi
     assert (EXAMPLE_ORDER.rate_e8, EXAMPLE_ORDER.satoshi) == (rate_e8, satoshi)
 
 
@@ -148,7 +149,7 @@ BAD_ITEMS: list[tuple[Any, str, str]] = [
     (of_one(client_order_id="\u00e9"), "client_order_id", "must be 1 to 255 visible ASCII characters"),
     (of_one(client_order_id=7), "client_order_id", "must be text"),
     (of_one(currency=...), "currency", "is missing"),
-    (of_one(currency="eur"), "currency", "must be EUR, GBP or USD"),
+    (of_one(currency="eur"), "currency", "must be one of EUR, GBP, USD"),
     (of_one(currency=["EUR"]), "currency", "must be text"),
     (of_one(amount=...), "amount", "is missing"),
     (of_one(amount=69), "amount", "must be text"),
@@ -185,40 +186,40 @@ BAD_ITEMS: list[tuple[Any, str, str]] = [
 @pytest.mark.parametrize(("document", "member", "reason"), BAD_ITEMS, ids=range(len(BAD_ITEMS)))
 def test_what_is_no_placement_is_refused_by_name(document: Any, member: str, reason: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
-        placement_from(document, {})
+        priced_order_from(document, {})
     assert raised.value.detail.startswith(f"{member}: {reason}")
     assert len(raised.value.detail) < 200
 
 
 def test_equal_values_written_otherwise_are_fine() -> None:
-    item = placement_from(of_one(amount="6.9e1", exchange_rate="41191.91000000", client_order_id=...), {})
+    item = priced_order_from(of_one(amount="6.9e1", exchange_rate="41191.91000000", client_order_id=...), {})
     assert (item.order.amount_cents, item.order.client_order_id) == (6900, None)
 
 
 def test_a_bad_item_brings_its_record_all_the_same() -> None:
-    documents = placement_documents([placement(100, price=RECORD), placement(200, price=RECORD)])
+    documents = priced_order_documents([priced_order(100, price=RECORD), priced_order(200, price=RECORD)])
     documents[0]["amount"] = "0"
     records: dict[uuid.UUID, PriceRecord] = {}
     first, second = sent(documents)
     with pytest.raises(InvalidRequest, match="amount"):
-        placement_from(first, records)
-    assert placement_from(second, records).price == RECORD
+        priced_order_from(first, records)
+    assert priced_order_from(second, records).price == RECORD
 
 
 def test_a_record_that_comes_again_with_other_rates_changes_nothing() -> None:
     records: dict[uuid.UUID, PriceRecord] = {}
-    placement_from(of_one(), records)
+    priced_order_from(of_one(), records)
     with pytest.raises(InvalidRequest, match="price: differs from the record of the same id"):
-        placement_from(
+        priced_order_from(
             of_one(price=changed_price(rates=dict.fromkeys(Currency, "2.00")), exchange_rate="2.00"), records
         )
 
 
 def test_a_copy_of_a_record_that_was_shortened_keeps_its_own_end() -> None:
     records: dict[uuid.UUID, PriceRecord] = {}
-    placement_from(of_one(), records)
+    priced_order_from(of_one(), records)
     shortened = replace_record(RECORD, expires_at=RECORD.expires_at - timedelta(seconds=30))
-    copy = placement_from(of_one(price=record_document(shortened)), records)
+    copy = priced_order_from(of_one(price=record_document(shortened)), records)
     assert copy.price == shortened
 
 
@@ -246,7 +247,7 @@ BAD_OUTCOMES: list[Any] = [
 def test_what_is_no_outcome_is_a_value_error_or_a_lookup_error() -> None:
     for document in BAD_OUTCOMES:
         with pytest.raises((ValueError, LookupError)):
-            outcome_from(document, EXAMPLE_PLACEMENT)
+            outcome_from(document, EXAMPLE_PRICED_ORDER)
 
 
 @pytest.mark.parametrize("member", ["id", "number", "created_at", "livemode"])
@@ -254,17 +255,17 @@ def test_what_the_ledger_added_has_to_be_there(member: str) -> None:
     rest = {name: value for name, value in PLACED["order"].items() if name != member}
     for order in (rest, rest | {member: None}, rest | {member: "x"}, rest | {member: 5.5}):
         with pytest.raises((ValueError, LookupError)):
-            outcome_from(PLACED | {"order": order}, EXAMPLE_PLACEMENT)
+            outcome_from(PLACED | {"order": order}, EXAMPLE_PRICED_ORDER)
 
 
-@pytest.mark.parametrize("item", [placement(6900), replace(EXAMPLE_PLACEMENT, price=PriceUnavailable("none"))])
-def test_another_order_than_the_one_sent_is_no_outcome(item: Placement) -> None:
+@pytest.mark.parametrize("item", [priced_order(6900), replace(EXAMPLE_PRICED_ORDER, price=PriceUnavailable("none"))])
+def test_another_order_than_the_one_sent_is_no_outcome(item: PricedOrder) -> None:
     with pytest.raises(ValueError, match="is not the order that was sent"):
         outcome_from(PLACED, item)
 
 
 def test_deadlines_keep_their_microseconds() -> None:
-    item = placement(100, price=RECORD)
+    item = priced_order(100, price=RECORD)
     item = replace(item, deadline=item.deadline.replace(microsecond=1) + timedelta(days=3000))
-    assert received(placement_documents([item])) == [item]
+    assert received(priced_order_documents([item])) == [item]
     assert new_order().id != item.order.id

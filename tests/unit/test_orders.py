@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from buydesk.errors import PriceUnavailable
 from buydesk.money import Currency
 from buydesk.orders.model import (
     ANONYMOUS,
@@ -16,8 +17,8 @@ from buydesk.orders.model import (
     new_order_id,
     order_document,
     parse_key,
-    priced,
 )
+from buydesk.orders.pricing import price_order
 from buydesk.prices.model import PriceRecord
 
 NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
@@ -60,7 +61,16 @@ def test_an_id_is_a_uuid_of_version_7_that_carries_the_time() -> None:
     ("currency", "satoshi"), [(Currency.EUR, 167_508), (Currency.GBP, 191_667), (Currency.USD, 335_395)]
 )
 def test_an_order_is_priced_at_the_rate_of_its_currency_rounded_up(currency: Currency, satoshi: int) -> None:
-    assert priced(replace(NEW, currency=currency), RECORD) == (RATES[currency], satoshi)
+    item = price_order(replace(NEW, currency=currency), RECORD, NOW)
+    assert (item.rate_e8, item.satoshi) == (RATES[currency], satoshi)
+
+
+def test_an_order_in_a_currency_that_the_record_has_no_rate_for_has_no_price() -> None:
+    euros_only = PriceRecord(uuid.UUID(int=8), NOW, NOW + timedelta(seconds=60), "sandbox", {Currency.EUR: 10**12})
+    item = price_order(replace(NEW, currency=Currency.USD), euros_only, NOW)
+    assert isinstance(item.price, PriceUnavailable)
+    assert item.price.detail == "The price record has no rate for USD."
+    assert (item.rate_e8, item.satoshi) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 
-from buydesk.bounds import SLICE_ITEMS
 from buydesk.errors import Overloaded
+from buydesk.limits import SLICE_ITEMS
 from buydesk.orders.model import Anchor, Page, PageFrom, order_document
 from buydesk.orders.paging import PageReader
-from tests.ledgers import ModelLedger, placement, settings
+from tests.ledgers import ModelLedger, priced_order, settings
 
 
 class Ledger(ModelLedger):
@@ -27,7 +27,7 @@ class Ledger(ModelLedger):
 async def test_two_large_pages_are_read_at_a_time_and_short_ones_pass_them() -> None:
     ledger = Ledger()
     ledger.go = asyncio.Event()
-    await ledger.place([placement(100 + each) for each in range(SLICE_ITEMS + 1)], 1)
+    await ledger.place([priced_order(100 + each) for each in range(SLICE_ITEMS + 1)], 1)
     pages = PageReader(ledger, settings(reads_waiting_max=3))
 
     async def read(page_size: int) -> list[int]:

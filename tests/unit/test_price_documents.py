@@ -194,7 +194,7 @@ def changed(document: object, path: str, value: object) -> object:
         ("sources", None, "an object"),
         ("sources.used", {}, "a list"),
         ("sources.used.1", "EUR", "an object"),
-        ("sources.used.2.currency", "BTC", "EUR, GBP or USD"),
+        ("sources.used.2.currency", "BTC", "EUR, GBP, USD"),
         ("sources.used.2.currency", ["EUR"], "text"),
         ("sources.used.0.bid", "1e3", "decimal text"),
         ("sources.rejected.0.reason", 5, "text"),

@@ -13,13 +13,13 @@ from buydesk.errors import PriceStale, PriceSuperseded, PriceUnavailable
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
 from buydesk.prices.model import (
     KEPT_FOR,
-    Countdown,
     FeedStatus,
     NotARecord,
     PricePoint,
     PriceRecord,
     Quote,
     Rule,
+    UsablePrice,
     history_span,
     recent_feed_status,
     require_plausible,
@@ -82,29 +82,24 @@ def test_the_current_record_is_shown_while_it_is_valid() -> None:
 
 
 def test_from_the_first_look_on_a_clock_that_steps_back_makes_nothing_valid_for_longer() -> None:
-    seconds = 100.0
-    countdown = Countdown(lambda: seconds)
-    assert countdown.require_usable(RECORD, NOW) is RECORD  # for 58 s
-    seconds += 57
-    assert countdown.require_usable(RECORD, NOW - timedelta(seconds=60)) is RECORD
-    seconds += 1
+    price = UsablePrice.seen(RECORD, NOW, 100, None)  # for 58 s
+    assert price.usable(100) is RECORD
+    price = UsablePrice.seen(RECORD, NOW - timedelta(seconds=60), 157, price)
+    assert price.usable(157.9) is RECORD
     with pytest.raises(PriceStale):
-        countdown.require_usable(RECORD, NOW - timedelta(seconds=60))
+        price.usable(158)
     other = replace(RECORD, id=uuid.UUID(int=8))
-    assert countdown.require_usable(other, NOW) is other
+    assert UsablePrice.seen(other, NOW, 158, price).usable(158) is other
 
 
 def test_a_record_that_was_shortened_ends_earlier() -> None:
-    seconds = 100.0
-    countdown = Countdown(lambda: seconds)
-    countdown.require_usable(RECORD, NOW)
+    whole = UsablePrice.seen(RECORD, NOW, 100, None)
     shortened = RECORD.shortened(timedelta(seconds=5), NOW)
-    seconds += 4
-    assert countdown.require_usable(shortened, NOW + timedelta(seconds=4)) is shortened
-    seconds += 1
+    price = UsablePrice.seen(shortened, NOW + timedelta(seconds=4), 104, whole)
+    assert price.usable(104) is shortened
     for record in (shortened, RECORD):
         with pytest.raises(PriceStale):
-            countdown.require_usable(record, NOW)
+            UsablePrice.seen(record, NOW, 105, price).usable(105)
 
 
 def test_a_record_from_further_in_the_future_than_clocks_differ_is_none() -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -11,9 +11,10 @@ import pytest
 from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.errors import InvalidRequest, PriceStale, PriceStoreUnavailable, PriceSuperseded, PriceUnavailable
 from buydesk.money import Currency
-from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord
-from buydesk.prices.publishing import DecidedPrice, PricePublisher
+from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord, UsablePrice
+from buydesk.prices.publishing import PricePublisher
 from buydesk.settings import Settings
+from tests.clock import FakeClock
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 RATES = dict.fromkeys(Currency, 10**11)
@@ -23,33 +24,11 @@ OLD_RATES = dict.fromkeys(Currency, 2 * 10**11)
 LOG = "tests.current"
 
 
-class Time:
-    """A monotonic clock that only sleeping moves, and a wall clock that can be set beside it."""
-
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-        self.slept: list[float] = []
-        self.wall_is_off = timedelta()
-        self.meanwhile: Callable[[], Awaitable[object]] | None = None
-
-    def clock(self) -> float:
-        return self.seconds
-
-    def now(self) -> datetime:
-        return NOON + timedelta(seconds=self.seconds - 1000) + self.wall_is_off
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.seconds += seconds
-        if self.meanwhile is not None:
-            await self.meanwhile()
-
-
 class UnreliableStore(MemoryPriceStore):
     """A real store that is away, fails or loses what it holds when a test says so."""
 
-    def __init__(self, time: Time) -> None:
-        super().__init__(Settings(), time.now, time.clock)
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(Settings(), clock)
         self.failure: Exception | None = None
         self.published: list[PriceRecord] = []
         self.told: list[FeedStatus] = []
@@ -89,18 +68,18 @@ AWAY = PriceStoreUnavailable("The store is away.")
 
 
 @pytest.fixture
-def time() -> Time:
-    return Time()
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
-def store(time: Time) -> UnreliableStore:
-    return UnreliableStore(time)
+def store(clock: FakeClock) -> UnreliableStore:
+    return UnreliableStore(clock)
 
 
 @pytest.fixture
-def publisher(time: Time, store: UnreliableStore) -> PricePublisher:
-    return PricePublisher(store, 10, logging.getLogger(LOG), now=time.now, clock=time.clock, sleep=time.sleep)
+def publisher(clock: FakeClock, store: UnreliableStore) -> PricePublisher:
+    return PricePublisher(store, 10, logging.getLogger(LOG), clock=clock)
 
 
 @pytest.fixture
@@ -110,18 +89,18 @@ def logged(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return lambda: [f"{each.levelname} {each.getMessage()}" for each in caplog.records]
 
 
-def decided(usable_seconds: float = 60, record: PriceRecord = RECORD) -> DecidedPrice:
-    return DecidedPrice(record, 1000 + usable_seconds)
+def decided(usable_seconds: float = 60, record: PriceRecord = RECORD) -> UsablePrice:
+    return UsablePrice(record, 1000 + usable_seconds)
 
 
-def at(time: Time, seconds: float, act: Callable[[], object]) -> None:
+def at(clock: FakeClock, seconds: float, act: Callable[[], object]) -> None:
     """Does something at a second of the test."""
 
     async def act_when_due() -> None:
-        if time.seconds == 1000 + seconds:
+        if clock.seconds == 1000 + seconds:
             act()
 
-    time.meanwhile = act_when_due
+    clock.meanwhile = act_when_due
 
 
 async def test_price_is_published_to_a_store_that_is_up(publisher: PricePublisher, store: UnreliableStore) -> None:
@@ -131,12 +110,12 @@ async def test_price_is_published_to_a_store_that_is_up(publisher: PricePublishe
 
 
 async def test_store_that_is_away_is_offered_the_price_every_second_and_one_warning(
-    time: Time, publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
+    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
     store.failure = AWAY
-    at(time, 3, lambda: setattr(store, "failure", None))
+    at(clock, 3, lambda: setattr(store, "failure", None))
     await publisher.publish(decided(), 1015)
-    assert time.slept == [1, 1, 1]
+    assert clock.slept == [1, 1, 1]
     assert store.published == [RECORD]
     assert logged() == [
         "WARNING The price store is down: The store is away.",
@@ -147,53 +126,53 @@ async def test_store_that_is_away_is_offered_the_price_every_second_and_one_warn
 
 @pytest.mark.parametrize(("give_up_at", "slept"), [(1002.5, [1, 1]), (1002, [1]), (1000, [])])
 async def test_store_that_stays_away_is_given_up_before_the_next_tick(
-    time: Time, publisher: PricePublisher, store: UnreliableStore, give_up_at: float, slept: list[float]
+    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore, give_up_at: float, slept: list[float]
 ) -> None:
     store.failure = AWAY
     with pytest.raises(PriceStoreUnavailable):
         await publisher.publish(decided(), give_up_at)
-    assert time.slept == slept
+    assert clock.slept == slept
     assert publisher.last is None
     assert publisher.down == "The store is away."
 
 
 async def test_price_that_ends_while_the_store_is_away_is_not_offered_any_more(
-    time: Time, publisher: PricePublisher, store: UnreliableStore
+    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore
 ) -> None:
     store.failure = AWAY
-    at(time, 5, lambda: setattr(store, "failure", None))
+    at(clock, 5, lambda: setattr(store, "failure", None))
     with pytest.raises(PriceStale):
         await publisher.publish(decided(usable_seconds=5), 1015)
     assert store.published == []
 
 
 async def test_wall_clock_that_steps_back_makes_no_price_usable_for_longer(
-    time: Time, publisher: PricePublisher, store: UnreliableStore
+    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore
 ) -> None:
     store.failure = AWAY
 
     def step_back() -> None:
-        time.wall_is_off = -timedelta(seconds=9)
+        clock.at += -timedelta(seconds=9)
         store.failure = None
 
-    at(time, 60, step_back)
+    at(clock, 60, step_back)
     assert NOON + timedelta(seconds=60 - 9) < RECORD.expires_at
     with pytest.raises(PriceStale):
         await publisher.publish(decided(), 1100)
 
 
-async def test_wall_clock_that_steps_forward_ends_a_price_too(time: Time, publisher: PricePublisher) -> None:
-    time.wall_is_off = timedelta(seconds=60)
+async def test_wall_clock_that_steps_forward_ends_a_price_too(clock: FakeClock, publisher: PricePublisher) -> None:
+    clock.at += timedelta(seconds=60)
     with pytest.raises(PriceStale):
         await publisher.publish(decided(), 1015)
 
 
 async def test_price_from_further_in_the_future_than_clocks_differ_is_refused(
-    time: Time, publisher: PricePublisher, store: UnreliableStore
+    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore
 ) -> None:
-    time.wall_is_off = -timedelta(seconds=10)
+    clock.at += -timedelta(seconds=10)
     await publisher.publish(decided(), 1015)
-    time.wall_is_off -= timedelta(microseconds=1)
+    clock.at -= timedelta(microseconds=1)
     with pytest.raises(PriceUnavailable):
         await publisher.publish(decided(), 1015)
     assert len(store.published) == 1
@@ -227,7 +206,7 @@ async def test_last_rates_of_a_store_that_has_forgotten_them_are_those_this_upda
 
 
 async def test_last_rates_after_a_start_are_the_newest_of_the_stores_history(
-    time: Time, publisher: PricePublisher, store: UnreliableStore
+    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore
 ) -> None:
     assert await publisher.last_rates(decided(), 1015) is None
     for minutes, rates_e8 in ((600, RATES), (500, OLD_RATES)):
@@ -235,69 +214,69 @@ async def test_last_rates_after_a_start_are_the_newest_of_the_stores_history(
         await store.publish(replace(RECORD, id=uuid.uuid4(), as_of=as_of, rates_e8=rates_e8))
     assert await publisher.last_rates(decided(), 1015) == OLD_RATES
     store.failure = AWAY
-    at(time, 2, lambda: setattr(store, "failure", None))
+    at(clock, 2, lambda: setattr(store, "failure", None))
     assert await publisher.last_rates(decided(), 1015) == OLD_RATES
-    assert time.slept == [1, 1]
+    assert clock.slept == [1, 1]
 
 
 async def test_price_that_the_store_has_lost_hangs_again_within_a_second_as_it_was_and_word_of_the_sources_too(
-    time: Time, publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
+    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
     await publisher.publish(decided(), 1015)
     await publisher.put_feed_status(STATE)
-    at(time, 5, store.lose)
+    at(clock, 5, store.lose)
     await publisher.keep_published(1015)
     assert store.published == [RECORD] * 2
     assert store.told == [STATE] * 2
-    assert time.seconds == 1015
+    assert clock.seconds == 1015
     assert logged() == ["INFO The price store had lost the price, which is published again."]
 
 
 async def test_price_that_was_lost_before_anything_was_told_hangs_again(
-    time: Time, publisher: PricePublisher, store: UnreliableStore
+    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore
 ) -> None:
     await publisher.publish(decided(), 1015)
-    at(time, 5, store.lose)
+    at(clock, 5, store.lose)
     await publisher.keep_published(1015)
     assert (len(store.published), store.told) == (2, [])
 
 
 async def test_lost_price_is_hung_again_until_it_ends_and_not_longer(
-    time: Time, publisher: PricePublisher, store: UnreliableStore
+    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore
 ) -> None:
     async def lose() -> None:
         store.lose()
 
     await publisher.publish(decided(usable_seconds=20), 1015)
-    time.meanwhile = lose
+    clock.meanwhile = lose
     await publisher.keep_published(1045)
     assert len(store.published) == 1 + 19  # every second but the 20th
 
 
 async def test_store_that_was_set_back_in_time_gets_no_price_from_the_future(
-    time: Time, publisher: PricePublisher, store: UnreliableStore
+    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore
 ) -> None:
     await publisher.publish(decided(), 1015)
-    time.wall_is_off = -timedelta(hours=1)
+    clock.at += -timedelta(hours=1)
     await publisher.keep_published(1015)
     assert len(store.published) == 1
 
 
 async def test_store_that_is_away_between_ticks_is_one_warning_each_time(
-    time: Time, publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
+    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
     async def come_and_go() -> None:
-        store.failure = AWAY if time.seconds in (1002, 1003, 1004, 1008) else None
+        store.failure = AWAY if clock.seconds in (1002, 1003, 1004, 1008) else None
 
     await publisher.publish(decided(), 1015)
-    time.meanwhile = come_and_go
+    clock.meanwhile = come_and_go
     await publisher.keep_published(1015)
     away, back = "WARNING The price store is down: The store is away.", "INFO The price store is up again."
     assert logged() == [away, back] * 2
 
 
 async def test_store_that_fails_in_a_way_not_foreseen_ends_nothing(
-    time: Time, publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
+    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
     await publisher.publish(decided(), 1015)
     store.failure = RuntimeError()
@@ -309,7 +288,7 @@ async def test_store_that_fails_in_a_way_not_foreseen_ends_nothing(
 
 
 async def test_record_that_another_updater_hung_is_left_alone(
-    time: Time, publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
+    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
     await publisher.publish(decided(), 1015)
     store.lose()
@@ -319,19 +298,19 @@ async def test_record_that_another_updater_hung_is_left_alone(
     assert logged() == []
 
 
-async def test_store_is_not_looked_at_when_the_next_tick_is_due(time: Time, publisher: PricePublisher) -> None:
+async def test_store_is_not_looked_at_when_the_next_tick_is_due(clock: FakeClock, publisher: PricePublisher) -> None:
     await publisher.publish(decided(), 1015)
     await publisher.keep_published(1002)
-    assert time.slept == [1, 1]
+    assert clock.slept == [1, 1]
 
 
 async def test_nothing_is_looked_at_before_there_is_a_price(
-    time: Time, publisher: PricePublisher, store: UnreliableStore
+    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore
 ) -> None:
     store.failure = RuntimeError("nobody may call")
     await publisher.keep_published(1015)
     await publisher.keep_published(1010)
-    assert time.slept == [15, 0]
+    assert clock.slept == [15, 0]
 
 
 @pytest.mark.parametrize("failure", [InvalidRequest("It is not plausible."), RuntimeError("a fault")])

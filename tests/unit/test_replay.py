@@ -18,6 +18,7 @@ from buydesk.money import Currency, format_rate
 from buydesk.prices.model import PriceSource, Quote, Rule, SourceResponse
 from buydesk.prices.rule import Verdict, decide, differs
 from buydesk.settings import SANDBOX_FAULTS, SandboxFault, Settings
+from tests.clock import FakeClock
 
 DATA = Path(replay.__file__).parent / "data"
 START = datetime(2023, 3, 9, tzinfo=UTC)
@@ -27,22 +28,9 @@ RULE = Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, 
 FIRST_RATES = {"EUR": "20572.78", "GBP": "18271.51", "USD": "21712.51"}
 
 
-class Clock:
-    """Seconds of a monotonic clock, and the wall time that goes with them."""
-
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-    def wall(self) -> datetime:
-        return NOON + timedelta(seconds=self.seconds)
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> FakeClock:
+    return FakeClock(NOON + timedelta(seconds=1000))
 
 
 @pytest.fixture
@@ -52,17 +40,17 @@ def state_path(tmp_path: Path) -> Path:
 
 # So short a tick that every question of a test that moves the clock is one of its own.
 def sources(
-    clock: Clock,
+    clock: FakeClock,
     state_path: Path | None = None,
     speed: float = 1,
     fault: SandboxFault | None = None,
     interval_seconds: float = 0.5,
 ) -> list[PriceSource]:
     given = Settings(replay_speed=speed, sandbox_fault=fault, feed_interval_seconds=interval_seconds)
-    return sandbox_sources(given, state_path, clock.wall, clock)
+    return sandbox_sources(given, state_path, clock)
 
 
-def source(clock: Clock, state_path: Path | None = None, speed: float = 1) -> PriceSource:
+def source(clock: FakeClock, state_path: Path | None = None, speed: float = 1) -> PriceSource:
     """The one in the middle, whose prices are the closes."""
     return sources(clock, state_path, speed)[2]
 
@@ -78,8 +66,8 @@ async def asked(sources: Sequence[PriceSource]) -> list[Quote]:
     return quotes
 
 
-async def decided(sources: Sequence[PriceSource], clock: Clock) -> Verdict:
-    return decide(await asked(sources), clock.wall(), RULE)
+async def decided(sources: Sequence[PriceSource], clock: FakeClock) -> Verdict:
+    return decide(await asked(sources), clock.at, RULE)
 
 
 def texts(verdict: Verdict) -> dict[str, str]:
@@ -151,21 +139,21 @@ def test_series_is_small_and_loads_fast() -> None:
     assert sum(closes.itemsize * len(closes) for closes in series.closes_cents.values()) < 200_000
 
 
-async def test_first_quotes_are_the_first_closes_observed_now(clock: Clock) -> None:
+async def test_first_quotes_are_the_first_closes_observed_now(clock: FakeClock) -> None:
     seen = await source(clock).quotes()
     assert rates(seen) == FIRST_RATES
     assert seen.replayed_from == START
-    assert {quote.observed_at for quote in seen.quotes} == {clock.wall()}
+    assert {quote.observed_at for quote in seen.quotes} == {clock.at}
 
 
-async def test_bid_and_ask_lie_closely_around_the_close(clock: Clock) -> None:
+async def test_bid_and_ask_lie_closely_around_the_close(clock: FakeClock) -> None:
     for quote in (await source(clock).quotes()).quotes:
         assert quote.source == "sandbox-3"
         assert quote.bid_e8 < quote.mid_e8 < quote.ask_e8
         assert quote.ask_e8 - quote.bid_e8 <= quote.mid_e8 // 1000
 
 
-async def test_five_sources_differ_a_little_and_their_price_is_the_close(clock: Clock) -> None:
+async def test_five_sources_differ_a_little_and_their_price_is_the_close(clock: FakeClock) -> None:
     five = sources(clock)
     assert [each.name for each in five] == [f"sandbox-{number}" for number in range(1, 6)]
     for _ in range(20):
@@ -180,7 +168,7 @@ async def test_five_sources_differ_a_little_and_their_price_is_the_close(clock: 
         clock.seconds += 60 * 600
 
 
-async def test_all_who_ask_within_half_a_tick_see_the_same_minute_however_fast_it_runs(clock: Clock) -> None:
+async def test_all_who_ask_within_half_a_tick_see_the_same_minute_however_fast_it_runs(clock: FakeClock) -> None:
     five = sources(clock, speed=60, interval_seconds=15)
     first = await five[0].quotes()
     clock.seconds += 7.4  # 7 minutes of the series
@@ -190,7 +178,7 @@ async def test_all_who_ask_within_half_a_tick_see_the_same_minute_however_fast_i
     assert shown == [START + timedelta(minutes=15)] * 5
 
 
-async def test_position_is_kept_once_a_tick(clock: Clock, state_path: Path) -> None:
+async def test_position_is_kept_once_a_tick(clock: FakeClock, state_path: Path) -> None:
     five = sources(clock, state_path)
     await asked(five)
     delete(state_path)
@@ -202,7 +190,7 @@ async def test_position_is_kept_once_a_tick(clock: Clock, state_path: Path) -> N
 
 
 @pytest.mark.parametrize("fault", ["source-down", "outlier", "garbage"])
-async def test_one_source_that_misbehaves_costs_no_price(clock: Clock, fault: SandboxFault) -> None:
+async def test_one_source_that_misbehaves_costs_no_price(clock: FakeClock, fault: SandboxFault) -> None:
     verdict = await decided(sources(clock, fault=fault), clock)
     assert verdict.missing == {}
     assert {quote.source for quote in verdict.used} == {"sandbox-2", "sandbox-3", "sandbox-4", "sandbox-5"}
@@ -211,20 +199,20 @@ async def test_one_source_that_misbehaves_costs_no_price(clock: Clock, fault: Sa
     assert {each.source for each in verdict.rejected} == ({"sandbox-1"} if fault != "source-down" else set())
 
 
-async def test_source_that_is_down_says_so_and_the_others_go_on(clock: Clock) -> None:
+async def test_source_that_is_down_says_so_and_the_others_go_on(clock: FakeClock) -> None:
     first, *others = sources(clock, fault="source-down")
     with pytest.raises(SourceFailed, match="sandbox-1 gives no answer"):
         await first.quotes()
     assert len(await asked(others)) == 12
 
 
-async def test_outlier_is_thirty_percent_too_low(clock: Clock) -> None:
+async def test_outlier_is_thirty_percent_too_low(clock: FakeClock) -> None:
     first, _, third, *_ = sources(clock, fault="outlier")
     low, right = (await first.quotes()).quotes, (await third.quotes()).quotes
     assert [round(quote.mid_e8 / one.mid_e8, 5) for quote, one in zip(low, right, strict=True)] == [0.7] * 3
 
 
-async def test_garbage_is_crossed_astronomic_and_zero(clock: Clock) -> None:
+async def test_garbage_is_crossed_astronomic_and_zero(clock: FakeClock) -> None:
     verdict = await decided(sources(clock, fault="garbage"), clock)
     assert [(each.reason, each.quote is None) for each in verdict.rejected] == [
         ("has a bid above its ask", False),
@@ -233,7 +221,7 @@ async def test_garbage_is_crossed_astronomic_and_zero(clock: Clock) -> None:
     ]
 
 
-async def test_sources_that_disagree_are_two_percent_apart_and_make_no_price(clock: Clock) -> None:
+async def test_sources_that_disagree_are_two_percent_apart_and_make_no_price(clock: FakeClock) -> None:
     five = sources(clock, fault="disagree")
     verdict = await decided(five, clock)
     assert (verdict.rates_e8, set(verdict.missing)) == ({}, set(Currency))
@@ -241,9 +229,9 @@ async def test_sources_that_disagree_are_two_percent_apart_and_make_no_price(clo
     assert [round(mid_e8 / mids[2], 5) for mid_e8 in mids] == [0.96, 0.98, 1, 1.02, 1.04]
 
 
-async def test_clocks_that_stand_still_make_a_price_until_the_quotes_are_too_old(clock: Clock) -> None:
+async def test_clocks_that_stand_still_make_a_price_until_the_quotes_are_too_old(clock: FakeClock) -> None:
     five = sources(clock, fault="stale")
-    first_seen = clock.wall()
+    first_seen = clock.at
     assert texts(await decided(five, clock)) == FIRST_RATES
     clock.seconds += 30
     assert texts(await decided(five, clock)).keys() == FIRST_RATES.keys()
@@ -255,7 +243,7 @@ async def test_clocks_that_stand_still_make_a_price_until_the_quotes_are_too_old
 
 
 @pytest.mark.parametrize("fault", SANDBOX_FAULTS)
-async def test_series_goes_on_whatever_the_fault(clock: Clock, fault: SandboxFault) -> None:
+async def test_series_goes_on_whatever_the_fault(clock: FakeClock, fault: SandboxFault) -> None:
     five = sources(clock, fault=fault)
     assert await minute_of(five[1]) == 0
     clock.seconds += 120
@@ -265,7 +253,7 @@ async def test_series_goes_on_whatever_the_fault(clock: Clock, fault: SandboxFau
         await each.close()
 
 
-async def test_position_moves_with_the_clock_by_whole_minutes(clock: Clock) -> None:
+async def test_position_moves_with_the_clock_by_whole_minutes(clock: FakeClock) -> None:
     replaying = source(clock)
     assert await minute_of(replaying) == 0
     clock.seconds += 59
@@ -274,29 +262,29 @@ async def test_position_moves_with_the_clock_by_whole_minutes(clock: Clock) -> N
     assert await minute_of(replaying) == 1
 
 
-async def test_time_before_the_first_question_does_not_count(clock: Clock) -> None:
+async def test_time_before_the_first_question_does_not_count(clock: FakeClock) -> None:
     replaying = source(clock)
     clock.seconds += 3600
     assert await minute_of(replaying) == 0
 
 
-async def test_speed_moves_the_position_and_not_the_time_of_observation(clock: Clock) -> None:
+async def test_speed_moves_the_position_and_not_the_time_of_observation(clock: FakeClock) -> None:
     replaying = source(clock, speed=60)
     await replaying.quotes()
     clock.seconds += 15
     seen = await replaying.quotes()
     assert seen.replayed_from == START + timedelta(minutes=15)
-    assert {quote.observed_at for quote in seen.quotes} == {clock.wall()}
+    assert {quote.observed_at for quote in seen.quotes} == {clock.at}
 
 
-async def test_speed_zero_stands_still(clock: Clock) -> None:
+async def test_speed_zero_stands_still(clock: FakeClock) -> None:
     replaying = source(clock, speed=0)
     await replaying.quotes()
     clock.seconds += 1e6
     assert await minute_of(replaying) == 0
 
 
-async def test_series_runs_back_at_its_end_and_forth_at_its_beginning(clock: Clock) -> None:
+async def test_series_runs_back_at_its_end_and_forth_at_its_beginning(clock: FakeClock) -> None:
     replaying = source(clock)
     await replaying.quotes()
     shown = []
@@ -318,7 +306,7 @@ def test_turning_never_jumps() -> None:
     assert shown == [0, 1, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]
 
 
-async def test_position_survives_a_restart(clock: Clock, state_path: Path) -> None:
+async def test_position_survives_a_restart(clock: FakeClock, state_path: Path) -> None:
     before = source(clock, state_path)
     await before.quotes()
     clock.seconds += 90
@@ -331,7 +319,7 @@ async def test_position_survives_a_restart(clock: Clock, state_path: Path) -> No
     assert await minute_of(after) == 2
 
 
-async def test_way_back_survives_a_restart(clock: Clock, state_path: Path) -> None:
+async def test_way_back_survives_a_restart(clock: FakeClock, state_path: Path) -> None:
     before = source(clock, state_path)
     await before.quotes()
     clock.seconds += 60 * MINUTES
@@ -342,7 +330,7 @@ async def test_way_back_survives_a_restart(clock: Clock, state_path: Path) -> No
     assert await minute_of(after) == MINUTES - 3
 
 
-async def test_position_of_a_year_later_is_still_one_round(clock: Clock, state_path: Path) -> None:
+async def test_position_of_a_year_later_is_still_one_round(clock: FakeClock, state_path: Path) -> None:
     replaying = source(clock, state_path)
     await replaying.quotes()
     clock.seconds += 366 * 24 * 3600
@@ -351,18 +339,18 @@ async def test_position_of_a_year_later_is_still_one_round(clock: Clock, state_p
     assert 0 <= position < 2 * MINUTES
 
 
-async def test_without_a_file_the_position_is_kept_in_memory_only(clock: Clock, tmp_path: Path) -> None:
+async def test_without_a_file_the_position_is_kept_in_memory_only(clock: FakeClock, tmp_path: Path) -> None:
     await source(clock).quotes()
     assert names_in(tmp_path) == []
 
 
-async def test_nothing_but_the_file_is_left_behind(clock: Clock, state_path: Path) -> None:
+async def test_nothing_but_the_file_is_left_behind(clock: FakeClock, state_path: Path) -> None:
     await source(clock, state_path).quotes()
     assert names_in(state_path.parent) == [state_path.name]
 
 
 async def test_missing_file_starts_at_the_beginning_in_silence(
-    clock: Clock, state_path: Path, caplog: pytest.LogCaptureFixture
+    clock: FakeClock, state_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert await minute_of(source(clock, state_path)) == 0
     assert caplog.records == []
@@ -390,7 +378,7 @@ def broken_path(request: pytest.FixtureRequest, state_path: Path) -> Path:
     indirect=True,
 )
 async def test_broken_file_starts_at_the_beginning_with_a_warning_and_is_mended(
-    clock: Clock, broken_path: Path, caplog: pytest.LogCaptureFixture
+    clock: FakeClock, broken_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert await minute_of(source(clock, broken_path)) == 0
     assert [each.levelno for each in caplog.records] == [logging.WARNING]
@@ -399,7 +387,7 @@ async def test_broken_file_starts_at_the_beginning_with_a_warning_and_is_mended(
 
 
 async def test_position_that_cannot_be_kept_costs_no_price_and_one_warning_until_it_can(
-    clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    clock: FakeClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     directory = tmp_path / "later"
     replaying = source(clock, directory / "replay.json")

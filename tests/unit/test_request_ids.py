@@ -17,8 +17,8 @@ from buydesk.observability import logs, request_ids
 from buydesk.observability.reporter import Reporter, ReportHandler
 from buydesk.observability.reports import DATA_CHARS_MAX
 from buydesk.orders.batching import OrderBatcher, PendingOrder
-from buydesk.orders.model import Outcome, Placed, Placement, Refused
-from tests.ledgers import ModelLedger, placement, settings
+from buydesk.orders.model import Outcome, Placed, PricedOrder, Refused
+from tests.ledgers import ModelLedger, priced_order, settings
 from tests.logged import logged
 from tests.unit.test_batching import answers, soon
 
@@ -120,7 +120,7 @@ class Ledger(ModelLedger):
         self.script = list(script)
         self.ids: list[str | None] = []
 
-    async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+    async def place(self, items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
         self.ids.append(request_ids.current())
         step = self.script.pop(0) if self.script else None
         if isinstance(step, Exception):
@@ -131,10 +131,10 @@ class Ledger(ModelLedger):
 
 async def placed(ledger: Ledger, *requests: str) -> tuple[list[PendingOrder], list[Outcome]]:
     """Orders that arrive in one batch, each with a request of its own."""
-    items = [placement(100 + number) for number, _ in enumerate(requests)]
+    items = [priced_order(100 + number) for number, _ in enumerate(requests)]
     waiting: list[PendingOrder] = []
 
-    async def request(text: str, item: Placement) -> None:
+    async def request(text: str, item: PricedOrder) -> None:
         request_ids.begin(text)
         waiting.extend(queue.put([item], soon(5)))
 
@@ -169,7 +169,7 @@ async def test_orders_that_no_request_brought_go_under_a_fresh_id() -> None:
     queue = OrderBatcher(ledger, settings(resend_pause_seconds=0.001), "create_buy_order")
 
     async def nobody() -> list[PendingOrder]:
-        return queue.put([placement()], soon(5))
+        return queue.put([priced_order()], soon(5))
 
     [waiting] = await asyncio.create_task(nobody(), context=contextvars.Context())
     with logged() as lines:

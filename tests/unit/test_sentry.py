@@ -17,6 +17,7 @@ from buydesk.cli import main
 from buydesk.errors import CannotStart
 from buydesk.observability import request_ids, sentry
 from buydesk.observability.sentry import SentryHandler, error_reporting, require_sentry, scrub_event, scrubbed
+from tests.clock import FakeClock
 from tests.ledgers import settings, shared_env
 
 DSN = "http://key@127.0.0.1:9/42"
@@ -113,14 +114,14 @@ def test_of_other_libraries_lines_only_their_own_words_are_told(client: Client) 
 
 
 def test_a_storm_of_errors_is_limited_by_the_minute_and_says_what_it_left_out(client: Client) -> None:
-    now = [0.0]
-    with logger(DB_PROXY, handler(client, monotonic=lambda: now[0])) as log:
+    clock = FakeClock()
+    with logger(DB_PROXY, handler(client, clock=clock)) as log:
         for _ in range(sentry.EVENTS_PER_MINUTE_MAX + 5):
             log.error("odd")
         assert len(client.events) == sentry.EVENTS_PER_MINUTE_MAX
-        now[0] = 59.9
+        clock.seconds += 59.9
         log.error("odd")
-        now[0] = 60.0
+        clock.seconds += 0.1
         log.error("odd")
         log.error("odd")
     assert [each.get("extra") for each in client.events[-3:]] == [None, {"events_left_out_before": 6}, None]

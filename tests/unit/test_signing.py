@@ -12,12 +12,12 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from buydesk.http.prices import _EXAMPLE
 from buydesk.money import Currency
 from buydesk.orders.documents import EXAMPLE_RECORD
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord, RejectedQuote, Signature
 from buydesk.prices.signing import Signer, signature_discrepancy
-from buydesk.services.api_cache_proxy import _EXAMPLE
 from buydesk.signing_keys import new_signing_key, public_key, to_bytes, to_text
 from tests.ledgers import SIGNING_KEY, record, signed
 

@@ -15,7 +15,7 @@ from buydesk.backends.postgres.rows import place_arguments
 from buydesk.backends.postgres.sessions import session_settings
 from buydesk.backends.postgres.sql import QUERIES, REVISION
 from buydesk.orders.model import NUMBER_MAX
-from tests.ledgers import ANY_TIME, Databases, fill, placement, settings
+from tests.ledgers import ANY_TIME, Databases, fill, priced_order, settings
 
 TEXT = (files("buydesk.backends.postgres") / "queries.sql").read_text(encoding="utf-8")
 ORDERS = 30_000
@@ -138,7 +138,7 @@ async def test_placing_goes_by_index_whatever_the_session_s_settings(
             await fill(dsn, ORDERS)
         await connection.execute("BEGIN")  # and never committed
         [row] = await connection.fetch(
-            QUERIES["place_batch"], *place_arguments([placement(100, key) for key in keys], ANY_TIME)
+            QUERIES["place_batch"], *place_arguments([priced_order(100, key) for key in keys], ANY_TIME)
         )
         assert set(row["outcomes"]) == kinds
         scans = {

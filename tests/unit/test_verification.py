@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buydesk.money import Currency
-from buydesk.orders.model import ANONYMOUS, NewOrder, Order, placed_order
-from buydesk.orders.verification import discrepancies, require_proven
+from buydesk.orders.model import ANONYMOUS, NewOrder, Order
+from buydesk.orders.pricing import placed_order, price_order
+from buydesk.orders.verification import discrepancies
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import NotARecord, PriceRecord, Quote, RejectedQuote, Rule
 from buydesk.prices.rule import decide, record_of
+from buydesk.prices.verification import require_proven
 from tests.ledgers import settings, signed
 
 NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
@@ -40,7 +42,7 @@ def decided(quotes: list[Quote]) -> PriceRecord:
 
 RECORD = decided(QUOTES)
 NEW = NewOrder(uuid.UUID(int=1), ANONYMOUS, None, EUR, 6900)
-ORDER = placed_order(NEW, RECORD, 12, NOW + timedelta(seconds=1), livemode=True)
+ORDER = placed_order(price_order(NEW, RECORD, NOW), 12, NOW + timedelta(seconds=1), livemode=True)
 
 
 def changed(**changes: Any) -> Order:
@@ -76,11 +78,10 @@ def test_what_of_the_order_does_not_follow_is_named(changes: dict[str, Any], dou
 
 
 def test_amount_is_rounded_up_to_a_satoshi() -> None:
-    order = placed_order(NEW, replace(RECORD, rates_e8={EUR: 3 * 10**8}), 1, NOW, livemode=True)
+    order = placed_order(price_order(NEW, replace(RECORD, rates_e8={EUR: 3 * 10**8}), NOW), 1, NOW, livemode=True)
     assert order.satoshi == 2_300_000_000
     order = placed_order(
-        msgspec.structs.replace(NEW, amount_cents=100),
-        replace(RECORD, rates_e8={EUR: 3 * 10**8}),
+        price_order(msgspec.structs.replace(NEW, amount_cents=100), replace(RECORD, rates_e8={EUR: 3 * 10**8}), NOW),
         1,
         NOW,
         livemode=True,
@@ -232,4 +233,4 @@ def test_every_order_at_every_price_of_the_rule_is_proven(further: list[Quote], 
     if not verdict.missing:
         record = decided([*QUOTES, *further])
         new = msgspec.structs.replace(NEW, amount_cents=cents, currency=currency)
-        assert discrepancies(placed_order(new, record, 1, NOW, livemode=True), record) == []
+        assert discrepancies(placed_order(price_order(new, record, NOW), 1, NOW, livemode=True), record) == []

@@ -13,7 +13,6 @@ import aiohttp
 import msgspec
 from pydantic import SecretStr
 
-from buydesk.bounds import Bulkhead, SharedCheck
 from buydesk.errors import (
     DeskError,
     InternalError,
@@ -29,12 +28,13 @@ from buydesk.errors import (
     UnsupportedMediaType,
     rebuild,
 )
+from buydesk.limits import Bulkhead, SharedCheck
 from buydesk.money import parse_btc
 from buydesk.observability import request_ids
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.observability.reports import Level, Report, StoredReport, stored_report_from
-from buydesk.orders.documents import order_from, outcome_from, placement_documents
-from buydesk.orders.model import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, Placement, Refused
+from buydesk.orders.documents import order_from, outcome_from, priced_order_documents
+from buydesk.orders.model import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, PricedOrder, Refused
 from buydesk.prices.documents import feed_status_document, feed_status_from, point_from, record_document, record_from
 from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord
 from buydesk.settings import Settings, tokens
@@ -191,14 +191,14 @@ class RemoteLedger(RemoteService):
         # Twice what db_proxy's database needs: db_proxy keeps a share for itself, and may have a batch before ours.
         self.place_seconds = 2 * min(settings.statement_seconds_max, settings.order_seconds_max / 4)
 
-    async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+    async def place(self, items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
         """See OrderLedger. Only a connection that was never made, or an error that says so, proves that nothing was
         stored."""
         try:
             answers = await self.call(
                 "POST",
                 "/add/",
-                body=placement_documents(items),
+                body=priced_order_documents(items),
                 timeout_seconds=timeout_seconds,
                 # db_proxy, which has a clock of its own, is told how long, not until when.
                 answer_within_ms=int(timeout_seconds * 1000),

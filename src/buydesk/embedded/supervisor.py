@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Protocol, Self
 
 from buydesk.embedded.accounts import Account
 from buydesk.errors import CannotStart
+from buydesk.times import CLOCK, Clock
 
 RESTART_PAUSE_SECONDS_MIN = 0.2
 RESTART_PAUSE_SECONDS_MAX = 2.0
@@ -201,8 +201,7 @@ async def supervise(
     what: Supervised,
     *,
     on_death: Callable[[Death], None] = log_death,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    clock: Clock = CLOCK,
 ) -> None:
     """Starts `what`, which runs already, again whenever it ends; never returns. Cancel it before you stop `what`.
 
@@ -213,7 +212,7 @@ async def supervise(
     how = await what.wait()
     while True:
         on_death(Death(what.name, how, pause))
-        await sleep(pause)
+        await clock.sleep(pause)
         pause = min(pause * 2, RESTART_PAUSE_SECONDS_MAX)
         try:
             await what.start()
@@ -225,9 +224,9 @@ async def supervise(
             log.exception("%s could not be started", what.name)
             how = f"{type(error).__name__}: {error}"
             continue
-        started = clock()
+        started = clock.monotonic()
         how = await what.wait()
-        if clock() - started >= STEADY_SECONDS:
+        if clock.monotonic() - started >= STEADY_SECONDS:
             pause = RESTART_PAUSE_SECONDS_MIN
 
 

@@ -5,7 +5,6 @@ Each second all of them are checked for what is late: timers would cost each req
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -16,6 +15,7 @@ from fastapi import Response
 from buydesk.errors import RequestTimeout
 from buydesk.http.requests import Request
 from buydesk.settings import Settings
+from buydesk.times import CLOCK, Clock
 
 if TYPE_CHECKING:
     from buydesk.http.protocol import Connection
@@ -32,9 +32,9 @@ _log = logging.getLogger(__name__)
 class Connections:
     """All connections to one service. `respond` answers a request; times are monotonic."""
 
-    def __init__(self, settings: Settings, respond: Respond, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: Settings, respond: Respond, clock: Clock = CLOCK) -> None:
         self.respond = respond
-        self.now = now
+        self.clock = clock
         self.open: set[Connection] = set()
         self.answering: set[asyncio.Task[None]] = set()  # also for clients that have gone
         self.request_seconds_max = settings.request_seconds_max
@@ -73,7 +73,7 @@ class Connections:
 
     def look(self) -> None:
         """Ends those that do not take their answer, are late with the head of a request, or rest for too long."""
-        now, seconds_max = self.now(), self.request_seconds_max
+        now, seconds_max = self.clock.monotonic(), self.request_seconds_max
         for each in list(self.open):
             if each.unread_since(now) < now - self._settings.write_seconds_max:
                 each.abort()

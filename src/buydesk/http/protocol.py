@@ -101,7 +101,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, connections: Connections) -> None:
         self.whose: object = None
         self.head_since: float | None = None  # the first bytes of a request whose head is not whole
-        self.idle_since: float | None = connections.now()  # the last answer, or none yet
+        self.idle_since: float | None = connections.clock.monotonic()  # the last answer, or none yet
         self._connections = connections
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
@@ -267,10 +267,10 @@ class Connection(asyncio.Protocol):
         elif self._is_deaf or self._is_last or self._has_eof:
             self._end()
         elif self._incoming is not None:
-            self.head_since = self.head_since or self._connections.now()
+            self.head_since = self.head_since or self._connections.clock.monotonic()
         else:
             self.head_since = None
-            self.idle_since = self.idle_since or self._connections.now()
+            self.idle_since = self.idle_since or self._connections.clock.monotonic()
 
     async def _answer(self, incoming: Incoming) -> None:
         headers = Headers(incoming.headers)

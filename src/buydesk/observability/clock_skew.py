@@ -5,14 +5,13 @@ Nobody's clock is right by itself: those that agree with most others are.
 """
 
 import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
 from buydesk.errors import ClockSkewed
-from buydesk.times import utc_now
+from buydesk.times import CLOCK, Clock
 
 RETRY_AFTER_SECONDS = 5
 # A date in HTTP is cut to the second.
@@ -47,29 +46,27 @@ class ClockReading:
 
 
 class ClockMonitor:
-    """What the process called `own` hears of others' clocks. `monotonic` counts seconds, whatever is done to `now`."""
+    """What the process called `own` hears of others' clocks."""
 
     def __init__(
         self,
         own: str,
         skew_seconds_max: float,
-        now: Callable[[], datetime] = utc_now,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Clock = CLOCK,
     ) -> None:
         self._own = own
         self._skew_seconds_max = skew_seconds_max
-        self._now = now
-        self._monotonic = monotonic
+        self._clock = clock
         self._heard: dict[str, ClockReading] = {}
         self._said = ""
 
     def moment(self) -> float:
         """Before somebody is asked for the time: what `hear` wants to know of that."""
-        return self._monotonic()
+        return self._clock.monotonic()
 
     def hear(self, whose: str, shown: datetime, asked_at: float, cut_to_seconds: float = 0.0) -> None:
         """Takes in what a clock showed after it was asked and before now."""
-        moment = self._monotonic()
+        moment = self._clock.monotonic()
         low = shown.timestamp()
         heard = ClockReading(moment, low, low + cut_to_seconds + moment - asked_at)
         before = self._heard.get(whose)
@@ -103,7 +100,7 @@ class ClockMonitor:
 
     def _ahead(self) -> dict[str, float]:
         """By how many seconds each clock that was heard of lately is ahead of ours."""
-        moment, now = self._monotonic(), self._now().timestamp()
+        moment, now = self._clock.monotonic(), self._clock.now().timestamp()
         recent = {whose: heard for whose, heard in self._heard.items() if moment - heard.moment <= KEPT_SECONDS}
         return {whose: heard.at(moment).ahead_of(now) for whose, heard in recent.items()}
 

@@ -12,7 +12,6 @@ from typing import Any
 from pythonjsonlogger.json import JsonFormatter
 
 from buydesk.observability import request_ids
-from buydesk.texts import escaped
 from buydesk.times import format_time
 
 # The password of a URL ends at the last @ before the path, and at the last @ of all in the URL of a database, whose
@@ -93,3 +92,11 @@ class _Text(logging.Formatter):
 
 def _time_of(record: logging.LogRecord) -> str:
     return format_time(datetime.fromtimestamp(record.created, UTC))
+
+
+def escaped(text: str, but: str = "") -> str:
+    """The text with every character that shows nothing of itself, or steers what shows it, written out as Python does
+    (`\\x9b`, `\\u202e`), except those of `but`. A text that was written out once stays as it is."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in but else repr(char)[1:-1] for char in text)

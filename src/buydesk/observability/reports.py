@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any, Literal, Protocol, get_args
 
-from buydesk.texts import escaped
+from buydesk.observability.logs import escaped
 from buydesk.times import format_time, parse_time
 
 Level = Literal["debug", "info", "warning", "error", "critical"]

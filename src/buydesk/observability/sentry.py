@@ -11,8 +11,7 @@ import contextlib
 import importlib.util
 import logging
 import re
-import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import TYPE_CHECKING, cast
 
 from pydantic import SecretStr
@@ -21,6 +20,7 @@ from buydesk import __version__
 from buydesk.errors import CannotStart
 from buydesk.observability.logs import redacted, request_id_of
 from buydesk.settings import Settings, tokens, variable
+from buydesk.times import CLOCK, Clock
 
 if TYPE_CHECKING:
     import sentry_sdk
@@ -80,14 +80,12 @@ async def error_reporting(settings: Settings, services: Collection[str]) -> Asyn
 class SentryHandler(logging.Handler):
     """Makes events of errors and worse. `left_out` counts those that were too many, until the next event tells it."""
 
-    def __init__(
-        self, client: "sentry_sdk.Client", services: Collection[str], monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, client: "sentry_sdk.Client", services: Collection[str], clock: Clock = CLOCK) -> None:
         super().__init__(logging.ERROR)
         self.left_out = 0
         self._client = client
         self._default = next(iter(services)) if len(services) == 1 else "buydesk"
-        self._monotonic = monotonic
+        self._clock = clock
         self._minute_ends_at = float("-inf")
         self._events = 0
 
@@ -104,7 +102,7 @@ class SentryHandler(logging.Handler):
             self.handleError(record)
 
     def _has_room(self) -> bool:
-        now = self._monotonic()
+        now = self._clock.monotonic()
         if now >= self._minute_ends_at:
             self._minute_ends_at, self._events = now + 60, 0
         self._events += 1

@@ -24,7 +24,7 @@ import msgspec
 
 from buydesk.errors import DeskError, InternalError, LedgerUnavailable, OutcomeUnknown, Overloaded, WrongMode
 from buydesk.observability import request_ids
-from buydesk.orders.model import OrderLedger, Outcome, Placement, Refused
+from buydesk.orders.model import OrderLedger, Outcome, PricedOrder, Refused
 from buydesk.settings import Settings
 from buydesk.times import format_time
 
@@ -39,7 +39,7 @@ class PendingOrder(msgspec.Struct, eq=False):
     """An order on its way to the ledger. `give_up_at` is monotonic time; `resent` says that an answer was lost;
     `request` is the id of the one that brought it."""
 
-    item: Placement
+    item: PricedOrder
     give_up_at: float
     outcome: asyncio.Future[Outcome]
     request: str | None
@@ -90,7 +90,7 @@ class OrderBatcher:
         """How many orders wait for the next batch."""
         return len(self._queue)
 
-    def put(self, items: Sequence[Placement], give_up_at: float) -> list[PendingOrder]:
+    def put(self, items: Sequence[PricedOrder], give_up_at: float) -> list[PendingOrder]:
         """Queues the items together, in this order, to be answered by `give_up_at` (monotonic time).
 
         Raises Overloaded when they do not fit or the queue is closing: then none of them was queued.
@@ -232,7 +232,7 @@ def _named(orders: Iterable[PendingOrder]) -> dict[str, str | None]:
     return {str(each.item.order.id): each.request for each in orders}
 
 
-def outcome_unknown(item: Placement, settings: Settings) -> OutcomeUnknown:
+def outcome_unknown(item: PricedOrder, settings: Settings) -> OutcomeUnknown:
     """The answer when it could not be learnt whether the order is stored.
 
     The ledger takes it no more after its deadline, by its own clock, which may be behind ours by the allowed skew; a

@@ -1,4 +1,5 @@
-"""Orders between services: how placements, outcomes and stored orders cross HTTP. db_proxy's `POST /add/` speaks this.
+"""Orders between services: priced orders, outcomes and stored orders as JSON. db_proxy's `POST /add/` takes and
+gives them.
 
 A price record travels with the first item that uses it; later items of the same list name it by its id. Documents leave
 here for msgspec, which writes ids and times as text by itself, faster than they could be made text before.
@@ -21,20 +22,19 @@ from buydesk.orders.model import (
     OrderDocument,
     Outcome,
     Placed,
-    Placement,
+    PricedOrder,
     Refused,
     Replayed,
     order_document,
     parse_key,
-    placed_order,
-    priced,
 )
+from buydesk.orders.pricing import placed_order, price_order
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord, Quote, RejectedQuote, Rule, Signature
 from buydesk.reading import read_boolean, read_currency, read_id, read_integer, read_object, read_text, read_time
 
 
-def placement_documents(items: Sequence[Placement]) -> list[dict[str, object]]:
+def priced_order_documents(items: Sequence[PricedOrder]) -> list[dict[str, object]]:
     """The items as a JSON list for `POST /add/`."""
     sent: set[uuid.UUID] = set()
     documents = []
@@ -51,17 +51,16 @@ def placement_documents(items: Sequence[Placement]) -> list[dict[str, object]]:
             document |= _problem_document(item.price)
         else:
             record = item.price
-            rate_e8, satoshi = priced(item.order, record)
-            document["exchange_rate"] = format_rate(rate_e8)
-            document["bitcoin_amount"] = format_btc(satoshi)
+            document["exchange_rate"] = format_rate(item.rate_e8)
+            document["bitcoin_amount"] = format_btc(item.satoshi)
             document["price"] = record.id if record.id in sent else _price_document(record)
             sent.add(record.id)
         documents.append(document)
     return documents
 
 
-def placement_from(document: object, records: dict[uuid.UUID, PriceRecord]) -> Placement:
-    """The placement of one document; `records` collects the price records of the list's earlier items.
+def priced_order_from(document: object, records: dict[uuid.UUID, PriceRecord]) -> PricedOrder:
+    """The priced order of one document; `records` collects the price records of the list's earlier items.
 
     Raises InvalidRequest for anything that is not one, a bitcoin amount that is not what its rate gives included.
     """
@@ -82,21 +81,20 @@ def placement_from(document: object, records: dict[uuid.UUID, PriceRecord]) -> P
         member = "amount"
         order = NewOrder(order_id, client, client_order_id, currency, parse_amount(read_text(document[member])))
         member = "deadline"
-        deadline = read_time(document[member])
-        if isinstance(price, PriceRecord):
-            rate_e8, satoshi = priced(order, price)
+        item = price_order(order, price, read_time(document[member]))
+        if isinstance(item.price, PriceRecord):
             member = "exchange_rate"
-            if parse_rate(read_text(document[member])) != rate_e8:
+            if parse_rate(read_text(document[member])) != item.rate_e8:
                 raise ValueError("is not the rate of the price record")
             member = "bitcoin_amount"
             given = read_text(document[member])
-            if given != format_btc(satoshi) and parse_btc(given) != satoshi:
-                raise ValueError(f"must be {format_btc(satoshi)}, the amount at this rate, rounded up")
+            if given != format_btc(item.satoshi) and parse_btc(given) != item.satoshi:
+                raise ValueError(f"must be {format_btc(item.satoshi)}, the amount at this rate, rounded up")
     except KeyError as error:
         raise InvalidRequest.of(member, "is missing") from error
     except ValueError as error:
         raise InvalidRequest.of(member, str(error)) from error
-    return Placement(order, price, deadline)
+    return item
 
 
 def outcome_document(outcome: Outcome) -> dict[str, object]:
@@ -107,7 +105,7 @@ def outcome_document(outcome: Outcome) -> dict[str, object]:
     return {"outcome": kind, "order": stored_document(outcome.order)}
 
 
-def outcome_from(document: object, item: Placement) -> Outcome:
+def outcome_from(document: object, item: PricedOrder) -> Outcome:
     """The outcome of the item that `outcome_document` wrote; raises ValueError or LookupError for anything else."""
     outcome = read_object(document)
     match outcome["outcome"]:
@@ -133,13 +131,13 @@ def stored_document(order: Order) -> StoredDocument:
     return StoredDocument(**shown, client=order.client, representation=order.representation)
 
 
-def _placed(order: dict[str, object], item: Placement) -> Order:
+def _placed(order: dict[str, object], item: PricedOrder) -> Order:
     """The item as it was stored. db_proxy refuses an item whose money differs from its price, so that only what the
     ledger added to it has to be read."""
     if read_id(order["id"]) != item.order.id or not isinstance(item.price, PriceRecord):
         raise ValueError("is not the order that was sent")
     number, created_at = read_integer(order["number"]), read_time(order["created_at"])
-    return placed_order(item.order, item.price, number, created_at, read_boolean(order["livemode"]))
+    return placed_order(item, number, created_at, read_boolean(order["livemode"]))
 
 
 def order_from(document: object) -> Order:
@@ -226,14 +224,14 @@ EXAMPLE_RECORD = PriceRecord(
         expires_at=datetime(2026, 1, 31, 9, 5, 51, tzinfo=UTC),
     ),
 )
-EXAMPLE_PLACEMENT = Placement(
+EXAMPLE_PRICED_ORDER = price_order(
     NewOrder(uuid.UUID("01926e60-7a7c-7cc3-9c4e-3a1d1f1d8a35"), ANONYMOUS, None, Currency.EUR, 6900),
     EXAMPLE_RECORD,
     deadline=datetime(2026, 1, 31, 9, 5, 18, tzinfo=UTC),
 )
 EXAMPLE_ORDER = Order(
     number=1,
-    id=EXAMPLE_PLACEMENT.order.id,
+    id=EXAMPLE_PRICED_ORDER.order.id,
     created_at=datetime(2026, 1, 31, 9, 5, 0, 123456, tzinfo=UTC),
     client=ANONYMOUS,
     client_order_id=None,

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from buydesk.errors import DeskError
-from buydesk.money import Currency, format_btc, format_cents, format_rate, satoshi_for
+from buydesk.money import Currency, format_btc, format_cents, format_rate
 from buydesk.prices.model import PriceRecord
 from buydesk.times import format_time
 
@@ -42,8 +42,10 @@ class NewOrder(msgspec.Struct, frozen=True, gc=False):
     amount_cents: int
 
 
-class Placement(msgspec.Struct, frozen=True):
-    """An order to place, with the price record it is to be priced with or, when there is none, the problem.
+class PricedOrder(msgspec.Struct, frozen=True):
+    """An order to place, with the price record it is priced with or, when there is none, the problem.
+
+    `rate_e8` and `satoshi` are what the record makes of it, 0 without a record: `pricing.price_order` is where.
 
     After `deadline` the ledger, by its own clock, stores it no more: whoever waits for a lost answer can then be sure.
     """
@@ -51,6 +53,8 @@ class Placement(msgspec.Struct, frozen=True):
     order: NewOrder
     price: PriceRecord | DeskError
     deadline: datetime
+    rate_e8: int
+    satoshi: int
 
 
 class Order(msgspec.Struct, frozen=True, gc=False):
@@ -151,7 +155,7 @@ class OrderLedger(Protocol):
     batches_at_once: int
     place_seconds: float
 
-    async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+    async def place(self, items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
         """Settles the items as if they were sent one by one in this order; one outcome each.
 
         Repeats by id or by key come first, then IdempotencyKeyReused, then ClockSkewed (the ledger's clock differs from
@@ -220,12 +224,6 @@ def _fresh_random_bits(ids: int = 256) -> list[int]:
     return [int.from_bytes(fetched[at : at + 10], "big") for at in range(0, len(fetched), 10)]
 
 
-def priced(order: NewOrder, record: PriceRecord) -> tuple[int, int]:
-    """The `rate_e8` at which the record prices the order, and the satoshi that makes."""
-    rate_e8 = record.rates_e8[order.currency]
-    return rate_e8, satoshi_for(order.amount_cents, rate_e8)
-
-
 def is_repeat(new: NewOrder, stored: Order) -> bool:
     """Whether the stored order is what `new` asks for: the same currency and cents, under the same key or id."""
     same_request = (new.currency, new.amount_cents) == (stored.currency, stored.amount_cents)
@@ -246,25 +244,6 @@ class OrderDocument(msgspec.Struct, frozen=True, gc=False):
     price_id: uuid.UUID
     price_as_of: str
     livemode: bool
-
-
-def placed_order(new: NewOrder, record: PriceRecord, number: int, created_at: datetime, livemode: bool) -> Order:
-    """The order that is stored when `new` is placed at the record's price."""
-    rate_e8, satoshi = priced(new, record)
-    return Order(
-        number,
-        new.id,
-        created_at,
-        new.client,
-        new.client_order_id,
-        new.currency,
-        new.amount_cents,
-        rate_e8,
-        satoshi,
-        record.id,
-        record.as_of,
-        livemode,
-    )
 
 
 def order_document(order: Order) -> OrderDocument:

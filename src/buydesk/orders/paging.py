@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from buydesk.bounds import SLICE_ITEMS, Bulkhead, in_slices
+from buydesk.limits import SLICE_ITEMS, Bulkhead, in_slices
 from buydesk.orders.model import Anchor, Order, OrderLedger, Page
 from buydesk.settings import Settings
 

@@ -13,11 +13,16 @@ from buydesk.times import format_time
 _LONDON = ZoneInfo("Europe/London")
 # Not strftime's: those follow the locale.
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+# Symbols and names, of those that CoinDesk's documents had.
 _CURRENCIES = {
     Currency.USD: ("&#36;", "United States Dollar"),
     Currency.GBP: ("&pound;", "British Pound Sterling"),
     Currency.EUR: ("&euro;", "Euro"),
 }
+
+
+# The codes that `currentprice_of` knows.
+CODES = frozenset(currency.value for currency in _CURRENCIES)
 
 
 def currentprice(record: PriceRecord) -> dict[str, object]:

@@ -188,7 +188,7 @@ def _source_state(state: Mapping[str, object], where: str) -> SourceStatus:
         _read(state, "source", read_text, where),
         _read(state, "detail", read_text, where),
         _read(state, "failures", read_integer, where),
-        None if mids is None else _some_rates(mids, f"{where}mids."),
+        None if mids is None else _rates(mids, f"{where}mids."),
         _optional(state, "quoted_at", read_time, where),
         _optional(state, "resting_until", read_time, where),
         _optional(state, "last_error", read_text, where) or "",
@@ -226,10 +226,7 @@ def _rates_document(rates_e8: Mapping[Currency, int]) -> dict[str, str]:
 
 
 def _rates(rates: Mapping[str, object], where: str) -> dict[Currency, int]:
-    return {currency: _read(rates, currency.value, _rate, where) for currency in Currency}
-
-
-def _some_rates(rates: Mapping[str, object], where: str) -> dict[Currency, int]:
+    """Those that there are: a record is older than a currency that was added since."""
     return {currency: _read(rates, currency.value, _rate, where) for currency in Currency if currency.value in rates}
 
 

@@ -4,7 +4,7 @@ How quotes become a record is `pricing`'s, how a record is written as JSON `pric
 """
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal, Protocol
@@ -261,27 +261,30 @@ def valid_record(current: PriceRecord | None, now: datetime, skew_seconds_max: f
     return current
 
 
-class Countdown:
-    """How long the current record may still be used. `clock` counts seconds, monotonically.
+@dataclass(frozen=True, slots=True)
+class UsablePrice:
+    """A record, and `until` when it may be used on a monotonic clock, in seconds.
 
-    From the first look at a record on, a wall clock that steps back does not make it valid for longer.
+    Validity is counted down on that clock from when the record was first seen: a wall clock that steps back does not
+    make it valid for longer.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._id: uuid.UUID | None = None
-        self._until = 0.0
+    record: PriceRecord
+    until: float
 
-    def require_usable(self, record: PriceRecord, now: datetime) -> PriceRecord:
-        """The record; raises PriceStale."""
-        moment = self._clock()
+    @classmethod
+    def seen(cls, record: PriceRecord, now: datetime, moment: float, before: "UsablePrice | None") -> "UsablePrice":
+        """The record as seen at `moment`, when the wall clock shows `now`; `before` is what was seen last."""
         until = moment + (record.expires_at - now).total_seconds()
-        if record.id == self._id:
-            until = min(until, self._until)
-        self._id, self._until = record.id, until
-        if moment >= until:
-            raise stale(record.as_of, record.expires_at)
-        return record
+        if before is not None and before.record.id == record.id:
+            until = min(until, before.until)
+        return cls(record, until)
+
+    def usable(self, moment: float) -> PriceRecord:
+        """The record; raises PriceStale when it may not be used any more."""
+        if moment >= self.until:
+            raise stale(self.record.as_of, self.record.expires_at)
+        return self.record
 
 
 def recent_feed_status(status: FeedStatus | None, now: datetime) -> FeedStatus:

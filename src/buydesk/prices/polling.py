@@ -6,8 +6,6 @@ raises nothing.
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -15,7 +13,7 @@ from buydesk.errors import SourceFailed
 from buydesk.prices.model import PriceSource, Quote, RejectedQuote, SourceResponse, SourceStatus
 from buydesk.prices.rule import is_price
 from buydesk.settings import Settings
-from buydesk.times import utc_now
+from buydesk.times import CLOCK, Clock
 
 # The circuit breaker opens when a source has failed so often in a row.
 FAILURES_BEFORE_OPEN = 3
@@ -27,18 +25,14 @@ _log = logging.getLogger(__name__)
 
 
 class SourcePoller:
-    """Polls a source, tick by tick. `failures_total` counts the calls that failed, not those left out.
-
-    `clock` counts seconds, monotonically.
-    """
+    """Polls a source, tick by tick. `failures_total` counts the calls that failed, not those left out."""
 
     def __init__(
         self,
         source: PriceSource,
         settings: Settings,
         *,
-        now: Callable[[], datetime] = utc_now,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = CLOCK,
     ) -> None:
         self.name = source.name
         self.failures_total = 0
@@ -46,7 +40,6 @@ class SourcePoller:
         self._seconds_max = settings.source_seconds_max
         self._cooldown_seconds_min = settings.source_cooldown_seconds
         self._cooldown_seconds_max = settings.source_cooldown_seconds_max
-        self._now = now
         self._clock = clock
         self._running_call: asyncio.Task[SourceResponse | Exception] | None = None
         self._problem = "has not been asked yet"
@@ -54,7 +47,7 @@ class SourcePoller:
         self._last_error = ""
         self._failed_at: datetime | None = None
         self._cooldown_seconds = 0.0
-        self._open_until = clock()
+        self._open_until = clock.monotonic()
         self._quotes: tuple[Quote, ...] = ()
 
     async def poll(self) -> SourceResponse:
@@ -63,7 +56,7 @@ class SourcePoller:
         While the circuit breaker is open the source is not asked. After the cool-down one call is let through: if that
         fails too, the next cool-down is twice as long.
         """
-        if self._clock() < self._open_until:
+        if self._clock.monotonic() < self._open_until:
             return self._without_quotes(
                 f"is left alone after {self._failures} failures in a row; the last: {self._problem}"
             )
@@ -78,7 +71,7 @@ class SourcePoller:
 
     def state(self, unused: str = "") -> SourceStatus:
         """How the source is; `unused` says why quotes of its last answer were not used."""
-        left_seconds = self._open_until - self._clock()
+        left_seconds = self._open_until - self._clock.monotonic()
         return SourceStatus(
             source=self.name,
             detail=self._problem or unused,
@@ -88,7 +81,7 @@ class SourcePoller:
             quoted_at=min((quote.observed_at for quote in self._quotes), default=None),
             last_error=self._last_error,
             failed_at=self._failed_at,
-            resting_until=self._now() + timedelta(seconds=left_seconds) if left_seconds > 0 else None,
+            resting_until=self._clock.now() + timedelta(seconds=left_seconds) if left_seconds > 0 else None,
         )
 
     async def _call_source(self) -> SourceResponse:
@@ -116,13 +109,13 @@ class SourcePoller:
         else:
             self._problem = f"failed ({type(error).__name__})"
             _log.info("%s failed in a way that is not foreseen", self.name, exc_info=error)
-        self._last_error, self._failed_at = self._problem, self._now()
+        self._last_error, self._failed_at = self._problem, self._clock.now()
         self._failures += 1
         self.failures_total += 1
         if self._failures >= FAILURES_BEFORE_OPEN:
             longer = max(self._cooldown_seconds_min, 2 * self._cooldown_seconds)
             self._cooldown_seconds = min(longer, self._cooldown_seconds_max)
-            self._open_until = self._clock() + self._cooldown_seconds
+            self._open_until = self._clock.monotonic() + self._cooldown_seconds
 
     def _without_quotes(self, reason: str) -> SourceResponse:
         return SourceResponse((), (RejectedQuote(self.name, reason),))

@@ -4,19 +4,15 @@ Nothing here makes a record usable for longer: its validity is counted down on a
 price was decided, so that a wall clock that steps back adds nothing to it.
 """
 
-import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from typing import TypeVar
 
 from buydesk.errors import DeskError, PriceStoreUnavailable, PriceUnavailable
 from buydesk.money import Currency
-from buydesk.prices.model import HISTORY_MINUTES_MAX, FeedStatus, PriceRecord, PriceStore, stale, valid_record
-from buydesk.times import utc_now
+from buydesk.prices.model import HISTORY_MINUTES_MAX, FeedStatus, PriceRecord, PriceStore, UsablePrice, valid_record
+from buydesk.times import CLOCK, Clock
 
 # A price store that was restarted, with or without its data, gets the price again at once, not at the next tick: this
 # often a store that is down is tried, and one that is up is checked.
@@ -25,19 +21,10 @@ STORE_RETRY_SECONDS = 1.0
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class DecidedPrice:
-    """A record, and until when it may be used on the monotonic clock, in seconds."""
-
-    record: PriceRecord
-    usable_until: float
-
-
 class PricePublisher:
     """What one updater publishes to a store. `away` says why the store cannot be used, "" while it can.
 
-    `last` is the record that was published last, valid or not. `clock` counts seconds, monotonically; `sleep` waits for
-    so many of them. `log` gets one warning when the store goes down.
+    `last` is the record that was published last, valid or not. `log` gets one warning when the store goes down.
     """
 
     def __init__(
@@ -46,23 +33,19 @@ class PricePublisher:
         skew_seconds_max: float,
         log: logging.Logger,
         *,
-        now: Callable[[], datetime] = utc_now,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Clock = CLOCK,
     ) -> None:
         self.down = ""
         self.last: PriceRecord | None = None
         self._store = store
         self._skew_seconds_max = skew_seconds_max
         self._log = log
-        self._now = now
         self._clock = clock
-        self._sleep = sleep
-        self._price: DecidedPrice | None = None
+        self._price: UsablePrice | None = None
         self._status: FeedStatus | None = None
         self._status_is_taken = True
 
-    async def publish(self, price: DecidedPrice, give_up_at: float) -> None:
+    async def publish(self, price: UsablePrice, give_up_at: float) -> None:
         """Publishes a record, and tries again and again while the store is down.
 
         Raises PriceStoreUnavailable when `give_up_at` has come, PriceStale when the record has ended before,
@@ -71,7 +54,7 @@ class PricePublisher:
         await self._retry_until(partial(self._store.publish, price.record), price, give_up_at)
         self._price, self.last = price, price.record
 
-    async def last_rates(self, price: DecidedPrice, give_up_at: float) -> Mapping[Currency, int] | None:
+    async def last_rates(self, price: UsablePrice, give_up_at: float) -> Mapping[Currency, int] | None:
         """The rates that were published before `price`, by whomever: None if there are none. Raises as `publish`."""
         points = await self._retry_until(partial(self._store.history, HISTORY_MINUTES_MAX, 1), price, give_up_at)
         if points:
@@ -94,12 +77,12 @@ class PricePublisher:
 
     async def keep_published(self, due: float) -> None:
         """Waits until `due` on the clock, and publishes the record again when the store has lost it."""
-        while due - self._clock() > STORE_RETRY_SECONDS and self._price is not None:
-            await self._sleep(STORE_RETRY_SECONDS)
+        while due - self._clock.monotonic() > STORE_RETRY_SECONDS and self._price is not None:
+            await self._clock.sleep(STORE_RETRY_SECONDS)
             await self._publish_again_if_lost(self._price)
-        await self._sleep(max(0, due - self._clock()))
+        await self._clock.sleep(max(0, due - self._clock.monotonic()))
 
-    async def _publish_again_if_lost(self, price: DecidedPrice) -> None:
+    async def _publish_again_if_lost(self, price: UsablePrice) -> None:
         try:
             self._require_usable(price)
             current = await self._current_record()
@@ -120,21 +103,19 @@ class PricePublisher:
         except PriceUnavailable:
             return None
 
-    def _require_usable(self, price: DecidedPrice) -> None:
+    def _require_usable(self, price: UsablePrice) -> None:
         """Raises PriceStale, or PriceUnavailable for a record from the future: the clock was set back since."""
-        if self._clock() >= price.usable_until:
-            raise stale(price.record.as_of, price.record.expires_at)
-        valid_record(price.record, self._now(), self._skew_seconds_max)
+        valid_record(price.usable(self._clock.monotonic()), self._clock.now(), self._skew_seconds_max)
 
-    async def _retry_until(self, call: Callable[[], Awaitable[_T]], price: DecidedPrice, give_up_at: float) -> _T:
+    async def _retry_until(self, call: Callable[[], Awaitable[_T]], price: UsablePrice, give_up_at: float) -> _T:
         while True:
             self._require_usable(price)
             try:
                 return await self._call_store(call)
             except PriceStoreUnavailable:
-                if self._clock() + STORE_RETRY_SECONDS >= give_up_at:
+                if self._clock.monotonic() + STORE_RETRY_SECONDS >= give_up_at:
                     raise
-                await self._sleep(STORE_RETRY_SECONDS)
+                await self._clock.sleep(STORE_RETRY_SECONDS)
 
     async def _call_store(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Calls the store, and remembers whether it is up."""

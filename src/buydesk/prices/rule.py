@@ -19,7 +19,7 @@ A price far from the last one is either news or a fault that all sources share: 
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -53,13 +53,15 @@ def rule_of(settings: Settings) -> Rule:
     )
 
 
-def decide(quotes: Sequence[Quote], now: datetime, rule: Rule) -> Verdict:
-    """The rule, applied to quotes at a time. The order of the quotes does not matter."""
+def decide(
+    quotes: Sequence[Quote], now: datetime, rule: Rule, currencies: Collection[Currency] = tuple(Currency)
+) -> Verdict:
+    """The rule, applied to the quotes of the currencies at a time. The order of the quotes does not matter."""
     rates_e8: dict[Currency, int] = {}
     missing: dict[Currency, str] = {}
     used: list[Quote] = []
     rejected: list[RejectedQuote] = []
-    for currency in Currency:
+    for currency in currencies:
         fit, dropped = _fit([quote for quote in quotes if quote.currency == currency], now, rule)
         near, far = _near(fit, rule)
         rejected += dropped + far
@@ -92,8 +94,9 @@ def held_back(
 
 
 def moved(rates_e8: Mapping[Currency, int], before_e8: Mapping[Currency, int], bp_max: int) -> list[Currency]:
-    """The currencies whose rate is further from what it was before than allowed."""
-    return [currency for currency, rate_e8 in rates_e8.items() if differs(rate_e8, before_e8[currency], bp_max)]
+    """The currencies whose rate is further from what it was before, if it was, than allowed."""
+    both = rates_e8.keys() & before_e8.keys()
+    return [each for each in rates_e8 if each in both and differs(rates_e8[each], before_e8[each], bp_max)]
 
 
 def record_of(

@@ -4,8 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,13 +25,14 @@ from buydesk.prices.model import (
     RejectedQuote,
     SourceResponse,
     SourceStatus,
+    UsablePrice,
 )
 from buydesk.prices.polling import SourcePoller
-from buydesk.prices.publishing import DecidedPrice, PricePublisher
+from buydesk.prices.publishing import PricePublisher
 from buydesk.prices.rule import Verdict, decide, held_back, listed, percent, record_of, rule_of
 from buydesk.prices.signing import Signer
 from buydesk.settings import Settings
-from buydesk.times import utc_now
+from buydesk.times import CLOCK, Clock
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Tick:
 
 
 class Updater:
-    """The loop. `clock` counts seconds, monotonically; `sleep` waits for so many of them."""
+    """The loop."""
 
     def __init__(
         self,
@@ -76,24 +76,19 @@ class Updater:
         sources: Sequence[PriceSource],
         store: PriceStore,
         *,
-        now: Callable[[], datetime] = utc_now,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Clock = CLOCK,
     ) -> None:
-        self.sources = [SourcePoller(source, settings, now=now, clock=clock) for source in sources]
+        self.sources = [SourcePoller(source, settings, clock=clock) for source in sources]
         self.statuses: tuple[SourceStatus, ...] = ()
         self.has_quorum = False
         self._settings = settings
         self._rule = rule_of(settings)
         self._signer = Signer(settings.price_signing_key.get_secret_value())
-        self._publisher = PricePublisher(
-            store, settings.clock_skew_seconds_max, _log, now=now, clock=clock, sleep=sleep
-        )
+        self._publisher = PricePublisher(store, settings.clock_skew_seconds_max, _log, clock=clock)
         self._changes = StateChangeLog()
-        self._now = now
         self._clock = clock
         self._problem = "No price has been published yet."
-        self._decided_at = now()
+        self._decided_at = clock.now()
         self._pending_e8: Mapping[Currency, int] | None = None
 
     @property
@@ -104,10 +99,10 @@ class Updater:
     async def run(self) -> None:
         """Asks, decides and publishes every interval, the first time at once, until cancelled."""
         interval_seconds = self._settings.feed_interval_seconds
-        due = self._clock()
+        due = self._clock.monotonic()
         while True:
             await self._tick(due + interval_seconds)
-            due = next_tick(due, self._clock(), interval_seconds)
+            due = next_tick(due, self._clock.monotonic(), interval_seconds)
             await self._publisher.keep_published(due)
 
     async def check(self) -> None:
@@ -134,7 +129,7 @@ class Updater:
         """Asks all sources at once and applies the rule to what they say."""
         answers = await asyncio.gather(*(source.poll() for source in self.sources))
         quotes = [quote for answer in answers for quote in answer.quotes]
-        moment, decided_at = self._clock(), self._now()
+        moment, decided_at = self._clock.monotonic(), self._clock.now()
         self._decided_at = decided_at
         verdict = decide(quotes, decided_at, self._rule)
         self.has_quorum = not verdict.missing
@@ -154,7 +149,7 @@ class Updater:
         pending_e8, self._pending_e8 = self._pending_e8, None
         if found.verdict.missing:
             return listed(found.verdict.missing)
-        price = self._decided_price(found)
+        price = self._price(found)
         self._pending_e8 = found.verdict.rates_e8  # until it is published
         last_e8 = await self._publisher.last_rates(price, next_tick_at)
         if jump := self._jump(found.verdict.rates_e8, last_e8, pending_e8):
@@ -165,7 +160,7 @@ class Updater:
         self._pending_e8 = None
         return ""
 
-    def _decided_price(self, found: Tick) -> DecidedPrice:
+    def _price(self, found: Tick) -> UsablePrice:
         record = record_of(
             found.verdict,
             [each for answer in found.answers for each in answer.rejected],
@@ -175,9 +170,7 @@ class Updater:
             ttl=timedelta(seconds=self._settings.price_ttl_seconds),
             replayed_from=min((each.replayed_from for each in found.answers if each.replayed_from), default=None),
         )
-        return DecidedPrice(
-            self._signer.sign(record), found.moment + (record.expires_at - found.decided_at).total_seconds()
-        )
+        return UsablePrice.seen(self._signer.sign(record), found.decided_at, found.moment, None)
 
     def _jump(
         self,

@@ -30,7 +30,7 @@ from buydesk.errors import (
     UnsupportedMediaType,
     WrongMode,
 )
-from buydesk.http import app as web
+from buydesk.http.app import Service, service_app
 from buydesk.http.openapi import INTERNAL, INTERNAL_SCHEME, answer, problems
 from buydesk.http.requests import Request, require_json, require_token, require_utf8, single_parameters, whole_number
 from buydesk.http.responses import MsgspecResponse
@@ -39,11 +39,11 @@ from buydesk.observability.reporter import Reporter
 from buydesk.orders.batching import OrderBatcher
 from buydesk.orders.documents import (
     EXAMPLE_ORDER,
-    EXAMPLE_PLACEMENT,
+    EXAMPLE_PRICED_ORDER,
     EXAMPLE_RECORD,
     outcome_document,
-    placement_documents,
-    placement_from,
+    priced_order_documents,
+    priced_order_from,
     stored_document,
 )
 from buydesk.orders.model import (
@@ -57,14 +57,15 @@ from buydesk.orders.model import (
     PageBefore,
     PageFrom,
     Placed,
-    Placement,
+    PricedOrder,
     Refused,
     order_document,
 )
 from buydesk.orders.paging import PageReader
-from buydesk.orders.verification import require_proven
+from buydesk.orders.pricing import price_order
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import RETRY_AFTER_SECONDS, NotARecord, PriceRecord
+from buydesk.prices.verification import require_proven
 from buydesk.settings import Settings, tokens
 from buydesk.times import utc_now
 
@@ -108,7 +109,7 @@ class ExposureSeen(Collector):
             yield GaugeMetricFamily("buydesk_exposure_cap_satoshi", "May be sold in all.", self._seen.cap_satoshi)
 
 
-def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> web.Service:
+def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> Service:
     """The service over a ledger."""
     queue = OrderBatcher(ledger, settings, NAME)
 
@@ -118,7 +119,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
             yield
 
     exposure = ExposureSeen(ledger)
-    app = web.service_app(NAME, "The ledger, over HTTP", {"database": exposure.check}, reporter, lifespan)
+    app = service_app(NAME, "The ledger, over HTTP", {"database": exposure.check}, reporter, lifespan)
     app.registry.register(exposure)
     may_place = tokens(settings.placing_tokens)
 
@@ -159,24 +160,24 @@ async def _document(request: Request) -> object:
 async def _place_list(
     queue: OrderBatcher, documents: Sequence[object], give_up_at: float, settings: Settings
 ) -> list[Outcome]:
-    """One outcome for each document; what is no placement is refused before the others go to the ledger together."""
+    """One outcome for each document; what is no priced order is refused before the others go to the ledger together."""
     records: dict[uuid.UUID, PriceRecord] = {}
     # Found so by this service's clock and settings, which prove nothing of an item that was sent before.
     unproven: set[object] = set()
-    read: list[Placement | Refused] = []
+    read: list[PricedOrder | Refused] = []
     now = utc_now()
     for document in documents:
         try:
-            placement = placement_from(document, records)
-            _require_plausible_deadline(placement, settings, now)
-            if why := _unproven(placement.price, settings, now):
+            item = priced_order_from(document, records)
+            _require_plausible_deadline(item, settings, now)
+            if why := _unproven(item.price, settings, now):
                 # A repeat is answered all the same.
                 unproven.add(why)
-                placement = msgspec.structs.replace(placement, price=why)
-            read.append(placement)
+                item = price_order(item.order, why, item.deadline)
+            read.append(item)
         except (InvalidRequest, ClockSkewed) as error:
             read.append(Refused(error))
-    waiting = queue.put([each for each in read if isinstance(each, Placement)], give_up_at)
+    waiting = queue.put([each for each in read if isinstance(each, PricedOrder)], give_up_at)
     outcomes = iter([await each.outcome for each in waiting])
     settled = [each if isinstance(each, Refused) else next(outcomes) for each in read]
     return [
@@ -184,11 +185,11 @@ async def _place_list(
     ]
 
 
-def _require_plausible_deadline(placement: Placement, settings: Settings, now: datetime) -> None:
+def _require_plausible_deadline(item: PricedOrder, settings: Settings, now: datetime) -> None:
     """Raises ClockSkewed for a deadline that no edge of this desk gives whose clock agrees with ours."""
     seconds_max = settings.order_seconds_max + 2 * settings.clock_skew_seconds_max
-    if placement.deadline > now + timedelta(seconds=seconds_max):
-        ahead = (placement.deadline - now).total_seconds() - settings.order_seconds_max
+    if item.deadline > now + timedelta(seconds=seconds_max):
+        ahead = (item.deadline - now).total_seconds() - settings.order_seconds_max
         detail = f"The clocks differ: by db_proxy's clock this order comes from {ahead:.0f} s ahead, or less."
         raise ClockSkewed(detail, retry_after_seconds=RETRY_AFTER_SECONDS)
 
@@ -300,7 +301,7 @@ _ADD_OPERATION = {
         "content": {
             "application/json": {
                 "schema": {"type": ["object", "array"], "maxItems": ITEMS_MAX},
-                "example": msgspec.to_builtins(placement_documents([EXAMPLE_PLACEMENT])),
+                "example": msgspec.to_builtins(priced_order_documents([EXAMPLE_PRICED_ORDER])),
             }
         },
         "required": True,

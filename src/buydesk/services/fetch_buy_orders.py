@@ -1,35 +1,32 @@
 """fetch_buy_orders: lists orders newest first, finds one or the price record it was priced with, and tells how much of
 the cap is used."""
 
-import hashlib
-import re
-import uuid
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import NamedTuple
 
 from fastapi import FastAPI, Response
 
-from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound, Overloaded, PriceNotFound
-from buydesk.http import app as web
-from buydesk.http.openapi import answer, problems
+from buydesk.errors import InvalidRequest
+from buydesk.http.app import Service, service_app
+from buydesk.http.pages import (
+    ANCHORS,
+    GET_EXPOSURE,
+    GET_ORDER,
+    GET_ORDERS,
+    GET_PRICE,
+    PageCache,
+    immutable,
+    page_response,
+    read_id,
+    read_page_request,
+    rendered,
+)
 from buydesk.http.requests import Request, single_parameters
-from buydesk.http.responses import Answer, MsgspecResponse, encode
+from buydesk.http.responses import MsgspecResponse, encode
 from buydesk.observability.reporter import Reporter
-from buydesk.orders.documents import EXAMPLE_ORDER, EXAMPLE_RECORD
 from buydesk.orders.model import (
     ANONYMOUS,
-    KEY_CHARS_MAX,
-    NUMBER_MAX,
-    PAGE_SIZE_MAX,
-    Anchor,
-    OrderDocument,
     OrderLedger,
-    Page,
-    PageAfter,
-    PageBefore,
-    PageFrom,
     order_document,
     parse_key,
 )
@@ -38,33 +35,30 @@ from buydesk.prices.documents import record_document
 from buydesk.settings import Settings
 
 NAME = "fetch_buy_orders"
-PAGE_SIZE = 10
-_ANCHORS = ("start", "before", "after")
-_INTEGER = re.compile(r"[0-9]{1,19}", re.ASCII)
 
 
-def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> web.Service:
+def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> Service:
     """The service over a ledger."""
-    full_pages = FullPages(settings.page_cache_bytes_max)
+    page_cache = PageCache(settings.page_cache_bytes_max)
     pages = PageReader(ledger, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
 
-    app = web.service_app(NAME, "List buy orders: GET /get_orders/", {"ledger": ledger.check}, reporter, lifespan)
+    app = service_app(NAME, "List buy orders: GET /get_orders/", {"ledger": ledger.check}, reporter, lifespan)
 
     async def get_orders(request: Request) -> Response:
         """A page of orders or, by client_order_id, one order."""
-        parameters = single_parameters(request, (*_ANCHORS, "page_size", "client_order_id"))
+        parameters = single_parameters(request, (*ANCHORS, "page_size", "client_order_id"))
         if "client_order_id" in parameters:
             return await by_key(parameters)
         anchor, page_size = read_page_request(parameters)
-        page = full_pages.find(anchor, page_size)
+        page = page_cache.find(anchor, page_size)
         if page is None:
-            page = _rendered(anchor, page_size, *await pages.read(anchor, page_size, order_document))
-            full_pages.keep(anchor, page_size, page)
-        return _page_response(request, page)
+            page = rendered(anchor, page_size, *await pages.read(anchor, page_size, order_document))
+            page_cache.keep(anchor, page_size, page)
+        return page_response(request, page)
 
     async def by_key(parameters: dict[str, str]) -> Response:
         others = [(name, "cannot be combined with client_order_id") for name in parameters if name != "client_order_id"]
@@ -78,12 +72,12 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
 
     async def get_order(request: Request) -> Response:
         """One order by its id."""
-        return MsgspecResponse(order_document(await ledger.order(_read_id(request))))
+        return MsgspecResponse(order_document(await ledger.order(read_id(request))))
 
     async def get_price(request: Request) -> Response:
         """The price record that orders were priced with."""
-        record = await ledger.price_record(_read_id(request))
-        return _page_response(request, _immutable(encode(record_document(record)), []))
+        record = await ledger.price_record(read_id(request))
+        return page_response(request, immutable(encode(record_document(record)), []))
 
     async def exposure(request: Request) -> Response:
         """What is sold and what can still be."""
@@ -91,209 +85,8 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> w
         found = await ledger.exposure()
         return MsgspecResponse(found.facts() | {"orders": found.orders})
 
-    app.add_direct_route("/get_orders/", "GET", get_orders, _PAGE_OPERATION)
-    app.add_direct_route("/get_orders/{order_id}", "GET", get_order, _ORDER_OPERATION)
-    app.add_direct_route("/prices/{price_id}", "GET", get_price, _PRICE_OPERATION)
-    app.add_direct_route("/exposure", "GET", exposure, _EXPOSURE_OPERATION)
+    app.add_direct_route("/get_orders/", "GET", get_orders, GET_ORDERS)
+    app.add_direct_route("/get_orders/{order_id}", "GET", get_order, GET_ORDER)
+    app.add_direct_route("/prices/{price_id}", "GET", get_price, GET_PRICE)
+    app.add_direct_route("/exposure", "GET", exposure, GET_EXPOSURE)
     return app
-
-
-def _read_id(request: Request) -> uuid.UUID:
-    """The id that the path ends in; raises InvalidRequest."""
-    single_parameters(request, ())
-    try:
-        return uuid.UUID(request.parameter)
-    except ValueError as error:
-        raise InvalidRequest.of("id", "must be a UUID") from error
-
-
-def read_page_request(parameters: dict[str, str]) -> tuple[Anchor, int]:
-    """Which page is asked for; raises InvalidRequest naming every parameter that is wrong."""
-    reasons: list[tuple[str, str]] = []
-
-    def integer(name: str, lowest: int, highest: int) -> int:
-        text = parameters[name]
-        if not _INTEGER.fullmatch(text) or not lowest <= int(text) <= highest:
-            reasons.append((name, f"must be an integer from {lowest} to {highest}"))
-            return lowest
-        return int(text)
-
-    page_size = integer("page_size", 1, PAGE_SIZE_MAX) if "page_size" in parameters else PAGE_SIZE
-    given = [name for name in _ANCHORS if name in parameters]
-    numbers = {name: integer(name, 0, NUMBER_MAX) for name in given}
-    if len(given) > 1:
-        reasons += [(name, "start, before and after exclude each other") for name in given]
-    if reasons:
-        raise InvalidRequest.of_all(reasons)
-    if "before" in numbers:
-        return PageBefore(numbers["before"]), page_size
-    if "after" in numbers:
-        return PageAfter(numbers["after"]), page_size
-    return PageFrom(numbers.get("start", 0)), page_size
-
-
-class RenderedPage(NamedTuple):
-    """A page, or a price record, as it is answered; one with an ETag never changes."""
-
-    body: bytes
-    headers: list[tuple[bytes, bytes]]
-    etag: bytes | None
-
-
-class FullPages:
-    """Full `before` pages, as they were rendered: the last asked for, `bytes_max` of them. They never change."""
-
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_left = bytes_max
-        self._pages: OrderedDict[tuple[int, int], RenderedPage] = OrderedDict()
-
-    def find(self, anchor: Anchor, page_size: int) -> RenderedPage | None:
-        """The page, when it is kept."""
-        if not isinstance(anchor, PageBefore):
-            return None
-        page = self._pages.get((anchor.number, page_size))
-        if page is not None:
-            self._pages.move_to_end((anchor.number, page_size))
-        return page
-
-    def keep(self, anchor: Anchor, page_size: int, page: RenderedPage) -> None:
-        """Keeps the page if it never changes; gives up others for it, those first that were not asked for longest."""
-        if page.etag is None or not isinstance(anchor, PageBefore) or (anchor.number, page_size) in self._pages:
-            return
-        self._pages[anchor.number, page_size] = page
-        self._bytes_left -= len(page.body)
-        while self._bytes_left < 0:
-            _, given_up = self._pages.popitem(last=False)
-            self._bytes_left += len(given_up.body)
-
-
-def _rendered(anchor: Anchor, page_size: int, page: Page, documents: Sequence[OrderDocument]) -> RenderedPage:
-    links = _links(anchor, page_size, [order.number for order in page.orders])
-    about: dict[str, object] = {"page_size": page_size}
-    if isinstance(anchor, PageFrom):
-        about = {"start": anchor.start, "page_size": page_size, "total": page.total}
-    body = encode(
-        {
-            "data": documents,
-            "page": about,
-            "_links": {relation: {"href": href} for relation, href in links.items()},
-        }
-    )
-    link = ", ".join(f'<{href}>; rel="{relation}"' for relation, href in links.items() if relation != "self")
-    headers = [(b"link", link.encode())]
-    if not _never_changes(anchor, page_size, page):
-        return RenderedPage(body, [*headers, (b"cache-control", b"no-store")], None)
-    return _immutable(body, headers)
-
-
-def _immutable(body: bytes, headers: list[tuple[bytes, bytes]]) -> RenderedPage:
-    """What never changes: who has it need not ask again."""
-    etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'.encode()
-    headers += [(b"cache-control", b"private, max-age=31536000, immutable"), (b"etag", etag)]
-    return RenderedPage(body, headers, etag)
-
-
-def _page_response(request: Request, page: RenderedPage) -> Response:
-    if page.etag is not None and _has(request, page.etag.decode()):
-        return Answer(b"", 304, page.headers)
-    return Answer(page.body, 200, page.headers)
-
-
-def _has(request: Request, etag: str) -> bool:
-    """Whether the client has this page already (If-None-Match, RFC 9110, section 13.1.2: compared weakly)."""
-    tags = ",".join(request.headers.get_all("if-none-match")).split(",")
-    return any(tag.strip().removeprefix("W/") in ("*", etag) for tag in tags)
-
-
-def _never_changes(anchor: Anchor, page_size: int, page: Page) -> bool:
-    """Whether this page shows the same orders for ever: it is full, and nothing can be placed between it and its
-    anchor. (An anchor beyond the newest order gives a full page that changes with the next order.)"""
-    return (
-        isinstance(anchor, PageBefore) and len(page.orders) == page_size and page.orders[0].number == anchor.number - 1
-    )
-
-
-def _links(anchor: Anchor, page_size: int, numbers: Sequence[int]) -> dict[str, str]:
-    """Links by number, so that a reader who follows them while orders arrive sees each order exactly once."""
-
-    def href(name: str, number: int) -> str:
-        return f"/get_orders/?{name}={number}&page_size={page_size}"
-
-    # An empty page is past the end: all that there is, or will be, is newer. Only an empty `after` page is at the top.
-    newer_than, older_than = 0, 0
-    if isinstance(anchor, PageFrom):
-        links = {"self": href("start", anchor.start)}
-    elif isinstance(anchor, PageBefore):
-        links = {"self": href("before", anchor.number)}
-    else:
-        links = {"self": href("after", anchor.number)}
-        newer_than, older_than = anchor.number, min(anchor.number + 1, NUMBER_MAX)
-    if numbers:
-        newer_than, older_than = numbers[0], numbers[-1]
-    if older_than > 1:
-        links["next"] = href("before", older_than)
-    links["prev"] = href("after", newer_than)
-    return links
-
-
-_ORDER_EXAMPLE = order_document(EXAMPLE_ORDER)
-_KEY_SCHEMA = {"type": "string", "pattern": f"^[!-~]{{1,{KEY_CHARS_MAX}}}$"}
-_PAGE_EXAMPLE = {
-    "data": [_ORDER_EXAMPLE],
-    "page": {"start": 0, "page_size": 3, "total": 1},
-    "_links": {
-        "self": {"href": "/get_orders/?start=0&page_size=3"},
-        "prev": {"href": "/get_orders/?after=1&page_size=3"},
-    },
-}
-
-
-def _id_parameter(name: str) -> dict[str, object]:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
-
-
-def _parameter(name: str, description: str, lowest: int, highest: int) -> dict[str, object]:
-    schema = {"type": "integer", "minimum": lowest, "maximum": highest}
-    return {"name": name, "in": "query", "description": description, "schema": schema}
-
-
-_PAGE_OPERATION = {
-    "tags": ["orders"],
-    "summary": "A page of orders, newest first, or the order with a client_order_id",
-    "description": "`start`, `before` and `after` exclude each other. Follow `_links`, or the Link header.",
-    "parameters": [
-        _parameter("start", "Leave out this many of the newest orders (default 0).", 0, NUMBER_MAX),
-        _parameter("before", "The highest numbers below this one.", 0, NUMBER_MAX),
-        _parameter("after", "The lowest numbers above this one.", 0, NUMBER_MAX),
-        _parameter("page_size", f"Default {PAGE_SIZE}.", 1, PAGE_SIZE_MAX),
-        {"name": "client_order_id", "in": "query", "schema": _KEY_SCHEMA},
-    ],
-    "responses": answer("A page", _PAGE_EXAMPLE)
-    | {"304": {"description": "The page that the client has (If-None-Match)"}}
-    | problems(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
-}
-_ORDER_OPERATION = {
-    "tags": ["orders"],
-    "summary": "One order by its id",
-    "parameters": [_id_parameter("order_id")],
-    "responses": answer("The order", _ORDER_EXAMPLE)
-    | problems(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
-}
-_PRICE_OPERATION = {
-    "tags": ["orders"],
-    "summary": "The price record that orders were priced with, by an order's `price_id`",
-    "description": "The proof of a price: every quote there was, used or rejected and why, the rule with its limits, "
-    "and the time at which it was applied. It never changes.",
-    "parameters": [_id_parameter("price_id")],
-    "responses": answer("The price record", record_document(EXAMPLE_RECORD))
-    | {"304": {"description": "The record that the client has (If-None-Match)"}}
-    | problems(InvalidRequest, PriceNotFound, LedgerUnavailable, Overloaded),
-}
-_EXPOSURE_OPERATION = {
-    "tags": ["orders"],
-    "summary": "The cap, what is used and what is available, in BTC",
-    "responses": answer(
-        "The exposure", {"cap": "100.00000000", "used": "0.00167509", "available": "99.99832491", "orders": 1}
-    )
-    | problems(InvalidRequest, LedgerUnavailable, Overloaded),
-}

@@ -1,13 +1,11 @@
 """health_check: where the services' reports arrive and are kept, and where operators read how the desk is."""
 
 import asyncio
-import json
 import logging
 import os
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import cast
 
 import psutil
@@ -15,51 +13,40 @@ from fastapi import FastAPI, Response
 
 from buydesk.errors import (
     DeskError,
-    InvalidRequest,
-    PayloadTooLarge,
-    RateLimited,
-    ReportsUnavailable,
     Unauthorized,
-    UnsupportedMediaType,
 )
 from buydesk.http.app import CHECK_SECONDS_MAX, Service, service_app
-from buydesk.http.openapi import answer, problems
-from buydesk.http.requests import Request, require_json, require_token, require_utf8, single_parameters
+from buydesk.http.reports import (
+    GET_REPORTS,
+    GET_STATUS,
+    POST_REPORT,
+    STRANGERS_AT_ONCE_MAX,
+    STRANGERS_PER_SECOND_MAX,
+    parse_filter,
+    parse_report,
+)
+from buydesk.http.requests import Request, require_json, require_token, single_parameters
 from buydesk.http.responses import MsgspecResponse
 from buydesk.limits import TokenBucket
 from buydesk.observability import reports as health
 from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import (
-    Level,
-    Report,
     ReportStore,
     StoredReport,
     service_state,
     stored_report_document,
 )
-from buydesk.orders.documents import EXAMPLE_RECORD
 from buydesk.prices.documents import feed_status_document
-from buydesk.prices.model import FeedStatus, PriceStore, SourceStatus
+from buydesk.prices.model import PriceStore
 from buydesk.settings import Settings, tokens
-from buydesk.times import format_time, parse_time, utc_now
+from buydesk.times import CLOCK, Clock, format_time
 
-REPORTS_LIMIT = 100
-REPORTS_LIMIT_MAX = 1000
-# Of all who report without the token together. One more costs this process up to 0.5 ms and Redis 9 KB, a refusal 6 us;
-# and what a flood does not fill, an honest stranger's report stays in for longer.
-STRANGERS_PER_SECOND_MAX = 10
-STRANGERS_AT_ONCE_MAX = 100
 # The status of the sources is stored every interval: when it is older than so many, nobody polls them any more.
 SOURCES_OLD_AFTER_INTERVALS = 3
 
 Part = dict[str, object]
 Check = Callable[[], Awaitable[None]]
 
-_MEMBERS = ("level", "service", "status", "data")
-_ALIASES: dict[Level, str] = {"warning": "warn"}
-_SERVICE_NAME = re.compile(r"[!-~]{1,64}")
-_STATUS = re.compile(r"[0-9]{1,3}")
-_LIMIT = re.compile(r"[0-9]{1,4}")
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +59,7 @@ def create_app(
     *,
     redis_check: Check | None,
     reporter: Reporter,
-    now: Callable[[], datetime] = utc_now,
+    clock: Clock = CLOCK,
 ) -> Service:
     """The service. It closes none of what it is given. `redis_check` is None where no Redis is configured."""
 
@@ -90,7 +77,7 @@ def create_app(
     )
 
     accepted = tokens(settings.reporting_tokens)
-    strangers = TokenBucket(STRANGERS_PER_SECOND_MAX, STRANGERS_AT_ONCE_MAX, now)
+    strangers = TokenBucket(STRANGERS_PER_SECOND_MAX, STRANGERS_AT_ONCE_MAX, clock)
 
     async def report(request: Request) -> Response:
         verified = _shows_token(request, accepted)
@@ -103,7 +90,7 @@ def create_app(
 
     async def reports(request: Request) -> Response:
         parameters = single_parameters(request, ("service", "level", "limit"))
-        service, level, limit = _parse_filter(parameters)
+        service, level, limit = parse_filter(parameters)
         return MsgspecResponse(
             {"data": [stored_report_document(kept) for kept in await report_store.reports(service, level, limit)]}
         )
@@ -111,11 +98,11 @@ def create_app(
     async def status(request: Request) -> Response:
         single_parameters(request, ())
         parts = {
-            "reports": _part("reports", _services(settings, report_store, now)),
+            "reports": _part("reports", _services(settings, report_store, clock)),
             "database": _part("database", _checked(ledger_check)),
             "redis": _part("redis", _checked(redis_check)),
-            "price": _part("price", _price(store, now)),
-            "sources": _part("sources", _sources(settings, store, now)),
+            "price": _part("price", _price(store, clock)),
+            "sources": _part("sources", _sources(settings, store, clock)),
             "host": _part("host", asyncio.to_thread(_host, settings)),
         }
         answers = dict(zip(parts, await asyncio.gather(*parts.values()), strict=True))
@@ -125,49 +112,13 @@ def create_app(
         fine = all(part["ok"] for part in answers.values()) and all(
             services[name]["state"] == "alive" for name in health.SERVICES
         )
-        overall = {"status": "ok" if fine else "degraded", "at": format_time(now())}
+        overall = {"status": "ok" if fine else "degraded", "at": format_time(clock.now())}
         return MsgspecResponse({**overall, "services": services, **answers})
 
-    app.add_direct_route("/report", "POST", report, _REPORT_OPERATION)
-    app.add_direct_route("/status", "GET", status, _STATUS_OPERATION)
-    app.add_direct_route("/reports", "GET", reports, _REPORTS_OPERATION)
+    app.add_direct_route("/report", "POST", report, POST_REPORT)
+    app.add_direct_route("/status", "GET", status, GET_STATUS)
+    app.add_direct_route("/reports", "GET", reports, GET_REPORTS)
     return app
-
-
-def parse_report(body: bytes) -> Report:
-    """The report that a JSON body is; raises InvalidRequest naming every member that is wrong."""
-    require_utf8(body)
-    try:
-        # Objects as tuples of pairs: a repeated member shows, and no array looks like an object.
-        pairs = json.loads(body, object_pairs_hook=tuple)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest.of("body", "must be JSON") from error
-    if not isinstance(pairs, tuple):
-        raise InvalidRequest.of("body", "must be a JSON object")
-    names = [cast("str", name) for name, _ in pairs]
-    members: dict[str, object] = dict(pairs)
-    reasons = [(_shown(name), "is not a member of a report") for name in members if name not in _MEMBERS]
-    reasons += [(name, "is given more than once") for name in _MEMBERS if names.count(name) > 1]
-    reasons += [(name, "is missing") for name in _MEMBERS if name not in members]
-    level = _level(members.get("level"))
-    service = _service(members.get("service"))
-    status = _status(members.get("status"))
-    data = members.get("data")
-    wrong = (
-        ("level", f"must be one of {', '.join(health.LEVELS)}", level is None),
-        ("service", "must be text of 1 to 64 visible ASCII characters", service is None),
-        ("status", "must be a whole number from 0 to 999", status is None),
-        ("data", "must be Unicode text", not isinstance(data, str) or not _is_unicode(data)),
-        (
-            "data",
-            f"must not be longer than {health.DATA_CHARS_MAX} characters",
-            isinstance(data, str) and len(data) > health.DATA_CHARS_MAX,
-        ),
-    )
-    reasons += [(name, reason) for name, reason, is_wrong in wrong if is_wrong and name in members]
-    if reasons:
-        raise InvalidRequest.of_all(reasons)
-    return Report(cast("Level", level), cast("str", service), cast("int", status), cast("str", data))
 
 
 def _shows_token(request: Request, accepted: tuple[str, ...]) -> bool:
@@ -181,51 +132,6 @@ def _shows_token(request: Request, accepted: tuple[str, ...]) -> bool:
             "The token is not the one of the desk's services. Without any, you report as anybody."
         ) from error
     return True
-
-
-def _parse_filter(parameters: Mapping[str, str]) -> tuple[str | None, Level | None, int]:
-    service, level = _service(parameters.get("service")), _level(parameters.get("level"))
-    limit_text = parameters.get("limit", str(REPORTS_LIMIT))
-    limit = int(limit_text) if _LIMIT.fullmatch(limit_text) else 0
-    wrong = (
-        ("service", "must be 1 to 64 visible ASCII characters", "service" in parameters and service is None),
-        ("level", f"must be one of {', '.join(health.LEVELS)}", "level" in parameters and level is None),
-        ("limit", f"must be a whole number from 1 to {REPORTS_LIMIT_MAX}", not 1 <= limit <= REPORTS_LIMIT_MAX),
-    )
-    reasons = [(name, reason) for name, reason, is_wrong in wrong if is_wrong]
-    if reasons:
-        raise InvalidRequest.of_all(reasons)
-    return service, level, limit
-
-
-def _level(value: object) -> Level | None:
-    """The level, written in any letter case; `warn` is `warning`, as in many programs' logs."""
-    name = value.lower() if isinstance(value, str) else ""
-    return next((level for level in health.LEVELS if name in (level, _ALIASES.get(level))), None)
-
-
-def _service(value: object) -> str | None:
-    return value if isinstance(value, str) and _SERVICE_NAME.fullmatch(value) else None
-
-
-def _status(value: object) -> int | None:
-    """The status, a number or digits in text. To JSON, 200.0 is the same number as 200."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        return None
-    # A number is not written out before it is known to be short: that of a very long one fails.
-    text = value if isinstance(value, str) else str(value) if 0 <= value <= 999 else ""
-    return int(text) if _STATUS.fullmatch(text) else None
-
-
-def _is_unicode(text: str) -> bool:
-    """False for a lone surrogate: JSON can escape one, but no answer could carry it."""
-    return not any("\ud800" <= char <= "\udfff" for char in text)
-
-
-def _shown(name: str) -> str:
-    return name[:100].encode("utf-8", "replace").decode()
 
 
 async def _part(name: str, asked: Awaitable[Part]) -> Part:
@@ -242,12 +148,15 @@ async def _part(name: str, asked: Awaitable[Part]) -> Part:
         return {"ok": False, "detail": f"Could not be determined ({type(error).__name__})."}
 
 
-async def _services(settings: Settings, report_store: ReportStore, now: Callable[[], datetime]) -> Part:
+async def _services(settings: Settings, report_store: ReportStore, clock: Clock) -> Part:
     last: dict[str, StoredReport | None] = dict.fromkeys(health.SERVICES)
     last |= {kept.report.service: kept for kept in await report_store.last_of_each()}
     interval = timedelta(seconds=settings.report_interval_seconds)
     services = {
-        name: {"state": service_state(kept, now(), interval), "last_report": kept and stored_report_document(kept)}
+        name: {
+            "state": service_state(kept, clock.now(), interval),
+            "last_report": kept and stored_report_document(kept),
+        }
         for name, kept in last.items()
     }
     return {"services": services}
@@ -260,22 +169,22 @@ async def _checked(check: Check | None) -> Part:
     return {"detail": "reachable"}
 
 
-async def _price(store: PriceStore, now: Callable[[], datetime]) -> Part:
+async def _price(store: PriceStore, clock: Clock) -> Part:
     record = await store.latest()
     return {
-        "age_seconds": round((now() - record.as_of).total_seconds(), 3),
+        "age_seconds": round((clock.now() - record.as_of).total_seconds(), 3),
         "as_of": format_time(record.as_of),
         "expires_at": format_time(record.expires_at),
     }
 
 
-async def _sources(settings: Settings, store: PriceStore, now: Callable[[], datetime]) -> Part:
+async def _sources(settings: Settings, store: PriceStore, clock: Clock) -> Part:
     """How the price sources are. `level` is critical when the last tick made no price, or there was none for long."""
     state = await store.feed_status()
     problem = state.problem
     old_after_seconds = SOURCES_OLD_AFTER_INTERVALS * settings.feed_interval_seconds + settings.source_seconds_max
     # Either way: a clock that was set back since says nothing about them.
-    if abs(now() - state.at) > timedelta(seconds=old_after_seconds):
+    if abs(clock.now() - state.at) > timedelta(seconds=old_after_seconds):
         problem = f"The sources were last asked at {format_time(state.at)}: is api_updater running?"
     level = "critical" if problem else "warning" if any(each.detail for each in state.sources) else "ok"
     return {**feed_status_document(state), "ok": not problem, "level": level, "problem": problem}
@@ -292,118 +201,3 @@ def _host(settings: Settings) -> Part:
         "memory": {"total": memory.total, "available": memory.available, "percent": memory.percent},
         "disk": {"total": disk.total, "free": disk.free, "percent": disk.percent},
     }
-
-
-def _parameter(name: str, schema: Mapping[str, object], description: str) -> Part:
-    return {"name": name, "in": "query", "description": description, "schema": schema}
-
-
-_AT = "2026-01-31T09:05:00.000000Z"
-_OBSERVED_AT = "2026-01-31T09:04:55.800000Z"
-_SOURCES_EXAMPLE = {
-    "ok": True,
-    **feed_status_document(
-        FeedStatus(
-            parse_time(_AT),
-            "live",
-            "",
-            (
-                SourceStatus("kraken", "", 0, EXAMPLE_RECORD.rates_e8, parse_time(_OBSERVED_AT)),
-                SourceStatus("gemini", "gave no quote: no answer (TimeoutError)", 1),
-            ),
-        )
-    ),
-    "level": "warning",
-}
-_EXAMPLE = {"level": "info", "service": "db_proxy", "status": 200, "data": "ready"}
-_KEPT_EXAMPLE = {**_EXAMPLE, "verified": True, "arrived_at": _AT}
-_LEVEL_SCHEMA = {
-    "type": "string",
-    "enum": [*health.LEVELS, *_ALIASES.values()],
-    "description": "Any letter case; `warn` is `warning`.",
-}
-_SERVICE_SCHEMA = {"type": "string", "pattern": "^[!-~]{1,64}$"}
-_REPORT_OPERATION = {
-    "summary": "Report something",
-    "description": "Anybody may. With `Authorization: Bearer <reporting token>`, as the desk's own services do, it is "
-    f"kept as `verified`. All others are kept apart, the last {health.STRANGERS_KEPT_MAX} of them, change the state of "
-    f"no service of the desk, and are taken {STRANGERS_PER_SECOND_MAX} a second, {STRANGERS_AT_ONCE_MAX} at once. What "
-    "cannot be seen in `data`, but for blanks, tabs and ends of lines, is kept written out, as `\\u202e`.",
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": list(_MEMBERS),
-                    "additionalProperties": False,
-                    "properties": {
-                        "level": _LEVEL_SCHEMA,
-                        "service": _SERVICE_SCHEMA,
-                        "status": {
-                            "oneOf": [
-                                {"type": "integer", "minimum": 0, "maximum": 999},
-                                {"type": "string", "pattern": "^[0-9]{1,3}$"},
-                            ]
-                        },
-                        "data": {"type": "string", "maxLength": health.DATA_CHARS_MAX},
-                    },
-                },
-                "example": _EXAMPLE,
-            }
-        },
-    },
-    "responses": answer("Kept", {"status": "ok"})
-    | problems(InvalidRequest, PayloadTooLarge, UnsupportedMediaType, Unauthorized, RateLimited, ReportsUnavailable),
-}
-_REPORTS_OPERATION = {
-    "summary": "What was reported, newest first",
-    "parameters": [
-        _parameter("service", _SERVICE_SCHEMA, "Only of this service."),
-        _parameter("level", _LEVEL_SCHEMA, "Only of this level."),
-        _parameter(
-            "limit",
-            {"type": "integer", "minimum": 1, "maximum": REPORTS_LIMIT_MAX, "default": REPORTS_LIMIT},
-            "How many at the most.",
-        ),
-    ],
-    "responses": answer("The newest reports", {"data": [_KEPT_EXAMPLE]}) | problems(InvalidRequest, ReportsUnavailable),
-}
-_STATUS_OPERATION = {
-    "summary": "How the desk is",
-    "description": "Always answers 200: `status` is `ok` when every part is and all six services are `alive`, "
-    "otherwise `degraded`. A part that is not `ok` says why. A service is `unknown` while nothing was heard of it "
-    "since the reports were lost, or while they cannot be read; only `verified` reports tell its state. Of names that "
-    "are not the desk's the last reports are shown too, and change no `status`. Of the `sources` one that is down is a "
-    "`warning`; "
-    "when they prove no price it is `critical`, and `problem` says why.",
-    "responses": answer(
-        "How every part is",
-        {
-            "status": "ok",
-            "at": _AT,
-            "services": {
-                name: {"state": "alive", "last_report": _KEPT_EXAMPLE | {"service": name}} for name in health.SERVICES
-            },
-            "reports": {"ok": True},
-            "database": {"ok": True, "detail": "reachable"},
-            "redis": {"ok": True, "detail": "not configured, kept in memory"},
-            "price": {
-                "ok": True,
-                "age_seconds": 4.2,
-                "as_of": _OBSERVED_AT,
-                "expires_at": "2026-01-31T09:05:55.800000Z",
-            },
-            "sources": _SOURCES_EXAMPLE,
-            "host": {
-                "ok": True,
-                "cpu_percent": 12.5,
-                "cpus": 2,
-                "load": [0.31, 0.22, 0.18],
-                "memory": {"total": 8_323_604_480, "available": 5_811_998_720, "percent": 30.2},
-                "disk": {"total": 53_687_091_200, "free": 41_204_572_160, "percent": 23.3},
-            },
-        },
-    )
-    | problems(InvalidRequest),
-}

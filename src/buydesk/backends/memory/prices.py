@@ -1,17 +1,16 @@
 """MemoryPriceStore: the price store of a desk without Redis; it lasts as long as the process that owns it."""
 
-import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import timedelta
 from operator import attrgetter
 
 from buydesk.prices.model import (
     KEPT_FOR,
-    Countdown,
     FeedStatus,
     PricePoint,
     PriceRecord,
+    UsablePrice,
     history_span,
     observed_by,
     recent_feed_status,
@@ -19,7 +18,7 @@ from buydesk.prices.model import (
     valid_record,
 )
 from buydesk.settings import Settings
-from buydesk.times import EPOCH, utc_now
+from buydesk.times import CLOCK, EPOCH, Clock
 
 _as_of = attrgetter("as_of")
 
@@ -30,13 +29,12 @@ class MemoryPriceStore:
     def __init__(
         self,
         settings: Settings,
-        now: Callable[[], datetime] = utc_now,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = CLOCK,
     ) -> None:
-        self._countdown = Countdown(clock)
+        self._clock = clock
+        self._seen: UsablePrice | None = None
         self._records_max = settings.price_history_records_max
         self._skew_seconds_max = settings.clock_skew_seconds_max
-        self._now = now
         self._current: PriceRecord | None = None
         self._points: list[PricePoint] = []  # in the order of their observation, no two of the same moment
         self._status: FeedStatus | None = None
@@ -46,7 +44,9 @@ class MemoryPriceStore:
         current = self._current
         if current is not None and current.id == record.id:
             return current
-        if current is not None and record.as_of < current.as_of <= observed_by(self._now(), self._skew_seconds_max):
+        if current is not None and record.as_of < current.as_of <= observed_by(
+            self._clock.now(), self._skew_seconds_max
+        ):
             raise superseded(current.as_of)
         self._current = record
         del self._points[bisect_left(self._points, record.as_of, key=_as_of) :]
@@ -57,12 +57,15 @@ class MemoryPriceStore:
 
     async def latest(self) -> PriceRecord:
         """See PriceStore."""
-        now = self._now()
-        return self._countdown.require_usable(valid_record(self._current, now, self._skew_seconds_max), now)
+        now = self._clock.now()
+        moment = self._clock.monotonic()
+        record = valid_record(self._current, now, self._skew_seconds_max)
+        self._seen = UsablePrice.seen(record, now, moment, self._seen)
+        return self._seen.usable(moment)
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         """See PriceStore."""
-        now = self._now()
+        now = self._clock.now()
         first = bisect_right(self._points, now - timedelta(minutes=minutes), key=_as_of)
         end = bisect_right(self._points, observed_by(now, self._skew_seconds_max), key=_as_of)
         if end - first <= points:
@@ -82,7 +85,7 @@ class MemoryPriceStore:
 
     async def feed_status(self) -> FeedStatus:
         """See PriceStore."""
-        return recent_feed_status(self._status, self._now())
+        return recent_feed_status(self._status, self._clock.now())
 
     async def check(self) -> None:
         """See PriceStore: memory is always there."""

@@ -1,8 +1,7 @@
 """The health desk in the memory of the process: what is kept ends with it."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from buydesk.observability.reports import (
@@ -15,7 +14,7 @@ from buydesk.observability.reports import (
     newest_first,
 )
 from buydesk.settings import Settings
-from buydesk.times import utc_now
+from buydesk.times import CLOCK, Clock
 
 
 class _Place:
@@ -30,15 +29,15 @@ class _Place:
 class MemoryReportStore:
     """ReportStore. A filter looks through all that is kept: under 1 ms for 5000 reports."""
 
-    def __init__(self, settings: Settings, now: Callable[[], datetime] = utc_now) -> None:
-        self._now = now
+    def __init__(self, settings: Settings, clock: Clock = CLOCK) -> None:
+        self._clock = clock
         self._verified = _Place(settings.reports_kept_max)
         self._strangers = _Place(STRANGERS_KEPT_MAX)
         self._last_of_ours: dict[str, StoredReport] = {}
 
     async def report(self, report: Report, *, verified: bool) -> None:
         """See ReportStore."""
-        kept = StoredReport(report, self._now(), verified)
+        kept = StoredReport(report, self._clock.now(), verified)
         place = self._verified if verified else self._strangers
         place.kept.append(kept)
         if report.service in SERVICES:

@@ -16,7 +16,6 @@ import msgspec
 from buydesk.backends.postgres.rows import order_of, outcome_of, place_arguments
 from buydesk.backends.postgres.sessions import FAULTS, Session, Warned, open_session
 from buydesk.backends.postgres.sql import REVISION
-from buydesk.bounds import SLICE_ITEMS, Bulkhead, SharedCheck
 from buydesk.errors import (
     InternalError,
     LedgerUnavailable,
@@ -26,6 +25,7 @@ from buydesk.errors import (
     PriceNotFound,
     WrongMode,
 )
+from buydesk.limits import SLICE_ITEMS, Bulkhead, SharedCheck
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.orders.model import (
     Anchor,
@@ -35,7 +35,7 @@ from buydesk.orders.model import (
     Page,
     PageBefore,
     PageFrom,
-    Placement,
+    PricedOrder,
     Refused,
 )
 from buydesk.prices.documents import record_from
@@ -86,7 +86,7 @@ class PostgresLedger:
         self._short_reads = Bulkhead(readers - max(1, readers // 3), *waiting)
         self._shared_check = SharedCheck(self._check)
 
-    async def place(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+    async def place(self, items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
         """See OrderLedger."""
         if not items:
             return []
@@ -110,7 +110,7 @@ class PostgresLedger:
             logger.info("orders are stored again")
             self._refused_at = None
 
-    async def _place_holding_lock(self, items: Sequence[Placement], timeout_seconds: float) -> Sequence[Outcome]:
+    async def _place_holding_lock(self, items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
         give_up_at = time.monotonic() + timeout_seconds
         seconds = min(timeout_seconds, self._settings.connect_seconds_max)
         async with self._hold_write_lock(seconds):
@@ -142,7 +142,7 @@ class PostgresLedger:
             self._write_lock.release()
 
     async def _place_or_split(
-        self, session: Session, items: Sequence[Placement], give_up_at: float
+        self, session: Session, items: Sequence[PricedOrder], give_up_at: float
     ) -> Sequence[Outcome]:
         """One outcome each. A batch that was rolled back because of one of its items is placed in halves, and these in
         halves again (9 times for 500 items), so that only that item is refused. Raises only when it stored nothing for
@@ -165,7 +165,7 @@ class PostgresLedger:
                 outcomes += [Refused(error)] * len(half)  # the other half may well be stored
         return outcomes
 
-    async def _place(self, session: Session, items: Sequence[Placement], give_up_at: float) -> Sequence[Outcome]:
+    async def _place(self, session: Session, items: Sequence[PricedOrder], give_up_at: float) -> Sequence[Outcome]:
         """One call of the function, in a transaction of its own; raises asyncpg.PostgresError or OutcomeUnknown."""
         arguments = place_arguments(items, self._clock_window())
         try:

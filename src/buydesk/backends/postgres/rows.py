@@ -17,13 +17,12 @@ from buydesk.orders.model import (
     Order,
     Outcome,
     Placed,
-    Placement,
+    PricedOrder,
     Refused,
     Replayed,
     is_repeat,
-    placed_order,
-    priced,
 )
+from buydesk.orders.pricing import placed_order
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import PriceRecord, stale
 from buydesk.times import format_time
@@ -32,7 +31,7 @@ _FIELDS = len(Order.__struct_fields__)
 _CURRENCY = Order.__struct_fields__.index("currency")
 
 
-def place_arguments(items: Sequence[Placement], window: tuple[float, float]) -> tuple[Any, ...]:
+def place_arguments(items: Sequence[PricedOrder], window: tuple[float, float]) -> tuple[Any, ...]:
     """The arguments of place_batch, one list a column, as text where text is safe. A slot is the place, from 1, of the
     first of equal things.
 
@@ -45,11 +44,10 @@ def place_arguments(items: Sequence[Placement], window: tuple[float, float]) -> 
     rows = []
     for place, item in enumerate(items, 1):
         new = item.order
-        price_slot, rate_e8, satoshi = 0, None, None
+        price_slot = 0
         if isinstance(item.price, PriceRecord):
             copy = item.price.id, item.price.expires_at
             price_slot, _ = records.setdefault(copy, (len(records) + 1, item.price))
-            rate_e8, satoshi = priced(new, item.price)
         key = new.client_order_id
         key_slot = 0 if key is None else key_slots.setdefault((new.client, key), place)
         rows.append(
@@ -59,8 +57,8 @@ def place_arguments(items: Sequence[Placement], window: tuple[float, float]) -> 
                 key,
                 new.currency,
                 new.amount_cents,
-                rate_e8,
-                satoshi,
+                item.rate_e8,
+                item.satoshi,
                 item.deadline.timestamp(),
                 price_slot,
                 id_slots.setdefault(new.id, place),
@@ -94,14 +92,14 @@ def order_of(row: asyncpg.Record) -> Order:
 
 
 def outcome_of(  # noqa: PLR0917
-    item: Placement, kind: str, number: int | None, used: int | None, row: asyncpg.Record, stored: dict[int, Order]
+    item: PricedOrder, kind: str, number: int | None, used: int | None, row: asyncpg.Record, stored: dict[int, Order]
 ) -> Outcome:
     """What place_batch said of one item; `stored` are the orders that the batch repeats, by number."""
     new = item.order
     match kind, item.price:
-        case "placed", PriceRecord() as record:
+        case "placed", _:
             assert number is not None  # noqa: S101  # the function numbers what it places
-            return Placed(placed_order(new, record, number, row["moment"], row["is_live"]))
+            return Placed(placed_order(item, number, row["moment"], row["is_live"]))
         case "repeat", _:
             assert number is not None  # noqa: S101  # and says which order is repeated
             order = stored[number]

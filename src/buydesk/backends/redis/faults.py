@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from redis import exceptions
 from redis.asyncio import Redis
 
-from buydesk.bounds import SharedCheck
 from buydesk.errors import DeskError, ReportsUnavailable
+from buydesk.limits import SharedCheck
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.times import EPOCH
 

@@ -6,8 +6,7 @@ memory: whether a record is valid is judged by its `expires_at`.
 """
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, cast
@@ -18,7 +17,6 @@ from redis.asyncio import Redis
 from buydesk.backends.redis.faults import FAULTS, meaning_of, time_of
 from buydesk.errors import PriceStoreUnavailable, PriceUnavailable
 from buydesk.observability.clock_skew import ClockMonitor
-from buydesk.orders.verification import require_proven
 from buydesk.prices.documents import (
     feed_status_document,
     feed_status_from,
@@ -30,19 +28,20 @@ from buydesk.prices.documents import (
 from buydesk.prices.model import (
     KEPT_FOR,
     RETRY_AFTER_SECONDS,
-    Countdown,
     FeedStatus,
     NotARecord,
     PricePoint,
     PriceRecord,
+    UsablePrice,
     history_span,
     observed_by,
     recent_feed_status,
     superseded,
     valid_record,
 )
+from buydesk.prices.verification import require_proven
 from buydesk.settings import Settings
-from buydesk.times import EPOCH, utc_now
+from buydesk.times import CLOCK, EPOCH, Clock
 
 _MICROSECOND = timedelta(microseconds=1)
 # So many points take a millisecond to read; other work goes on between slices of them.
@@ -104,18 +103,17 @@ class RedisPriceStore:
         self,
         client: Redis,
         settings: Settings,
-        now: Callable[[], datetime] = utc_now,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = CLOCK,
         clocks: ClockMonitor | None = None,
     ) -> None:
         self._client = client
         self._clocks = clocks or ClockMonitor("this process", settings.clock_skew_seconds_max)
         self._settings = settings
-        self._countdown = Countdown(clock)
+        self._clock = clock
+        self._seen: UsablePrice | None = None
         self._seconds_max = settings.remote_seconds_max
         self._records_max = settings.price_history_records_max
         self._skew_seconds_max = settings.clock_skew_seconds_max
-        self._now = now
         self._current_key, self._points_key, self._sources_key = kinds(settings)
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
@@ -127,7 +125,7 @@ class RedisPriceStore:
             msgspec.json.encode(point_document(record.point())),
             int(KEPT_FOR.total_seconds()),
             self._records_max,
-            _microseconds(observed_by(self._now(), self._skew_seconds_max)),
+            _microseconds(observed_by(self._clock.now(), self._skew_seconds_max)),
         )
         async with self._faults():
             newer, *documents = await cast(
@@ -143,8 +141,10 @@ class RedisPriceStore:
         async with self._faults():
             document = await cast("Awaitable[bytes | None]", self._client.hget(self._current_key, "document"))
             current = None if document is None else record_from(msgspec.json.decode(document))
-        now = self._now()
-        valid = self._countdown.require_usable(valid_record(current, now, self._skew_seconds_max), now)
+        now = self._clock.now()
+        moment = self._clock.monotonic()
+        self._seen = UsablePrice.seen(valid_record(current, now, self._skew_seconds_max), now, moment, self._seen)
+        valid = self._seen.usable(moment)
         try:
             # It may be of a desk with other settings, or of another version: what is kept outlives a program.
             require_proven(valid, self._settings, now)
@@ -155,7 +155,7 @@ class RedisPriceStore:
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         """See PriceStore."""
-        now = self._now()
+        now = self._clock.now()
         arguments = (
             _microseconds(now - timedelta(minutes=minutes)),
             _microseconds(observed_by(now, self._skew_seconds_max)),
@@ -186,7 +186,7 @@ class RedisPriceStore:
         async with self._faults():
             document = await self._client.get(self._sources_key)
             status = None if document is None else feed_status_from(msgspec.json.decode(document))
-        return recent_feed_status(status, self._now())
+        return recent_feed_status(status, self._clock.now())
 
     async def check(self) -> None:
         """See PriceStore."""

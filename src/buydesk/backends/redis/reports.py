@@ -7,8 +7,7 @@ are the same for strangers, and have what is left of versions that did not verif
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from datetime import datetime
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from itertools import islice
 from typing import cast
 
@@ -29,7 +28,7 @@ from buydesk.observability.reports import (
     stored_report_from,
 )
 from buydesk.settings import Settings
-from buydesk.times import utc_now
+from buydesk.times import CLOCK, Clock
 
 _VERIFIED = "buydesk:reports:verified"
 _STRANGERS = "buydesk:reports"
@@ -80,15 +79,15 @@ class RedisReportStore:
     which no call holds Redis for longer than some 2 ms.
     """
 
-    def __init__(self, client: Redis, settings: Settings, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, client: Redis, settings: Settings, clock: Clock = CLOCK) -> None:
+        self._clock = clock
         self._client = client
-        self._now = now
         self._kept_max = settings.reports_kept_max
         self._seconds_max = settings.remote_seconds_max
 
     async def report(self, report: Report, *, verified: bool) -> None:
         """See ReportStore."""
-        kept = StoredReport(report, self._now(), verified)
+        kept = StoredReport(report, self._clock.now(), verified)
         stream, kept_max = (_VERIFIED, self._kept_max) if verified else (_STRANGERS, STRANGERS_KEPT_MAX)
         whose = "other" if report.service not in SERVICES else "ours" if verified else "stranger_as_ours"
         async with self._answering():

@@ -19,4 +19,5 @@ def book(answer: object, currency: Currency) -> Book:
     return Book(bid, ask)
 
 
-BITFINEX = Exchange("bitfinex", {"/v2/tickers?symbols=tBTCEUR,tBTCGBP,tBTCUSD": tuple(Currency)}, book)
+_SYMBOLS = ",".join(f"tBTC{currency}" for currency in Currency)
+BITFINEX = Exchange("bitfinex", {f"/v2/tickers?symbols={_SYMBOLS}": tuple(Currency)}, book)

@@ -13,12 +13,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from http.client import responses
 from typing import NoReturn
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 
 from buydesk import __version__
 from buydesk.errors import SourceFailed
@@ -26,7 +24,7 @@ from buydesk.money import Currency, NotMoney, parse_rate
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.prices.model import Quote, RejectedQuote, SourceResponse
 from buydesk.settings import Settings
-from buydesk.times import utc_now
+from buydesk.times import CLOCK, Clock
 
 ANSWER_BYTES_MAX = 64 * 1024
 _SECONDS = re.compile(r"[0-9]+", re.ASCII)
@@ -85,9 +83,10 @@ class ExchangeSource:
         exchange: Exchange,
         url: str,
         settings: Settings,
-        now: Callable[[], datetime] = utc_now,
+        clock: Clock = CLOCK,
         clocks: ClockMonitor | None = None,
     ) -> None:
+        self._clock = clock
         self.name = exchange.name
         self._exchange = exchange
         self._clocks = clocks or ClockMonitor("this process", settings.clock_skew_seconds_max)
@@ -98,7 +97,6 @@ class ExchangeSource:
             ceil_threshold=math.inf,  # as it is: aiohttp would round 5 s and more up to a whole second
         )
         self._skew = timedelta(seconds=settings.clock_skew_seconds_max)
-        self._now = now
         self._session: aiohttp.ClientSession | None = None
 
     async def quotes(self) -> SourceResponse:
@@ -123,7 +121,7 @@ class ExchangeSource:
         """Made at the first call, because it belongs to the running loop. What is not unpacked cannot grow."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=_Connector(),
+                connector=aiohttp.TCPConnector(force_close=True, ttl_dns_cache=_DNS_SECONDS),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={
                     "User-Agent": f"buydesk/{__version__}",
@@ -135,7 +133,7 @@ class ExchangeSource:
         return self._session
 
     async def _ask(self, session: aiohttp.ClientSession, path: str, currencies: tuple[Currency, ...]) -> _Answer:
-        asked_at, moment = self._now(), self._clocks.moment()
+        asked_at, moment = self._clock.now(), self._clocks.moment()
         try:
             async with session.get(self._url + path, timeout=self._timeout, allow_redirects=False) as response:
                 body = await _body(response)
@@ -225,35 +223,12 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
     """The body of a 200; raises Unusable, and what aiohttp raises."""
     if response.status != 200:
         raise Unusable(f"status {response.status} {responses.get(response.status, '')}".rstrip())
-    return await response.read()
-
-
-class _Line(ResponseHandler):
-    """A connection that ends an answer with Unusable after ANSWER_BYTES_MAX: of whatever they are.
-
-    A bound on the body alone is not enough: of "100 Continue", say, a server may send any number before it.
-    """
-
-    _left = ANSWER_BYTES_MAX
-
-    def data_received(self, data: bytes) -> None:
-        self._left -= len(data)
-        if self._left >= 0:
-            super().data_received(data)
-            return
-        error = Unusable(f"an answer of more than {ANSWER_BYTES_MAX} bytes")
-        self.set_exception(error)  # to whom waits for the head of the answer
-        if self._payload is not None:
-            self._payload.set_exception(error)
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Makes a new connection for each request, so that each has its own bound. They are seldom."""
-
-    def __init__(self) -> None:
-        super().__init__(force_close=True, ttl_dns_cache=_DNS_SECONDS)
-        # aiohttp has no public place for it; tests flood it.
-        self._factory = partial(_Line, loop=self._loop)  # type: ignore[assignment]  # as good as its base
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > ANSWER_BYTES_MAX:
+            raise Unusable(f"an answer of more than {ANSWER_BYTES_MAX} bytes")
+    return bytes(body)
 
 
 def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -4,8 +4,8 @@ from buydesk.backends.sources.exchange import Book, Exchange, Unusable, member, 
 from buydesk.money import Currency
 
 _ERROR_CHARS_MAX = 100
-# It answers under its own names of the pairs.
-_PAIRS = {Currency.EUR: "XXBTZEUR", Currency.GBP: "XXBTZGBP", Currency.USD: "XXBTZUSD"}
+# It is asked under one name of a pair, and answers under another.
+_PAIRS = {currency: f"XXBTZ{currency}" for currency in Currency}
 
 
 def book(answer: object, currency: Currency) -> Book:
@@ -28,4 +28,5 @@ def _first(ticker: object, name: str, meaning: str) -> int:
     return price(text(level[0], meaning), meaning)
 
 
-KRAKEN = Exchange("kraken", {"/0/public/Ticker?pair=XBTEUR,XBTGBP,XBTUSD": tuple(Currency)}, book)
+_ASKED = ",".join(f"XBT{currency}" for currency in Currency)
+KRAKEN = Exchange("kraken", {f"/0/public/Ticker?pair={_ASKED}": tuple(Currency)}, book)

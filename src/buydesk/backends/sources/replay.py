@@ -9,12 +9,10 @@ that misbehave.
 import gzip
 import logging
 import math
-import time
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from importlib.resources import files
 from itertools import accumulate
 from pathlib import Path
@@ -25,7 +23,7 @@ from buydesk.errors import SourceFailed
 from buydesk.money import CENTS_PER_UNIT, RATE_SCALE, Currency
 from buydesk.prices.model import PriceSource, Quote, SourceResponse
 from buydesk.settings import Settings
-from buydesk.times import utc_now
+from buydesk.times import CLOCK, Clock
 
 SERIES = "btc_minutes_2023-03-09_17.txt.gz"
 # How far from the close each source's middle of bid and ask lies, in parts of it: in the middle the close itself.
@@ -68,34 +66,38 @@ class _State(msgspec.Struct, frozen=True):
     position_minutes: float
 
 
-def sandbox_sources(
-    settings: Settings,
-    state_path: Path | None,
-    now: Callable[[], datetime] = utc_now,
-    clock: Callable[[], float] = time.monotonic,
-) -> list[PriceSource]:
+class _StoppedClock(Clock):
+    """Shows for ever what another clock showed first."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._at = clock.now()
+
+    def now(self) -> datetime:
+        return self._at
+
+
+def sandbox_sources(settings: Settings, state_path: Path | None, clock: Clock = CLOCK) -> list[PriceSource]:
     """The five sources of the sandbox. With `state_path` None the position is kept in memory only.
 
-    `clock` counts seconds, monotonically. The time between two processes does not move the position.
+    The time between two processes does not move the position.
     """
     replay = Replay(settings, state_path, clock)
     fault = settings.sandbox_fault
     parts = dict(APART_PARTS if fault == "disagree" else OFFSET_PARTS)
     if fault == "outlier":
         parts[FAULTY] = OUTLIER_PARTS
-    if fault == "stale":
-        now = cache(now)  # the clock of all of them stands still at its first reading
-    return [SandboxSource(name, parts[name], replay, now, fault if name == FAULTY else None) for name in parts]
+    dated_by = _StoppedClock(clock) if fault == "stale" else clock
+    return [SandboxSource(name, parts[name], replay, dated_by, fault if name == FAULTY else None) for name in parts]
 
 
 class SandboxSource:
     """PriceSource: one of the five, so many parts off the closes. `fault` is what befalls this one."""
 
-    def __init__(self, name: str, parts: int, replay: "Replay", now: Callable[[], datetime], fault: str | None) -> None:
+    def __init__(self, name: str, parts: int, replay: "Replay", clock: Clock, fault: str | None) -> None:
         self.name = name
         self._parts = parts
         self._replay = replay
-        self._now = now
+        self._clock = clock
         self._fault = fault
 
     async def quotes(self) -> SourceResponse:
@@ -104,7 +106,7 @@ class SandboxSource:
         if self._fault == "source-down":
             raise SourceFailed(f"{self.name} gives no answer (a fault that was asked for).")
         quotes_of = self._nonsense if self._fault == "garbage" else self._seen
-        return SourceResponse(quotes_of(minute, self._now()), replayed_from=minute.replayed_from)
+        return SourceResponse(quotes_of(minute, self._clock.now()), replayed_from=minute.replayed_from)
 
     async def close(self) -> None:
         """See PriceSource: there is nothing to close."""
@@ -131,9 +133,7 @@ class SandboxSource:
 class Replay:
     """The position in the series, moved and kept once a tick, however many sources ask in it."""
 
-    def __init__(
-        self, settings: Settings, state_path: Path | None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, settings: Settings, state_path: Path | None, clock: Clock = CLOCK) -> None:
         self._series = load_series()
         self._speed = settings.replay_speed
         # All sources are asked at once; what comes sooner than this belongs to the same tick.
@@ -146,7 +146,7 @@ class Replay:
 
     def minute(self) -> Minute:
         """Where the replay is now; the same for all who ask within a tick. Never raises."""
-        moment = self._clock()
+        moment = self._clock.monotonic()
         if self._moved_at is None or moment - self._moved_at >= self._same_tick_seconds:
             self._move(moment)
             self._keep_position()

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from buydesk.bounds import SLICE_ITEMS, Bulkhead, SharedCheck, in_slices
 from buydesk.errors import LedgerUnavailable, Overloaded
+from buydesk.limits import SLICE_ITEMS, Bulkhead, SharedCheck, in_slices
 
 
 async def _hold(places: Bulkhead, until: asyncio.Event, order: list[int], who: int) -> None:

@@ -1,0 +1,225 @@
+"""Pages of orders over HTTP: which one is asked for, its links, what never changes and is cached, its documentation."""
+
+import contextlib
+import hashlib
+import re
+import uuid
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cachetools import LRUCache
+from fastapi import Response
+
+from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound, Overloaded, PriceNotFound
+from buydesk.http.openapi import answer, problems
+from buydesk.http.requests import Request, single_parameters
+from buydesk.http.responses import Answer, encode
+from buydesk.orders.documents import EXAMPLE_ORDER, EXAMPLE_RECORD
+from buydesk.orders.model import (
+    KEY_CHARS_MAX,
+    NUMBER_MAX,
+    PAGE_SIZE_MAX,
+    Anchor,
+    OrderDocument,
+    Page,
+    PageAfter,
+    PageBefore,
+    PageFrom,
+    order_document,
+)
+from buydesk.prices.documents import record_document
+
+PAGE_SIZE = 10
+ANCHORS = ("start", "before", "after")
+_INTEGER = re.compile(r"[0-9]{1,19}", re.ASCII)
+
+
+def read_id(request: Request) -> uuid.UUID:
+    """The id that the path ends in; raises InvalidRequest."""
+    single_parameters(request, ())
+    try:
+        return uuid.UUID(request.parameter)
+    except ValueError as error:
+        raise InvalidRequest.of("id", "must be a UUID") from error
+
+
+def read_page_request(parameters: dict[str, str]) -> tuple[Anchor, int]:
+    """Which page is asked for; raises InvalidRequest naming every parameter that is wrong."""
+    reasons: list[tuple[str, str]] = []
+
+    def integer(name: str, lowest: int, highest: int) -> int:
+        text = parameters[name]
+        if not _INTEGER.fullmatch(text) or not lowest <= int(text) <= highest:
+            reasons.append((name, f"must be an integer from {lowest} to {highest}"))
+            return lowest
+        return int(text)
+
+    page_size = integer("page_size", 1, PAGE_SIZE_MAX) if "page_size" in parameters else PAGE_SIZE
+    given = [name for name in ANCHORS if name in parameters]
+    numbers = {name: integer(name, 0, NUMBER_MAX) for name in given}
+    if len(given) > 1:
+        reasons += [(name, "start, before and after exclude each other") for name in given]
+    if reasons:
+        raise InvalidRequest.of_all(reasons)
+    if "before" in numbers:
+        return PageBefore(numbers["before"]), page_size
+    if "after" in numbers:
+        return PageAfter(numbers["after"]), page_size
+    return PageFrom(numbers.get("start", 0)), page_size
+
+
+class RenderedPage(NamedTuple):
+    """A page, or a price record, as it is answered; one with an ETag never changes."""
+
+    body: bytes
+    headers: list[tuple[bytes, bytes]]
+    etag: bytes | None
+
+
+class PageCache:
+    """Full `before` pages, as they were rendered, `bytes_max` of them; the least recently used go first."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._pages: LRUCache[tuple[int, int], RenderedPage] = LRUCache(bytes_max, lambda page: len(page.body))
+
+    def find(self, anchor: Anchor, page_size: int) -> RenderedPage | None:
+        """The page, when it is kept."""
+        return self._pages.get((anchor.number, page_size)) if isinstance(anchor, PageBefore) else None
+
+    def keep(self, anchor: Anchor, page_size: int, page: RenderedPage) -> None:
+        """Keeps the page if it never changes."""
+        if isinstance(anchor, PageBefore) and page.etag is not None:
+            with contextlib.suppress(ValueError):  # of a page larger than all that may be kept
+                self._pages[anchor.number, page_size] = page
+
+
+def rendered(anchor: Anchor, page_size: int, page: Page, documents: Sequence[OrderDocument]) -> RenderedPage:
+    links = _links(anchor, page_size, [order.number for order in page.orders])
+    about: dict[str, object] = {"page_size": page_size}
+    if isinstance(anchor, PageFrom):
+        about = {"start": anchor.start, "page_size": page_size, "total": page.total}
+    body = encode(
+        {
+            "data": documents,
+            "page": about,
+            "_links": {relation: {"href": href} for relation, href in links.items()},
+        }
+    )
+    link = ", ".join(f'<{href}>; rel="{relation}"' for relation, href in links.items() if relation != "self")
+    headers = [(b"link", link.encode())]
+    if not _never_changes(anchor, page_size, page):
+        return RenderedPage(body, [*headers, (b"cache-control", b"no-store")], None)
+    return immutable(body, headers)
+
+
+def immutable(body: bytes, headers: list[tuple[bytes, bytes]]) -> RenderedPage:
+    """What never changes: who has it need not ask again."""
+    etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'.encode()
+    headers += [(b"cache-control", b"private, max-age=31536000, immutable"), (b"etag", etag)]
+    return RenderedPage(body, headers, etag)
+
+
+def page_response(request: Request, page: RenderedPage) -> Response:
+    if page.etag is not None and _has(request, page.etag.decode()):
+        return Answer(b"", 304, page.headers)
+    return Answer(page.body, 200, page.headers)
+
+
+def _has(request: Request, etag: str) -> bool:
+    """Whether the client has this page already (If-None-Match, RFC 9110, section 13.1.2: compared weakly)."""
+    tags = ",".join(request.headers.get_all("if-none-match")).split(",")
+    return any(tag.strip().removeprefix("W/") in ("*", etag) for tag in tags)
+
+
+def _never_changes(anchor: Anchor, page_size: int, page: Page) -> bool:
+    """Whether this page shows the same orders for ever: it is full, and nothing can be placed between it and its
+    anchor. (An anchor beyond the newest order gives a full page that changes with the next order.)"""
+    return (
+        isinstance(anchor, PageBefore) and len(page.orders) == page_size and page.orders[0].number == anchor.number - 1
+    )
+
+
+def _links(anchor: Anchor, page_size: int, numbers: Sequence[int]) -> dict[str, str]:
+    """Links by number, so that a reader who follows them while orders arrive sees each order exactly once."""
+
+    def href(name: str, number: int) -> str:
+        return f"/get_orders/?{name}={number}&page_size={page_size}"
+
+    # An empty page is past the end: all that there is, or will be, is newer. Only an empty `after` page is at the top.
+    newer_than, older_than = 0, 0
+    if isinstance(anchor, PageFrom):
+        links = {"self": href("start", anchor.start)}
+    elif isinstance(anchor, PageBefore):
+        links = {"self": href("before", anchor.number)}
+    else:
+        links = {"self": href("after", anchor.number)}
+        newer_than, older_than = anchor.number, min(anchor.number + 1, NUMBER_MAX)
+    if numbers:
+        newer_than, older_than = numbers[0], numbers[-1]
+    if older_than > 1:
+        links["next"] = href("before", older_than)
+    links["prev"] = href("after", newer_than)
+    return links
+
+
+_ORDER_EXAMPLE = order_document(EXAMPLE_ORDER)
+_KEY_SCHEMA = {"type": "string", "pattern": f"^[!-~]{{1,{KEY_CHARS_MAX}}}$"}
+_PAGE_EXAMPLE = {
+    "data": [_ORDER_EXAMPLE],
+    "page": {"start": 0, "page_size": 3, "total": 1},
+    "_links": {
+        "self": {"href": "/get_orders/?start=0&page_size=3"},
+        "prev": {"href": "/get_orders/?after=1&page_size=3"},
+    },
+}
+
+
+def _id_parameter(name: str) -> dict[str, object]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+
+
+def _parameter(name: str, description: str, lowest: int, highest: int) -> dict[str, object]:
+    schema = {"type": "integer", "minimum": lowest, "maximum": highest}
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+GET_ORDERS = {
+    "tags": ["orders"],
+    "summary": "A page of orders, newest first, or the order with a client_order_id",
+    "description": "`start`, `before` and `after` exclude each other. Follow `_links`, or the Link header.",
+    "parameters": [
+        _parameter("start", "Leave out this many of the newest orders (default 0).", 0, NUMBER_MAX),
+        _parameter("before", "The highest numbers below this one.", 0, NUMBER_MAX),
+        _parameter("after", "The lowest numbers above this one.", 0, NUMBER_MAX),
+        _parameter("page_size", f"Default {PAGE_SIZE}.", 1, PAGE_SIZE_MAX),
+        {"name": "client_order_id", "in": "query", "schema": _KEY_SCHEMA},
+    ],
+    "responses": answer("A page", _PAGE_EXAMPLE)
+    | {"304": {"description": "The page that the client has (If-None-Match)"}}
+    | problems(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
+}
+GET_ORDER = {
+    "tags": ["orders"],
+    "summary": "One order by its id",
+    "parameters": [_id_parameter("order_id")],
+    "responses": answer("The order", _ORDER_EXAMPLE)
+    | problems(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
+}
+GET_PRICE = {
+    "tags": ["orders"],
+    "summary": "The price record that orders were priced with, by an order's `price_id`",
+    "description": "The proof of a price: every quote there was, used or rejected and why, the rule with its limits, "
+    "and the time at which it was applied. It never changes.",
+    "parameters": [_id_parameter("price_id")],
+    "responses": answer("The price record", record_document(EXAMPLE_RECORD))
+    | {"304": {"description": "The record that the client has (If-None-Match)"}}
+    | problems(InvalidRequest, PriceNotFound, LedgerUnavailable, Overloaded),
+}
+GET_EXPOSURE = {
+    "tags": ["orders"],
+    "summary": "The cap, what is used and what is available, in BTC",
+    "responses": answer(
+        "The exposure", {"cap": "100.00000000", "used": "0.00167509", "available": "99.99832491", "orders": 1}
+    )
+    | problems(InvalidRequest, LedgerUnavailable, Overloaded),
+}

@@ -1,0 +1,228 @@
+"""Prices over HTTP: how a record and the status of the sources are read from a request, and how all is documented."""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+import msgspec
+
+from buydesk.errors import (
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    PriceStale,
+    PriceStoreUnavailable,
+    PriceSuperseded,
+    PriceUnavailable,
+    Unauthorized,
+    UnsupportedMediaType,
+)
+from buydesk.http.openapi import INTERNAL, answer, number_parameter, problems
+from buydesk.http.requests import require_utf8
+from buydesk.money import RATE_SCALE, Currency
+from buydesk.prices.coindesk import CODES, currentprice, currentprice_of
+from buydesk.prices.documents import (
+    feed_status_document,
+    feed_status_from,
+    point_document,
+    record_document,
+    record_from,
+)
+from buydesk.prices.model import (
+    HISTORY_MINUTES_MAX,
+    HISTORY_POINTS_MAX,
+    FeedStatus,
+    NotARecord,
+    PriceRecord,
+    Quote,
+    RejectedQuote,
+    Rule,
+    Signature,
+    SourceStatus,
+    require_plausible_status,
+)
+from buydesk.prices.verification import require_proven
+from buydesk.settings import PRICE_TTL_SECONDS_MAX, Settings
+
+HISTORY_MINUTES = 60
+HISTORY_POINTS = 240
+_Read = TypeVar("_Read")
+
+
+def parse_record(body: bytes, settings: Settings, now: datetime) -> PriceRecord:
+    """The record that a JSON body is; raises InvalidRequest naming what is wrong.
+
+    A record that is no proven price here (`require_proven`) is wrong too.
+    """
+
+    def proven(document: object) -> PriceRecord:
+        new = record_from(document)
+        require_proven(new, settings, now)
+        return new
+
+    return _parsed(body, proven)
+
+
+def parse_state(body: bytes, settings: Settings, now: datetime) -> FeedStatus:
+    """The state of the sources that a JSON body is; raises InvalidRequest naming what is wrong.
+
+    One that is not plausible here (`require_plausible_status`) is wrong too.
+    """
+
+    def plausible(document: object) -> FeedStatus:
+        state = feed_status_from(document)
+        require_plausible_status(state, settings.price_feed, settings.clock_skew_seconds_max, now)
+        return state
+
+    return _parsed(body, plausible)
+
+
+def _parsed(body: bytes, reader: Callable[[object], _Read]) -> _Read:
+    require_utf8(body)
+    try:
+        return reader(msgspec.json.decode(body))
+    except NotARecord as error:
+        raise InvalidRequest.of(error.member, error.reason) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest.of("body", "must be JSON") from error
+
+
+_AT = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
+
+
+def _quotes(currency: Currency, *mids_cents: int) -> list[Quote]:
+    """An example's quotes of a currency, one a source, each with 5 cents to either side."""
+    cent_e8 = RATE_SCALE // 100
+    return [
+        Quote(source, currency, (mid - 5) * cent_e8, (mid + 5) * cent_e8, _AT)
+        for source, mid in zip(("bitstamp", "coinbase", "kraken"), mids_cents, strict=True)
+    ]
+
+
+_FAR = replace(_quotes(Currency.EUR, 20_572_78, 20_572_78, 20_990_00)[2], source="gemini")
+_EXAMPLE = PriceRecord(
+    id=uuid.UUID("0b6f3a52-3c1e-4f0a-9a55-0d8a2f1c7e11"),
+    as_of=_AT,
+    expires_at=_AT + timedelta(seconds=60),
+    feed="live",
+    rates_e8={
+        Currency.EUR: 20_572_78 * RATE_SCALE // 100,
+        Currency.GBP: 18_271_51 * RATE_SCALE // 100,
+        Currency.USD: 21_712_51 * RATE_SCALE // 100,
+    },
+    used=(
+        *_quotes(Currency.EUR, 20_572_78, 20_570_12, 20_574_40),
+        *_quotes(Currency.GBP, 18_271_51, 18_269_03, 18_272_95),
+        *_quotes(Currency.USD, 21_712_51, 21_709_88, 21_714_07),
+    ),
+    rejected=(
+        RejectedQuote("gemini", "is more than 1 % from the median", _FAR),
+        RejectedQuote("bitfinex", "gave no answer within 5 s"),
+    ),
+    rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
+    decided_at=_AT + timedelta(seconds=1),
+    signature=Signature(
+        "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+        "XukwEvSOq9VKI4P6P4pd7quaRtowdKBXtfr92cIZD55gQve2kTKecu9gFxz9xSez6yHPUO0fqVE3dlEAeKeZAg",
+        expires_at=_AT + timedelta(seconds=60),
+    ),
+)
+_STATE_EXAMPLE = FeedStatus(
+    at=_AT + timedelta(seconds=1),
+    feed="live",
+    problem="",
+    sources=(
+        SourceStatus("kraken", "", mids_e8=_EXAMPLE.rates_e8, quoted_at=_AT),
+        SourceStatus(
+            "bitfinex",
+            "gave no answer within 4 s",
+            failures=3,
+            resting_until=_AT + timedelta(seconds=16),
+            last_error="gave no answer within 4 s",
+            failed_at=_AT,
+        ),
+    ),
+)
+_NO_PRICE = problems(PriceUnavailable, PriceStale, PriceStoreUnavailable)
+GET_RECORD = {
+    "summary": "The current price record",
+    "description": "Valid until `expires_at` and not longer; never an old price. With its proof: the quotes used and "
+    "rejected, the rule and when it was applied. Beside the exact record it has the members of CoinDesk's retired "
+    "document.",
+    "responses": answer("The price", record_document(_EXAMPLE) | currentprice(_EXAMPLE)) | _NO_PRICE,
+}
+GET_CURRENTPRICE = {
+    "summary": "The current price, exactly in the shape of CoinDesk's retired document",
+    "responses": answer("The price", currentprice(_EXAMPLE)) | _NO_PRICE,
+}
+GET_CURRENTPRICE_OF = {
+    "summary": "The current price in dollars and one currency, in the shape of CoinDesk's retired document",
+    "parameters": [
+        {
+            "name": "code",
+            "in": "path",
+            "required": True,
+            "description": "The currency, in any letter case.",
+            "schema": {"type": "string", "enum": sorted(CODES)},
+            "example": "EUR",
+        }
+    ],
+    "responses": answer("The price", currentprice_of(_EXAMPLE, Currency.EUR)) | problems(NotFound) | _NO_PRICE,
+}
+GET_HISTORY = {
+    "summary": "Past prices, oldest first",
+    "description": "Those observed within the last `minutes`, the latest among them. When there are more than "
+    "`points`: the last one of each span of `minutes` / `points`. Spans begin at multiples of their length: the points "
+    "of a chart stay where they are from one look to the next.",
+    "parameters": [
+        number_parameter(
+            "minutes", "Those observed within the last so many minutes.", HISTORY_MINUTES_MAX, HISTORY_MINUTES
+        ),
+        number_parameter("points", "So many at the most.", HISTORY_POINTS_MAX, HISTORY_POINTS),
+    ],
+    "responses": answer("The prices", {"data": [point_document(_EXAMPLE.point())]})
+    | problems(InvalidRequest, PriceStoreUnavailable),
+}
+GET_SOURCES = {
+    "summary": "How the price sources are",
+    "description": "As they were when they were last asked: the last quotes of each, what is wrong with it, and until "
+    "when it is left alone. `problem` says why there was no new price then.",
+    "responses": answer("The state of all sources", feed_status_document(_STATE_EXAMPLE))
+    | problems(InvalidRequest, PriceUnavailable, PriceStoreUnavailable),
+}
+POST_SOURCES = {
+    "summary": "Tell how the price sources are (internal)",
+    "description": "Needs `Authorization: Bearer <publishing token>`. Replaces the status before.",
+    "security": INTERNAL,
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"type": "object"}, "example": feed_status_document(_STATE_EXAMPLE)}
+        },
+    },
+    "responses": answer("The status as stored", feed_status_document(_STATE_EXAMPLE))
+    | problems(Unauthorized, InvalidRequest, PayloadTooLarge, UnsupportedMediaType, PriceStoreUnavailable),
+}
+POST_RECORD = {
+    "summary": "Publish a price record (internal)",
+    "description": "Needs `Authorization: Bearer <publishing token>`, and the record a signature by api_updater. "
+    "Publishing the current record again is fine and changes nothing.",
+    "security": INTERNAL,
+    "parameters": [
+        number_parameter(
+            "ttl",
+            "Seconds from now after which the record is not valid any more. Only ever shortens, and only a new record.",
+            PRICE_TTL_SECONDS_MAX,
+        )
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"type": "object"}, "example": record_document(_EXAMPLE)}},
+    },
+    "responses": answer("The record as published", record_document(_EXAMPLE))
+    | problems(
+        Unauthorized, InvalidRequest, PayloadTooLarge, UnsupportedMediaType, PriceSuperseded, PriceStoreUnavailable
+    ),
+}

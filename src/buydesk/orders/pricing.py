@@ -1,0 +1,40 @@
+"""Pricing: the one place where a price is applied to an order."""
+
+from datetime import datetime
+
+from buydesk.errors import DeskError, PriceUnavailable
+from buydesk.money import satoshi_for
+from buydesk.orders.model import NewOrder, Order, PricedOrder
+from buydesk.prices.model import RETRY_AFTER_SECONDS, PriceRecord
+
+
+def price_order(order: NewOrder, price: PriceRecord | DeskError, deadline: datetime) -> PricedOrder:
+    """The order at the record's rate, the bitcoin rounded up to the satoshi (`satoshi_for`), to be stored until the
+    deadline; with the problem instead when there is no record, or none with a rate for its currency."""
+    if isinstance(price, DeskError):
+        return PricedOrder(order, price, deadline, 0, 0)
+    rate_e8 = price.rates_e8.get(order.currency)
+    if rate_e8 is None:
+        detail = f"The price record has no rate for {order.currency}."
+        return PricedOrder(order, PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS), deadline, 0, 0)
+    return PricedOrder(order, price, deadline, rate_e8, satoshi_for(order.amount_cents, rate_e8))
+
+
+def placed_order(item: PricedOrder, number: int, created_at: datetime, livemode: bool) -> Order:
+    """The order that is stored when the item is placed."""
+    new, record = item.order, item.price
+    assert isinstance(record, PriceRecord)  # noqa: S101  # no ledger places what has no price
+    return Order(
+        number,
+        new.id,
+        created_at,
+        new.client,
+        new.client_order_id,
+        new.currency,
+        new.amount_cents,
+        item.rate_e8,
+        item.satoshi,
+        record.id,
+        record.as_of,
+        livemode,
+    )

@@ -1,0 +1,95 @@
+"""The price cache of create_buy_order: the current price record, fetched every second, and how long it is valid."""
+
+import asyncio
+import logging
+from dataclasses import replace
+
+from buydesk.errors import DeskError, PriceStale, PriceStoreUnavailable, PriceUnavailable
+from buydesk.prices.model import RETRY_AFTER_SECONDS, NotARecord, PriceRecord, PriceStore, UsablePrice
+from buydesk.prices.verification import require_proven
+from buydesk.settings import Settings
+from buydesk.times import CLOCK, Clock
+
+FIRST_PRICE_SECONDS_MAX = 5.0
+_FIRST_PRICE_PAUSE_SECONDS = 0.05
+
+
+class PriceCache:
+    """The price to sell at. Once a record is here, nothing makes it valid for longer: not a wall clock that steps back,
+    and not the store. `log` gets what goes wrong without anybody being refused for it."""
+
+    def __init__(
+        self,
+        store: PriceStore,
+        settings: Settings,
+        log: logging.Logger,
+        clock: Clock = CLOCK,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._log = log
+        self._clock = clock
+        self._price: UsablePrice | None = None
+        self._problem: DeskError = PriceUnavailable("No price has been looked up yet.", retry_after_seconds=1)
+
+    def current(self) -> PriceRecord | DeskError:
+        """The record to price with now or, when there is none, why."""
+        if self._price is None:
+            return self._problem
+        try:
+            return self._price.usable(self._clock.monotonic())
+        except PriceStale as error:
+            return error
+
+    async def refresh(self) -> None:
+        """Fetches the record once. What is here stays until it expires, unless the store says that it has."""
+        started = self._clock.monotonic()
+        try:
+            record = await self._store.latest()
+        except DeskError as error:
+            self._problem = _as_price_problem(error)
+            if isinstance(error, PriceStale) and self._price is not None and error.is_of(self._price.record.as_of):
+                self._price = replace(self._price, until=started)
+            return
+        now = self._clock.now()
+        try:
+            require_proven(record, self._settings, now)
+        except NotARecord as error:
+            detail = f"The price store holds what is no price of this desk: {error}."
+            self._problem = PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS)
+            return
+        self._price = UsablePrice.seen(record, now, started, self._price)
+
+    async def wait_for_first(self, seconds_max: float) -> None:
+        """Returns once a price is here or the store says that the sources prove none, or after so many seconds."""
+        give_up_at = self._clock.monotonic() + seconds_max
+        await self.refresh()
+        while isinstance(self.current(), DeskError) and self._clock.monotonic() < give_up_at:
+            try:
+                if (await self._store.feed_status()).problem:
+                    return
+            except DeskError:  # there is no status yet
+                pass
+            await asyncio.sleep(_FIRST_PRICE_PAUSE_SECONDS)
+            await self.refresh()
+
+    async def refresh_forever(self) -> None:
+        """Refreshes for as long as the service runs."""
+        while True:
+            try:
+                await self.refresh()
+            except Exception:  # a fault of one look must not end all later ones: orders would stop for good
+                self._log.exception("the price could not be looked up")
+            await asyncio.sleep(self._settings.price_refresh_seconds)
+
+    async def check(self) -> None:
+        """Raises what stands in the way of pricing an order now."""
+        price = self.current()
+        if isinstance(price, DeskError):
+            raise price
+
+
+def _as_price_problem(error: DeskError) -> DeskError:
+    if isinstance(error, PriceStoreUnavailable):
+        return PriceUnavailable(error.detail, retry_after_seconds=error.retry_after_seconds)
+    return error

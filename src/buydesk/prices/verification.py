@@ -1,0 +1,94 @@
+"""Verification of price records: whether a price follows from its record's quotes, by the rule with the limits it had.
+
+Everything is computed anew. Pure.
+"""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from functools import lru_cache
+
+from buydesk.money import Currency, format_rate
+from buydesk.prices.model import RULE_VERSION, SOURCES, NotARecord, PriceRecord, Rule, require_plausible
+from buydesk.prices.rule import decide, listed, rule_of
+from buydesk.prices.signing import signature_discrepancy
+from buydesk.settings import PRICE_TTL_SECONDS_MAX, SOURCES_MIN, Settings
+from buydesk.times import format_time
+
+
+def require_proven(record: PriceRecord, settings: Settings, now: datetime) -> None:
+    """Raises NotARecord unless the record may be a price of this desk: plausible now (`require_plausible`), signed with
+    a key that the settings accept, of this desk's sources, and proven by its own quotes with limits that allow no more
+    than the settings do.
+
+    Whoever takes a record from another process, to publish, sell or store at it, asks this: what that one was set to,
+    or got wrong, sells nothing.
+    """
+    require_plausible(record, settings.price_feed, settings.price_ttl_seconds, settings.clock_skew_seconds_max, now)
+    for currency in Currency:
+        if currency not in record.rates_e8:  # a stored record may be older than a currency, but none is sold at
+            raise NotARecord(f"rates.{currency}", "is missing")
+    if why := _unproven(record, rule_of(settings), settings.accepted_price_keys):
+        raise NotARecord("record", why)
+
+
+# For a minute each order brings the same record.
+@lru_cache(maxsize=8)
+def _unproven(record: PriceRecord, limits: Rule, keys: tuple[str, ...]) -> str:
+    """Why the record's price is not proven within the limits, "" when it is."""
+    doubts_of_origin = filter(None, [signature_discrepancy(record, keys), _discrepancy_of_sources(record)])
+    return "; ".join(
+        [*doubts_of_origin, *_discrepancies_of_record(record), *_discrepancies_of_limits(record.rule or limits, limits)]
+    )
+
+
+def _discrepancy_of_sources(record: PriceRecord) -> str:
+    named = {quote.source for quote in record.used} | {each.source for each in record.rejected}
+    strange = sorted(named.difference(SOURCES[record.feed]))
+    return f"the desk has no source {', '.join(strange)}" if strange else ""
+
+
+def _discrepancies_of_limits(rule: Rule, limits: Rule) -> Iterator[str]:
+    allowed = {
+        "quote_age_seconds": (rule.quote_age_seconds_max, limits.quote_age_seconds_max),
+        "spread_bp": (rule.spread_bp_max, limits.spread_bp_max),
+        "deviation_bp": (rule.deviation_bp_max, limits.deviation_bp_max),
+    }
+    for name, (most, limit) in allowed.items():
+        if most > limit:
+            yield f"its rule allows a {name} of {most}, and this desk {limit}"
+    if rule.sources_min < limits.sources_min:
+        yield f"its rule is content with {rule.sources_min} sources, and this desk needs {limits.sources_min}"
+
+
+def _discrepancies_of_record(record: PriceRecord) -> Iterator[str]:
+    valid_for = record.expires_at - record.as_of
+    if not timedelta() < valid_for <= timedelta(seconds=PRICE_TTL_SECONDS_MAX):
+        yield f"the record is valid for {valid_for.total_seconds():g} s"
+    if not record.used:
+        yield "the record has no quotes"
+    elif record.as_of != min(quote.observed_at for quote in record.used):
+        yield f"the record is dated {format_time(record.as_of)}, which is not when its oldest quote was observed"
+    if record.rule is None or record.decided_at is None:
+        yield "the record tells no rule, and not when it was applied"
+    elif record.rule.sources_min < SOURCES_MIN:
+        yield f"by the record's rule {record.rule.sources_min} source is enough, which proves nothing"
+    elif record.rule.version != RULE_VERSION:
+        yield f"version {record.rule.version} of the pricing rule is not known"
+    else:
+        yield from _discrepancies_of_rule(record, record.rule, record.decided_at)
+
+
+def _discrepancies_of_rule(record: PriceRecord, rule: Rule, decided_at: datetime) -> Iterator[str]:
+    rejected = [each.quote for each in record.rejected if each.quote is not None]
+    # Of the currencies that it has: the desk may have got another one since.
+    verdict = decide([*record.used, *rejected], decided_at, rule, record.rates_e8.keys())
+    if verdict.missing:
+        yield f"by the rule there is no price: {listed(verdict.missing)}"
+    elif verdict.rates_e8 != record.rates_e8:
+        yield f"the rates are {_written(record.rates_e8)}, and by the rule {_written(verdict.rates_e8)}"
+    if set(verdict.used) != set(record.used):
+        yield "by the rule other quotes are used"
+
+
+def _written(rates_e8: Mapping[Currency, int]) -> str:
+    return ", ".join(f"{currency} {format_rate(rate_e8)}" for currency, rate_e8 in rates_e8.items()) or "none"
