@@ -15,7 +15,7 @@ import psutil
 
 from bench.processes import PYTHON, BenchFailed, cpu_seconds, free_base, last_lines, rss_peak_bytes, running
 from buydesk.embedded.postgres import processes_on
-from buydesk.settings import PORTS
+from buydesk.topology import PORTS
 
 START_SECONDS_MAX = 60.0
 POLL_SECONDS = 0.01

@@ -22,7 +22,7 @@ from buydesk.http.server import serving
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.documents import EXAMPLE_ORDER
 from buydesk.services.create_buy_order import NAME
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 
 
 def create_app(settings: Settings) -> web.Service:

@@ -19,8 +19,9 @@ from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.embedded.programs import find_redis
 from buydesk.embedded.redis import EmbeddedRedis
 from buydesk.money import SATOSHI_PER_BTC
-from buydesk.settings import PORTS, TOKENS, new_token, variable
+from buydesk.settings.model import TOKENS, new_token, variable
 from buydesk.signing_keys import new_signing_key, public_key
+from buydesk.topology import PORTS
 from chaos.buyers import Buyers, Load
 from chaos.journal import Journal
 

@@ -18,8 +18,8 @@ import asyncpg
 
 from bench.desk import until_placed
 from bench.processes import PYTHON, free_base, running
-from buydesk.settings import PORTS
 from buydesk.times import parse_time
+from buydesk.topology import PORTS
 from chaos.buyers import Buyers, Load, Wish
 from chaos.journal import ANSWERED, SENT, Answer, Journal, read
 from chaos.judge import by_key, findings, read_ledger

@@ -18,7 +18,7 @@ import psutil
 from bench.desk import Desk, desk_up
 from bench.processes import PYTHON, clean_environment, free_base
 from buydesk.embedded.postgres import processes_on
-from buydesk.settings import PORTS
+from buydesk.topology import PORTS
 from chaos.buyers import Buyers, Load
 from chaos.clocks import step, stepped_desk
 from chaos.failovers import FAILOVERS

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx2
 
 from buydesk.runtime.up import secret_file
-from buydesk.settings import PORTS
+from buydesk.topology import PORTS
 from fuzz.calls import Found
 from fuzz.rounds import Services, fuzz
 from tests.desks import Running, desk_up

@@ -93,7 +93,7 @@ class BuyerWithKey(Buyer):
             self.look_up(asked, first.document["order"])
 
     def until_answered(self, asked: Asked, name: str, judge: Judge) -> Answer:
-        """Sends the same again after a lost answer or a refusal that may pass, TRIES_MAX times at the most."""
+        """Sends the same again after a lost answer or a refusal that may pass, at most TRIES_MAX times."""
         answer = self.place(asked, name, judge)
         for _ in range(TRIES_MAX - 1):
             if answer.status and answer.status < 500 and answer.status != 429:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx2
 
-from buydesk.settings import PORTS
+from buydesk.topology import PORTS
 
 START_SECONDS_MAX = 60
 # Tests run in several processes (pytest-xdist), each with its own offsets, so that none takes another's ports.

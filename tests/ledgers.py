@@ -43,7 +43,7 @@ from buydesk.orders.model import (
 from buydesk.orders.pricing import price_order
 from buydesk.prices.model import SOURCES, PriceRecord, Quote, Rule, stale
 from buydesk.prices.signing import Signer
-from buydesk.settings import TOKENS, Settings, variable
+from buydesk.settings.model import TOKENS, Settings, variable
 from buydesk.signing_keys import KEY_BYTES, to_text
 from buydesk.times import utc_now
 

@@ -16,7 +16,7 @@ from buydesk.http import app as web
 from buydesk.http.requests import Request, require_json
 from buydesk.http.responses import Answer, MsgspecResponse
 from buydesk.observability.reporter import Reporter
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from tests.serving import served
 
 AnyEcho = TypeVar("AnyEcho", bound="Echo")

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from buydesk.http.app import Service
 from buydesk.http.server import serving
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 
 
 def free_port() -> int:

@@ -12,17 +12,10 @@ from buydesk.errors import CannotStart
 from buydesk.money import NotMoney, parse_btc
 from buydesk.observability import logs
 from buydesk.observability.sentry import require_sentry
-from buydesk.settings import (
-    PORTS,
-    SANDBOX_FAULTS,
-    TOKENS,
-    Settings,
-    new_token,
-    read_settings,
-    require_access,
-    require_secrets,
-    variable,
-)
+from buydesk.settings.model import TOKENS, Settings, new_token, variable
+from buydesk.settings.reading import read_settings, require_access, require_secrets
+from buydesk.settings.types import SANDBOX_FAULTS
+from buydesk.topology import PORTS
 
 # `up` and `serve` import what they need when they are called: `buydesk --help` answers at once, and the SQLAlchemy that
 # `migrate` loads stays out of the services' memory.

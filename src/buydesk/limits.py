@@ -33,14 +33,14 @@ class TokenBucket:
         self._left -= 1
 
 
-# So many orders, or points of a chart, take a fraction of a millisecond to write.
+# This many orders, or points of a chart, take a fraction of a millisecond to write.
 SLICE_ITEMS = 100
 T = TypeVar("T")
 U = TypeVar("U")
 
 
 class Bulkhead:
-    """So many at a time; `waiting_max` may wait for a place, each for `seconds_max`, first come, first served."""
+    """At most `places` at a time. `waiting_max` may wait for one, each for `seconds_max`, first come, first served."""
 
     def __init__(self, places: int, waiting_max: int, seconds_max: float) -> None:
         self._free = asyncio.Semaphore(places)

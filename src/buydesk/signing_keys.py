@@ -34,7 +34,7 @@ def to_text(raw: bytes) -> str:
 
 
 def to_bytes(text: str, length: int) -> bytes:
-    """So many bytes, of the one text that stands for them; raises ValueError for any other."""
+    """The bytes, `length` of them, from the one text that stands for them; raises ValueError for any other."""
     try:
         raw = b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except ValueError:

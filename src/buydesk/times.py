@@ -20,7 +20,7 @@ class Clock:
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """Waits for so many seconds."""
+        """Waits this long."""
         await asyncio.sleep(seconds)
 
 

@@ -1,4 +1,4 @@
-"""Which service listens on which port."""
+"""The services of a desk and their ports."""
 
 # In the order of their start, each service after those that it asks; they are stopped the other way round: the edges
 # first, so that those behind them can finish what was accepted, and last health_check, which hears of all others.
@@ -10,3 +10,4 @@ PORTS = {
     "create_buy_order": 8001,
     "fetch_buy_orders": 8020,
 }
+SERVICES = tuple(PORTS)

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from buydesk.errors import InvalidRequest, Overloaded, PriceStale
 from buydesk.http.openapi import INTERNAL, INTERNAL_SCHEME, Responses, problems
 from buydesk.http.responses import problem_response
-from buydesk.settings import PORTS
+from buydesk.topology import PORTS
 from fuzz.documents import faults
 from fuzz.rounds import Services, fuzz
 from tests.desks import environment

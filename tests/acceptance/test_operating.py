@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from buydesk.errors import CannotStart
-from buydesk.settings import OWNERS, PORTS, SECRET_CHARS_MIN, Settings, read_settings, variable
+from buydesk.settings.model import OWNERS, SECRET_CHARS_MIN, Settings, variable
+from buydesk.settings.reading import read_settings
+from buydesk.topology import PORTS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")

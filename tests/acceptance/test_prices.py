@@ -22,7 +22,7 @@ from buydesk.orders.documents import order_from
 from buydesk.orders.model import ANONYMOUS, REPRESENTATION
 from buydesk.orders.verification import discrepancies
 from buydesk.prices.documents import record_from
-from buydesk.settings import SandboxFault
+from buydesk.settings.types import SandboxFault
 from tests.desks import Running, buydesk, desk_up, free_offset
 from tests.exchanges import exchanges
 from tests.serving import free_port

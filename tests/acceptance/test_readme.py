@@ -22,7 +22,8 @@ import pytest
 
 from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.errors import DeskError
-from buydesk.settings import PORTS, Settings, variable
+from buydesk.settings.model import Settings, variable
+from buydesk.topology import PORTS
 from tests.desks import Running, desk_up, environment, free_offset
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import httpx2
 import psutil
 import pytest
 
-from buydesk.settings import PORTS
+from buydesk.topology import PORTS
 from tests.desks import Running, desk_up
 
 BACK_SECONDS_MAX = 40

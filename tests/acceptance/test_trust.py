@@ -17,7 +17,7 @@ from buydesk.orders.documents import priced_order_documents
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import PriceRecord
 from buydesk.runtime.up import secret_file
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from buydesk.times import EPOCH
 from tests.desks import Running, desk_up
 from tests.ledgers import new_order, priced_order, record

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from buydesk.settings import PORTS
+from buydesk.topology import PORTS
 from tests.desks import buydesk, desk_up, free_offset
 from tests.ledgers import shared_env
 

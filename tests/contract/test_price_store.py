@@ -39,7 +39,7 @@ from buydesk.prices.model import (
     SourceStatus,
 )
 from buydesk.services.api_cache_proxy import create_app
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from buydesk.times import EPOCH
 from tests import ledgers
 from tests.clock import FakeClock

@@ -21,7 +21,6 @@ from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import (
     DATA_CHARS_MAX,
     OTHERS_KEPT_MAX,
-    SERVICES,
     STRANGERS_KEPT_MAX,
     Level,
     Report,
@@ -29,7 +28,8 @@ from buydesk.observability.reports import (
     StoredReport,
 )
 from buydesk.services.health_check import create_app
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
+from buydesk.topology import SERVICES
 from tests.clock import FakeClock
 from tests.serving import free_port, served
 

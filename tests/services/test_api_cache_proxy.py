@@ -23,7 +23,7 @@ from buydesk.prices.coindesk import currentprice, currentprice_of
 from buydesk.prices.documents import feed_status_document, point_document, record_document
 from buydesk.prices.model import SOURCES, FeedStatus, PriceRecord, Quote, RejectedQuote, Rule, SourceStatus
 from buydesk.services.api_cache_proxy import RECORD_BYTES_MAX, STATE_BYTES_MAX, create_app
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from tests import ledgers
 from tests.clock import FakeClock
 from tests.ledgers import signed

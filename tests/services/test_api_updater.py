@@ -32,7 +32,7 @@ from buydesk.prices.model import (
 )
 from buydesk.services import api_cache_proxy, api_updater
 from buydesk.services.api_updater import FeedMetrics, Updater, next_tick, rejection_reason
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from tests.clock import FakeClock
 from tests.serving import free_port, served
 

@@ -22,8 +22,8 @@ from buydesk.observability.reporter import Reporter
 from buydesk.prices.model import FeedStatus
 from buydesk.runtime.wiring import wire
 from buydesk.services import fetch_buy_orders
-from buydesk.settings import PORTS
 from buydesk.times import Clock, utc_now
+from buydesk.topology import PORTS
 from tests.desks import free_offset
 from tests.ledgers import Databases, ModelLedger, settings
 from tests.serving import served

@@ -303,7 +303,7 @@ async def test_the_longest_list_is_settled_and_a_longer_one_refused_as_a_whole()
     async with proxy_with() as proxy:
         proxy.ledger.place_seconds = 2
         document = is_problem(await proxy.post(sent), 422, "invalid_request")
-        assert document["errors"] == [{"member": "body", "reason": "may have 1000 items at the most"}]
+        assert document["errors"] == [{"member": "body", "reason": "may have at most 1000 items"}]
         assert proxy.ledger.stored == []
         assert set(outcomes(await proxy.add(*sent[:ITEMS_MAX]))) == {"placed"}
         assert len(proxy.ledger.stored) == ITEMS_MAX

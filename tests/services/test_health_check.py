@@ -27,11 +27,12 @@ from buydesk.http.reports import STRANGERS_AT_ONCE_MAX, STRANGERS_PER_SECOND_MAX
 from buydesk.money import Currency
 from buydesk.observability import reports as health
 from buydesk.observability.reporter import Reporter
-from buydesk.observability.reports import SERVICES, Report, ReportStore
+from buydesk.observability.reports import Report, ReportStore
 from buydesk.prices.model import FeedStatus, PriceRecord, SourceStatus
 from buydesk.services import health_check
 from buydesk.services.health_check import create_app
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
+from buydesk.topology import SERVICES
 from tests.clock import FakeClock
 from tests.serving import free_port, served
 

@@ -19,7 +19,7 @@ from buydesk.prices.model import NotARecord
 from buydesk.prices.signing import Signer
 from buydesk.prices.verification import require_proven
 from buydesk.services import api_cache_proxy, db_proxy, health_check
-from buydesk.settings import TOKENS, Settings
+from buydesk.settings.model import TOKENS, Settings
 from buydesk.signing_keys import KEY_BYTES, new_signing_key, public_key, to_text
 from buydesk.times import utc_now
 from tests.ledgers import ModelLedger, priced_order, record, settings

@@ -19,10 +19,11 @@ from buydesk.backends.remote import RemoteLedger
 from buydesk.errors import CannotStart, DeskError, OutcomeUnknown
 from buydesk.observability import logs
 from buydesk.observability.reporter import _described
-from buydesk.observability.reports import SERVICES
 from buydesk.observability.sentry import error_reporting
 from buydesk.runtime.wiring import WiredServices, wire
-from buydesk.settings import Settings, read_settings, variable
+from buydesk.settings.model import Settings, variable
+from buydesk.settings.reading import read_settings
+from buydesk.topology import SERVICES
 from tests.ledgers import priced_order, settings, shared_env
 from tests.serving import free_port
 

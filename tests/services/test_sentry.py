@@ -21,7 +21,7 @@ from buydesk.http.listeners import bind
 from buydesk.observability import sentry
 from buydesk.runtime.serve import run_wired
 from buydesk.runtime.wiring import wire
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from tests.desks import free_offset
 from tests.ledgers import settings
 

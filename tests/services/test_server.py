@@ -14,7 +14,7 @@ from buydesk.http.protocol import HEAD_BYTES_MAX, UNREAD_BYTES_MAX, Connection
 from buydesk.http.server import serving
 from buydesk.runtime.serve import serve_apps
 from buydesk.runtime.startup_report import is_up, new_session, responds
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from tests.logged import logged
 from tests.raw import LARGE_BYTES, Echo, RawResponse, echo_of, raw, settings
 

@@ -300,7 +300,7 @@ async def test_a_killed_child_is_started_again_and_its_death_logged(
 CHILD_OF_OURS = """
 import asyncio
 from buydesk.embedded.supervisor import watch_supervisor
-from buydesk.settings import read_settings
+from buydesk.settings.reading import read_settings
 
 async def serve():
     told = asyncio.Event()

@@ -51,9 +51,11 @@ from buydesk.runtime.startup_report import (
 )
 from buydesk.runtime.up import SHARED, environment, kept_secret, secret_file, up
 from buydesk.runtime.wiring import wire
-from buydesk.settings import OWNERS, PORT_OFFSET_MAX, PORTS, Settings, read_settings, variable
+from buydesk.settings.model import OWNERS, PORT_OFFSET_MAX, Settings, variable
+from buydesk.settings.reading import read_settings
 from buydesk.signing_keys import public_key
 from buydesk.times import utc_now
+from buydesk.topology import PORTS
 from tests.desks import free_offset
 from tests.ledgers import TOKEN, Databases, settings, shared_env
 from tests.serving import free_port, served
@@ -424,11 +426,11 @@ def test_one_busy_port_leaves_none_bound() -> None:
 
 def suggestion(given: Settings) -> int | None:
     """The offset that is named to somebody whose port is busy."""
-    with (
-        socket.create_server((given.host, given.port("fetch_buy_orders"))),
-        pytest.raises(CannotStart, match=r": free it, or shift all ports with --port-offset \(.*\)") as refused,
-    ):
-        bind(given, ["fetch_buy_orders"])
+    with contextlib.ExitStack() as busy:
+        with contextlib.suppress(OSError):  # then another program has it
+            busy.enter_context(socket.create_server((given.host, given.port("fetch_buy_orders"))))
+        with pytest.raises(CannotStart, match=r": free it, or shift all ports with --port-offset \(.*\)") as refused:
+            bind(given, ["fetch_buy_orders"])
     _, _, offset = str(refused.value).partition("; all are free at ")
     return int(offset) if offset else None
 

@@ -35,7 +35,7 @@ from buydesk.http.requests import BODY_BYTES_MAX, Request, require_json, require
 from buydesk.http.responses import MsgspecResponse, problem_response
 from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import StoredReport
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from tests.serving import served
 
 SETTINGS = Settings(report_interval_seconds=3600)
@@ -477,7 +477,7 @@ async def test_a_flood_of_unknown_parameters_gets_a_short_answer(client: httpx2.
     answer = await client.get("/parameters?" + "&".join(f"p{number}=" for number in range(5000)))
     _assert_problem(answer, 422, "invalid_request")
     assert len(answer.content) < 10_000
-    assert answer.json()["detail"] == "query: may have 100 parameters at the most"
+    assert answer.json()["detail"] == "query: may have at most 100 parameters"
     answer = await client.get("/parameters?" + "&".join(f"p{number}=" for number in range(100)))
     assert len(_assert_problem(answer, 422, "invalid_request")["errors"]) == 20
 

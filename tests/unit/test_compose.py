@@ -11,8 +11,10 @@ import pytest
 import yaml
 
 from buydesk import __version__
-from buydesk.settings import OWNERS, PORTS, PROVERS, TOKENS, Settings, read_settings, variable
+from buydesk.settings.model import OWNERS, PROVERS, TOKENS, Settings, variable
+from buydesk.settings.reading import read_settings
 from buydesk.signing_keys import DEFAULT_SIGNING_KEY, public_key
+from buydesk.topology import PORTS
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())

@@ -17,7 +17,7 @@ from buydesk.backends.sources.exchange import ANSWER_BYTES_MAX, ExchangeSource
 from buydesk.errors import SourceFailed
 from buydesk.money import Currency
 from buydesk.prices.model import Quote, RejectedQuote, SourceResponse
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
 from tests.clock import FakeClock
 from tests.exchanges import StandIns, bitstamp_answer, coinbase_answer, kraken_answer

@@ -14,7 +14,7 @@ from buydesk.errors import PriceUnavailable, SourceFailed
 from buydesk.money import RATE_E8_MAX, Currency
 from buydesk.prices.model import Quote, RejectedQuote, SourceResponse, SourceStatus
 from buydesk.prices.polling import ANSWER_ITEMS_MAX, SourcePoller
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from tests.clock import FakeClock
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -13,7 +13,7 @@ from buydesk.errors import InvalidRequest, PriceStale, PriceStoreUnavailable, Pr
 from buydesk.money import Currency
 from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord, UsablePrice
 from buydesk.prices.publishing import PricePublisher
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from tests.clock import FakeClock
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -17,7 +17,8 @@ from buydesk.errors import SourceFailed
 from buydesk.money import Currency, format_rate
 from buydesk.prices.model import PriceSource, Quote, Rule, SourceResponse
 from buydesk.prices.rule import Verdict, decide, differs
-from buydesk.settings import SANDBOX_FAULTS, SandboxFault, Settings
+from buydesk.settings.model import Settings
+from buydesk.settings.types import SANDBOX_FAULTS, SandboxFault
 from tests.clock import FakeClock
 
 DATA = Path(replay.__file__).parent / "data"

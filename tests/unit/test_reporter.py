@@ -12,7 +12,7 @@ from buydesk.errors import InvalidRequest, ReportsUnavailable
 from buydesk.observability import reporter as reporting
 from buydesk.observability.reporter import Reporter, ReportHandler
 from buydesk.observability.reports import DATA_CHARS_MAX, STOPPED, Report
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 
 CALM = Settings(report_interval_seconds=3600, report_retry_seconds=0.01)
 

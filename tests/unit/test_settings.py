@@ -5,20 +5,13 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from buydesk import settings as settings_module
 from buydesk.errors import CannotStart
-from buydesk.settings import (
-    PORTS,
-    PREFIX,
-    SANDBOX_FAULTS,
-    TOKENS,
-    Settings,
-    read_settings,
-    require_access,
-    tokens,
-    variable,
-)
+from buydesk.settings import reading as settings_reading
+from buydesk.settings.model import PREFIX, TOKENS, Settings, variable
+from buydesk.settings.reading import read_settings, require_access
+from buydesk.settings.types import SANDBOX_FAULTS, tokens
 from buydesk.signing_keys import DEFAULT_SIGNING_KEY, new_signing_key, public_key
+from buydesk.topology import PORTS
 
 HOSTS = ("desk.example.org", "my_desk", "xn--bcher-kva.example")
 PROXIES = (ip_network("10.0.0.0/8"), ip_network("192.0.2.7/32"), ip_network("2001:db8::/32"))
@@ -449,7 +442,7 @@ def test_secrets_of_one_s_own_are_taken() -> None:
 
 @pytest.fixture
 def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(settings_module, "SECRETS_DIR", tmp_path)
+    monkeypatch.setattr(settings_reading, "SECRETS_DIR", tmp_path)
     return tmp_path
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from buydesk.backends.sources import EXCHANGES, exchanges
 from buydesk.backends.sources.exchange import Book, Exchange, parse
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from tests.exchanges import (
     bitfinex_answer,
     bitstamp_answer,

@@ -185,6 +185,12 @@ def test_proven_record_may_become_a_price() -> None:
     require_proven(signed(strict), SETTINGS, NOW)
 
 
+def test_record_from_before_a_currency_was_added_proves_its_orders_all_the_same() -> None:
+    euros = [quote for quote in QUOTES if quote.currency == EUR]
+    older = replace(RECORD, rates_e8={EUR: RATES[EUR]}, used=tuple(each for each in RECORD.used if each in euros))
+    assert discrepancies(ORDER, older) == []
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -193,6 +199,7 @@ def test_proven_record_may_become_a_price() -> None:
             with_changes(rates_e8={currency: 2 * rate_e8 for currency, rate_e8 in RATES.items()}),
             "record: the rates are",
         ),
+        (with_changes(rates_e8={EUR: RATES[EUR]}), "rates.GBP: is missing"),
         (with_changes(rule=None), "record: the record tells no rule"),
         (with_changes(used=()), "record: the record has no quotes"),
         (with_changes(as_of=NOW), "which is not when its oldest quote was observed"),

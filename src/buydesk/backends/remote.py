@@ -37,7 +37,8 @@ from buydesk.orders.documents import order_from, outcome_from, priced_order_docu
 from buydesk.orders.model import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, PricedOrder, Refused
 from buydesk.prices.documents import feed_status_document, feed_status_from, point_from, record_document, record_from
 from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord
-from buydesk.settings import Settings, tokens
+from buydesk.settings.model import Settings
+from buydesk.settings.types import tokens
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 """Whose processes the embedded servers' are, and what that account can reach.
 
-PostgreSQL refuses to run as root, and nothing that needs no rights shall have them. A desk that runs as root therefore
+PostgreSQL refuses to run as root, and what needs no rights should have none. A desk that runs as root therefore
 gives its servers to an account that exists already; every other desk runs them as its own user (then the account here
 is None).
 """

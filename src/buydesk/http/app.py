@@ -282,7 +282,7 @@ def _add_common_routes(app: Service) -> None:
 
 
 class Kept:
-    """What is made when it is asked for, and kept for so long that making it takes no more than `share` of the time."""
+    """Makes something when asked, and keeps it long enough that making it takes no more than `share` of the time."""
 
     def __init__(self, make: Callable[[], bytes], share: float) -> None:
         self._make = make
@@ -318,7 +318,7 @@ def _docs_page(title: str) -> Response:
 
 
 async def failed_checks(checks: Mapping[str, Check], *, for_operators: bool = False) -> list[dict[str, str]]:
-    """What is missing and why, as {"what", "why"}: all checks asked at once, each for CHECK_SECONDS_MAX at the most.
+    """What is missing and why, as {"what", "why"}: all checks asked at once, each for at most CHECK_SECONDS_MAX.
     Operators also read in what words a server said so."""
     failures = await asyncio.gather(*(_run_check(check, for_operators) for check in checks.values()))
     return [{"what": what, "why": why} for what, why in zip(checks, failures, strict=True) if why is not None]

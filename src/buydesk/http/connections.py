@@ -14,7 +14,7 @@ from fastapi import Response
 
 from buydesk.errors import RequestTimeout
 from buydesk.http.requests import Request
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from collections.abc import Collection
 
 from buydesk.errors import CannotStart
 from buydesk.hosts import is_any_ipv6
-from buydesk.settings import PORT_OFFSET_MAX, PORTS, Settings, variable
+from buydesk.settings.model import PORT_OFFSET_MAX, Settings, variable
+from buydesk.topology import PORTS
 
 BACKLOG = 2048
 # All six services at `connections_max`, and the connections between them.

@@ -1,8 +1,6 @@
 """Orders over HTTP: how one is read from a request, written into a 201, and documented."""
 
-import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -37,6 +35,7 @@ from buydesk.orders.model import (
     order_document,
     parse_key,
 )
+from buydesk.reading import Repeated, decode_json, is_text
 
 _MEMBERS = dict.fromkeys(("currency", "amount", "client_order_id")).keys()
 # However it is spelt, and whatever stands around it.
@@ -85,35 +84,16 @@ def _read(
         reasons.append((member, str(error)))
 
 
-class _Number(str):
-    """A JSON number, kept as it was written: it must never pass through a float."""
-
-    __slots__ = ()
-
-
-def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        raise InvalidRequest.of_all([(name, "is given more than once") for name in counts if counts[name] > 1])
-    return members
-
-
-def _no_number(name: str) -> object:
-    raise InvalidRequest.of("body", f"is not JSON: {name} is no JSON number")
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=_distinct, parse_float=_Number, parse_int=_Number, parse_constant=_no_number)
-
-
 def _members(body: bytes) -> dict[str, object]:
     if not body:
         raise InvalidRequest.of("body", 'is empty; send {"currency": "EUR", "amount": "69.00"} or use the query')
 
     require_utf8(body)
     try:
-        document = _JSON.decode(body.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        document = decode_json(body.decode("utf-8"))
+    except Repeated as error:
+        raise InvalidRequest.of_all([(name, "is given more than once") for name in error.names]) from error
+    except ValueError as error:
         raise InvalidRequest.of("body", f"is not JSON: {error}"[:200]) from error
     except RecursionError as error:
         raise InvalidRequest.of("body", "is nested too deeply") from error
@@ -133,7 +113,7 @@ def _amount_cents(value: object) -> int:
 
 
 def _key(value: object) -> str:
-    if not isinstance(value, str) or isinstance(value, _Number):
+    if not is_text(value):
         raise ValueError("must be text")
     return parse_key(value)
 

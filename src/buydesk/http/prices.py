@@ -44,7 +44,7 @@ from buydesk.prices.model import (
     require_plausible_status,
 )
 from buydesk.prices.verification import require_proven
-from buydesk.settings import PRICE_TTL_SECONDS_MAX, Settings
+from buydesk.settings.model import PRICE_TTL_SECONDS_MAX, Settings
 
 HISTORY_MINUTES = 60
 HISTORY_POINTS = 240
@@ -177,10 +177,8 @@ GET_HISTORY = {
     "`points`: the last one of each span of `minutes` / `points`. Spans begin at multiples of their length: the points "
     "of a chart stay where they are from one look to the next.",
     "parameters": [
-        number_parameter(
-            "minutes", "Those observed within the last so many minutes.", HISTORY_MINUTES_MAX, HISTORY_MINUTES
-        ),
-        number_parameter("points", "So many at the most.", HISTORY_POINTS_MAX, HISTORY_POINTS),
+        number_parameter("minutes", "How many minutes back.", HISTORY_MINUTES_MAX, HISTORY_MINUTES),
+        number_parameter("points", "At most this many.", HISTORY_POINTS_MAX, HISTORY_POINTS),
     ],
     "responses": answer("The prices", {"data": [point_document(_EXAMPLE.point())]})
     | problems(InvalidRequest, PriceStoreUnavailable),

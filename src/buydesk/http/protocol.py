@@ -21,11 +21,11 @@ from buydesk.observability import request_ids
 # The request line and all headers together; the same again for what stands between the parts of a body.
 HEAD_BYTES_MAX = 64 * 1024
 HEADERS_MAX = 100
-# So many bytes are parsed at a time: of the requests that lie behind one, only those that fit are parsed with it.
+# How many bytes are parsed at a time: of the requests that lie behind one, only those that fit are parsed with it.
 SLICE_BYTES = 4096
-# So much of a body that nobody reads, or of what lies behind a request, is taken from the client.
+# How much is taken from the client of a body that nobody reads, or of what lies behind a request.
 UNREAD_BYTES_MAX = 64 * 1024
-# After a last answer what still comes is thrown away for so long: a close at once would cut off the answer itself.
+# How long what still comes after a last answer is thrown away: an immediate close would cut off the answer itself.
 LINGER_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class Connection(asyncio.Protocol):
         headers = self._being_read().headers
         headers.append((name, value))
         if len(headers) > HEADERS_MAX:
-            raise HeadersTooLarge(f"A request may have {HEADERS_MAX} headers at the most.")
+            raise HeadersTooLarge(f"A request may have at most {HEADERS_MAX} headers.")
 
     def on_headers_complete(self) -> None:
         incoming = self._being_read()
@@ -224,7 +224,7 @@ class Connection(asyncio.Protocol):
                 self.refuse(cause if isinstance(cause, DeskError) else InvalidHttp("This is no valid HTTP request."))
             else:
                 if self._held_bytes > HEAD_BYTES_MAX:
-                    self.refuse(HeadersTooLarge(f"Headers may have {HEAD_BYTES_MAX} bytes at the most."))
+                    self.refuse(HeadersTooLarge(f"Headers may have at most {HEAD_BYTES_MAX} bytes."))
         if not self._is_deaf:
             self._unparsed = data[position:]
             if self._incoming is not None and self._is_head_read and self._incoming is not self._answering:
@@ -367,4 +367,4 @@ def _broken_off() -> InvalidHttp:
 
 
 def _too_large(bytes_max: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"The body may have {bytes_max} bytes at the most.", bytes_max=bytes_max)
+    return PayloadTooLarge(f"The body may have at most {bytes_max} bytes.", bytes_max=bytes_max)

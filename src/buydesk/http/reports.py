@@ -21,6 +21,7 @@ from buydesk.orders.documents import EXAMPLE_RECORD
 from buydesk.prices.documents import feed_status_document
 from buydesk.prices.model import FeedStatus, SourceStatus
 from buydesk.times import parse_time
+from buydesk.topology import SERVICES
 
 REPORTS_LIMIT = 100
 REPORTS_LIMIT_MAX = 1000
@@ -186,7 +187,7 @@ GET_REPORTS = {
         _parameter(
             "limit",
             {"type": "integer", "minimum": 1, "maximum": REPORTS_LIMIT_MAX, "default": REPORTS_LIMIT},
-            "How many at the most.",
+            "At most this many.",
         ),
     ],
     "responses": answer("The newest reports", {"data": [_KEPT_EXAMPLE]}) | problems(InvalidRequest, ReportsUnavailable),
@@ -205,7 +206,7 @@ GET_STATUS = {
             "status": "ok",
             "at": _AT,
             "services": {
-                name: {"state": "alive", "last_report": _KEPT_EXAMPLE | {"service": name}} for name in health.SERVICES
+                name: {"state": "alive", "last_report": _KEPT_EXAMPLE | {"service": name}} for name in SERVICES
             },
             "reports": {"ok": True},
             "database": {"ok": True, "detail": "reachable"},

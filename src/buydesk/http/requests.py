@@ -139,7 +139,7 @@ def single_parameters(request: Request | StarletteRequest, known: Collection[str
     found: dict[str, str] = {}
     query = request.query if isinstance(request, Request) else request.url.query
     if query.count("&") >= _PARAMETERS_MAX:
-        raise InvalidRequest.of("query", f"may have {_PARAMETERS_MAX} parameters at the most")
+        raise InvalidRequest.of("query", f"may have at most {_PARAMETERS_MAX} parameters")
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in known:
             reasons.append((name[:100], f"is not a parameter here; these are: {', '.join(known)}"))

@@ -16,7 +16,7 @@ from buydesk.http.connections import Connections
 from buydesk.http.listeners import BACKLOG
 from buydesk.http.protocol import Connection
 from buydesk.http.requests import Request
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 
 # When nothing is worked on any more, answers have so long to reach their clients before the connections are cut.
 FLUSH_SECONDS = 1.0
@@ -103,7 +103,7 @@ def _with_port(host: str, default: str) -> tuple[str, str]:
 @contextlib.asynccontextmanager
 async def serving(service: Service, listener: socket.socket, settings: Settings) -> AsyncIterator[Connections]:
     """While entered, the service runs and is served at the socket. Leaving takes no more connections, lets what was
-    accepted be answered, for `drain_seconds_max` at the most, and closes the socket. Raises CannotStart."""
+    accepted be answered, for at most `drain_seconds_max`, and closes the socket. Raises CannotStart."""
     async with contextlib.AsyncExitStack() as stack:
         try:
             await stack.enter_async_context(service.running())

@@ -77,7 +77,7 @@ class _Text(logging.Formatter):
         return _time_of(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
-        # Clients' text may be in it: it shall not be able to break the line or to steer the terminal.
+        # Clients' text may be in it: it must neither break the line nor steer the terminal.
         message = escaped(record.message)
         request_id = request_id_of(record)
         about = record.name if request_id is None else f"{record.name} [{request_id}]"

@@ -20,7 +20,7 @@ class Traffic(Collector):
         self._seconds: dict[str, list[float]] = {}  # by path: how many within each bound, beyond all, and the sum
 
     def count(self, method: str, path: str, status: int, seconds: float) -> None:
-        """Counts one answer, given after so many seconds."""
+        """Counts one answer and the seconds it took."""
         answered = method, path, status
         self._answers[answered] = self._answers.get(answered, 0) + 1
         buckets = self._seconds.get(path)

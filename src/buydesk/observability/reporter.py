@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from buydesk.errors import ReportsUnavailable
 from buydesk.observability.logs import redacted, request_id_of
 from buydesk.observability.reports import DATA_CHARS_MAX, STOPPED, Level, Report, ReportStore, shown
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 
 FINAL_REPORT_SECONDS_MAX = 1.0
 
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class Reporter:
-    """What one service reports. `dropped` counts the reports that never reached the desk, `failures` the vain tries."""
+    """What one service reports. `dropped` counts reports that were given up, `failures` failed attempts."""
 
     def __init__(self, service: str, report_store: ReportStore, settings: Settings) -> None:
         self.service = service
@@ -65,7 +65,7 @@ class Reporter:
     async def running(self, missing: Missing) -> AsyncIterator[None]:
         """While entered, what is queued is sent, and every interval, and when a desk that was away is back, the service
         says that it is ready or what is `missing`: items of {"what", "why"}. Leaving says "stopped" and takes
-        FINAL_REPORT_SECONDS_MAX at the most."""
+        at most FINAL_REPORT_SECONDS_MAX."""
         self._loop = asyncio.get_running_loop()
         self._wake, self._leaving, self._is_back = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.report("info", STATUS_READY, "started")
@@ -143,7 +143,7 @@ class Reporter:
             _log.debug("A report has to wait: %s", error.detail)
             return False
         except Exception:
-            # The desk refuses this report, or has a fault of its own: the others shall not wait for it.
+            # The desk refuses this report, or has a fault of its own: the others must not wait for it.
             self.failures += 1
             self.dropped += 1
             _log.debug("A report was dropped.", exc_info=True)

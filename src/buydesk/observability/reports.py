@@ -14,7 +14,6 @@ Level = Literal["debug", "info", "warning", "error", "critical"]
 State = Literal["alive", "late", "dead", "unknown"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 
-SERVICES = ("create_buy_order", "api_cache_proxy", "api_updater", "db_proxy", "fetch_buy_orders", "health_check")
 # A service reports every interval: one report may get lost before it counts as late, three before it counts as dead.
 LATE_AFTER_INTERVALS = 1.5
 DEAD_AFTER_INTERVALS = 4
@@ -24,7 +23,7 @@ STOPPED = "stopped"
 # of each service and a day of prices (2 MB) are 50 to 56 of the 64 MB of the Redis that the desk runs itself: no flood
 # of reports can push the prices out.
 DATA_CHARS_MAX = 2000
-# Anybody may report. What comes without the token of the desk's services is kept apart: so many, the oldest go.
+# Anybody may report. What comes without the token of the desk's services is kept apart: the newest this many.
 STRANGERS_KEPT_MAX = 1000
 # Of services that are not ours, the last reports of this many are kept, the longest silent go; strangers' apart again.
 OTHERS_KEPT_MAX = 100

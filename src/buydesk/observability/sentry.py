@@ -19,7 +19,8 @@ from pydantic import SecretStr
 from buydesk import __version__
 from buydesk.errors import CannotStart
 from buydesk.observability.logs import redacted, request_id_of
-from buydesk.settings import Settings, tokens, variable
+from buydesk.settings.model import Settings, variable
+from buydesk.settings.types import tokens
 from buydesk.times import CLOCK, Clock
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def require_sentry(settings: Settings) -> None:
 @contextlib.asynccontextmanager
 async def error_reporting(settings: Settings, services: Collection[str]) -> AsyncIterator[None]:
     """While entered, Sentry gets the errors of these services, which run in this process, if a setting says where it
-    is. Leaving takes STOP_SECONDS_MAX at the most; raises CannotStart without the package."""
+    is. Leaving takes at most STOP_SECONDS_MAX; raises CannotStart without the package."""
     if settings.sentry_dsn is None:
         yield
         return

@@ -25,7 +25,7 @@ import msgspec
 from buydesk.errors import DeskError, InternalError, LedgerUnavailable, OutcomeUnknown, Overloaded, WrongMode
 from buydesk.observability import request_ids
 from buydesk.orders.model import OrderLedger, Outcome, PricedOrder, Refused
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from buydesk.times import format_time
 
 # A pipelined batch is no smaller than this: each batch has a cost of its own, whatever is in it.
@@ -64,7 +64,7 @@ class OrderBatcher:
         self._ledger = ledger
         self._settings = settings
         self._log = logging.getLogger(f"buydesk.services.{service}")
-        # What a ledger that works needs at the most. A connection gone silent must not cost an order all of its time.
+        # The most that a working ledger needs. A connection gone silent must not cost an order all of its time.
         self._sending_seconds = settings.connect_seconds_max + settings.statement_seconds_max
         self._batch_max = settings.batch_orders_max  # fewer while the ledger is slow
         self._queue: deque[PendingOrder] = deque()
@@ -130,7 +130,7 @@ class OrderBatcher:
         return min(waiting, self._batch_max)
 
     def _adapt_batch_size(self, orders: int, seconds: float) -> None:
-        """Makes the next batches as large as the ledger is fast, seen that it took so long for so many orders."""
+        """Adapts the size of the next batches to the ledger, which took `seconds` for this many orders."""
         seconds_max = self._ledger.place_seconds / 2
         if seconds > seconds_max:
             self._batch_max = max(1, int(orders * seconds_max / seconds))

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from buydesk.limits import SLICE_ITEMS, Bulkhead, in_slices
 from buydesk.orders.model import Anchor, Order, OrderLedger, Page
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 
 # One is read while the other is written.
 _LARGE_PAGES_AT_ONCE = 2

@@ -1,6 +1,6 @@
 """Proof: whether a price follows from its record's quotes, and an order's price and satoshi from its price record.
 
-Everything is computed anew, the price from its quotes by the rule with the limits it had. Pure.
+Everything is computed again, the price from its quotes by the rule with the limits it had. Pure.
 """
 
 from collections.abc import Iterator

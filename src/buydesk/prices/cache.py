@@ -7,7 +7,7 @@ from dataclasses import replace
 from buydesk.errors import DeskError, PriceStale, PriceStoreUnavailable, PriceUnavailable
 from buydesk.prices.model import RETRY_AFTER_SECONDS, NotARecord, PriceRecord, PriceStore, UsablePrice
 from buydesk.prices.verification import require_proven
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
 
 FIRST_PRICE_SECONDS_MAX = 5.0

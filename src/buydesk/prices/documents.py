@@ -20,7 +20,7 @@ from buydesk.prices.model import (
 from buydesk.reading import read_currency, read_id, read_integer, read_list, read_object, read_text, read_time
 from buydesk.times import format_time
 
-# No setting allows more, and a time of so many seconds can still be computed with.
+# No setting allows more, and dates can still be computed with this many seconds.
 _LIMIT_MAX = 1_000_000
 
 _Read = TypeVar("_Read")

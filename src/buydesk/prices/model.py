@@ -25,7 +25,7 @@ HISTORY_MINUTES_MAX = 24 * 60
 HISTORY_POINTS_MAX = 1000
 # For so long after its observation the last record is kept: to show history, and to tell stale from none.
 KEPT_FOR = timedelta(minutes=HISTORY_MINUTES_MAX)
-# What a refusal for want of a price tells its client to wait.
+# How long a client is asked to wait when it is refused because there is no price.
 RETRY_AFTER_SECONDS = 5
 
 
@@ -109,7 +109,7 @@ class PriceRecord:
             raise stale(self.as_of, self.expires_at)
 
     def shortened(self, ttl: timedelta, now: datetime) -> "PriceRecord":
-        """The record, valid for `ttl` from now at the most; nothing ever makes it valid for longer than it was."""
+        """The record, valid for at most `ttl` from now; nothing ever makes it valid for longer than it was."""
         return replace(self, expires_at=min(self.expires_at, now + ttl))
 
     def point(self) -> "PricePoint":
@@ -203,7 +203,7 @@ class PriceStore(Protocol):
         ...
 
     async def latest(self) -> PriceRecord:
-        """The valid record; raises PriceUnavailable (none within a day, or of the future), PriceStale,
+        """The valid record; raises PriceUnavailable (none within a day, or only one from the future), PriceStale,
         PriceStoreUnavailable."""
         ...
 

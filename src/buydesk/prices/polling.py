@@ -12,12 +12,12 @@ from datetime import UTC, datetime, timedelta
 from buydesk.errors import SourceFailed
 from buydesk.prices.model import PriceSource, Quote, RejectedQuote, SourceResponse, SourceStatus
 from buydesk.prices.rule import is_price
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
 
 # The circuit breaker opens when a source has failed so often in a row.
 FAILURES_BEFORE_OPEN = 3
-# What a source says ends up in the record: so many quotes and rejections, and so many characters of a reason.
+# What a source says ends up in the record: at most this many quotes and rejections, and characters of a reason.
 ANSWER_ITEMS_MAX = 12
 REASON_CHARS_MAX = 200
 
@@ -143,7 +143,7 @@ def _checked(name: str, seen: SourceResponse) -> SourceResponse:
 
 
 def _short(reason: str) -> str:
-    """A reason that can be written down: an exchange's own words may hold what is no text at all."""
+    """A reason that can be written down: an exchange may have sent characters that cannot be shown."""
     return "".join(char if char.isprintable() else "?" for char in reason[:REASON_CHARS_MAX])
 
 

@@ -1,4 +1,4 @@
-"""Publishing: a price record stays in the price store until it expires, though the store may come and go.
+"""Publishing: a price record stays in the price store until it expires, even if the store goes down in between.
 
 Nothing here makes a record usable for longer: its validity is counted down on a monotonic clock from the moment the
 price was decided, so that a wall clock that steps back adds nothing to it.

@@ -11,9 +11,9 @@ For each currency:
    prove nothing, and neither does one.
 4. The price is their median, which always lies between two quotes that agree.
 
-Nothing cleverer: of five quotes no better statistics can be made, and everybody can check this with a pencil. A record
-is made only when every currency has a price: a lasting fault in one shall be seen and mended, not sold around, and one
-that lasts a tick or two costs nothing, because the last record is still valid.
+This is all that five quotes allow, and anybody can check it by hand. A record is made only when every currency has a
+price: a lasting fault in one should be noticed and fixed, not worked around, and one that lasts a tick or two costs
+nothing, because the last record is still valid.
 
 A price far from the last one is either news or a fault that all sources share: it has to be seen twice (`held_back`).
 """
@@ -25,7 +25,7 @@ from datetime import datetime, timedelta
 
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
 from buydesk.prices.model import Feed, PriceRecord, Quote, RejectedQuote, Rule
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 
 _BP = 10_000
 

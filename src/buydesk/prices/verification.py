@@ -1,6 +1,6 @@
 """Verification of price records: whether a price follows from its record's quotes, by the rule with the limits it had.
 
-Everything is computed anew. Pure.
+Everything is computed again. Pure.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from buydesk.money import Currency, format_rate
 from buydesk.prices.model import RULE_VERSION, SOURCES, NotARecord, PriceRecord, Rule, require_plausible
 from buydesk.prices.rule import decide, listed, rule_of
 from buydesk.prices.signing import signature_discrepancy
-from buydesk.settings import PRICE_TTL_SECONDS_MAX, SOURCES_MIN, Settings
+from buydesk.settings.model import PRICE_TTL_SECONDS_MAX, SOURCES_MIN, Settings
 from buydesk.times import format_time
 
 

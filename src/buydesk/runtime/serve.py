@@ -13,9 +13,10 @@ from buydesk.http.server import serving
 from buydesk.observability.sentry import error_reporting
 from buydesk.runtime.signals import stop_signals
 from buydesk.runtime.wiring import WiredServices, wire
-from buydesk.settings import PORTS, Settings
+from buydesk.settings.model import Settings
+from buydesk.topology import PORTS
 
-# So many new objects beyond those that went make the garbage collector look; Python's own number is 700.
+# How many more objects are made than freed before the garbage collector runs; Python's own number is 700.
 GARBAGE_OBJECTS = 20_000
 
 

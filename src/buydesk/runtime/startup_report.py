@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from buydesk import __version__
-from buydesk.settings import PORTS, Settings
+from buydesk.settings.model import Settings
 from buydesk.times import format_time
+from buydesk.topology import PORTS
 
 READY_SECONDS_MAX = 10.0
 READY_POLL_SECONDS = 0.05

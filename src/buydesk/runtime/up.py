@@ -36,9 +36,10 @@ from buydesk.runtime.startup_report import (
     wait_until_ready,
     wait_until_selling,
 )
-from buydesk.settings import OWNERS, PORTS, TOKENS, Settings, new_token, variable
+from buydesk.settings.model import OWNERS, TOKENS, Settings, new_token, variable
 from buydesk.signing_keys import new_signing_key
 from buydesk.times import utc_now
+from buydesk.topology import PORTS
 
 COMMAND = (sys.executable, "-m", "buydesk")
 # What services share with each other, and is made when it is not given.
@@ -98,7 +99,7 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separa
         await _start_separately(settings, stack)
     else:
         from buydesk.runtime.serve import run_wired  # noqa: PLC0415  # imported by now
-        from buydesk.runtime.wiring import wire  # noqa: PLC0415  # likewise
+        from buydesk.runtime.wiring import wire  # noqa: PLC0415  # as above
 
         await stack.enter_async_context(run_wired(wire(settings), listeners, settings))
     async with new_session() as session:

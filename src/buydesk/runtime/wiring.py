@@ -6,7 +6,7 @@ otherwise that service is called by HTTP. Nothing else branches.
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,7 +23,7 @@ from buydesk.errors import CannotStart, DeskError, WrongMode
 from buydesk.http.app import Service
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.observability.reporter import Reporter, ReportHandler
-from buydesk.observability.reports import SERVICES, ReportStore
+from buydesk.observability.reports import ReportStore
 from buydesk.orders.model import OrderLedger
 from buydesk.prices.model import PriceSource, PriceStore
 from buydesk.services import (
@@ -34,7 +34,8 @@ from buydesk.services import (
     fetch_buy_orders,
     health_check,
 )
-from buydesk.settings import Settings, variable
+from buydesk.settings.model import Settings, variable
+from buydesk.topology import SERVICES
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -92,7 +93,7 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServi
     reporters = {name: Reporter(name, report_store, settings) for name in SERVICES if name in services}
 
     def app(name: str) -> Service:
-        made = bare_app(name)
+        made = makers[name](reporters[name])
         made.checks["clock"] = ask_and_check if name == "health_check" else clocks.check
         return made
 
@@ -101,24 +102,16 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServi
         await asyncio.gather(ledger.check(), store.check(), return_exceptions=True)
         await clocks.check()
 
-    def bare_app(name: str) -> Service:
-        reporter = reporters[name]
-        match name:
-            case "create_buy_order":
-                return create_buy_order.create_app(settings, ledger, store, reporter)
-            case "fetch_buy_orders":
-                return fetch_buy_orders.create_app(settings, ledger, reporter)
-            case "db_proxy":
-                return db_proxy.create_app(settings, ledger, reporter)
-            case "api_cache_proxy":
-                return api_cache_proxy.create_app(settings, store, reporter)
-            case "api_updater":
-                return api_updater.create_app(settings, sources, store, reporter)
-            case _:
-                return health_check.create_app(
-                    settings, report_store, ledger.check, store, redis_check=redis_check, reporter=reporter
-                )
-
+    makers: dict[str, Callable[[Reporter], Service]] = {
+        "create_buy_order": lambda reporter: create_buy_order.create_app(settings, ledger, store, reporter),
+        "fetch_buy_orders": lambda reporter: fetch_buy_orders.create_app(settings, ledger, reporter),
+        "db_proxy": lambda reporter: db_proxy.create_app(settings, ledger, reporter),
+        "api_cache_proxy": lambda reporter: api_cache_proxy.create_app(settings, store, reporter),
+        "api_updater": lambda reporter: api_updater.create_app(settings, sources, store, reporter),
+        "health_check": lambda reporter: health_check.create_app(
+            settings, report_store, ledger.check, store, redis_check=redis_check, reporter=reporter
+        ),
+    }
     checks = [] if redis_check is None else [redis_check]
     backends: tuple[Closeable, ...] = (*sources, ledger, store, report_store, *checks)
     return WiredServices({name: app(name) for name in reporters}, reporters, backends, ledger)

@@ -39,7 +39,8 @@ from buydesk.prices.model import (
     HISTORY_POINTS_MAX,
     PriceStore,
 )
-from buydesk.settings import PRICE_TTL_SECONDS_MAX, Settings, tokens
+from buydesk.settings.model import PRICE_TTL_SECONDS_MAX, Settings
+from buydesk.settings.types import tokens
 from buydesk.times import CLOCK, Clock
 
 RECORD_BYTES_MAX = 256 * 1024
@@ -49,7 +50,7 @@ _PRICE_HEADERS = {"Cache-Control": "no-store", "Access-Control-Allow-Origin": "*
 
 
 def create_app(settings: Settings, store: PriceStore, reporter: Reporter, clock: Clock = CLOCK) -> Service:
-    """The service. It closes none of what it is given."""
+    """The service. Its caller closes the store."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

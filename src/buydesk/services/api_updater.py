@@ -31,14 +31,14 @@ from buydesk.prices.polling import SourcePoller
 from buydesk.prices.publishing import PricePublisher
 from buydesk.prices.rule import Verdict, decide, held_back, listed, percent, record_of, rule_of
 from buydesk.prices.signing import Signer
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
 
 _log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, sources: Sequence[PriceSource], store: PriceStore, reporter: Reporter) -> Service:
-    """The service. It closes none of what it is given."""
+    """The service. Its caller closes the sources and the store."""
     updater = Updater(settings, sources, store)
 
     @asynccontextmanager

@@ -27,7 +27,7 @@ from buydesk.orders.model import (
 from buydesk.orders.pricing import price_order
 from buydesk.prices.cache import FIRST_PRICE_SECONDS_MAX, PriceCache
 from buydesk.prices.model import PriceRecord, PriceStore
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from buydesk.times import utc_now
 
 NAME = "create_buy_order"
@@ -43,7 +43,7 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        # A client that comes while the desk starts had better wait for it than be refused for want of a price.
+        # A client that comes while the desk starts rather waits than is refused because there is no price yet.
         await price.wait_for_first(FIRST_PRICE_SECONDS_MAX)
         refreshing = asyncio.create_task(price.refresh_forever())
         async with queue:
@@ -80,5 +80,5 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
 
 
 def _expired_on_the_way(waiting: PendingOrder, problem: DeskError, priced: PricedOrder) -> bool:
-    """Whether the ledger refused the price for its age, and the order may be priced anew: not after a lost answer."""
+    """Whether the ledger refused the price for its age, and the order may be priced again: not after a lost answer."""
     return isinstance(problem, PriceStale) and isinstance(priced.price, PriceRecord) and not waiting.resent

@@ -66,7 +66,8 @@ from buydesk.orders.pricing import price_order
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import RETRY_AFTER_SECONDS, NotARecord, PriceRecord
 from buydesk.prices.verification import require_proven
-from buydesk.settings import Settings, tokens
+from buydesk.settings.model import Settings
+from buydesk.settings.types import tokens
 from buydesk.times import utc_now
 
 NAME = "db_proxy"
@@ -153,7 +154,7 @@ async def _document(request: Request) -> object:
     if not isinstance(document, list | dict):
         raise InvalidRequest.of("body", "must be an item or a list of items")
     if isinstance(document, list) and len(document) > ITEMS_MAX:
-        raise InvalidRequest.of("body", f"may have {ITEMS_MAX} items at the most")
+        raise InvalidRequest.of("body", f"may have at most {ITEMS_MAX} items")
     return document
 
 

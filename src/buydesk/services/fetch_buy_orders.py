@@ -32,7 +32,7 @@ from buydesk.orders.model import (
 )
 from buydesk.orders.paging import PageReader
 from buydesk.prices.documents import record_document
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 
 NAME = "fetch_buy_orders"
 

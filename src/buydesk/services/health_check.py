@@ -28,7 +28,6 @@ from buydesk.http.reports import (
 from buydesk.http.requests import Request, require_json, require_token, single_parameters
 from buydesk.http.responses import MsgspecResponse
 from buydesk.limits import TokenBucket
-from buydesk.observability import reports as health
 from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import (
     ReportStore,
@@ -38,10 +37,12 @@ from buydesk.observability.reports import (
 )
 from buydesk.prices.documents import feed_status_document
 from buydesk.prices.model import PriceStore
-from buydesk.settings import Settings, tokens
+from buydesk.settings.model import Settings
+from buydesk.settings.types import tokens
 from buydesk.times import CLOCK, Clock, format_time
+from buydesk.topology import SERVICES
 
-# The status of the sources is stored every interval: when it is older than so many, nobody polls them any more.
+# The status of the sources is stored every interval: if it is older than this many, nobody polls them any more.
 SOURCES_OLD_AFTER_INTERVALS = 3
 
 Part = dict[str, object]
@@ -61,7 +62,7 @@ def create_app(
     reporter: Reporter,
     clock: Clock = CLOCK,
 ) -> Service:
-    """The service. It closes none of what it is given. `redis_check` is None where no Redis is configured."""
+    """The service. Its caller closes the stores. `redis_check` is None where no Redis is configured."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -106,11 +107,11 @@ def create_app(
             "host": _part("host", asyncio.to_thread(_host, settings)),
         }
         answers = dict(zip(parts, await asyncio.gather(*parts.values()), strict=True))
-        unknown = {name: {"state": "unknown", "last_report": None} for name in health.SERVICES}
+        unknown = {name: {"state": "unknown", "last_report": None} for name in SERVICES}
         answers["sources"].setdefault("level", "critical")  # what is not known may be as bad as that
         services = cast("dict[str, Part]", answers["reports"].pop("services", unknown))
         fine = all(part["ok"] for part in answers.values()) and all(
-            services[name]["state"] == "alive" for name in health.SERVICES
+            services[name]["state"] == "alive" for name in SERVICES
         )
         overall = {"status": "ok" if fine else "degraded", "at": format_time(clock.now())}
         return MsgspecResponse({**overall, "services": services, **answers})
@@ -149,7 +150,7 @@ async def _part(name: str, asked: Awaitable[Part]) -> Part:
 
 
 async def _services(settings: Settings, report_store: ReportStore, clock: Clock) -> Part:
-    last: dict[str, StoredReport | None] = dict.fromkeys(health.SERVICES)
+    last: dict[str, StoredReport | None] = dict.fromkeys(SERVICES)
     last |= {kept.report.service: kept for kept in await report_store.last_of_each()}
     interval = timedelta(seconds=settings.report_interval_seconds)
     services = {

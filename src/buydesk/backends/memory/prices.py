@@ -17,14 +17,14 @@ from buydesk.prices.model import (
     superseded,
     valid_record,
 )
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, EPOCH, Clock
 
 _as_of = attrgetter("as_of")
 
 
 class MemoryPriceStore:
-    """PriceStore, in this process. Keeps a day of points, `settings.price_history_records_max` at the most."""
+    """PriceStore, in this process. Keeps a day of points, at most `settings.price_history_records_max`."""
 
     def __init__(
         self,

@@ -6,15 +6,15 @@ from itertools import islice
 
 from buydesk.observability.reports import (
     OTHERS_KEPT_MAX,
-    SERVICES,
     STRANGERS_KEPT_MAX,
     Level,
     Report,
     StoredReport,
     newest_first,
 )
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
+from buydesk.topology import SERVICES
 
 
 class _Place:

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from buydesk.errors import CannotStart
 
 TABLES = ("alembic_version", "exposure", "orders", "price_keys", "price_records")
-# So many turns PostgreSQL takes by itself (scram_iterations).
+# As many iterations as PostgreSQL itself makes (scram_iterations).
 _TURNS = 4096
 
 

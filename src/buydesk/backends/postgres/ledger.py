@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import asyncpg
 import msgspec
 
+from buydesk.backends.postgres.faults import is_definite, raise_unless_of_an_item, unavailable, unknown_outcome
 from buydesk.backends.postgres.rows import order_of, outcome_of, place_arguments
 from buydesk.backends.postgres.sessions import FAULTS, Session, Warned, open_session
 from buydesk.backends.postgres.sql import REVISION
@@ -40,20 +41,16 @@ from buydesk.orders.model import (
 )
 from buydesk.prices.documents import record_from
 from buydesk.prices.model import PriceRecord
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from buydesk.times import utc_now
 
 logger = logging.getLogger("buydesk.services.db_proxy")
 
-# SQLSTATE classes in which PostgreSQL says that no item can be placed now: read-only, not our tables or rights, out of
-# resources, I/O errors.
-_CANNOT_WORK = ("25", "42", "53", "58")
 # What a reader asks of a session, in how many seconds a statement.
 Ask = Callable[[Session, float], Awaitable[list[asyncpg.Record]]]
-# So long after orders could not be stored /readyz says so, if none was since; and so long the log waits with the news
-# that they are: a database that can hardly keep up would fill it.
+# How long after orders could not be stored /readyz says so, if none was stored since, and how long the log waits before
+# it says that they are stored again: a database that can hardly keep up would fill it.
 FAILURE_SHOWN_SECONDS = 5.0
-_TOOK_TOO_LONG = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
 
 
 class PostgresLedger:
@@ -133,7 +130,7 @@ class PostgresLedger:
                 async with asyncio.timeout(timeout_seconds):
                     await self._write_lock.acquire()
             except TimeoutError as error:
-                raise _unavailable(error) from error
+                raise unavailable(error) from error
         else:
             await self._write_lock.acquire()  # at once
         try:
@@ -152,7 +149,7 @@ class PostgresLedger:
         try:
             return await self._place(session, items, give_up_at)
         except asyncpg.PostgresError as error:
-            _raise_unless_of_an_item(error)
+            raise_unless_of_an_item(error)
             if len(items) == 1:
                 logger.exception("order %s cannot be stored", items[0].order.id)
                 return [Refused(InternalError("The order cannot be stored; it certainly was not. It has been logged."))]
@@ -175,7 +172,7 @@ class PostgresLedger:
         except Exception as error:
             # A time-out, a lost connection, a warning or a driver in an unexpected state: the function may have run to
             # its end.
-            raise _unknown(error) from error
+            raise unknown_outcome(error) from error
         results = list(zip(items, row["outcomes"], row["numbers"], row["used_then"], strict=True))
         try:
             stored = await self._repeated(session, [number for _, kind, number, _ in results if kind == "repeat"])
@@ -183,7 +180,7 @@ class PostgresLedger:
                 # Nothing was written and no standby waited for: what was found, or not, may be of this server only.
                 await session.reach_durable_point(seconds=give_up_at - time.monotonic())
         except Exception as error:
-            raise _unknown(error) from error  # whatever goes wrong here, the batch is committed already
+            raise unknown_outcome(error) from error  # whatever goes wrong here, the batch is committed already
         return [outcome_of(item, kind, number, used, row, stored) for item, kind, number, used in results]
 
     def _clock_window(self) -> tuple[float, float]:
@@ -281,9 +278,9 @@ class PostgresLedger:
         refused_for = time.monotonic() - (self._refused_at or -math.inf)
         if isinstance(self._refusal, LedgerUnavailable) and refused_for <= FAILURE_SHOWN_SECONDS:
             raise self._refusal
-        unknown = await self._ask(_fetching("unknown_price_keys", self._settings.accepted_price_keys))
-        if unknown:
-            keys = ", ".join(row["key"] for row in unknown)
+        unknown_keys = await self._ask(_fetching("unknown_price_keys", self._settings.accepted_price_keys))
+        if unknown_keys:
+            keys = ", ".join(row["key"] for row in unknown_keys)
             detail = f"The database does not know keys that prices are signed with ({keys}): run `buydesk migrate`."
             raise LedgerUnavailable(detail, retry_after_seconds=5)
 
@@ -307,11 +304,11 @@ class PostgresLedger:
             try:
                 return await self._ask_once(ask)
             except asyncpg.PostgresError as error:
-                if _is_definite(error):
+                if is_definite(error):
                     raise
                 return await self._ask_once(ask)
         except (*FAULTS, Warned) as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
 
     async def _ask_once(self, ask: Ask) -> list[asyncpg.Record]:
         session = await self._reader()
@@ -320,7 +317,7 @@ class PostgresLedger:
         except BaseException as error:  # as above
             self._reading.discard(session)
             session.end()
-            if not isinstance(error, asyncpg.PostgresError) or not _is_definite(error):
+            if not isinstance(error, asyncpg.PostgresError) or not is_definite(error):
                 self._drop_idle()
             raise
         self._idle.append(session)
@@ -354,7 +351,7 @@ class PostgresLedger:
                 session.end()
                 raise
         except FAULTS as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         return session
 
     async def _require_mode(self, session: Session) -> None:
@@ -375,41 +372,3 @@ def _fetching(query: str, *arguments: object) -> Ask:
         return await session.fetch(query, *arguments, seconds=seconds)
 
     return ask
-
-
-def _is_definite(error: asyncpg.PostgresError) -> bool:
-    """Whether the transaction was certainly rolled back: the server said so and lives, or it was never asked.
-
-    Lost connections (class 08) are PostgresErrors of asyncpg too, and a session that is ended (fatal; class 57P) may be
-    past its commit.
-    """
-    state = error.sqlstate or "08000"
-    return error.severity_en in (None, "ERROR") and not state.startswith(("08", "40003", "57P"))
-
-
-def _raise_unless_of_an_item(error: asyncpg.PostgresError) -> None:
-    """Returns when the batch was rolled back because of something in it; otherwise raises what it means."""
-    if not _is_definite(error):
-        raise _unknown(error) from error
-    if isinstance(error, _TOOK_TOO_LONG):
-        detail = "The database took too long."
-        raise Overloaded(detail, retry_after_seconds=1, server_said=_said(error)) from error
-    if error.sqlstate[:2] in _CANNOT_WORK:
-        raise _unavailable(error) from error
-
-
-def _unavailable(error: Exception) -> LedgerUnavailable:
-    if isinstance(error, (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError)):
-        detail = "The database has not the tables that this program needs: run `buydesk migrate`."
-    else:
-        detail = f"PostgreSQL cannot be used ({type(error).__name__})."
-    return LedgerUnavailable(detail, retry_after_seconds=1, server_said=_said(error))
-
-
-def _unknown(error: Exception) -> OutcomeUnknown:
-    return OutcomeUnknown(f"PostgreSQL gave no answer ({type(error).__name__}).", server_said=_said(error))
-
-
-def _said(error: Exception) -> str:
-    """The server's own words, without the values that it puts into its detail."""
-    return str(error.args[0]) if isinstance(error, (asyncpg.PostgresError, Warned)) else ""

@@ -15,7 +15,7 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from buydesk.backends.postgres.sql import QUERIES
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]

@@ -40,11 +40,11 @@ from buydesk.prices.model import (
     valid_record,
 )
 from buydesk.prices.verification import require_proven
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, EPOCH, Clock
 
 _MICROSECOND = timedelta(microseconds=1)
-# So many points take a millisecond to read; other work goes on between slices of them.
+# This many points take a millisecond to read; other work goes on between slices of them.
 _SLICE_POINTS = 100
 
 # Makes the record the current one unless that is newer and not from the future (later than ARGV[7]); returns the as_of

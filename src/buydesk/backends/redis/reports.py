@@ -18,7 +18,6 @@ from buydesk.backends.redis.faults import FAULTS, meaning_of
 from buydesk.errors import ReportsUnavailable
 from buydesk.observability.reports import (
     OTHERS_KEPT_MAX,
-    SERVICES,
     STRANGERS_KEPT_MAX,
     Level,
     Report,
@@ -27,8 +26,9 @@ from buydesk.observability.reports import (
     stored_report_document,
     stored_report_from,
 )
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
+from buydesk.topology import SERVICES
 
 _VERIFIED = "buydesk:reports:verified"
 _STRANGERS = "buydesk:reports"

@@ -8,7 +8,7 @@ from buydesk.backends.sources.gemini import GEMINI
 from buydesk.backends.sources.kraken import KRAKEN
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.prices.model import PriceSource
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 
 EXCHANGES = (BITFINEX, BITSTAMP, COINBASE, GEMINI, KRAKEN)
 

@@ -7,14 +7,12 @@ a number in it stays as it was written. Whether a book is too old, too wide or c
 """
 
 import asyncio
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from http.client import responses
-from typing import NoReturn
 
 import aiohttp
 
@@ -23,15 +21,15 @@ from buydesk.errors import SourceFailed
 from buydesk.money import Currency, NotMoney, parse_rate
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.prices.model import Quote, RejectedQuote, SourceResponse
-from buydesk.settings import Settings
+from buydesk.reading import Number, Repeated, decode_json, is_text
+from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
 
 ANSWER_BYTES_MAX = 64 * 1024
 _SECONDS = re.compile(r"[0-9]+", re.ASCII)
 # What a number of seconds that is larger counts as (RFC 9111, section 1.2.2).
 _SECONDS_MAX = 2**31 - 1
-# An exchange's address is kept for so long: names that are slow to look up shall not hold the other sources up at
-# every tick.
+# How long an exchange's address is kept: a slow name server must not delay the other sources at every tick.
 _DNS_SECONDS = 300
 # A request ends before its source would be given up: one of several that is slow does not cost the others' quotes.
 REQUEST_SHARE_MAX = 0.9
@@ -39,12 +37,6 @@ REQUEST_SHARE_MAX = 0.9
 
 class Unusable(ValueError):
     """An answer, or a book in it, that cannot be used; the message says why in a few words of ours."""
-
-
-class Number(str):
-    """A number of a JSON document as it was written. It is no text: an exchange that mixes them up is refused."""
-
-    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +154,9 @@ def parse(
     """The books in an answer, and for each currency without one the reason. Raises nothing, whatever the bytes are."""
     books, missing = {}, {}
     try:
-        answer = json.loads(
-            body.decode(),
-            object_pairs_hook=_distinct,
-            parse_int=Number,
-            parse_float=Number,
-            parse_constant=_not_a_number,
-        )
-    except Unusable as error:
-        return {}, dict.fromkeys(currencies, str(error))
+        answer = decode_json(body.decode())
+    except Repeated:
+        return {}, dict.fromkeys(currencies, "an answer that repeats a member")
     except (ValueError, RecursionError):
         return {}, dict.fromkeys(currencies, "the answer is not JSON")
     for currency in currencies:
@@ -190,7 +176,7 @@ def member(document: object, name: str) -> object:
 
 def text(value: object, name: str) -> str:
     """A value that is text, as it is; raises Unusable."""
-    if not isinstance(value, str) or isinstance(value, Number):
+    if not is_text(value):
         raise Unusable(f"the {name} is not text")
     return value
 
@@ -229,17 +215,6 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
         if len(body) > ANSWER_BYTES_MAX:
             raise Unusable(f"an answer of more than {ANSWER_BYTES_MAX} bytes")
     return bytes(body)
-
-
-def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        raise Unusable("an answer that repeats a member")
-    return members
-
-
-def _not_a_number(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _listed(missing: Mapping[Currency, str]) -> str:

@@ -22,7 +22,7 @@ import msgspec
 from buydesk.errors import SourceFailed
 from buydesk.money import CENTS_PER_UNIT, RATE_SCALE, Currency
 from buydesk.prices.model import PriceSource, Quote, SourceResponse
-from buydesk.settings import Settings
+from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
 
 SERIES = "btc_minutes_2023-03-09_17.txt.gz"
@@ -30,7 +30,7 @@ SERIES = "btc_minutes_2023-03-09_17.txt.gz"
 OFFSET_PARTS = {"sandbox-1": -6, "sandbox-2": -2, "sandbox-3": 0, "sandbox-4": 3, "sandbox-5": 5}
 # With the fault `disagree`: 2 % from one to the next.
 APART_PARTS = {"sandbox-1": -400, "sandbox-2": -200, "sandbox-3": 0, "sandbox-4": 200, "sandbox-5": 400}
-# The source that a fault of one source befalls.
+# The source that has the fault, when one source has.
 FAULTY = "sandbox-1"
 OUTLIER_PARTS = -3_000
 PARTS = 10_000
@@ -91,7 +91,7 @@ def sandbox_sources(settings: Settings, state_path: Path | None, clock: Clock = 
 
 
 class SandboxSource:
-    """PriceSource: one of the five, so many parts off the closes. `fault` is what befalls this one."""
+    """PriceSource: one of the five, `parts` off the closes. `fault` is what is wrong with this one."""
 
     def __init__(self, name: str, parts: int, replay: "Replay", clock: Clock, fault: str | None) -> None:
         self.name = name

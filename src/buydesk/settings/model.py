@@ -4,32 +4,44 @@ Four variables have the names everybody uses (DATABASE_URL, REDIS_URL, PRICE_FEE
 BUYDESK_. One that is unknown, or has no sense by itself or beside the others, fails at start by its name.
 """
 
-import os
-import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar, get_args
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Annotated, Literal, Self
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
-    AfterValidator,
     AliasChoices,
     BeforeValidator,
     Field,
     SecretStr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from buydesk import hosts, signing_keys, topology
-from buydesk.errors import CannotStart
+from buydesk import hosts, signing_keys
+from buydesk.settings.types import (
+    Access,
+    BasisPoints,
+    Count,
+    DatabaseUrl,
+    HostNames,
+    HttpUrl,
+    Networks,
+    NotEmpty,
+    PublicKeys,
+    RedisUrl,
+    SandboxFault,
+    Seconds,
+    SentryDsn,
+    SigningKey,
+    Tokens,
+    not_empty,
+    tokens,
+)
+from buydesk.topology import PORTS
 
 PREFIX = "BUYDESK_"
-PORTS = topology.PORTS
 PORT_OFFSET_MAX = 50_000
 PRICE_TTL_SECONDS_MAX = 3600
 # One source proves nothing, whatever else is set.
@@ -39,8 +51,6 @@ _ASKED = ("api_cache_proxy", "db_proxy", "fetch_buy_orders", "health_check")
 
 # Longer than every secret that somebody else made up: those of deploy/secrets, and any server's default.
 SECRET_CHARS_MIN = 16
-# An old one and a new one, while they are changed.
-TOKENS_MAX = 2
 
 # Who knows which secret; nobody else has business with it.
 OWNERS: Mapping[str, tuple[str, ...]] = {
@@ -56,130 +66,6 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
 TOKENS = tuple(name for name in OWNERS if name.endswith("_tokens"))
 # Who takes prices from another process and proves them.
 PROVERS = ("api_cache_proxy", "create_buy_order", "db_proxy")
-# What earlier versions knew, and what to set instead.
-_RENAMED = {
-    f"{PREFIX}INTERNAL_TOKEN": ", ".join(PREFIX + name.upper() for name in TOKENS),
-    f"{PREFIX}SOURCE_REST_SECONDS": f"{PREFIX}SOURCE_COOLDOWN_SECONDS",
-    f"{PREFIX}SOURCE_REST_SECONDS_MAX": f"{PREFIX}SOURCE_COOLDOWN_SECONDS_MAX",
-}
-
-# Where containers find their secrets: a file for each, with the name of the variable it stands for.
-SECRETS_DIR = Path("/run/secrets")
-
-DATABASE_SCHEMES = ("postgresql://", "postgres://")
-# Parameters that other programs read from such an address. asyncpg does not: it would send them to the server, which
-# refuses them in words that fit nothing that was written here.
-# fmt: off
-OTHER_DRIVERS_PARAMETERS = frozenset((
-    "channel_binding", "connect_timeout", "connection_limit", "fallback_application_name", "gssdelegation",
-    "gssencmode", "hostaddr", "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval",
-    "load_balance_hosts", "pgbouncer", "pool_timeout", "replication", "require_auth", "requirepeer", "requiressl",
-    "scram_client_key", "scram_server_key", "sslcertmode", "sslcompression", "sslcrldir", "sslkeylogfile", "sslsni",
-))
-# fmt: on
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
-# What Kubernetes tells every pod of a Service whose name begins with "buydesk".
-_SERVICE_LINK = re.compile(
-    rf"{PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)", re.ASCII
-)
-# One @ at the most, and no other way to read where the password ends: what a driver takes for a host, a port or a
-# database, and shows, is one. PostgreSQL may have several hosts.
-_HOST = r"(\[[0-9A-Za-z:.%]+\]|[^:/?#@\[\],]*)(:[0-9]{1,5})?"
-_SERVER_URL = re.compile(rf"[a-z]+://([^@/?#\[\]]*@)?{_HOST}(,{_HOST})*(/[^@?#]*)?(\?[^@#\"'\\]*)?")
-_DSN = re.compile(r"https?://[^:@/?#\[\]]+(:[^:@/?#\[\]]*)?@[^@?#]+/[0-9]+", re.ASCII)
-
-
-def _http_url(url: str) -> str:
-    """An address to put a path behind; the empty one stands for the default."""
-    if "@" in url:  # it is shown to clients and in logs
-        raise ValueError("must be an address without a user or a password, and without an @")
-    if url and not (_has_http_host(url) and _is_visible(url) and not {"?", "#"} & set(url)):
-        raise ValueError("must be an http:// or https:// address with a host, without a query")
-    return url
-
-
-def _has_http_host(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # says what is wrong with the host or port, and would show a password that is taken for one
-        return False
-
-
-def _is_visible(text: str) -> bool:
-    """Whether there are visible ASCII characters only."""
-    return all("!" <= char <= "~" for char in text)
-
-
-def _is_splittable(url: str) -> bool:
-    try:
-        query = urlsplit(url).query
-        if query:
-            parse_qsl(query, keep_blank_values=True, strict_parsing=True)
-    except ValueError:  # shows what it takes for an IPv6 address, or for a part of the query without a value
-        return False
-    return True
-
-
-def _not_empty(given: object) -> object:
-    if given == "":
-        raise ValueError("must not be empty")
-    return given
-
-
-def _public_key(text: str) -> str:
-    signing_keys.to_bytes(text, signing_keys.KEY_BYTES)
-    return text
-
-
-T = TypeVar("T")
-
-
-def _listed(one: Callable[[str], T], what: str) -> BeforeValidator:
-    """What is given as text is a list with commas; `one` reads one of them, and raises ValueError."""
-
-    def read(given: object) -> object:
-        if not isinstance(given, str):
-            return given
-        try:
-            return tuple(one(each.strip()) for each in given.split(","))
-        except ValueError:
-            raise ValueError(f"must be {what}, separated by commas") from None
-
-    return BeforeValidator(read)
-
-
-Access = Literal["open", "proxy"]
-SandboxFault = Literal["source-down", "outlier", "disagree", "stale", "garbage"]
-SANDBOX_FAULTS: tuple[SandboxFault, ...] = get_args(SandboxFault)
-
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-BasisPoints = Annotated[int, Field(ge=1, le=10_000)]
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
-PublicKeys = Annotated[
-    tuple[str, ...],
-    NoDecode,
-    _listed(_public_key, f"public keys as `buydesk secrets` shows them ({signing_keys.KEY_BYTES} bytes as base64url)"),
-]
-HostNames = Annotated[
-    tuple[str, ...], NoDecode, _listed(hosts.host_name, "host names without ports (IP addresses need no name)")
-]
-Networks = Annotated[
-    tuple[hosts.Network, ...], NoDecode, _listed(hosts.network, "IP addresses, or networks such as 10.0.0.0/8")
-]
-
-
-def _tokens(given: SecretStr) -> SecretStr:
-    each = tokens(given)
-    if len(each) > TOKENS_MAX or not all(token and _is_visible(token) for token in each):
-        raise ValueError("must be a token of visible ASCII characters, or two of them with a comma between")
-    return given
-
-
-def tokens(setting: SecretStr) -> tuple[str, ...]:
-    """The tokens of a setting: the first one is shown, all of them are taken."""
-    return tuple(setting.get_secret_value().split(","))
 
 
 def new_token() -> str:
@@ -189,9 +75,6 @@ def new_token() -> str:
 
 def _own_token() -> SecretStr:
     return SecretStr(new_token())
-
-
-Tokens = Annotated[SecretStr, AfterValidator(_tokens)]
 
 
 def _shared_name(name: str) -> AliasChoices:
@@ -211,15 +94,15 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,  # it may be a secret
     )
 
-    database_url: SecretStr | None = Field(
+    database_url: DatabaseUrl | None = Field(
         None, validation_alias=_shared_name("DATABASE_URL"), description="The PostgreSQL database (only db_proxy)."
     )
-    db_proxy_database_url: SecretStr | None = Field(
+    db_proxy_database_url: DatabaseUrl | None = Field(
         None,
         description="The DATABASE_URL of db_proxy, if it has an account of its own: `migrate` makes that account, sets "
         "its password and lets it place and read, and nothing else.",
     )
-    redis_url: SecretStr | None = Field(
+    redis_url: RedisUrl | None = Field(
         None,
         validation_alias=_shared_name("REDIS_URL"),
         description="Redis for prices and reports; without it the service that owns them keeps them in memory.",
@@ -228,15 +111,13 @@ class Settings(BaseSettings):
         "sandbox", validation_alias=_shared_name("PRICE_FEED"), description="Recorded prices, or the exchanges'."
     )
 
-    sentry_dsn: SecretStr | None = Field(
+    sentry_dsn: SentryDsn | None = Field(
         None,
         validation_alias=_shared_name("SENTRY_DSN"),
         description="Where errors are reported: a Sentry project; needs `buydesk[sentry]`.",
     )
 
-    host: Annotated[str, BeforeValidator(_not_empty)] = Field(
-        "127.0.0.1", description="The address all services listen on."
-    )
+    host: NotEmpty = Field("127.0.0.1", description="The address all services listen on.")
     access: Access = Field(
         "open",
         description="Who keeps strangers out: nobody (`open`), or a proxy in front that checks keys (`proxy`). A live "
@@ -249,7 +130,7 @@ class Settings(BaseSettings):
         (), description="Addresses or networks of proxies in front, whose word on a caller's address is taken."
     )
     port_offset: int = Field(0, ge=0, le=PORT_OFFSET_MAX, description="Added to every port.")
-    data_dir: Annotated[Path | None, BeforeValidator(_not_empty)] = Field(
+    data_dir: Annotated[Path | None, BeforeValidator(not_empty)] = Field(
         None, description="Where the sandbox keeps its position (and `up` everything)."
     )
     publishing_tokens: Tokens = Field(
@@ -317,7 +198,7 @@ class Settings(BaseSettings):
     price_ttl_seconds: Annotated[float, Field(gt=0, le=PRICE_TTL_SECONDS_MAX)] = Field(
         60, description="How long a price may be used after it was observed."
     )
-    price_signing_key: SecretStr = Field(
+    price_signing_key: SigningKey = Field(
         default_factory=lambda: SecretStr(signing_keys.new_signing_key()),
         description="What api_updater signs prices with, as `buydesk secrets` makes it.",
     )
@@ -330,9 +211,7 @@ class Settings(BaseSettings):
     source_cooldown_seconds: Seconds = Field(
         20, description="How long a source that failed three times in a row is not asked at first; doubled each time."
     )
-    source_cooldown_seconds_max: Seconds = Field(
-        240, description="The longest cool-down of a source that keeps failing."
-    )
+    source_cooldown_seconds_max: Seconds = Field(240, description="The longest pause of a source that keeps failing.")
     quote_age_seconds_max: Count = Field(30, description="Older quotes prove no price.")
     price_sources_min: Annotated[int, Field(ge=SOURCES_MIN, le=5)] = Field(
         SOURCES_MIN, description="Sources that must agree on a price."
@@ -373,40 +252,6 @@ class Settings(BaseSettings):
     )
     reports_waiting_max: Count = Field(1000, description="Reports that may wait to be sent; more are dropped, counted.")
     drain_seconds_max: Seconds = Field(10, description="The longest a service takes to finish what it accepted.")
-
-    @field_validator("database_url", "db_proxy_database_url", "redis_url")
-    @classmethod
-    def _has_scheme(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        schemes = REDIS_SCHEMES if info.field_name == "redis_url" else DATABASE_SCHEMES
-        if url is None:
-            return url
-        text = url.get_secret_value()
-        if not text.startswith(schemes):
-            raise ValueError(f"must start with {' or '.join(schemes)}")
-        if not (_is_visible(text) and _SERVER_URL.fullmatch(text) and _is_splittable(text)):
-            raise ValueError(
-                f"must be an address such as {schemes[0]}HOST:PORT/NAME, with USER:PASSWORD@ before the host where "
-                "needed, the password's special characters percent-encoded (@ is %40, / is %2F, ? is %3F, # is %23)"
-            )
-        if schemes == DATABASE_SCHEMES:
-            foreign = sorted(OTHER_DRIVERS_PARAMETERS & {name for name, _ in parse_qsl(urlsplit(text).query)})
-            if foreign:
-                raise ValueError(f"has parameters that are not for the driver here: leave out {', '.join(foreign)}")
-        return url
-
-    @field_validator("sentry_dsn")
-    @classmethod
-    def _is_dsn(cls, dsn: SecretStr | None) -> SecretStr | None:
-        text = "" if dsn is None else dsn.get_secret_value()
-        if dsn is not None and not (_is_visible(text) and _DSN.fullmatch(text) and _has_http_host(text)):
-            raise ValueError("must be as Sentry gives it: https://KEY@HOST/PROJECT")
-        return dsn
-
-    @field_validator("price_signing_key")
-    @classmethod
-    def _is_signing_key(cls, key: SecretStr) -> SecretStr:
-        signing_keys.to_bytes(key.get_secret_value(), signing_keys.KEY_BYTES)
-        return key
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -512,68 +357,3 @@ def variable(field: str) -> str:
     """The environment variable of a setting."""
     alias = Settings.model_fields[field].validation_alias
     return str(alias.choices[0]) if isinstance(alias, AliasChoices) else PREFIX + field.upper()
-
-
-def require_access(settings: Settings) -> None:
-    """Raises CannotStart for a live desk that other machines reach and that does not say who keeps strangers out."""
-    if settings.price_feed == "live" and settings.is_beyond_loopback and "access" not in settings.model_fields_set:
-        raise CannotStart(
-            f"{variable('access')} is missing: a live desk that listens on {settings.host} has to say who keeps "
-            "strangers out: proxy (a proxy in front checks keys) or open (nobody does); or listen on 127.0.0.1 only"
-        )
-
-
-def require_secrets(settings: Settings, service: str) -> None:
-    """Raises CannotStart for a secret that the service shares with others, and which was not given to it."""
-    shared = [name for name in (*TOKENS, "price_signing_key") if service in OWNERS[name]]
-    if service in PROVERS:
-        shared.append("price_keys")
-    missing = [variable(name) for name in shared if name not in settings.model_fields_set]
-    if missing:
-        are = "is" if len(missing) == 1 else "are"
-        raise CannotStart(f"{', '.join(missing)} {are} missing: services share them, and `buydesk secrets` makes some")
-
-
-def read_settings(**overrides: object) -> Settings:
-    """The settings of this process: what the command line says, or else its environment, or else a file in SECRETS_DIR.
-
-    Raises CannotStart naming every variable that is unknown or has no sense; never its value, which may be a secret.
-    """
-    known = {variable(field) for field in Settings.model_fields}
-    files = {path.name: path for path in SECRETS_DIR.glob("*")}
-    unknown = sorted(name for name in {*os.environ, *files} if name.startswith(PREFIX) and name not in known)
-    if unknown:
-        mend = "unset it, or see `buydesk serve --help` for names"
-        for renamed in _RENAMED.keys() & unknown:
-            mend += f"; instead of {renamed} use {_RENAMED[renamed]}"
-        if linked := [name for name in unknown if _SERVICE_LINK.fullmatch(name)]:
-            mend += (
-                f"; Kubernetes sets {linked[0]} for a Service, and does not with enableServiceLinks: false in the pod"
-            )
-        raise CannotStart(f"unknown setting {', '.join(unknown)}: {mend}")
-    secret = {
-        field: _secret(files[variable(field)])
-        for field in Settings.model_fields
-        if variable(field) in files and not os.environ.get(variable(field))
-    }
-    try:
-        return Settings(**{**secret, **overrides})  # type: ignore[arg-type]  # checked by pydantic
-    except ValidationError as error:
-        raise CannotStart("; ".join(_complaint(each["loc"], each["msg"]) for each in error.errors())) from None
-
-
-def _secret(file: Path) -> str:
-    try:
-        return file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise CannotStart(f"{file.name}: {file} cannot be read: {why}") from error
-
-
-def _complaint(location: tuple[int | str, ...], message: str) -> str:
-    message = message.removeprefix("Value error, ")
-    if not location:  # about several settings, which it names
-        return message
-    field = str(location[0])
-    name = variable(field) if field in Settings.model_fields else field
-    return f"{name}: {message[0].lower()}{message[1:]}"

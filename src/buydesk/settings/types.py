@@ -1,0 +1,171 @@
+"""Types of settings: what each value has to be."""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeVar, get_args
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import NoDecode
+
+from buydesk import hosts, signing_keys
+
+# An old one and a new one, while they are changed.
+TOKENS_MAX = 2
+DATABASE_SCHEMES = ("postgresql://", "postgres://")
+# Parameters that other programs read from such an address. asyncpg does not: it would send them to the server, which
+# refuses them in words that fit nothing that was written here.
+# fmt: off
+OTHER_DRIVERS_PARAMETERS = frozenset((
+    "channel_binding", "connect_timeout", "connection_limit", "fallback_application_name", "gssdelegation",
+    "gssencmode", "hostaddr", "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval",
+    "load_balance_hosts", "pgbouncer", "pool_timeout", "replication", "require_auth", "requirepeer", "requiressl",
+    "scram_client_key", "scram_server_key", "sslcertmode", "sslcompression", "sslcrldir", "sslkeylogfile", "sslsni",
+))
+# fmt: on
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+# One @ at the most, and no other way to read where the password ends: what a driver takes for a host, a port or a
+# database, and shows, is one. PostgreSQL may have several hosts.
+_HOST = r"(\[[0-9A-Za-z:.%]+\]|[^:/?#@\[\],]*)(:[0-9]{1,5})?"
+_SERVER_URL = re.compile(rf"[a-z]+://([^@/?#\[\]]*@)?{_HOST}(,{_HOST})*(/[^@?#]*)?(\?[^@#\"'\\]*)?")
+_DSN = re.compile(r"https?://[^:@/?#\[\]]+(:[^:@/?#\[\]]*)?@[^@?#]+/[0-9]+", re.ASCII)
+
+
+def _http_url(url: str) -> str:
+    """An address to put a path behind; the empty one stands for the default."""
+    if "@" in url:  # it is shown to clients and in logs
+        raise ValueError("must be an address without a user or a password, and without an @")
+    if url and not (_has_http_host(url) and _is_visible(url) and not {"?", "#"} & set(url)):
+        raise ValueError("must be an http:// or https:// address with a host, without a query")
+    return url
+
+
+def _has_http_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # says what is wrong with the host or port, and would show a password that is taken for one
+        return False
+
+
+def _is_visible(text: str) -> bool:
+    """Whether there are visible ASCII characters only."""
+    return all("!" <= char <= "~" for char in text)
+
+
+def _is_splittable(url: str) -> bool:
+    try:
+        query = urlsplit(url).query
+        if query:
+            parse_qsl(query, keep_blank_values=True, strict_parsing=True)
+    except ValueError:  # shows what it takes for an IPv6 address, or for a part of the query without a value
+        return False
+    return True
+
+
+def not_empty(given: object) -> object:
+    if given == "":
+        raise ValueError("must not be empty")
+    return given
+
+
+def _public_key(text: str) -> str:
+    signing_keys.to_bytes(text, signing_keys.KEY_BYTES)
+    return text
+
+
+T = TypeVar("T")
+
+
+def _listed(one: Callable[[str], T], what: str) -> BeforeValidator:
+    """What is given as text is a list with commas; `one` reads one of them, and raises ValueError."""
+
+    def read(given: object) -> object:
+        if not isinstance(given, str):
+            return given
+        try:
+            return tuple(one(each.strip()) for each in given.split(","))
+        except ValueError:
+            raise ValueError(f"must be {what}, separated by commas") from None
+
+    return BeforeValidator(read)
+
+
+Access = Literal["open", "proxy"]
+SandboxFault = Literal["source-down", "outlier", "disagree", "stale", "garbage"]
+SANDBOX_FAULTS: tuple[SandboxFault, ...] = get_args(SandboxFault)
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+BasisPoints = Annotated[int, Field(ge=1, le=10_000)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+PublicKeys = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    _listed(_public_key, f"public keys as `buydesk secrets` shows them ({signing_keys.KEY_BYTES} bytes as base64url)"),
+]
+HostNames = Annotated[
+    tuple[str, ...], NoDecode, _listed(hosts.host_name, "host names without ports (IP addresses need no name)")
+]
+Networks = Annotated[
+    tuple[hosts.Network, ...], NoDecode, _listed(hosts.network, "IP addresses, or networks such as 10.0.0.0/8")
+]
+
+
+def _tokens(given: SecretStr) -> SecretStr:
+    each = tokens(given)
+    if len(each) > TOKENS_MAX or not all(token and _is_visible(token) for token in each):
+        raise ValueError("must be a token of visible ASCII characters, or two of them with a comma between")
+    return given
+
+
+def tokens(setting: SecretStr) -> tuple[str, ...]:
+    """The tokens of a setting: the first one is shown, all of them are taken."""
+    return tuple(setting.get_secret_value().split(","))
+
+
+Tokens = Annotated[SecretStr, AfterValidator(_tokens)]
+
+
+def _server_url(url: SecretStr, schemes: tuple[str, ...]) -> str:
+    """The text of an address that every driver reads in the same way; raises ValueError."""
+    text = url.get_secret_value()
+    if not text.startswith(schemes):
+        raise ValueError(f"must start with {' or '.join(schemes)}")
+    if not (_is_visible(text) and _SERVER_URL.fullmatch(text) and _is_splittable(text)):
+        raise ValueError(
+            f"must be an address such as {schemes[0]}HOST:PORT/NAME, with USER:PASSWORD@ before the host where "
+            "needed, the password's special characters percent-encoded (@ is %40, / is %2F, ? is %3F, # is %23)"
+        )
+    return text
+
+
+def _database_url(url: SecretStr) -> SecretStr:
+    text = _server_url(url, DATABASE_SCHEMES)
+    foreign = sorted(OTHER_DRIVERS_PARAMETERS & {name for name, _ in parse_qsl(urlsplit(text).query)})
+    if foreign:
+        raise ValueError(f"has parameters that are not for the driver here: leave out {', '.join(foreign)}")
+    return url
+
+
+def _redis_url(url: SecretStr) -> SecretStr:
+    _server_url(url, REDIS_SCHEMES)
+    return url
+
+
+def _sentry_dsn(dsn: SecretStr) -> SecretStr:
+    text = dsn.get_secret_value()
+    if not (_is_visible(text) and _DSN.fullmatch(text) and _has_http_host(text)):
+        raise ValueError("must be as Sentry gives it: https://KEY@HOST/PROJECT")
+    return dsn
+
+
+def _signing_key(key: SecretStr) -> SecretStr:
+    signing_keys.to_bytes(key.get_secret_value(), signing_keys.KEY_BYTES)
+    return key
+
+
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+SentryDsn = Annotated[SecretStr, AfterValidator(_sentry_dsn)]
+SigningKey = Annotated[SecretStr, AfterValidator(_signing_key)]
+NotEmpty = Annotated[str, BeforeValidator(not_empty)]
