@@ -11,6 +11,7 @@ from pathlib import Path
 from pip._internal.models.index import PyPI
 
 FUNCTION_LINES_MAX = 70
+SOURCE_LINES_MAX = 400
 VENDORED = "src/buydesk/http/swagger/"
 # Words that say nothing of what a thing does (CONTRIBUTING.md); in names only.
 EMPTY_WORDS = re.compile(r"(?i:_|\b)(manager|helper|util)s?(?=_|\b|[A-Z])|(Manager|Helper|Util)")
@@ -37,6 +38,9 @@ def shapes(files: list[Path]) -> Iterator[str]:
     for path in files:
         if path.suffix != ".py":
             continue
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if path.is_relative_to("src") and lines > SOURCE_LINES_MAX:
+            yield f"{path}: has {lines} lines, more than {SOURCE_LINES_MAX}"
         if EMPTY_WORDS.search(path.stem):
             yield f"{path}: the file's name says nothing"
         for node in ast.walk(ast.parse(path.read_bytes())):
