@@ -14,7 +14,7 @@ from fastapi import FastAPI, Response
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.http import app as web
 from buydesk.http.requests import Request, require_json
-from buydesk.http.responses import Answer, MsgspecResponse
+from buydesk.http.responses import JSONBytesResponse, MsgspecResponse
 from buydesk.observability.reporter import Reporter
 from buydesk.settings.model import Settings
 from tests.serving import served
@@ -175,7 +175,7 @@ class Echo:
 
     async def _large(self, _: Request) -> Response:
         self.called.set()
-        return Answer(b"x" * LARGE_BYTES)
+        return JSONBytesResponse(b"x" * LARGE_BYTES)
 
     async def _broken(self, _: Request) -> Response:
         raise ZeroDivisionError("nobody expects this")

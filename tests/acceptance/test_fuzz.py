@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from buydesk.errors import InvalidRequest, Overloaded, PriceStale
-from buydesk.http.openapi import INTERNAL, INTERNAL_SCHEME, Responses, problems
+from buydesk.http.openapi import INTERNAL, INTERNAL_SCHEME, Responses, error_responses
 from buydesk.http.responses import problem_response
 from buydesk.topology import PORTS
 from fuzz.documents import faults
@@ -21,7 +21,7 @@ from tests.serving import served
 
 ROOT = Path(__file__).parents[2]
 SECONDS_MAX = 100
-REFUSED = problems(InvalidRequest)
+REFUSED = error_responses(InvalidRequest)
 
 
 async def test_every_service_answers_as_its_document_says() -> None:
@@ -48,19 +48,19 @@ async def test_every_service_answers_as_its_document_says() -> None:
     assert re.search(r"db_proxy: POST /add/ +200: [0-9]+ +401: [0-9]+ .* 422: [0-9]+", printed), printed
 
 
-def operation(problems: Responses | None = None, **further: Any) -> dict[str, Any]:
+def operation(error_responses: Responses | None = None, **further: Any) -> dict[str, Any]:
     """A documented operation with a whole number in its query."""
     parameter = {"name": "number", "in": "query", "required": True, "schema": {"type": "integer"}}
     schema = {"type": "object", "required": ["number"], "properties": {"number": {"type": "integer"}}}
     success = {"200": {"description": "Yes", "content": {"application/json": {"schema": schema}}}}
-    return {"parameters": [parameter], "responses": success | REFUSED | (problems or {}), **further}
+    return {"parameters": [parameter], "responses": success | REFUSED | (error_responses or {}), **further}
 
 
 PATHS = {
     "/right": {"get": operation()},
     "/falls": {"get": operation()},
-    "/waits": {"get": operation(problems(Overloaded))},
-    "/expires": {"get": operation(problems(PriceStale))},
+    "/waits": {"get": operation(error_responses(Overloaded))},
+    "/expires": {"get": operation(error_responses(PriceStale))},
     "/moves": {"get": operation()},
     "/shouts": {"get": operation()},
     "/omits": {"get": operation()},

@@ -159,7 +159,7 @@ async def test_a_request_behind_another_is_read_to_its_end_however_it_is_cut(ech
 
 
 async def test_the_time_of_a_head_runs_only_while_its_client_can_do_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(connections, "CHECK_SECONDS", 0.01)
     async with echo_of(settings(request_seconds_max=0.1), Echo()) as echo, raw(echo.port) as line, asyncio.timeout(20):
         await line.send(SLOW + b"\r\n" + GET[:9])
         await echo.called.wait()
@@ -170,7 +170,7 @@ async def test_the_time_of_a_head_runs_only_while_its_client_can_do_something(mo
 
 
 async def test_blank_lines_are_no_request_that_keeps_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(connections, "CHECK_SECONDS", 0.01)
     async with echo_of(settings(idle_seconds_max=0.3), Echo()) as echo, raw(echo.port) as line, asyncio.timeout(20):
         with contextlib.suppress(ConnectionError):
             while True:
@@ -196,8 +196,8 @@ async def test_whoever_sends_no_more_still_gets_every_answer(echo: Echo) -> None
 
 
 async def test_one_look_that_fails_does_not_end_the_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "LOOK_SECONDS", 0.01)
-    look = connections.Connections.look
+    monkeypatch.setattr(connections, "CHECK_SECONDS", 0.01)
+    look = connections.Connections.close_late
     failed: list[bool] = []
 
     def fails_once(self: connections.Connections) -> None:
@@ -206,7 +206,7 @@ async def test_one_look_that_fails_does_not_end_the_time_limits(monkeypatch: pyt
             raise ZeroDivisionError("an accident")
         look(self)
 
-    monkeypatch.setattr(connections.Connections, "look", fails_once)
+    monkeypatch.setattr(connections.Connections, "close_late", fails_once)
     with logged("buydesk.http.connections") as lines:
         async with echo_of(settings(request_seconds_max=0.1), Echo()) as echo, raw(echo.port) as line:
             await line.send(b"G")
@@ -217,7 +217,7 @@ async def test_one_look_that_fails_does_not_end_the_time_limits(monkeypatch: pyt
 async def test_a_fault_of_the_answering_itself_ends_the_connection_and_is_logged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(protocol, "written", None)
+    monkeypatch.setattr(protocol, "serialize", None)
     with logged("buydesk.http.protocol") as lines:
         async with echo_of(settings(), Echo()) as echo, raw(echo.port) as line, asyncio.timeout(20):
             await line.send(GET)
@@ -280,7 +280,7 @@ async def test_a_connection_that_is_closing_may_be_read_and_written_without_harm
 async def test_a_head_that_does_not_come_in_time_ends_its_connection(
     sent: bytes, statuses: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(connections, "CHECK_SECONDS", 0.01)
     hasty = settings(idle_seconds_max=0.1, request_seconds_max=0.1)
     async with echo_of(hasty, Echo()) as echo, raw(echo.port) as line, asyncio.timeout(20):
         await line.send(sent)
@@ -312,7 +312,7 @@ async def test_only_the_request_must_be_in_time_and_not_its_answer() -> None:
 
 
 async def test_who_takes_nothing_of_an_answer_is_cut_and_who_takes_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "CHECK_SECONDS", 0.05)
     async with (
         echo_of(settings(write_seconds_max=0.5), Echo()) as echo,
         asyncio.timeout(60),

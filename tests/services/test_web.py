@@ -30,7 +30,7 @@ from buydesk.errors import (
     WrongMode,
 )
 from buydesk.http import app as web
-from buydesk.http.openapi import INTERNAL, Json, answer, problems
+from buydesk.http.openapi import INTERNAL, Json, error_responses, response_example
 from buydesk.http.requests import BODY_BYTES_MAX, Request, require_json, require_token, require_utf8, single_parameters
 from buydesk.http.responses import MsgspecResponse, problem_response
 from buydesk.observability.reporter import Reporter
@@ -87,7 +87,7 @@ class Bench:
 
 
 def _operation(path: str) -> Json:
-    return {"summary": path, "responses": answer("Fine.", {"ok": True}) | problems(PriceStale)}
+    return {"summary": path, "responses": response_example("Fine.", {"ok": True}) | error_responses(PriceStale)}
 
 
 async def _body(request: Request) -> Response:
@@ -206,7 +206,7 @@ async def test_an_operation_that_needs_the_token_says_so(client: httpx2.AsyncCli
 
 
 def test_problems_of_one_status_share_a_response() -> None:
-    responses = problems(LedgerUnavailable, Overloaded, Unauthorized)
+    responses = error_responses(LedgerUnavailable, Overloaded, Unauthorized)
     assert set(responses) == {"503", "401"}
     assert set(responses["503"]["content"]["application/problem+json"]["examples"]) == {
         "ledger_unavailable",
@@ -229,14 +229,14 @@ def test_problems_of_one_status_share_a_response() -> None:
     ],
 )
 def test_the_example_of_a_problem_has_its_facts(kind: type[DeskError], facts: set[str]) -> None:
-    [response] = problems(kind).values()
+    [response] = error_responses(kind).values()
     example = response["content"]["application/problem+json"]["examples"][kind.code]["value"]
     assert example.keys() - {"type", "title", "status", "detail", "instance", "code"} == facts
 
 
 def test_whoever_needs_the_ledger_may_find_the_other_mode() -> None:
     for kinds in ([LedgerUnavailable], [LedgerUnavailable, WrongMode]):
-        [response] = problems(*kinds).values()
+        [response] = error_responses(*kinds).values()
         assert set(response["content"]["application/problem+json"]["examples"]) == {"ledger_unavailable", "wrong_mode"}
 
 

@@ -40,9 +40,9 @@ from buydesk.errors import (
     NotFound,
     NotReady,
 )
-from buydesk.http.openapi import EVERY_SERVICE, Json, common_operation, openapi_document, problems
+from buydesk.http.openapi import EVERY_SERVICE, Json, common_operation, error_responses, openapi_document
 from buydesk.http.requests import Request
-from buydesk.http.responses import Answer, MsgspecResponse, encode, problem_response
+from buydesk.http.responses import JSONBytesResponse, MsgspecResponse, encode, problem_response
 from buydesk.observability.metrics import Traffic
 from buydesk.observability.reporter import Reporter
 
@@ -233,7 +233,7 @@ def service_app(
 
 
 def _add_common_routes(app: Service) -> None:
-    exposition = Kept(lambda: generate_latest(app.registry), METRICS_SHARE)
+    exposition = Throttled(lambda: generate_latest(app.registry), METRICS_SHARE)
     document = cache(lambda: encode(app.openapi()))
     page = _docs_page(app.title)
     identity = {"service": app.name, "version": __version__, "docs": "/docs", "status": "/readyz"}
@@ -257,7 +257,7 @@ def _add_common_routes(app: Service) -> None:
         return Response(exposition(), media_type=CONTENT_TYPE_LATEST)
 
     async def openapi(_: Request) -> Response:
-        return Answer(document())
+        return JSONBytesResponse(document())
 
     async def docs(_: Request) -> Response:
         return page
@@ -270,7 +270,7 @@ def _add_common_routes(app: Service) -> None:
         "/readyz",
         "GET",
         ready,
-        common_operation("Can the service do its work", {"status": "ready"}, problems(NotReady)),
+        common_operation("Can the service do its work", {"status": "ready"}, error_responses(NotReady)),
     )
     metrics_answer = {"200": {"description": "Prometheus text", "content": {"text/plain": {}}}}
     app.add_direct_route(
@@ -281,7 +281,7 @@ def _add_common_routes(app: Service) -> None:
     app.mount("/docs-files", StaticFiles(directory=str(files("buydesk.http") / "swagger")), name="docs-files")
 
 
-class Kept:
+class Throttled:
     """Makes something when asked, and keeps it long enough that making it takes no more than `share` of the time."""
 
     def __init__(self, make: Callable[[], bytes], share: float) -> None:

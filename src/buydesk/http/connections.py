@@ -20,7 +20,7 @@ from buydesk.times import CLOCK, Clock
 if TYPE_CHECKING:
     from buydesk.http.protocol import Connection
 
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 # An IPv6 client has a network of this size to itself.
 IPV6_CLIENT_BITS = 64
 
@@ -62,17 +62,17 @@ class Connections:
             if not self._by_address[connection.whose]:
                 del self._by_address[connection.whose]
 
-    async def watch(self) -> None:
-        """Looks every LOOK_SECONDS, until cancelled."""
+    async def close_late_forever(self) -> None:
+        """Calls `close_late` every CHECK_SECONDS, until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
             try:
-                self.look()
+                self.close_late()
             except Exception:  # a fault with one must not end the time limits of all
-                _log.exception("the connections could not be looked at")
+                _log.exception("connections that are late could not be closed")
 
-    def look(self) -> None:
-        """Ends those that do not take their answer, are late with the head of a request, or rest for too long."""
+    def close_late(self) -> None:
+        """Ends those that do not take their answer, are late with the head of a request, or idle for too long."""
         now, seconds_max = self.clock.monotonic(), self.request_seconds_max
         for each in list(self.open):
             if each.unread_since(now) < now - self._settings.write_seconds_max:

@@ -22,7 +22,7 @@ Json = Mapping[str, object]
 Responses = dict[int | str, dict[str, Any]]
 
 
-def problems(*kinds: type[DeskError]) -> Responses:
+def error_responses(*kinds: type[DeskError]) -> Responses:
     """The `responses` of an OpenAPI operation for these errors, each with an example."""
     if LedgerUnavailable in kinds and WrongMode not in kinds:
         kinds = (*kinds, WrongMode)  # whoever needs the ledger may find the other mode's
@@ -38,7 +38,7 @@ def problems(*kinds: type[DeskError]) -> Responses:
     return responses
 
 
-def answer(description: str, example: object, status: int = 200) -> Responses:
+def response_example(description: str, example: object, status: int = 200) -> Responses:
     """The `responses` of an OpenAPI operation for success, with an example."""
     example = msgspec.to_builtins(example)
     return {str(status): {"description": description, "content": {"application/json": {"example": example}}}}
@@ -65,7 +65,11 @@ _PROBLEM_SCHEMA = {
 
 
 def common_operation(summary: str, example: object, further: Mapping[int | str, Any] | None = None) -> Json:
-    return {"tags": [EVERY_SERVICE], "summary": summary, "responses": answer("OK", example) | dict(further or {})}
+    return {
+        "tags": [EVERY_SERVICE],
+        "summary": summary,
+        "responses": response_example("OK", example) | dict(further or {}),
+    }
 
 
 def openapi_document(app: FastAPI, operations: Mapping[str, Mapping[str, Json]]) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def openapi_document(app: FastAPI, operations: Mapping[str, Mapping[str, Json]])
         document.setdefault("paths", {}).setdefault(path, {}).update(direct)
     documented = [operation for path in document["paths"].values() for operation in path.values()]
     for operation in documented:
-        operation["responses"] = _joined(operation["responses"], problems(InternalError, Overloaded))
+        operation["responses"] = _joined(operation["responses"], error_responses(InternalError, Overloaded))
     if any("security" in operation for operation in documented):
         schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
         schemes[INTERNAL_SCHEME] = {"type": "http", "scheme": "bearer"}

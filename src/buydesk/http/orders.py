@@ -20,9 +20,9 @@ from buydesk.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
-from buydesk.http.openapi import answer, problems
+from buydesk.http.openapi import error_responses, response_example
 from buydesk.http.requests import Request, require_json, require_utf8, single_parameters
-from buydesk.http.responses import Answer, encode
+from buydesk.http.responses import JSONBytesResponse, encode
 from buydesk.money import CURRENCIES, CURRENCIES_TEXT, Currency, parse_amount, parse_currency
 from buydesk.orders.documents import EXAMPLE_ORDER
 from buydesk.orders.model import (
@@ -160,7 +160,9 @@ def created(order: Order, orders_url: str, *, is_replay: bool) -> Response:
     headers = [(b"location", f"{orders_url}{order.id}".encode())]
     if is_replay:
         headers.append((b"idempotent-replayed", b"true"))
-    return Answer(encode(PlacedDocument(f"Order was placed for {shown.currency}:{shown.amount}", shown)), 201, headers)
+    return JSONBytesResponse(
+        encode(PlacedDocument(f"Order was placed for {shown.currency}:{shown.amount}", shown)), 201, headers
+    )
 
 
 _EXAMPLE = PlacedDocument("Order was placed for EUR:69.00", order_document(EXAMPLE_ORDER))
@@ -217,8 +219,8 @@ PLACE_ORDER = {
             }
         }
     },
-    "responses": answer("The order is stored, on disk.", _EXAMPLE, 201)
-    | problems(
+    "responses": response_example("The order is stored, on disk.", _EXAMPLE, 201)
+    | error_responses(
         InvalidRequest,
         IdempotencyKeyReused,
         PayloadTooLarge,

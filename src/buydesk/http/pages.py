@@ -11,9 +11,9 @@ from cachetools import LRUCache
 from fastapi import Response
 
 from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound, Overloaded, PriceNotFound
-from buydesk.http.openapi import answer, problems
+from buydesk.http.openapi import error_responses, response_example
 from buydesk.http.requests import Request, single_parameters
-from buydesk.http.responses import Answer, encode
+from buydesk.http.responses import JSONBytesResponse, encode
 from buydesk.orders.documents import EXAMPLE_ORDER, EXAMPLE_RECORD
 from buydesk.orders.model import (
     KEY_CHARS_MAX,
@@ -121,8 +121,8 @@ def immutable(body: bytes, headers: list[tuple[bytes, bytes]]) -> RenderedPage:
 
 def page_response(request: Request, page: RenderedPage) -> Response:
     if page.etag is not None and _has(request, page.etag.decode()):
-        return Answer(b"", 304, page.headers)
-    return Answer(page.body, 200, page.headers)
+        return JSONBytesResponse(b"", 304, page.headers)
+    return JSONBytesResponse(page.body, 200, page.headers)
 
 
 def _has(request: Request, etag: str) -> bool:
@@ -194,16 +194,16 @@ GET_ORDERS = {
         _parameter("page_size", f"Default {PAGE_SIZE}.", 1, PAGE_SIZE_MAX),
         {"name": "client_order_id", "in": "query", "schema": _KEY_SCHEMA},
     ],
-    "responses": answer("A page", _PAGE_EXAMPLE)
+    "responses": response_example("A page", _PAGE_EXAMPLE)
     | {"304": {"description": "The page that the client has (If-None-Match)"}}
-    | problems(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
+    | error_responses(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
 }
 GET_ORDER = {
     "tags": ["orders"],
     "summary": "One order by its id",
     "parameters": [_id_parameter("order_id")],
-    "responses": answer("The order", _ORDER_EXAMPLE)
-    | problems(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
+    "responses": response_example("The order", _ORDER_EXAMPLE)
+    | error_responses(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
 }
 GET_PRICE = {
     "tags": ["orders"],
@@ -211,15 +211,15 @@ GET_PRICE = {
     "description": "The proof of a price: every quote there was, used or rejected and why, the rule with its limits, "
     "and the time at which it was applied. It never changes.",
     "parameters": [_id_parameter("price_id")],
-    "responses": answer("The price record", record_document(EXAMPLE_RECORD))
+    "responses": response_example("The price record", record_document(EXAMPLE_RECORD))
     | {"304": {"description": "The record that the client has (If-None-Match)"}}
-    | problems(InvalidRequest, PriceNotFound, LedgerUnavailable, Overloaded),
+    | error_responses(InvalidRequest, PriceNotFound, LedgerUnavailable, Overloaded),
 }
 GET_EXPOSURE = {
     "tags": ["orders"],
     "summary": "The cap, what is used and what is available, in BTC",
-    "responses": answer(
+    "responses": response_example(
         "The exposure", {"cap": "100.00000000", "used": "0.00167509", "available": "99.99832491", "orders": 1}
     )
-    | problems(InvalidRequest, LedgerUnavailable, Overloaded),
+    | error_responses(InvalidRequest, LedgerUnavailable, Overloaded),
 }

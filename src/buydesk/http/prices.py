@@ -19,7 +19,7 @@ from buydesk.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from buydesk.http.openapi import INTERNAL, answer, number_parameter, problems
+from buydesk.http.openapi import INTERNAL, error_responses, number_parameter, response_example
 from buydesk.http.requests import require_utf8
 from buydesk.money import RATE_SCALE, Currency
 from buydesk.prices.coindesk import CODES, currentprice, currentprice_of
@@ -145,17 +145,17 @@ _STATE_EXAMPLE = FeedStatus(
         ),
     ),
 )
-_NO_PRICE = problems(PriceUnavailable, PriceStale, PriceStoreUnavailable)
+_NO_PRICE = error_responses(PriceUnavailable, PriceStale, PriceStoreUnavailable)
 GET_RECORD = {
     "summary": "The current price record",
     "description": "Valid until `expires_at` and not longer; never an old price. With its proof: the quotes used and "
     "rejected, the rule and when it was applied. Beside the exact record it has the members of CoinDesk's retired "
     "document.",
-    "responses": answer("The price", record_document(_EXAMPLE) | currentprice(_EXAMPLE)) | _NO_PRICE,
+    "responses": response_example("The price", record_document(_EXAMPLE) | currentprice(_EXAMPLE)) | _NO_PRICE,
 }
 GET_CURRENTPRICE = {
     "summary": "The current price, exactly in the shape of CoinDesk's retired document",
-    "responses": answer("The price", currentprice(_EXAMPLE)) | _NO_PRICE,
+    "responses": response_example("The price", currentprice(_EXAMPLE)) | _NO_PRICE,
 }
 GET_CURRENTPRICE_OF = {
     "summary": "The current price in dollars and one currency, in the shape of CoinDesk's retired document",
@@ -169,7 +169,9 @@ GET_CURRENTPRICE_OF = {
             "example": "EUR",
         }
     ],
-    "responses": answer("The price", currentprice_of(_EXAMPLE, Currency.EUR)) | problems(NotFound) | _NO_PRICE,
+    "responses": response_example("The price", currentprice_of(_EXAMPLE, Currency.EUR))
+    | error_responses(NotFound)
+    | _NO_PRICE,
 }
 GET_HISTORY = {
     "summary": "Past prices, oldest first",
@@ -180,15 +182,15 @@ GET_HISTORY = {
         number_parameter("minutes", "How many minutes back.", HISTORY_MINUTES_MAX, HISTORY_MINUTES),
         number_parameter("points", "At most this many.", HISTORY_POINTS_MAX, HISTORY_POINTS),
     ],
-    "responses": answer("The prices", {"data": [point_document(_EXAMPLE.point())]})
-    | problems(InvalidRequest, PriceStoreUnavailable),
+    "responses": response_example("The prices", {"data": [point_document(_EXAMPLE.point())]})
+    | error_responses(InvalidRequest, PriceStoreUnavailable),
 }
 GET_SOURCES = {
     "summary": "How the price sources are",
     "description": "As they were when they were last asked: the last quotes of each, what is wrong with it, and until "
     "when it is left alone. `problem` says why there was no new price then.",
-    "responses": answer("The state of all sources", feed_status_document(_STATE_EXAMPLE))
-    | problems(InvalidRequest, PriceUnavailable, PriceStoreUnavailable),
+    "responses": response_example("The state of all sources", feed_status_document(_STATE_EXAMPLE))
+    | error_responses(InvalidRequest, PriceUnavailable, PriceStoreUnavailable),
 }
 POST_SOURCES = {
     "summary": "Tell how the price sources are (internal)",
@@ -200,8 +202,8 @@ POST_SOURCES = {
             "application/json": {"schema": {"type": "object"}, "example": feed_status_document(_STATE_EXAMPLE)}
         },
     },
-    "responses": answer("The status as stored", feed_status_document(_STATE_EXAMPLE))
-    | problems(Unauthorized, InvalidRequest, PayloadTooLarge, UnsupportedMediaType, PriceStoreUnavailable),
+    "responses": response_example("The status as stored", feed_status_document(_STATE_EXAMPLE))
+    | error_responses(Unauthorized, InvalidRequest, PayloadTooLarge, UnsupportedMediaType, PriceStoreUnavailable),
 }
 POST_RECORD = {
     "summary": "Publish a price record (internal)",
@@ -219,8 +221,8 @@ POST_RECORD = {
         "required": True,
         "content": {"application/json": {"schema": {"type": "object"}, "example": record_document(_EXAMPLE)}},
     },
-    "responses": answer("The record as published", record_document(_EXAMPLE))
-    | problems(
+    "responses": response_example("The record as published", record_document(_EXAMPLE))
+    | error_responses(
         Unauthorized, InvalidRequest, PayloadTooLarge, UnsupportedMediaType, PriceSuperseded, PriceStoreUnavailable
     ),
 }

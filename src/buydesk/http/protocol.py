@@ -15,7 +15,7 @@ import httptools
 from buydesk.errors import DeskError, HeadersTooLarge, InvalidHttp, Overloaded, PayloadTooLarge, RequestTimeout
 from buydesk.http.connections import Connections
 from buydesk.http.requests import Headers, Request
-from buydesk.http.responses import problem_response, written
+from buydesk.http.responses import problem_response, serialize
 from buydesk.observability import request_ids
 
 # The request line and all headers together; the same again for what stands between the parts of a body.
@@ -111,7 +111,7 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Incoming] = deque()
         self._answering: Incoming | None = None
         self._unparsed = b""
-        self._is_deaf = False  # what comes is not read any more
+        self._stopped_reading = False  # what comes is not read any more
         self._is_last = False  # there is no further request after the one that is answered
         self._has_eof = False  # the client sends no more
         self._has_ended = False  # nothing is written any more
@@ -122,13 +122,13 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         peer = transport.get_extra_info("peername")
         if peer is None:  # it has gone already
-            self._is_deaf = True
+            self._stopped_reading = True
             self.abort()
         elif refusal := self._connections.admit(self, peer):
             self.refuse(Overloaded(refusal, retry_after_seconds=1))
 
     def data_received(self, data: bytes) -> None:
-        if self._is_deaf:
+        if self._stopped_reading:
             return
         if not (self._unparsed or self._waiting) and self._answering in (None, self._incoming):
             self._parse(data)
@@ -146,7 +146,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.forget(self)
-        self._is_deaf = self._is_last = True
+        self._stopped_reading = self._is_last = True
         self._waiting.clear()
         self._unparsed = b""
         if self._incoming is not None:
@@ -157,7 +157,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._is_paused = False
-        self._go_on()
+        self._next_request()
 
     def on_message_begin(self) -> None:
         """Called by the parser, as those below."""
@@ -210,7 +210,7 @@ class Connection(asyncio.Protocol):
     def _parse(self, data: bytes) -> None:
         """Reads up to the end of a request, and has it answered; one whose body is still to come, too."""
         position = 0
-        while position < len(data) and not self._waiting and not self._is_deaf:
+        while position < len(data) and not self._waiting and not self._stopped_reading:
             part = data if len(data) <= SLICE_BYTES else data[position : position + SLICE_BYTES]
             position += len(part)
             self._held_bytes += len(part)
@@ -225,11 +225,11 @@ class Connection(asyncio.Protocol):
             else:
                 if self._held_bytes > HEAD_BYTES_MAX:
                     self.refuse(HeadersTooLarge(f"Headers may have at most {HEAD_BYTES_MAX} bytes."))
-        if not self._is_deaf:
+        if not self._stopped_reading:
             self._unparsed = data[position:]
             if self._incoming is not None and self._is_head_read and self._incoming is not self._answering:
                 self._waiting.append(self._incoming)
-        self._go_on()
+        self._next_request()
 
     def _parse_on(self) -> None:
         """Reads what has come meanwhile."""
@@ -248,7 +248,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         return b"".join((*lines, b"\r\n"))
 
-    def _go_on(self) -> None:
+    def _next_request(self) -> None:
         """Has the next request answered once the client has taken the answers before."""
         if self._answering is not None or self._is_paused:
             return
@@ -264,7 +264,7 @@ class Connection(asyncio.Protocol):
                     incoming.notify(_broken_off())
         elif self._unparsed:
             self._parse_on()
-        elif self._is_deaf or self._is_last or self._has_eof:
+        elif self._stopped_reading or self._is_last or self._has_eof:
             self._end()
         elif self._incoming is not None:
             self.head_since = self.head_since or self._connections.clock.monotonic()
@@ -282,12 +282,12 @@ class Connection(asyncio.Protocol):
             incoming.keep_alive = False  # where the next request begins is not known, or not to be believed
         self._is_last = self._is_last or not incoming.keep_alive
         if self._is_last:
-            self._is_deaf = True
+            self._stopped_reading = True
             self._waiting.clear()
             self._unparsed = b""
-        is_last = self._is_deaf and not self._waiting
+        is_last = self._stopped_reading and not self._waiting
         self._unread_since = float("inf")
-        self.write(written(response, request_id, is_last=is_last, is_head=incoming.method == "HEAD"))
+        self.write(serialize(response, request_id, is_last=is_last, is_head=incoming.method == "HEAD"))
 
     def _answered(self, task: "asyncio.Task[None]") -> None:
         self._answering = None
@@ -298,7 +298,7 @@ class Connection(asyncio.Protocol):
             _log.error("a request could not be answered", exc_info=error)
             self.abort()
         else:
-            self._go_on()
+            self._next_request()
 
     def write(self, data: bytes) -> None:
         """To the client, if it is there."""
@@ -313,7 +313,7 @@ class Connection(asyncio.Protocol):
     def refuse(self, error: DeskError) -> None:
         """Nothing more is read. The error is the answer to the request that is being read, if none before it is still
         to be answered; otherwise the connection ends after those."""
-        self._is_deaf = True
+        self._stopped_reading = True
         self.head_since = None
         self._unparsed = b""
         if self._incoming is not None and self._incoming is self._answering:
@@ -321,7 +321,7 @@ class Connection(asyncio.Protocol):
         elif self._answering is None and not self._waiting:
             target = self._incoming.target if self._incoming is not None else b"/"
             problem = problem_response(error, target.decode("latin-1").partition("?")[0])
-            self.write(written(problem, request_ids.begin(), is_last=True))
+            self.write(serialize(problem, request_ids.begin(), is_last=True))
             self._end()
 
     def close(self) -> None:
@@ -334,7 +334,7 @@ class Connection(asyncio.Protocol):
 
     def _end(self) -> None:
         """Ends it; the client has a moment to read its answer."""
-        self._is_deaf = True
+        self._stopped_reading = True
         self.idle_since = self.head_since = None
         self._unparsed = b""
         if not self._transport.is_closing() and not self._has_ended:

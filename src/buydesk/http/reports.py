@@ -13,7 +13,7 @@ from buydesk.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from buydesk.http.openapi import answer, problems
+from buydesk.http.openapi import error_responses, response_example
 from buydesk.http.requests import require_utf8
 from buydesk.observability import reports as health
 from buydesk.observability.reports import Level, Report
@@ -176,8 +176,10 @@ POST_REPORT = {
             }
         },
     },
-    "responses": answer("Kept", {"status": "ok"})
-    | problems(InvalidRequest, PayloadTooLarge, UnsupportedMediaType, Unauthorized, RateLimited, ReportsUnavailable),
+    "responses": response_example("Kept", {"status": "ok"})
+    | error_responses(
+        InvalidRequest, PayloadTooLarge, UnsupportedMediaType, Unauthorized, RateLimited, ReportsUnavailable
+    ),
 }
 GET_REPORTS = {
     "summary": "What was reported, newest first",
@@ -190,7 +192,8 @@ GET_REPORTS = {
             "At most this many.",
         ),
     ],
-    "responses": answer("The newest reports", {"data": [_KEPT_EXAMPLE]}) | problems(InvalidRequest, ReportsUnavailable),
+    "responses": response_example("The newest reports", {"data": [_KEPT_EXAMPLE]})
+    | error_responses(InvalidRequest, ReportsUnavailable),
 }
 GET_STATUS = {
     "summary": "How the desk is",
@@ -200,7 +203,7 @@ GET_STATUS = {
     "are not the desk's the last reports are shown too, and change no `status`. Of the `sources` one that is down is a "
     "`warning`; "
     "when they prove no price it is `critical`, and `problem` says why.",
-    "responses": answer(
+    "responses": response_example(
         "How every part is",
         {
             "status": "ok",
@@ -228,5 +231,5 @@ GET_STATUS = {
             },
         },
     )
-    | problems(InvalidRequest),
+    | error_responses(InvalidRequest),
 }

@@ -15,7 +15,7 @@ PROBLEM_TYPE = "application/problem+json"
 encode = msgspec.json.encode
 
 
-class Answer(Response):
+class JSONBytesResponse(Response):
     """An answer whose headers are bytes already: made in a quarter of the time that a Response takes."""
 
     def __init__(self, body: bytes, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
@@ -52,7 +52,7 @@ _EVERY_ANSWER = b"x-content-type-options: nosniff\r\nx-frame-options: DENY\r\n"
 _NO_PAGE = b"content-security-policy: default-src 'none'; frame-ancestors 'none'\r\n"
 
 
-class Clock:
+class DateHeader:
     """The time as a header tells it, written once a second."""
 
     def __init__(self) -> None:
@@ -68,10 +68,10 @@ class Clock:
         return self._line
 
 
-_clock = Clock()
+_date_header = DateHeader()
 
 
-def written(response: Response, request_id: str, *, is_last: bool, is_head: bool = False) -> bytes:
+def serialize(response: Response, request_id: str, *, is_last: bool, is_head: bool = False) -> bytes:
     """The bytes of a whole answer, whose headers are our own."""
     lines = [b"%b: %b\r\n" % each for each in response.raw_headers]
     if response.media_type != "text/html":
@@ -80,4 +80,4 @@ def written(response: Response, request_id: str, *, is_last: bool, is_head: bool
         lines.append(b"connection: close\r\n")
     body = b"" if is_head else response.body
     end = b"x-request-id: %b\r\n\r\n" % request_id.encode()
-    return b"".join((_STATUS_LINES[response.status_code], _clock.line(), *lines, _EVERY_ANSWER, end, body))
+    return b"".join((_STATUS_LINES[response.status_code], _date_header.line(), *lines, _EVERY_ANSWER, end, body))

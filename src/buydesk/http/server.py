@@ -117,7 +117,7 @@ async def serving(service: Service, listener: socket.socket, settings: Settings)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         loop = asyncio.get_running_loop()
         server = await loop.create_server(partial(Connection, connections), sock=listener, backlog=BACKLOG)
-        watching = asyncio.create_task(connections.watch())
+        watching = asyncio.create_task(connections.close_late_forever())
         stack.callback(watching.cancel)
         try:
             yield connections

@@ -31,7 +31,7 @@ from buydesk.errors import (
     WrongMode,
 )
 from buydesk.http.app import Service, service_app
-from buydesk.http.openapi import INTERNAL, INTERNAL_SCHEME, answer, problems
+from buydesk.http.openapi import INTERNAL, INTERNAL_SCHEME, error_responses, response_example
 from buydesk.http.requests import Request, require_json, require_token, require_utf8, single_parameters, whole_number
 from buydesk.http.responses import MsgspecResponse
 from buydesk.money import SATOSHI_PER_BTC
@@ -86,8 +86,8 @@ async def _known_only(request: StarletteRequest) -> None:
 
 
 _KNOWN_ONLY = Depends(_known_only)
-_REFUSALS = problems(LedgerUnavailable, WrongMode, Overloaded, InvalidRequest)
-_GUARDED = _REFUSALS | problems(Unauthorized)
+_REFUSALS = error_responses(LedgerUnavailable, WrongMode, Overloaded, InvalidRequest)
+_GUARDED = _REFUSALS | error_responses(Unauthorized)
 
 
 class ExposureSeen(Collector):
@@ -221,7 +221,7 @@ def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
         tags=["orders"],
         summary="Orders, newest first",
         dependencies=[_KNOWN_ONLY],
-        responses=answer("The orders", [order_document(EXAMPLE_ORDER)]) | _REFUSALS,
+        responses=response_example("The orders", [order_document(EXAMPLE_ORDER)]) | _REFUSALS,
     )
     async def get(start: Number = 0, page_size: PageSize = 10) -> Response:
         _, documents = await pages.read(PageFrom(start), page_size, order_document)
@@ -232,7 +232,9 @@ def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
         tags=["internal"],
         summary="Cap and use",
         dependencies=only_internal,
-        responses=answer("BTC", Exposure(100 * SATOSHI_PER_BTC, EXAMPLE_ORDER.satoshi, 1).facts() | {"orders": 1})
+        responses=response_example(
+            "BTC", Exposure(100 * SATOSHI_PER_BTC, EXAMPLE_ORDER.satoshi, 1).facts() | {"orders": 1}
+        )
         | _GUARDED,
     )
     async def exposure() -> Response:
@@ -244,7 +246,9 @@ def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
         tags=["internal"],
         summary="A price record that orders were priced with",
         dependencies=only_internal,
-        responses=answer("The record", record_document(EXAMPLE_RECORD)) | _GUARDED | problems(PriceNotFound),
+        responses=response_example("The record", record_document(EXAMPLE_RECORD))
+        | _GUARDED
+        | error_responses(PriceNotFound),
     )
     async def price(price_id: uuid.UUID) -> Response:
         return MsgspecResponse(record_document(await ledger.price_record(price_id)))
@@ -258,7 +262,7 @@ def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_
         tags=["internal"],
         summary="A page by anchor",
         dependencies=only_internal,
-        responses=answer("The page", {"data": [order_example], "total": 1}) | _GUARDED,
+        responses=response_example("The page", {"data": [order_example], "total": 1}) | _GUARDED,
     )
     async def page(
         page_size: PageSize, start: Number | None = None, before: Number | None = None, after: Number | None = None
@@ -276,7 +280,7 @@ def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_
         tags=["internal"],
         summary="An order by its id",
         dependencies=only_internal,
-        responses=answer("The order", order_example) | _GUARDED | problems(OrderNotFound),
+        responses=response_example("The order", order_example) | _GUARDED | error_responses(OrderNotFound),
     )
     async def order(order_id: uuid.UUID) -> Response:
         return MsgspecResponse(stored_document(await ledger.order(order_id)))
@@ -286,7 +290,7 @@ def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_
         tags=["internal"],
         summary="An order by its client's key",
         dependencies=only_internal,
-        responses=answer("The order", order_example) | _GUARDED | problems(OrderNotFound),
+        responses=response_example("The order", order_example) | _GUARDED | error_responses(OrderNotFound),
     )
     async def order_by_key(client: Key, client_order_id: Key) -> Response:
         return MsgspecResponse(stored_document(await ledger.order_by_key(client, client_order_id)))
@@ -307,7 +311,7 @@ _ADD_OPERATION = {
         },
         "required": True,
     },
-    "responses": answer(
+    "responses": response_example(
         "One result each",
         [
             outcome_document(outcome)
@@ -317,5 +321,5 @@ _ADD_OPERATION = {
             )
         ],
     )
-    | problems(InvalidRequest, PayloadTooLarge, UnsupportedMediaType, Unauthorized, Overloaded),
+    | error_responses(InvalidRequest, PayloadTooLarge, UnsupportedMediaType, Unauthorized, Overloaded),
 }
