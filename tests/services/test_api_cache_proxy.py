@@ -27,6 +27,7 @@ from buydesk.settings.model import Settings
 from tests import ledgers
 from tests.clock import FakeClock
 from tests.ledgers import signed
+from tests.problems import assert_problem
 from tests.serving import free_port, served
 
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
@@ -94,14 +95,6 @@ def state(at: datetime = NOON, **members: Any) -> FeedStatus:
         SourceStatus("another", "gave no answer", 3, resting_until=at + TTL, last_error="gave no answer", failed_at=at),
     )
     return replace(FeedStatus(at, "sandbox", "only 1 of at least 2 sources agree", sources), **members)
-
-
-def assert_problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    assert response.headers["Content-Type"] == "application/problem+json"
-    problem: dict[str, Any] = response.json()
-    assert (problem["status"], problem["code"]) == (status, code)
-    return problem
 
 
 def assert_invalid(response: httpx2.Response, *members: str) -> str:

@@ -26,6 +26,7 @@ from buydesk.services.create_buy_order import create_app
 from buydesk.times import utc_now
 from tests.clock import FakeClock
 from tests.ledgers import ModelLedger, record, settings
+from tests.problems import assert_problem
 from tests.serving import served
 
 JSON = {"Content-Type": "application/json"}
@@ -57,15 +58,6 @@ class Desk:
         content = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
         all_headers = ({} if body is None else JSON) | {name.replace("_", "-"): text for name, text in headers.items()}
         return await self.client.post(f"/place_order/{query}", content=content, headers=all_headers)
-
-
-def is_problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
-    assert response.headers["content-type"] == "application/problem+json"
-    document: dict[str, Any] = response.json()
-    assert (response.status_code, document["status"], document["code"]) == (status, status, code), document
-    assert document["type"] == f"urn:buydesk:problem:{code}"
-    assert {"title", "detail", "instance"} <= set(document)
-    return document
 
 
 @asynccontextmanager
@@ -167,20 +159,20 @@ BAD_AMOUNTS = [
 @pytest.mark.parametrize("amount", BAD_AMOUNTS, ids=lambda amount: amount[:12])
 async def test_bad_amounts_are_named(orders: Desk, amount: bytes) -> None:
     answer = await orders.post(b'{"currency":"EUR","amount":%s}' % amount)
-    document = is_problem(answer, 422, "invalid_request")
+    document = assert_problem(answer, 422, "invalid_request")
     assert [each["member"] for each in document["errors"]] == ["amount"]
 
 
 @pytest.mark.parametrize("constant", [b"NaN", b"Infinity", b"-Infinity", b"01", b"+1", b"1.", b".5"])
 async def test_what_is_no_json_number_is_no_json(orders: Desk, constant: bytes) -> None:
     answer = await orders.post(b'{"currency":"EUR","amount":%s}' % constant)
-    document = is_problem(answer, 422, "invalid_request")
+    document = assert_problem(answer, 422, "invalid_request")
     assert document["errors"][0]["member"] == "body"
 
 
 @pytest.mark.parametrize("currency", ["btc", "", 5, "EUR ", None, True, ["EUR"], "\u20ac", "eu\u0131"])
 async def test_bad_currencies_are_named(orders: Desk, currency: object) -> None:
-    document = is_problem(await orders.post({"currency": currency, "amount": 1}), 422, "invalid_request")
+    document = assert_problem(await orders.post({"currency": currency, "amount": 1}), 422, "invalid_request")
     assert document["errors"] == [{"member": "currency", "reason": "must be one of EUR, GBP, USD"}]
 
 
@@ -189,7 +181,7 @@ async def test_gbp_as_pence_are_written_is_refused_and_every_other_letter_case_t
         await desk.post({"currency": "GBp", "amount": 6900}),
         await desk.client.post("/place_order/?currency=GBp&amount=6900"),
     ):
-        document = is_problem(answer, 422, "invalid_request")
+        document = assert_problem(answer, 422, "invalid_request")
         told = "must be one of EUR, GBP, USD; GBp means pence, which are not taken"
         assert document["errors"] == [{"member": "currency", "reason": told}]
     assert desk.ledger.stored == []
@@ -216,7 +208,7 @@ async def test_a_key_that_is_null_is_none(desk: Desk) -> None:
 )
 async def test_a_body_in_another_encoding_is_told_what_it_is(orders: Desk, encoding: str, told: str) -> None:
     answer = await orders.post('{"currency":"EUR","amount":1}'.encode(encoding))
-    assert is_problem(answer, 422, "invalid_request")["errors"] == [{"member": "body", "reason": told}]
+    assert assert_problem(answer, 422, "invalid_request")["errors"] == [{"member": "body", "reason": told}]
 
 
 @pytest.mark.parametrize(
@@ -244,17 +236,17 @@ async def test_a_body_in_another_encoding_is_told_what_it_is(orders: Desk, encod
     ids=lambda value: value[:40] if isinstance(value, bytes) else value,
 )
 async def test_bad_bodies_are_named(orders: Desk, body: bytes, member: str) -> None:
-    document = is_problem(await orders.post(body), 422, "invalid_request")
+    document = assert_problem(await orders.post(body), 422, "invalid_request")
     assert [each["member"] for each in document["errors"]] == [member]
 
 
 async def test_all_that_is_wrong_is_named_at_once(orders: Desk) -> None:
-    document = is_problem(await orders.post({"amount": 0, "x": 1}), 422, "invalid_request")
+    document = assert_problem(await orders.post({"amount": 0, "x": 1}), 422, "invalid_request")
     assert [each["member"] for each in document["errors"]] == ["currency", "amount", "x"]
 
 
 async def test_an_empty_post_says_what_to_send(orders: Desk) -> None:
-    document = is_problem(await orders.client.post("/place_order/"), 422, "invalid_request")
+    document = assert_problem(await orders.client.post("/place_order/"), 422, "invalid_request")
     assert "currency" in document["detail"]
 
 
@@ -273,20 +265,20 @@ async def test_an_empty_post_says_what_to_send(orders: Desk) -> None:
     ],
 )
 async def test_bad_queries_are_named(orders: Desk, query: str, member: str) -> None:
-    document = is_problem(await orders.client.post(f"/place_order/{query}"), 422, "invalid_request")
+    document = assert_problem(await orders.client.post(f"/place_order/{query}"), 422, "invalid_request")
     assert [each["member"] for each in document["errors"]] == [member]
 
 
 async def test_query_and_body_together_are_refused(orders: Desk) -> None:
     answer = await orders.post({"currency": "EUR", "amount": 1}, "?currency=eur&amount=1")
-    assert is_problem(answer, 422, "invalid_request")["errors"][0]["member"] == "body"
+    assert assert_problem(answer, 422, "invalid_request")["errors"][0]["member"] == "body"
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "application/xml", ""])
 async def test_a_body_that_is_not_json_by_its_type_is_unsupported(orders: Desk, content_type: str) -> None:
     body = b'{"currency":"EUR","amount":1}'
     answer = await orders.client.post("/place_order/", content=body, headers={"Content-Type": content_type})
-    is_problem(answer, 415, "unsupported_media_type")
+    assert_problem(answer, 415, "unsupported_media_type")
 
 
 async def test_a_charset_beside_the_content_type_is_fine(desk: Desk) -> None:
@@ -298,7 +290,7 @@ async def test_a_charset_beside_the_content_type_is_fine(desk: Desk) -> None:
 @pytest.mark.parametrize("size", [16 * 1024 + 1, 1_000_000])
 async def test_a_large_body_is_refused_unread(orders: Desk, size: int) -> None:
     started = time.monotonic()
-    is_problem(await orders.post(b'{"amount":"' + b"9" * size), 413, "payload_too_large")
+    assert_problem(await orders.post(b'{"amount":"' + b"9" * size), 413, "payload_too_large")
     assert time.monotonic() - started < 5
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -306,7 +298,7 @@ async def test_a_large_body_is_refused_unread(orders: Desk, size: int) -> None:
             yield b"9" * 1000
 
     answer = await orders.client.post("/place_order/", content=chunks(), headers=JSON)
-    is_problem(answer, 413, "payload_too_large")
+    assert_problem(answer, 413, "payload_too_large")
 
 
 @pytest.mark.parametrize("key", ["k", '"k"', '"a\\"b\\\\c"', "x" * 255, '"' + "x" * 255 + '"', '"', "!~"])
@@ -340,14 +332,14 @@ async def test_header_bare_quoted_member_and_query_are_the_same_key(desk: Desk) 
 async def test_bad_keys_are_named(orders: Desk, key: str) -> None:
     headers = {**JSON, "Idempotency-Key": key.encode("latin-1")}
     answer = await orders.client.post("/place_order/", content=b'{"currency":"EUR","amount":1}', headers=headers)  # type: ignore[arg-type]
-    document = is_problem(answer, 422, "invalid_request")
+    document = assert_problem(answer, 422, "invalid_request")
     assert [each["member"] for each in document["errors"]] == ["Idempotency-Key"]
 
 
 async def test_two_keys_are_refused(orders: Desk) -> None:
     headers = [("Content-Type", "application/json"), ("Idempotency-Key", "a"), ("Idempotency-Key", "a")]
     answer = await orders.client.post("/place_order/", content=b'{"currency":"EUR","amount":1}', headers=headers)
-    assert is_problem(answer, 422, "invalid_request")["errors"][0]["member"] == "Idempotency-Key"
+    assert assert_problem(answer, 422, "invalid_request")["errors"][0]["member"] == "Idempotency-Key"
 
 
 @pytest.mark.parametrize(
@@ -372,7 +364,7 @@ async def test_two_keys_are_refused(orders: Desk) -> None:
 async def test_a_misspelt_key_s_header_is_refused_naming_the_right_one(orders: Desk, name: str) -> None:
     answer = await orders.client.post("/place_order/?currency=EUR&amount=1", headers={name: "k"})
     told = "is not read: the header for a key is Idempotency-Key"
-    assert is_problem(answer, 422, "invalid_request")["errors"] == [{"member": name.lower(), "reason": told}]
+    assert assert_problem(answer, 422, "invalid_request")["errors"] == [{"member": name.lower(), "reason": told}]
 
 
 def test_headers_that_mean_no_key_are_none() -> None:
@@ -382,13 +374,17 @@ def test_headers_that_mean_no_key_are_none() -> None:
 
 async def test_header_and_member_that_differ_are_refused(orders: Desk) -> None:
     answer = await orders.post({"currency": "EUR", "amount": 1, "client_order_id": "a"}, Idempotency_Key="b")
-    assert is_problem(answer, 422, "invalid_request")["errors"][0]["member"] == "client_order_id"
+    assert assert_problem(answer, 422, "invalid_request")["errors"][0]["member"] == "client_order_id"
 
 
 async def test_a_key_with_another_request_is_refused(desk: Desk) -> None:
     await desk.post({"currency": "EUR", "amount": 69}, Idempotency_Key="k")
-    is_problem(await desk.post({"currency": "EUR", "amount": 70}, Idempotency_Key="k"), 422, "idempotency_key_reused")
-    is_problem(await desk.post({"currency": "GBP", "amount": 69}, Idempotency_Key="k"), 422, "idempotency_key_reused")
+    assert_problem(
+        await desk.post({"currency": "EUR", "amount": 70}, Idempotency_Key="k"), 422, "idempotency_key_reused"
+    )
+    assert_problem(
+        await desk.post({"currency": "GBP", "amount": 69}, Idempotency_Key="k"), 422, "idempotency_key_reused"
+    )
 
 
 async def test_without_a_key_every_call_is_a_new_order(desk: Desk) -> None:
@@ -399,7 +395,7 @@ async def test_without_a_key_every_call_is_a_new_order(desk: Desk) -> None:
 
 async def test_a_desk_that_requires_keys_takes_no_order_without_one() -> None:
     async with desk_of(idempotency_keys_required=True) as desk:
-        document = is_problem(await desk.post({"currency": "EUR", "amount": 69}), 422, "invalid_request")
+        document = assert_problem(await desk.post({"currency": "EUR", "amount": 69}), 422, "invalid_request")
         assert [each["member"] for each in document["errors"]] == ["Idempotency-Key"]
         assert desk.ledger.stored == []
         assert (await desk.post({"currency": "EUR", "amount": 69}, Idempotency_Key="k")).status_code == 201
@@ -408,7 +404,9 @@ async def test_a_desk_that_requires_keys_takes_no_order_without_one() -> None:
 
 
 async def test_over_the_cap_says_how_much_room_there_is(desk: Desk) -> None:
-    document = is_problem(await desk.post({"currency": "EUR", "amount": "999999999.99"}), 409, "exposure_cap_exceeded")
+    document = assert_problem(
+        await desk.post({"currency": "EUR", "amount": "999999999.99"}), 409, "exposure_cap_exceeded"
+    )
     assert (document["cap"], document["used"], document["available"]) == ("100.00000000", "0.00000000", "100.00000000")
 
 
@@ -417,12 +415,12 @@ async def test_with_the_price_stale_new_orders_are_refused_and_repeats_answered(
     await desk.store.publish(record(ttl=0.8))
     await asyncio.sleep(1)
     refused = await desk.post({"currency": "EUR", "amount": 69})
-    document = is_problem(refused, 503, "price_stale")
+    document = assert_problem(refused, 503, "price_stale")
     assert {"as_of", "expires_at"} <= set(document)
     assert int(refused.headers["retry-after"]) > 0
     again = await desk.post({"currency": "EUR", "amount": 69}, Idempotency_Key="k")
     assert (again.status_code, again.content) == (201, first.content)
-    is_problem(await desk.client.get("/readyz"), 503, "not_ready")
+    assert_problem(await desk.client.get("/readyz"), 503, "not_ready")
 
 
 async def test_with_no_price_ever_orders_are_refused_as_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,7 +431,7 @@ async def test_with_no_price_ever_orders_are_refused_as_unavailable(monkeypatch:
     app = create_app(configured, Ledger(), store, reporter)
     async with served(app) as url, httpx2.AsyncClient(base_url=url) as client:
         answer = await client.post("/place_order/?currency=eur&amount=69")
-        is_problem(answer, 503, "price_unavailable")
+        assert_problem(answer, 503, "price_unavailable")
         assert int(answer.headers["retry-after"]) > 0
 
 
@@ -455,29 +453,29 @@ async def test_a_price_that_expires_on_the_way_is_replaced_once(desk: Desk) -> N
 
 async def test_a_price_that_expires_with_no_other_at_hand_is_stale(orders: Desk) -> None:
     orders.ledger.refuse_once = PriceStale("too old by the ledger's clock", retry_after_seconds=5)
-    is_problem(await orders.post({"currency": "EUR", "amount": 69}), 503, "price_stale")
+    assert_problem(await orders.post({"currency": "EUR", "amount": 69}), 503, "price_stale")
 
 
 async def test_a_ledger_that_cannot_be_reached_is_said_to_be_so(orders: Desk) -> None:
     orders.ledger.fault = LedgerUnavailable("PostgreSQL is away", retry_after_seconds=1)
     answer = await orders.post({"currency": "EUR", "amount": 69})
-    is_problem(answer, 503, "ledger_unavailable")
+    assert_problem(answer, 503, "ledger_unavailable")
     assert answer.headers["retry-after"] == "1"
 
 
 async def test_an_outcome_that_stays_unknown_is_said_to_be_so(orders: Desk) -> None:
     orders.ledger.fault = OutcomeUnknown("no answer")
     answer = await orders.post({"currency": "EUR", "amount": 69})
-    document = is_problem(answer, 503, "outcome_unknown")
+    document = assert_problem(answer, 503, "outcome_unknown")
     assert {"order_id", "final_after"} <= set(document)
     assert answer.headers["retry-after"] == "1"
 
 
 async def test_wrong_method_and_wrong_path(orders: Desk) -> None:
     answer = await orders.client.get("/place_order/")
-    is_problem(answer, 405, "method_not_allowed")
+    assert_problem(answer, 405, "method_not_allowed")
     assert answer.headers["allow"] == "POST"
-    is_problem(await orders.client.post("/place_orders/"), 404, "not_found")
+    assert_problem(await orders.client.post("/place_orders/"), 404, "not_found")
 
 
 async def test_the_hot_path_is_documented_with_examples(desk: Desk) -> None:

@@ -23,6 +23,7 @@ from buydesk.prices.model import PriceRecord
 from buydesk.services.db_proxy import ADD_BYTES_MAX, ITEMS_MAX, ExposureSeen, create_app
 from buydesk.times import format_time, utc_now
 from tests.ledgers import ModelLedger, priced_order, record, settings, shown
+from tests.problems import assert_problem
 from tests.serving import served
 
 PRICE = record(EUR=4119191 * 10**6, ttl=3600)
@@ -115,13 +116,6 @@ def outcomes(results: list[Document]) -> list[str]:
     return [result["problem"]["code"] if result["outcome"] == "refused" else result["outcome"] for result in results]
 
 
-def is_problem(response: httpx2.Response, status: int, code: str) -> Document:
-    assert response.headers["content-type"] == "application/problem+json"
-    document: Document = response.json()
-    assert (response.status_code, document["status"], document["code"]) == (status, status, code), document
-    return document
-
-
 async def test_a_list_gets_a_list_of_results_in_its_order(proxy: Proxy) -> None:
     items = [priced_order(100, "a", price=PRICE), priced_order(200, price=PRICE), priced_order(100, "a", price=PRICE)]
     items += [priced_order(300, "a", price=PRICE), priced_order(100, price=PriceUnavailable("none"))]
@@ -187,7 +181,7 @@ async def test_internal_paths_need_the_token(proxy: Proxy, headers: dict[str, st
     answers = [await proxy.client.get(path, headers=headers) for path in (*paths, f"/price/{SOME_ID}")]
     answers.append(await proxy.client.post("/add/", content=body, headers=headers | JSON))
     for answer in answers:
-        is_problem(answer, 401, "unauthorized")
+        assert_problem(answer, 401, "unauthorized")
         assert answer.headers["www-authenticate"] == "Bearer"
     assert proxy.ledger.stored == []
 
@@ -217,7 +211,7 @@ async def test_the_brief_s_call_needs_no_token(proxy: Proxy) -> None:
     ],
 )
 async def test_bad_pages_are_named(proxy: Proxy, query: str, member: str) -> None:
-    document = is_problem(await proxy.client.get(f"/get/?{query}"), 422, "invalid_request")
+    document = assert_problem(await proxy.client.get(f"/get/?{query}"), 422, "invalid_request")
     assert [each["member"] for each in document["errors"]] == [member]
 
 
@@ -247,9 +241,9 @@ async def test_reads_for_the_other_services(proxy: Proxy) -> None:
 
 
 async def test_what_is_not_there_is_not_found(proxy: Proxy) -> None:
-    is_problem(await proxy.read(f"/order/{SOME_ID}"), 404, "order_not_found")
-    is_problem(await proxy.read("/order?client=anonymous&client_order_id=k"), 404, "order_not_found")
-    is_problem(await proxy.read(f"/price/{SOME_ID}"), 404, "price_not_found")
+    assert_problem(await proxy.read(f"/order/{SOME_ID}"), 404, "order_not_found")
+    assert_problem(await proxy.read("/order?client=anonymous&client_order_id=k"), 404, "order_not_found")
+    assert_problem(await proxy.read(f"/price/{SOME_ID}"), 404, "price_not_found")
 
 
 @pytest.mark.parametrize(
@@ -274,7 +268,7 @@ async def test_what_is_not_there_is_not_found(proxy: Proxy) -> None:
     ],
 )
 async def test_bad_reads_are_named(proxy: Proxy, path: str, member: str) -> None:
-    document = is_problem(await proxy.read(path), 422, "invalid_request")
+    document = assert_problem(await proxy.read(path), 422, "invalid_request")
     assert [each["member"] for each in document["errors"]] == [member]
 
 
@@ -284,25 +278,25 @@ async def test_bad_reads_are_named(proxy: Proxy, path: str, member: str) -> None
     ids=lambda body: body[:8],
 )
 async def test_what_is_no_json_is_refused(proxy: Proxy, body: bytes) -> None:
-    document = is_problem(await proxy.post(body), 422, "invalid_request")
+    document = assert_problem(await proxy.post(body), 422, "invalid_request")
     assert [each["member"] for each in document["errors"]] == ["body"]
     assert len(document["detail"]) < 250
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
 async def test_what_is_not_json_by_its_type_is_unsupported(proxy: Proxy, content_type: str) -> None:
-    is_problem(await proxy.post([], Content_Type=content_type), 415, "unsupported_media_type")
+    assert_problem(await proxy.post([], Content_Type=content_type), 415, "unsupported_media_type")
 
 
 async def test_a_body_too_large_is_refused(proxy: Proxy) -> None:
-    is_problem(await proxy.post(b" " * (ADD_BYTES_MAX + 1)), 413, "payload_too_large")
+    assert_problem(await proxy.post(b" " * (ADD_BYTES_MAX + 1)), 413, "payload_too_large")
 
 
 async def test_the_longest_list_is_settled_and_a_longer_one_refused_as_a_whole() -> None:
     sent = documents(*(priced_order(1, "k" * 240 + str(each), price=PRICE) for each in range(ITEMS_MAX + 1)))
     async with proxy_with() as proxy:
         proxy.ledger.place_seconds = 2
-        document = is_problem(await proxy.post(sent), 422, "invalid_request")
+        document = assert_problem(await proxy.post(sent), 422, "invalid_request")
         assert document["errors"] == [{"member": "body", "reason": "may have at most 1000 items"}]
         assert proxy.ledger.stored == []
         assert set(outcomes(await proxy.add(*sent[:ITEMS_MAX]))) == {"placed"}
@@ -312,7 +306,7 @@ async def test_the_longest_list_is_settled_and_a_longer_one_refused_as_a_whole()
 async def test_when_a_list_does_not_fit_into_the_queue_nothing_of_it_is_stored() -> None:
     async with proxy_with(orders_waiting_max=2, batch_orders_max=2) as proxy:
         answer = await proxy.post(documents(*(priced_order(100, price=PRICE) for _ in range(3))))
-        is_problem(answer, 503, "overloaded")
+        assert_problem(answer, 503, "overloaded")
         assert answer.headers["retry-after"] == "1"
         assert proxy.ledger.stored == []
         assert (
@@ -326,7 +320,7 @@ async def test_a_ledger_that_cannot_place_is_said_of_each_item(proxy: Proxy, fau
     results = await proxy.add(*documents(priced_order(price=PRICE), priced_order(price=PRICE)), "x")
     assert outcomes(results) == [fault.code, fault.code, "invalid_request"]
     assert [result["retry_after_seconds"] for result in results] == [fault.retry_after_seconds] * 2 + [None]
-    missing = is_problem(await proxy.client.get("/readyz"), 503, "not_ready")["missing"]
+    missing = assert_problem(await proxy.client.get("/readyz"), 503, "not_ready")["missing"]
     assert missing == [{"what": "database", "why": fault.detail}]
 
 
@@ -343,8 +337,8 @@ async def test_an_answer_comes_before_the_sender_gives_up(proxy: Proxy) -> None:
 
 async def test_wrong_methods_and_paths(proxy: Proxy) -> None:
     for method, path in (("GET", "/add/"), ("POST", "/get/"), ("DELETE", f"/order/{SOME_ID}")):
-        is_problem(await proxy.client.request(method, path, headers=TOKEN), 405, "method_not_allowed")
-    is_problem(await proxy.read("/orders"), 404, "not_found")
+        assert_problem(await proxy.client.request(method, path, headers=TOKEN), 405, "method_not_allowed")
+    assert_problem(await proxy.read("/orders"), 404, "not_found")
 
 
 async def test_every_path_is_documented_with_examples_problems_and_the_token(proxy: Proxy) -> None:
@@ -372,7 +366,7 @@ async def test_every_path_is_documented_with_examples_problems_and_the_token(pro
 
 @pytest.mark.parametrize("document", ["text", 5, 1.5, True, None])
 async def test_what_is_neither_an_item_nor_a_list_is_refused_as_a_whole(proxy: Proxy, document: object) -> None:
-    found = is_problem(await proxy.post(document), 422, "invalid_request")
+    found = assert_problem(await proxy.post(document), 422, "invalid_request")
     assert found["errors"] == [{"member": "body", "reason": "must be an item or a list of items"}]
 
 
@@ -471,13 +465,13 @@ async def test_a_desk_whose_readers_are_too_many_is_ready(proxy: Proxy, monkeypa
 
     monkeypatch.setattr(proxy.ledger, "exposure", full)
     assert (await proxy.client.get("/readyz")).status_code == 200
-    is_problem(await proxy.read("/exposure"), 503, "overloaded")
+    assert_problem(await proxy.read("/exposure"), 503, "overloaded")
 
 
 async def test_a_batch_takes_no_parameters_and_says_what_is_wrong_with_its_encoding(proxy: Proxy) -> None:
     answer = await proxy.client.post("/add/?x=1", content=b"[]", headers=TOKEN | JSON)
-    assert is_problem(answer, 422, "invalid_request")["errors"][0]["member"] == "x"
-    document = is_problem(await proxy.post(b"\xef\xbb\xbf[]"), 422, "invalid_request")
+    assert assert_problem(answer, 422, "invalid_request")["errors"][0]["member"] == "x"
+    document = assert_problem(await proxy.post(b"\xef\xbb\xbf[]"), 422, "invalid_request")
     assert document["detail"] == "body: starts with a byte order mark; send plain UTF-8"
 
 

@@ -22,6 +22,7 @@ from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord
 from buydesk.services.fetch_buy_orders import create_app
 from tests.ledgers import Databases, ModelLedger, fill, priced_order, record, settings, shown
+from tests.problems import assert_problem
 from tests.serving import served
 
 N_MAX = 2**63 - 1
@@ -112,13 +113,6 @@ def links(document: dict[str, Any]) -> dict[str, str]:
     found = document["_links"]
     assert all(list(link) == ["href"] for link in found.values())
     return {relation: link["href"] for relation, link in found.items()}
-
-
-def is_problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
-    assert response.headers["content-type"] == "application/problem+json"
-    document: dict[str, Any] = response.json()
-    assert (response.status_code, document["status"], document["code"]) == (status, status, code), document
-    return document
 
 
 async def test_the_brief_s_call(desk: Reading) -> None:
@@ -247,13 +241,15 @@ async def test_following_prev_shows_each_new_order_once(desk: Reading) -> None:
     "value", ["-1", "x", "1" + "0" * 30, "1.0", "", "+1", " 1", "1e3", "0x1", str(2**63), "\u0661", "1" * 5000, "NaN"]
 )
 async def test_bad_anchors_are_named(desk: Reading, name: str, value: str) -> None:
-    document = is_problem(await desk.client.get("/get_orders/", params={name: value}), 422, "invalid_request")
+    document = assert_problem(await desk.client.get("/get_orders/", params={name: value}), 422, "invalid_request")
     assert document["errors"] == [{"member": name, "reason": f"must be an integer from 0 to {N_MAX}"}]
 
 
 @pytest.mark.parametrize("value", ["0", "1001", "-1", "x", "1.0", "", "1" + "0" * 30])
 async def test_bad_page_sizes_are_named(desk: Reading, value: str) -> None:
-    document = is_problem(await desk.client.get("/get_orders/", params={"page_size": value}), 422, "invalid_request")
+    document = assert_problem(
+        await desk.client.get("/get_orders/", params={"page_size": value}), 422, "invalid_request"
+    )
     assert document["errors"] == [{"member": "page_size", "reason": "must be an integer from 1 to 1000"}]
 
 
@@ -281,7 +277,7 @@ async def test_bad_page_sizes_are_named(desk: Reading, value: str) -> None:
     ids=lambda value: value[:45] if isinstance(value, str) else "",
 )
 async def test_bad_queries_are_named(desk: Reading, query: str, members: list[str]) -> None:
-    document = is_problem(await desk.client.get(f"/get_orders/{query}"), 422, "invalid_request")
+    document = assert_problem(await desk.client.get(f"/get_orders/{query}"), 422, "invalid_request")
     assert [each["member"] for each in document["errors"]] == members
 
 
@@ -337,7 +333,7 @@ async def test_an_order_by_its_id(desk: Reading) -> None:
     for path in (f"/get_orders/{order.id}", f"/get_orders/{order.id}/", f"/get_orders/{str(order.id).upper()}"):
         answer = await desk.client.get(path)
         assert (answer.status_code, answer.json()) == (200, shown(order))
-    is_problem(await desk.client.get(f"/get_orders/{uuid.uuid4()}"), 404, "order_not_found")
+    assert_problem(await desk.client.get(f"/get_orders/{uuid.uuid4()}"), 404, "order_not_found")
 
 
 async def test_the_price_an_order_was_made_at_by_its_price_id(desk: Reading) -> None:
@@ -348,8 +344,8 @@ async def test_the_price_an_order_was_made_at_by_its_price_id(desk: Reading) -> 
         assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
         assert answer.json() == record_document(price)
         assert record_from(answer.json()) == price
-    is_problem(await desk.client.get(f"/prices/{uuid.uuid4()}"), 404, "price_not_found")
-    is_problem(await desk.client.get(f"/prices/{order.id}"), 404, "price_not_found")
+    assert_problem(await desk.client.get(f"/prices/{uuid.uuid4()}"), 404, "price_not_found")
+    assert_problem(await desk.client.get(f"/prices/{order.id}"), 404, "price_not_found")
 
 
 async def test_a_price_record_never_changes_and_may_be_kept(desk: Reading) -> None:
@@ -369,7 +365,7 @@ async def test_a_price_record_never_changes_and_may_be_kept(desk: Reading) -> No
 @pytest.mark.parametrize("path", ["get_orders", "prices"])
 @pytest.mark.parametrize("order_id", ["1", "x", "01926e60-7a7c-7cc3-9c4e-3a1d1f1d8a3", "%00", "a" * 5000, "-1", "null"])
 async def test_ids_that_are_not_uuids_are_named(desk: Reading, path: str, order_id: str) -> None:
-    document = is_problem(await desk.client.get(f"/{path}/{order_id}"), 422, "invalid_request")
+    document = assert_problem(await desk.client.get(f"/{path}/{order_id}"), 422, "invalid_request")
     assert document["errors"] == [{"member": "id", "reason": "must be a UUID"}]
 
 
@@ -377,14 +373,14 @@ async def test_an_order_by_its_key(desk: Reading) -> None:
     answer = await desk.client.get("/get_orders/?client_order_id=key-4")
     assert (answer.status_code, answer.json()) == (200, shown(desk.ledger.stored[3]))
     assert answer.json()["client_order_id"] == "key-4"
-    is_problem(await desk.client.get("/get_orders/?client_order_id=key-26"), 404, "order_not_found")
-    is_problem(await desk.client.get(f"/get_orders/?client_order_id={'k' * 255}"), 404, "order_not_found")
+    assert_problem(await desk.client.get("/get_orders/?client_order_id=key-26"), 404, "order_not_found")
+    assert_problem(await desk.client.get(f"/get_orders/?client_order_id={'k' * 255}"), 404, "order_not_found")
 
 
 async def test_parameters_where_there_are_none_are_named(desk: Reading) -> None:
     order = desk.ledger.stored[0]
     for path in (f"/get_orders/{order.id}?start=1", f"/prices/{order.price_id}?start=1", "/exposure?start=1"):
-        document = is_problem(await desk.client.get(path), 422, "invalid_request")
+        document = assert_problem(await desk.client.get(path), 422, "invalid_request")
         assert [each["member"] for each in document["errors"]] == ["start"]
 
 
@@ -407,9 +403,9 @@ async def test_without_the_ledger_reads_are_unavailable(desk: Reading, path: str
     desk.ledger.fault = LedgerUnavailable("PostgreSQL is away", retry_after_seconds=1)
     for each in (path, "/exposure"):
         answer = await desk.client.get(each)
-        is_problem(answer, 503, "ledger_unavailable")
+        assert_problem(answer, 503, "ledger_unavailable")
         assert answer.headers["retry-after"] == "1"
-    missing = is_problem(await desk.client.get("/readyz"), 503, "not_ready")["missing"]
+    missing = assert_problem(await desk.client.get("/readyz"), 503, "not_ready")["missing"]
     assert missing == [{"what": "ledger", "why": "PostgreSQL is away"}]
 
 
@@ -421,7 +417,7 @@ async def test_where_too_many_read_a_further_one_is_overloaded_and_the_service_r
 
     monkeypatch.setattr(desk.ledger, "page", full)
     answer = await desk.client.get("/get_orders/?page_size=1000")
-    is_problem(answer, 503, "overloaded")
+    assert_problem(answer, 503, "overloaded")
     assert answer.headers["retry-after"] == "1"
     assert (await desk.client.get("/readyz")).status_code == 200
 
@@ -429,9 +425,9 @@ async def test_where_too_many_read_a_further_one_is_overloaded_and_the_service_r
 async def test_wrong_methods_and_paths(desk: Reading) -> None:
     for path in ("/get_orders/", "/exposure", f"/get_orders/{uuid.uuid4()}", f"/prices/{uuid.uuid4()}"):
         answer = await desk.client.post(path)
-        is_problem(answer, 405, "method_not_allowed")
+        assert_problem(answer, 405, "method_not_allowed")
         assert "GET" in answer.headers["allow"]
-    is_problem(await desk.client.get("/get_order/"), 404, "not_found")
+    assert_problem(await desk.client.get("/get_order/"), 404, "not_found")
 
 
 async def test_the_paths_are_documented_with_examples(desk: Reading) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated
 
 import httpx2
 import pytest
@@ -36,6 +36,7 @@ from buydesk.http.responses import MsgspecResponse, problem_response
 from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import StoredReport
 from buydesk.settings.model import Settings
+from tests.problems import assert_problem
 from tests.serving import served
 
 SETTINGS = Settings(report_interval_seconds=3600)
@@ -132,16 +133,6 @@ async def client() -> AsyncIterator[httpx2.AsyncClient]:
 async def bench_client(bench: Bench) -> AsyncIterator[httpx2.AsyncClient]:
     async with served(bench.app()) as url, httpx2.AsyncClient(base_url=url) as client:
         yield client
-
-
-def _assert_problem(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
-    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
-    document: dict[str, Any] = answer.json()
-    assert (document["status"], document["code"]) == (status, code)
-    assert document["type"] == f"urn:buydesk:problem:{code}"
-    assert document["title"]
-    assert document["detail"]
-    return document
 
 
 @pytest.mark.parametrize("path", [*COMMON_PATHS, "/parameters", "/typed/?number=1", "/orders/7"])
@@ -251,7 +242,7 @@ async def test_ready_means_that_every_check_passes(bench: Bench, bench_client: h
     assert (await bench_client.get("/readyz")).json() == {"status": "ready"}
     bench.checks["ledger"] = down
     answer = await bench_client.get("/readyz")
-    assert _assert_problem(answer, 503, "not_ready")["missing"] == [{"what": "ledger", "why": "PostgreSQL is away."}]
+    assert assert_problem(answer, 503, "not_ready")["missing"] == [{"what": "ledger", "why": "PostgreSQL is away."}]
     assert answer.headers["retry-after"] == "1"
     assert (await bench_client.get("/livez")).json() == {"status": "alive"}
 
@@ -264,7 +255,7 @@ async def test_a_check_that_hangs_counts_as_missing(
 
     monkeypatch.setattr(web, "CHECK_SECONDS_MAX", 0.01)
     bench.checks["ledger"] = hang
-    missing = _assert_problem(await bench_client.get("/readyz"), 503, "not_ready")["missing"]
+    missing = assert_problem(await bench_client.get("/readyz"), 503, "not_ready")["missing"]
     assert missing == [{"what": "ledger", "why": "No answer within 0.01 s."}]
 
 
@@ -317,7 +308,7 @@ async def test_every_refusal_is_a_problem_document(
     client: httpx2.AsyncClient, method: str, path: str, status: int, code: str
 ) -> None:
     answer = await client.request(method, path)
-    problem = _assert_problem(answer, status, code)
+    problem = assert_problem(answer, status, code)
     assert problem["instance"].startswith("/")
     assert ("allow" in answer.headers) is (status == 405)
 
@@ -338,7 +329,7 @@ async def test_an_accident_is_answered_without_its_details_and_logged(
     client: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     answer = await client.get("/broken")
-    _assert_problem(answer, 500, "internal_error")
+    assert_problem(answer, 500, "internal_error")
     assert "accident" not in answer.text
     assert "ZeroDivisionError: an accident" in caplog.text
 
@@ -349,7 +340,7 @@ async def test_a_body_is_read_up_to_its_limit(client: httpx2.AsyncClient) -> Non
     answer = await client.post("/body", content=b"x" * limit, headers=headers)
     assert answer.json() == {"bytes": limit}
     answer = await client.post("/body", content=b"x" * (limit + 1), headers=headers)
-    assert _assert_problem(answer, 413, "payload_too_large")["bytes_max"] == limit
+    assert assert_problem(answer, 413, "payload_too_large")["bytes_max"] == limit
 
 
 async def test_a_body_that_does_not_say_its_length_is_read_up_to_the_same_limit(client: httpx2.AsyncClient) -> None:
@@ -360,7 +351,7 @@ async def test_a_body_that_does_not_say_its_length_is_read_up_to_the_same_limit(
     headers = {"content-type": "application/json"}
     answer = await client.post("/body/", content=chunks(16), headers=headers)
     assert answer.json() == {"bytes": BODY_BYTES_MAX}
-    _assert_problem(await client.post("/body/", content=chunks(17), headers=headers), 413, "payload_too_large")
+    assert_problem(await client.post("/body/", content=chunks(17), headers=headers), 413, "payload_too_large")
 
 
 @pytest.mark.parametrize("content_type", [None, "", "text/plain", "application/xml", "application/json2", "json"])
@@ -368,15 +359,13 @@ async def test_a_body_that_is_not_json_by_its_type_is_refused(
     client: httpx2.AsyncClient, content_type: str | None
 ) -> None:
     headers = {} if content_type is None else {"content-type": content_type}
-    _assert_problem(await client.post("/body/", content=b"{}", headers=headers), 415, "unsupported_media_type")
+    assert_problem(await client.post("/body/", content=b"{}", headers=headers), 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "Deflate", "gzip, gzip"])
 async def test_a_body_with_a_content_encoding_is_refused_by_its_name(client: httpx2.AsyncClient, coding: str) -> None:
     headers = {"content-type": "application/json", "content-encoding": coding}
-    problem = _assert_problem(
-        await client.post("/body/", content=b"{}", headers=headers), 415, "unsupported_media_type"
-    )
+    problem = assert_problem(await client.post("/body/", content=b"{}", headers=headers), 415, "unsupported_media_type")
     assert problem["detail"] == f"Content-Encoding {coding.lower()} is not taken here; send the body plain."
 
 
@@ -410,7 +399,7 @@ def test_what_may_be_utf_8_is_left_to_the_reader(body: bytes) -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"a": "x"}', b'{"a": "\xff"}', b"[" * 10_000])
 async def test_a_typed_body_that_cannot_be_read_is_an_invalid_request(client: httpx2.AsyncClient, body: bytes) -> None:
     answer = await client.post("/typed/", content=body, headers={"content-type": "application/json"})
-    assert _assert_problem(answer, 422, "invalid_request")["errors"]
+    assert assert_problem(answer, 422, "invalid_request")["errors"]
 
 
 async def test_a_client_that_breaks_off_its_body_is_no_fault_of_ours(
@@ -447,7 +436,7 @@ async def test_internal_paths_need_the_token(client: httpx2.AsyncClient, shown: 
     answer = await client.get("/guarded", headers=headers)  # type: ignore[arg-type]  # bytes are taken too
     assert answer.status_code == status
     if status == 401:
-        _assert_problem(answer, 401, "unauthorized")
+        assert_problem(answer, 401, "unauthorized")
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
@@ -469,17 +458,17 @@ async def test_parameters_are_taken_once_each(client: httpx2.AsyncClient) -> Non
 async def test_a_parameter_unknown_or_repeated_is_named(
     client: httpx2.AsyncClient, query: str, members: list[str]
 ) -> None:
-    problem = _assert_problem(await client.get(f"/parameters?{query}"), 422, "invalid_request")
+    problem = assert_problem(await client.get(f"/parameters?{query}"), 422, "invalid_request")
     assert [each["member"] for each in problem["errors"]] == members
 
 
 async def test_a_flood_of_unknown_parameters_gets_a_short_answer(client: httpx2.AsyncClient) -> None:
     answer = await client.get("/parameters?" + "&".join(f"p{number}=" for number in range(5000)))
-    _assert_problem(answer, 422, "invalid_request")
+    assert_problem(answer, 422, "invalid_request")
     assert len(answer.content) < 10_000
     assert answer.json()["detail"] == "query: may have at most 100 parameters"
     answer = await client.get("/parameters?" + "&".join(f"p{number}=" for number in range(100)))
-    assert len(_assert_problem(answer, 422, "invalid_request")["errors"]) == 20
+    assert len(assert_problem(answer, 422, "invalid_request")["errors"]) == 20
 
 
 async def test_a_service_reports_around_its_own_life(bench: Bench) -> None:
