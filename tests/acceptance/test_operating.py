@@ -144,7 +144,7 @@ def test_the_drawings_name_every_service_and_have_the_same_arrows() -> None:
     ]
     edges = [f"{cell.get('source')} to {cell.get('target')}" for cell in cells.values() if cell.get("edge")]
     assert sorted(map(str, arrows)) == sorted(edges)
-    assert "](docs/architecture.drawio)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "](architecture.drawio)" in (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", ["pg_dump", "pg_restore"])

@@ -1,6 +1,6 @@
-"""The pages do what they say: the README's commands are run, the answers it shows are compared with the real ones.
+"""The pages do what they say: their commands are run, the answers they show are compared with the real ones.
 
-How the README is written: a block of `sh` is run as it stands, in the order of the page, against one new desk; a block
+How the pages are written: a block of `sh` is run as it stands, in the order of the pages, against one new desk; a block
 of `json`, `http` or `text` right below it is its answer. In an answer `…` stands for what is left out. Identifiers and
 times are not compared, everything else is: the desk replays at speed 0, so prices stand still.
 """
@@ -27,7 +27,12 @@ from buydesk.topology import PORTS
 from tests.desks import Running, desk_up, environment, free_offset
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+# In the order in which they are read, and run against one desk.
+PAGES = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/api.md", "docs/prices.md", "docs/containers.md", "CONTRIBUTING.md")
+}
+README_WORDS_MAX = 1200
 SECONDS_MAX = 30
 REST = "…"
 
@@ -77,7 +82,7 @@ class Desk:
     data_dir: Path
 
     def here(self, text: str) -> str:
-        """The README's text, for this desk."""
+        """A page's text, for this desk."""
         here = re.sub(
             r"(127\.0\.0\.1:)(80\d\d)", lambda found: f"{found[1]}{int(found[2]) + self.running.offset}", text
         )
@@ -85,7 +90,7 @@ class Desk:
         return here.replace(".venv/", f"{sys.prefix}/")
 
     def there(self, text: str) -> str:
-        """The desk's text, as the README has it."""
+        """The desk's text, as the pages have it."""
         offset = self.running.offset
         there = re.sub(r"(127\.0\.0\.1:)(\d+)", lambda found: f"{found[1]}{int(found[2]) - offset}", text)
         return there.replace(str(self.data_dir), "/path/to/buydesk/data")
@@ -189,26 +194,34 @@ def curl() -> None:
 
 
 @pytest.mark.usefixtures("curl")
-async def test_every_command_of_the_readme_works_as_written(open_directory: Path) -> None:
+async def test_every_command_of_the_pages_works_as_written(open_directory: Path) -> None:
     data_dir = open_directory / "readme"
     async with desk_up(data_dir, "--replay-speed", "0") as running:
         desk = Desk(running, data_dir)
-        for example in examples(README):
-            [rule] = rules_of(example.command)
-            wrong = await rule(desk, example)
-            assert not wrong, f"README.md, line {example.line}: {example.command}\n" + "\n".join(wrong)
+        for page, text in PAGES.items():
+            for example in examples(text):
+                [rule] = rules_of(example.command)
+                wrong = await rule(desk, example)
+                assert not wrong, f"{page}, line {example.line}: {example.command}\n" + "\n".join(wrong)
         assert await running.stop() == 0
     logged = [json.loads(line) for line in running.lines if line.startswith("{")]
     assert [each for each in logged if each["level"] != "INFO"] == []
 
 
-@pytest.mark.parametrize("example", examples(README), ids=lambda example: f"line{example.line}")
+EXAMPLES = [example for page in PAGES.values() for example in examples(page)]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"line{example.line}")
 def test_every_command_block_has_one_rule(example: Example) -> None:
     assert len(rules_of(example.command)) == 1
 
 
-def test_what_is_not_run_stands_in_the_readme() -> None:
-    assert {each.command for each in examples(README)} >= NOT_RUN.keys()
+def test_what_is_not_run_stands_in_the_pages() -> None:
+    assert {each.command for each in EXAMPLES} >= NOT_RUN.keys()
+
+
+def test_readme_is_short() -> None:
+    assert len(PAGES["README.md"].split()) <= README_WORDS_MAX
 
 
 @pytest.mark.parametrize(
@@ -263,13 +276,13 @@ def test_every_setting_is_documented_as_it_is() -> None:
 
 
 def test_every_error_that_a_client_can_meet_is_documented() -> None:
-    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\d{3}) \| .+ \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\d{3}) \| .+ \|$", PAGES["docs/api.md"], re.MULTILINE)
     documented = {code: int(status) for codes, status in rows for code in re.findall(r"\w+", codes)}
     assert documented == {code: error.status for code, error in DeskError.by_code.items() if code not in INTERNAL_CODES}
 
 
 def test_every_port_is_documented() -> None:
-    rows = re.findall(r"^\| (\w+) \| (\d+) \|", README, re.MULTILINE)
+    rows = re.findall(r"^\| (\w+) \| (\d+) \|", PAGES["docs/api.md"], re.MULTILINE)
     assert {service: int(port) for service, port in rows} == PORTS
 
 
