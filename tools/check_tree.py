@@ -19,7 +19,7 @@ EMPTY_WORDS = re.compile(r"(?i:_|\b)(manager|helper|util)s?(?=_|\b|[A-Z])|(Manag
 
 def main() -> int:
     files = [path for path in _listed() if path.exists()]
-    found = [*registry_hosts(files), *shapes(files), *missing_pins(), *missing_pages()]
+    found = [*registry_hosts(files), *shapes(files), *missing_pins(), *missing_pages(), *undated_records()]
     print(*found, sep="\n", end="\n" if found else "")
     return bool(found)
 
@@ -87,6 +87,15 @@ def missing_pages() -> Iterator[str]:
         holds = any if page == "CHANGELOG.md" else all
         if not Path(page).exists() or not holds(text in content for text in texts):
             yield f"{page}: must exist and hold {', '.join(texts)}"
+
+
+def undated_records() -> Iterator[str]:
+    """Every decision has a date and a status."""
+    for path in sorted(Path("docs/decisions").glob("[0-9]*.md")):
+        if not re.search(
+            r"\A# .+\n\nDate: \d{4}-\d\d-\d\d · Status: (accepted|superseded by \d{4}.*)\n", path.read_text()
+        ):
+            yield f"{path}: has no date and status below its title"
 
 
 def _asked(part: str) -> set[str]:
