@@ -15,12 +15,12 @@ from fastapi import FastAPI, Response
 
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.http import app as web
+from buydesk.http.examples import EXAMPLE_ORDER
 from buydesk.http.listeners import BACKLOG, allow_connections
 from buydesk.http.orders import created, read_order
 from buydesk.http.requests import Request
 from buydesk.http.server import serving
 from buydesk.observability.reporter import Reporter
-from buydesk.orders.documents import EXAMPLE_ORDER
 from buydesk.services.create_buy_order import NAME
 from buydesk.settings.model import Settings
 

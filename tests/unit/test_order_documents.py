@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from buydesk.errors import DeskError, ExposureCapExceeded, InvalidRequest, PriceStale, PriceUnavailable
+from buydesk.http.examples import EXAMPLE_ORDER, EXAMPLE_PRICED_ORDER
 from buydesk.money import AMOUNT_CENTS_MAX, RATE_E8_MAX, RATE_E8_MIN, Currency
 from buydesk.orders.documents import (
-    EXAMPLE_ORDER,
-    EXAMPLE_PRICED_ORDER,
     order_from,
     outcome_document,
     outcome_from,

@@ -20,11 +20,11 @@ from buydesk.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
+from buydesk.http.examples import EXAMPLE_ORDER
 from buydesk.http.openapi import error_responses, response_example
 from buydesk.http.requests import Request, require_json, require_utf8, single_parameters
 from buydesk.http.responses import JSONBytesResponse, encode
 from buydesk.money import CURRENCIES, CURRENCIES_TEXT, Currency, parse_amount, parse_currency
-from buydesk.orders.documents import EXAMPLE_ORDER
 from buydesk.orders.model import (
     ANONYMOUS,
     KEY_CHARS_MAX,

@@ -11,10 +11,10 @@ from cachetools import LRUCache
 from fastapi import Response
 
 from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound, Overloaded, PriceNotFound
+from buydesk.http.examples import EXAMPLE_EXPOSURE, EXAMPLE_ORDER, EXAMPLE_RECORD
 from buydesk.http.openapi import error_responses, response_example
 from buydesk.http.requests import Request, single_parameters
 from buydesk.http.responses import JSONBytesResponse, encode
-from buydesk.orders.documents import EXAMPLE_ORDER, EXAMPLE_RECORD
 from buydesk.orders.model import (
     KEY_CHARS_MAX,
     NUMBER_MAX,
@@ -218,8 +218,6 @@ GET_PRICE = {
 GET_EXPOSURE = {
     "tags": ["orders"],
     "summary": "The cap, what is used and what is available, in BTC",
-    "responses": response_example(
-        "The exposure", {"cap": "100.00000000", "used": "0.00167509", "available": "99.99832491", "orders": 1}
-    )
+    "responses": response_example("The exposure", EXAMPLE_EXPOSURE)
     | error_responses(InvalidRequest, LedgerUnavailable, Overloaded),
 }

@@ -1,9 +1,7 @@
 """Prices over HTTP: how a record and the status of the sources are read from a request, and how all is documented."""
 
-import uuid
 from collections.abc import Callable
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TypeVar
 
 import msgspec
@@ -19,9 +17,10 @@ from buydesk.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from buydesk.http.examples import EXAMPLE_RECORD, EXAMPLE_STATUS
 from buydesk.http.openapi import INTERNAL, error_responses, number_parameter, response_example
 from buydesk.http.requests import require_utf8
-from buydesk.money import RATE_SCALE, Currency
+from buydesk.money import Currency
 from buydesk.prices.coindesk import CODES, currentprice, currentprice_of
 from buydesk.prices.documents import (
     feed_status_document,
@@ -36,11 +35,6 @@ from buydesk.prices.model import (
     FeedStatus,
     NotARecord,
     PriceRecord,
-    Quote,
-    RejectedQuote,
-    Rule,
-    Signature,
-    SourceStatus,
     require_plausible_status,
 )
 from buydesk.prices.verification import require_proven
@@ -89,73 +83,18 @@ def _parsed(body: bytes, reader: Callable[[object], _Read]) -> _Read:
         raise InvalidRequest.of("body", "must be JSON") from error
 
 
-_AT = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
-
-
-def _quotes(currency: Currency, *mids_cents: int) -> list[Quote]:
-    """An example's quotes of a currency, one a source, each with 5 cents to either side."""
-    cent_e8 = RATE_SCALE // 100
-    return [
-        Quote(source, currency, (mid - 5) * cent_e8, (mid + 5) * cent_e8, _AT)
-        for source, mid in zip(("bitstamp", "coinbase", "kraken"), mids_cents, strict=True)
-    ]
-
-
-_FAR = replace(_quotes(Currency.EUR, 20_572_78, 20_572_78, 20_990_00)[2], source="gemini")
-_EXAMPLE = PriceRecord(
-    id=uuid.UUID("0b6f3a52-3c1e-4f0a-9a55-0d8a2f1c7e11"),
-    as_of=_AT,
-    expires_at=_AT + timedelta(seconds=60),
-    feed="live",
-    rates_e8={
-        Currency.EUR: 20_572_78 * RATE_SCALE // 100,
-        Currency.GBP: 18_271_51 * RATE_SCALE // 100,
-        Currency.USD: 21_712_51 * RATE_SCALE // 100,
-    },
-    used=(
-        *_quotes(Currency.EUR, 20_572_78, 20_570_12, 20_574_40),
-        *_quotes(Currency.GBP, 18_271_51, 18_269_03, 18_272_95),
-        *_quotes(Currency.USD, 21_712_51, 21_709_88, 21_714_07),
-    ),
-    rejected=(
-        RejectedQuote("gemini", "is more than 1 % from the median", _FAR),
-        RejectedQuote("bitfinex", "gave no answer within 5 s"),
-    ),
-    rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
-    decided_at=_AT + timedelta(seconds=1),
-    signature=Signature(
-        "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
-        "XukwEvSOq9VKI4P6P4pd7quaRtowdKBXtfr92cIZD55gQve2kTKecu9gFxz9xSez6yHPUO0fqVE3dlEAeKeZAg",
-        expires_at=_AT + timedelta(seconds=60),
-    ),
-)
-_STATE_EXAMPLE = FeedStatus(
-    at=_AT + timedelta(seconds=1),
-    feed="live",
-    problem="",
-    sources=(
-        SourceStatus("kraken", "", mids_e8=_EXAMPLE.rates_e8, quoted_at=_AT),
-        SourceStatus(
-            "bitfinex",
-            "gave no answer within 4 s",
-            failures=3,
-            resting_until=_AT + timedelta(seconds=16),
-            last_error="gave no answer within 4 s",
-            failed_at=_AT,
-        ),
-    ),
-)
 _NO_PRICE = error_responses(PriceUnavailable, PriceStale, PriceStoreUnavailable)
 GET_RECORD = {
     "summary": "The current price record",
     "description": "Valid until `expires_at` and not longer; never an old price. With its proof: the quotes used and "
     "rejected, the rule and when it was applied. Beside the exact record it has the members of CoinDesk's retired "
     "document.",
-    "responses": response_example("The price", record_document(_EXAMPLE) | currentprice(_EXAMPLE)) | _NO_PRICE,
+    "responses": response_example("The price", record_document(EXAMPLE_RECORD) | currentprice(EXAMPLE_RECORD))
+    | _NO_PRICE,
 }
 GET_CURRENTPRICE = {
     "summary": "The current price, exactly in the shape of CoinDesk's retired document",
-    "responses": response_example("The price", currentprice(_EXAMPLE)) | _NO_PRICE,
+    "responses": response_example("The price", currentprice(EXAMPLE_RECORD)) | _NO_PRICE,
 }
 GET_CURRENTPRICE_OF = {
     "summary": "The current price in dollars and one currency, in the shape of CoinDesk's retired document",
@@ -169,7 +108,7 @@ GET_CURRENTPRICE_OF = {
             "example": "EUR",
         }
     ],
-    "responses": response_example("The price", currentprice_of(_EXAMPLE, Currency.EUR))
+    "responses": response_example("The price", currentprice_of(EXAMPLE_RECORD, Currency.EUR))
     | error_responses(NotFound)
     | _NO_PRICE,
 }
@@ -182,14 +121,14 @@ GET_HISTORY = {
         number_parameter("minutes", "How many minutes back.", HISTORY_MINUTES_MAX, HISTORY_MINUTES),
         number_parameter("points", "At most this many.", HISTORY_POINTS_MAX, HISTORY_POINTS),
     ],
-    "responses": response_example("The prices", {"data": [point_document(_EXAMPLE.point())]})
+    "responses": response_example("The prices", {"data": [point_document(EXAMPLE_RECORD.point())]})
     | error_responses(InvalidRequest, PriceStoreUnavailable),
 }
 GET_SOURCES = {
     "summary": "How the price sources are",
     "description": "As they were when they were last asked: the last quotes of each, what is wrong with it, and until "
     "when it is left alone. `problem` says why there was no new price then.",
-    "responses": response_example("The state of all sources", feed_status_document(_STATE_EXAMPLE))
+    "responses": response_example("The state of all sources", feed_status_document(EXAMPLE_STATUS))
     | error_responses(InvalidRequest, PriceUnavailable, PriceStoreUnavailable),
 }
 POST_SOURCES = {
@@ -199,10 +138,10 @@ POST_SOURCES = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": {"type": "object"}, "example": feed_status_document(_STATE_EXAMPLE)}
+            "application/json": {"schema": {"type": "object"}, "example": feed_status_document(EXAMPLE_STATUS)}
         },
     },
-    "responses": response_example("The status as stored", feed_status_document(_STATE_EXAMPLE))
+    "responses": response_example("The status as stored", feed_status_document(EXAMPLE_STATUS))
     | error_responses(Unauthorized, InvalidRequest, PayloadTooLarge, UnsupportedMediaType, PriceStoreUnavailable),
 }
 POST_RECORD = {
@@ -219,9 +158,9 @@ POST_RECORD = {
     ],
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": {"type": "object"}, "example": record_document(_EXAMPLE)}},
+        "content": {"application/json": {"schema": {"type": "object"}, "example": record_document(EXAMPLE_RECORD)}},
     },
-    "responses": response_example("The record as published", record_document(_EXAMPLE))
+    "responses": response_example("The record as published", record_document(EXAMPLE_RECORD))
     | error_responses(
         Unauthorized, InvalidRequest, PayloadTooLarge, UnsupportedMediaType, PriceSuperseded, PriceStoreUnavailable
     ),

@@ -13,14 +13,12 @@ from buydesk.errors import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from buydesk.http.examples import EXAMPLE_STATUS
 from buydesk.http.openapi import error_responses, response_example
 from buydesk.http.requests import require_utf8
 from buydesk.observability import reports as health
 from buydesk.observability.reports import Level, Report
-from buydesk.orders.documents import EXAMPLE_RECORD
 from buydesk.prices.documents import feed_status_document
-from buydesk.prices.model import FeedStatus, SourceStatus
-from buydesk.times import parse_time
 from buydesk.topology import SERVICES
 
 REPORTS_LIMIT = 100
@@ -122,22 +120,7 @@ def _parameter(name: str, schema: Mapping[str, object], description: str) -> dic
 
 
 _AT = "2026-01-31T09:05:00.000000Z"
-_OBSERVED_AT = "2026-01-31T09:04:55.800000Z"
-_SOURCES_EXAMPLE = {
-    "ok": True,
-    **feed_status_document(
-        FeedStatus(
-            parse_time(_AT),
-            "live",
-            "",
-            (
-                SourceStatus("kraken", "", 0, EXAMPLE_RECORD.rates_e8, parse_time(_OBSERVED_AT)),
-                SourceStatus("gemini", "gave no quote: no answer (TimeoutError)", 1),
-            ),
-        )
-    ),
-    "level": "warning",
-}
+_SOURCES_EXAMPLE = {"ok": True, **feed_status_document(EXAMPLE_STATUS), "level": "warning"}
 _EXAMPLE = {"level": "info", "service": "db_proxy", "status": 200, "data": "ready"}
 _KEPT_EXAMPLE = {**_EXAMPLE, "verified": True, "arrived_at": _AT}
 _LEVEL_SCHEMA = {
@@ -217,7 +200,7 @@ GET_STATUS = {
             "price": {
                 "ok": True,
                 "age_seconds": 4.2,
-                "as_of": _OBSERVED_AT,
+                "as_of": "2026-01-31T09:04:55.800000Z",
                 "expires_at": "2026-01-31T09:05:55.800000Z",
             },
             "sources": _SOURCES_EXAMPLE,

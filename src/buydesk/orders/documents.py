@@ -8,15 +8,13 @@ here for msgspec, which writes ids and times as text by itself, faster than they
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import lru_cache
 
 import msgspec
 
 from buydesk.errors import DeskError, InvalidRequest, problem, rebuild
-from buydesk.money import Currency, format_btc, format_cents, format_rate, parse_amount, parse_btc, parse_rate
+from buydesk.money import format_btc, format_cents, format_rate, parse_amount, parse_btc, parse_rate
 from buydesk.orders.model import (
-    ANONYMOUS,
     NewOrder,
     Order,
     OrderDocument,
@@ -30,7 +28,7 @@ from buydesk.orders.model import (
 )
 from buydesk.orders.pricing import placed_order, price_order
 from buydesk.prices.documents import record_document, record_from
-from buydesk.prices.model import PriceRecord, Quote, RejectedQuote, Rule, Signature
+from buydesk.prices.model import PriceRecord
 from buydesk.reading import read_boolean, read_currency, read_id, read_integer, read_object, read_text, read_time
 
 
@@ -199,47 +197,3 @@ def _record(price: object, records: dict[uuid.UUID, PriceRecord]) -> PriceRecord
 
 def _name(value: object) -> str:
     return parse_key(read_text(value))
-
-
-# What the documents look like, for the OpenAPI documents of the services.
-_RATES_E8 = {Currency.EUR: 4119191000000, Currency.GBP: 3533089000000, Currency.USD: 4847888000000}
-_AS_OF = datetime(2026, 1, 31, 9, 4, 51, tzinfo=UTC)
-EXAMPLE_RECORD = PriceRecord(
-    id=uuid.UUID("7c1c1c39-4a55-4d9b-a8b8-40a0fd0df7a3"),
-    as_of=_AS_OF,
-    expires_at=datetime(2026, 1, 31, 9, 5, 51, tzinfo=UTC),
-    feed="sandbox",
-    rates_e8=_RATES_E8,
-    used=tuple(
-        Quote(source, currency, rate_e8 - spread_e8, rate_e8 + spread_e8, _AS_OF)
-        for currency, rate_e8 in _RATES_E8.items()
-        for source, spread_e8 in (("sandbox-2", 200_000_000), ("sandbox-3", 400_000_000))
-    ),
-    rejected=(RejectedQuote("sandbox-1", "gave no answer within 5 s"),),
-    rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
-    decided_at=datetime(2026, 1, 31, 9, 4, 51, 250_000, tzinfo=UTC),
-    signature=Signature(
-        "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
-        "LJdwfY-rIJaGKzLyouvwGhnLW4gbgSR6s5aO5iUB1qhVBNeZIR0iwtfKy5sWnP-BVe0tnpfJBQqhmsqO8ihbAA",
-        expires_at=datetime(2026, 1, 31, 9, 5, 51, tzinfo=UTC),
-    ),
-)
-EXAMPLE_PRICED_ORDER = price_order(
-    NewOrder(uuid.UUID("01926e60-7a7c-7cc3-9c4e-3a1d1f1d8a35"), ANONYMOUS, None, Currency.EUR, 6900),
-    EXAMPLE_RECORD,
-    deadline=datetime(2026, 1, 31, 9, 5, 18, tzinfo=UTC),
-)
-EXAMPLE_ORDER = Order(
-    number=1,
-    id=EXAMPLE_PRICED_ORDER.order.id,
-    created_at=datetime(2026, 1, 31, 9, 5, 0, 123456, tzinfo=UTC),
-    client=ANONYMOUS,
-    client_order_id=None,
-    currency=Currency.EUR,
-    amount_cents=6900,
-    rate_e8=EXAMPLE_RECORD.rates_e8[Currency.EUR],
-    satoshi=167509,
-    price_id=EXAMPLE_RECORD.id,
-    price_as_of=EXAMPLE_RECORD.as_of,
-    livemode=False,
-)

@@ -31,21 +31,13 @@ from buydesk.errors import (
     WrongMode,
 )
 from buydesk.http.app import Service, service_app
+from buydesk.http.examples import EXAMPLE_EXPOSURE, EXAMPLE_ORDER, EXAMPLE_PRICED_ORDER, EXAMPLE_RECORD
 from buydesk.http.openapi import INTERNAL, INTERNAL_SCHEME, error_responses, response_example
 from buydesk.http.requests import Request, require_json, require_token, require_utf8, single_parameters, whole_number
 from buydesk.http.responses import MsgspecResponse
-from buydesk.money import SATOSHI_PER_BTC
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.batching import OrderBatcher
-from buydesk.orders.documents import (
-    EXAMPLE_ORDER,
-    EXAMPLE_PRICED_ORDER,
-    EXAMPLE_RECORD,
-    outcome_document,
-    priced_order_documents,
-    priced_order_from,
-    stored_document,
-)
+from buydesk.orders.documents import outcome_document, priced_order_documents, priced_order_from, stored_document
 from buydesk.orders.model import (
     NUMBER_MAX,
     PAGE_SIZE_MAX,
@@ -232,10 +224,7 @@ def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
         tags=["internal"],
         summary="Cap and use",
         dependencies=only_internal,
-        responses=response_example(
-            "BTC", Exposure(100 * SATOSHI_PER_BTC, EXAMPLE_ORDER.satoshi, 1).facts() | {"orders": 1}
-        )
-        | _GUARDED,
+        responses=response_example("BTC", EXAMPLE_EXPOSURE) | _GUARDED,
     )
     async def exposure() -> Response:
         found = await ledger.exposure()

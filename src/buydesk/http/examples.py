@@ -1,0 +1,74 @@
+"""Examples for the OpenAPI documents: one price record, an order that is priced with it, and how its sources were."""
+
+import uuid
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from buydesk.money import RATE_SCALE, SATOSHI_PER_BTC, Currency
+from buydesk.orders.model import ANONYMOUS, Exposure, NewOrder
+from buydesk.orders.pricing import placed_order, price_order
+from buydesk.prices.model import FeedStatus, PriceRecord, Quote, RejectedQuote, Rule, Signature, SourceStatus
+
+_AT = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
+
+
+def _quotes(currency: Currency, *mids_cents: int) -> list[Quote]:
+    """An example's quotes of a currency, one a source, each with 5 cents to either side."""
+    cent_e8 = RATE_SCALE // 100
+    return [
+        Quote(source, currency, (mid - 5) * cent_e8, (mid + 5) * cent_e8, _AT)
+        for source, mid in zip(("bitstamp", "coinbase", "kraken"), mids_cents, strict=True)
+    ]
+
+
+_FAR = replace(_quotes(Currency.EUR, 20_572_78, 20_572_78, 20_990_00)[2], source="gemini")
+EXAMPLE_RECORD = PriceRecord(
+    id=uuid.UUID("0b6f3a52-3c1e-4f0a-9a55-0d8a2f1c7e11"),
+    as_of=_AT,
+    expires_at=_AT + timedelta(seconds=60),
+    feed="live",
+    rates_e8={
+        Currency.EUR: 20_572_78 * RATE_SCALE // 100,
+        Currency.GBP: 18_271_51 * RATE_SCALE // 100,
+        Currency.USD: 21_712_51 * RATE_SCALE // 100,
+    },
+    used=(
+        *_quotes(Currency.EUR, 20_572_78, 20_570_12, 20_574_40),
+        *_quotes(Currency.GBP, 18_271_51, 18_269_03, 18_272_95),
+        *_quotes(Currency.USD, 21_712_51, 21_709_88, 21_714_07),
+    ),
+    rejected=(
+        RejectedQuote("gemini", "is more than 1 % from the median", _FAR),
+        RejectedQuote("bitfinex", "gave no answer within 5 s"),
+    ),
+    rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
+    decided_at=_AT + timedelta(seconds=1),
+    signature=Signature(
+        "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
+        "XukwEvSOq9VKI4P6P4pd7quaRtowdKBXtfr92cIZD55gQve2kTKecu9gFxz9xSez6yHPUO0fqVE3dlEAeKeZAg",
+        expires_at=_AT + timedelta(seconds=60),
+    ),
+)
+EXAMPLE_STATUS = FeedStatus(
+    at=_AT + timedelta(seconds=1),
+    feed="live",
+    problem="",
+    sources=(
+        SourceStatus("kraken", "", mids_e8=EXAMPLE_RECORD.rates_e8, quoted_at=_AT),
+        SourceStatus(
+            "bitfinex",
+            "gave no answer within 4 s",
+            failures=3,
+            resting_until=_AT + timedelta(seconds=16),
+            last_error="gave no answer within 4 s",
+            failed_at=_AT,
+        ),
+    ),
+)
+EXAMPLE_PRICED_ORDER = price_order(
+    NewOrder(uuid.UUID("01926e60-7a7c-7cc3-9c4e-3a1d1f1d8a35"), ANONYMOUS, None, Currency.EUR, 6900),
+    EXAMPLE_RECORD,
+    deadline=_AT + timedelta(seconds=20),
+)
+EXAMPLE_ORDER = placed_order(EXAMPLE_PRICED_ORDER, 1, _AT + timedelta(seconds=2.123456), livemode=True)
+EXAMPLE_EXPOSURE = Exposure(100 * SATOSHI_PER_BTC, EXAMPLE_ORDER.satoshi, 1).facts() | {"orders": 1}
