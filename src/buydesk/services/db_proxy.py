@@ -73,11 +73,15 @@ Key = Annotated[str, Query(pattern=r"^[\x21-\x7e]{1,255}$")]
 PageSize = Annotated[int, Query(ge=1, le=PAGE_SIZE_MAX)]
 
 
-async def _known_only(request: StarletteRequest) -> None:
-    single_parameters(request, [each.alias for each in request.scope["route"].dependant.query_params])
+def _takes(*parameters: str) -> Any:
+    """The dependency of a route that takes these query parameters, each once, and no others."""
+
+    async def check(request: StarletteRequest) -> None:
+        single_parameters(request, parameters)
+
+    return Depends(check)
 
 
-_KNOWN_ONLY = Depends(_known_only)
 _REFUSALS = error_responses(LedgerUnavailable, WrongMode, Overloaded, InvalidRequest)
 _GUARDED = _REFUSALS | error_responses(Unauthorized)
 
@@ -204,7 +208,7 @@ def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
     async def internal(request: StarletteRequest) -> None:
         require_token(request, may_read)
 
-    only_internal = [Depends(_BEARER), Depends(internal), _KNOWN_ONLY]
+    only_internal = [Depends(_BEARER), Depends(internal)]
     pages = PageReader(ledger, settings)
     _add_order_reads(app, ledger, pages, only_internal)
 
@@ -212,7 +216,7 @@ def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
         "/get/",
         tags=["orders"],
         summary="Orders, newest first",
-        dependencies=[_KNOWN_ONLY],
+        dependencies=[_takes("start", "page_size")],
         responses=response_example("The orders", [order_document(EXAMPLE_ORDER)]) | _REFUSALS,
     )
     async def get(start: Number = 0, page_size: PageSize = 10) -> Response:
@@ -223,7 +227,7 @@ def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
         "/exposure",
         tags=["internal"],
         summary="Cap and use",
-        dependencies=only_internal,
+        dependencies=[*only_internal, _takes()],
         responses=response_example("BTC", EXAMPLE_EXPOSURE) | _GUARDED,
     )
     async def exposure() -> Response:
@@ -234,7 +238,7 @@ def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
         "/price/{price_id}",
         tags=["internal"],
         summary="A price record that orders were priced with",
-        dependencies=only_internal,
+        dependencies=[*only_internal, _takes()],
         responses=response_example("The record", record_document(EXAMPLE_RECORD))
         | _GUARDED
         | error_responses(PriceNotFound),
@@ -250,7 +254,7 @@ def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_
         "/page",
         tags=["internal"],
         summary="A page by anchor",
-        dependencies=only_internal,
+        dependencies=[*only_internal, _takes("page_size", "start", "before", "after")],
         responses=response_example("The page", {"data": [order_example], "total": 1}) | _GUARDED,
     )
     async def page(
@@ -268,7 +272,7 @@ def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_
         "/order/{order_id}",
         tags=["internal"],
         summary="An order by its id",
-        dependencies=only_internal,
+        dependencies=[*only_internal, _takes()],
         responses=response_example("The order", order_example) | _GUARDED | error_responses(OrderNotFound),
     )
     async def order(order_id: uuid.UUID) -> Response:
@@ -278,7 +282,7 @@ def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_
         "/order",
         tags=["internal"],
         summary="An order by its client's key",
-        dependencies=only_internal,
+        dependencies=[*only_internal, _takes("client", "client_order_id")],
         responses=response_example("The order", order_example) | _GUARDED | error_responses(OrderNotFound),
     )
     async def order_by_key(client: Key, client_order_id: Key) -> Response:
