@@ -61,7 +61,7 @@ def of_one(**changes: Any) -> Document:
     key=st.none() | visible_ascii,
     client=visible_ascii,
 )
-def test_any_placement_arrives_as_it_was_sent(
+def test_any_priced_order_arrives_as_it_was_sent(
     cents: int, rate_e8: int, currency: Currency, key: str | None, client: str
 ) -> None:
     order = NewOrder(new_order_id(), client, key, currency, cents)
@@ -182,7 +182,7 @@ BAD_ITEMS: list[tuple[Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("document", "member", "reason"), BAD_ITEMS, ids=range(len(BAD_ITEMS)))
-def test_what_is_no_placement_is_refused_by_name(document: Any, member: str, reason: str) -> None:
+def test_what_is_no_priced_order_is_refused_by_name(document: Any, member: str, reason: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
         priced_order_from(document, {})
     assert raised.value.detail.startswith(f"{member}: {reason}")

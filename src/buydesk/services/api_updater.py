@@ -224,13 +224,13 @@ class FeedMetrics(Collector):
         """What prometheus_client asks for at every scrape."""
         up = _gauge("source_up", "1 when the source gave quotes at the last tick.", "source")
         used = _gauge("source_used", "1 when all quotes of the source were used at the last tick.", "source")
-        resting = _gauge("source_circuit_open", "1 while the source is left alone, after failures.", "source")
+        open_circuits = _gauge("source_circuit_open", "1 while the source is left alone, after failures.", "source")
         quoted_at = _gauge("source_quoted_at_seconds", "When the source's last quotes were observed.", "source")
         mid = _gauge("source_mid", "The middle of the source's last bid and ask.", "source", "currency")
         for state in self._updater.statuses:
             up.add_metric([state.source], not state.failures)
             used.add_metric([state.source], not state.detail)
-            resting.add_metric([state.source], state.resting_until is not None)
+            open_circuits.add_metric([state.source], state.resting_until is not None)
             if state.quoted_at is not None:
                 quoted_at.add_metric([state.source], state.quoted_at.timestamp())
             for currency, mid_e8 in (state.mids_e8 or {}).items():
@@ -243,7 +243,7 @@ class FeedMetrics(Collector):
         as_of = _gauge("price_as_of_seconds", "When the last published price was observed.")
         if self._updater.published is not None:
             as_of.add_metric([], self._updater.published.as_of.timestamp())
-        yield from (up, used, resting, quoted_at, mid, failures, quorum, as_of)
+        yield from (up, used, open_circuits, quoted_at, mid, failures, quorum, as_of)
 
 
 def _gauge(name: str, documentation: str, *labels: str) -> GaugeMetricFamily:
