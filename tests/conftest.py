@@ -16,7 +16,7 @@ from buydesk.embedded.data_dir import locked
 from buydesk.embedded.postgres import EmbeddedPostgres, Version
 from buydesk.embedded.programs import find_redis
 from buydesk.embedded.redis import EmbeddedRedis
-from tests.ledgers import Databases
+from tests.databases import Databases
 
 # Deadlines would measure how busy the machine is. CI runs the same examples every time.
 hypothesis_settings.register_profile("desk", deadline=None, derandomize="CI" in os.environ)

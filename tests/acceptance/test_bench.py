@@ -16,7 +16,7 @@ from bench import report
 from bench.processes import BenchFailed
 from bench.proof import Proof, prove
 from bench.results import MEASURES, TARGETS, Results
-from tests.ledgers import Databases, fill
+from tests.databases import Databases, fill
 
 ROOT = Path(__file__).parents[2]
 QUICK_SECONDS_MAX = 400

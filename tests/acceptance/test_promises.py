@@ -11,8 +11,9 @@ import httpx2
 import pytest
 
 from buydesk.money import format_btc
+from tests.builders import shared_env
+from tests.databases import CAP_SATOSHI, Databases
 from tests.desks import Running, buydesk, free_offset
-from tests.ledgers import CAP_SATOSHI, Databases, shared_env
 
 TENTH_SATOSHI = 10_000_000
 CLIENTS = 64

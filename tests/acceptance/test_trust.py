@@ -19,8 +19,8 @@ from buydesk.prices.model import PriceRecord
 from buydesk.runtime.up import secret_file
 from buydesk.settings.model import Settings
 from buydesk.times import EPOCH
+from tests.builders import new_order, priced_order, record
 from tests.desks import Running, desk_up
-from tests.ledgers import new_order, priced_order, record
 
 # Two euros a bitcoin, and quotes that prove it: by a key that is not the desk's, and by none.
 FORGED = [record(2 * 10**8), replace(record(2 * 10**8), signature=None)]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from buydesk.topology import PORTS
+from tests.builders import shared_env
 from tests.desks import buydesk, desk_up, free_offset
-from tests.ledgers import shared_env
 
 
 @pytest.fixture

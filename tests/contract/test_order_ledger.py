@@ -32,7 +32,9 @@ from buydesk.orders.model import (
 )
 from buydesk.orders.pricing import price_order
 from buydesk.services import db_proxy
-from tests.ledgers import CAP_SATOSHI, Databases, ModelLedger, as_db_proxy, new_order, priced_order, record, settings
+from tests.builders import new_order, priced_order, record, settings
+from tests.databases import CAP_SATOSHI, Databases, as_db_proxy
+from tests.model_ledger import ModelLedger
 from tests.serving import served
 
 SECONDS = 5.0

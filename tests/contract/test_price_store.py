@@ -41,9 +41,9 @@ from buydesk.prices.model import (
 from buydesk.services.api_cache_proxy import create_app
 from buydesk.settings.model import Settings
 from buydesk.times import EPOCH
-from tests import ledgers
+from tests import builders
+from tests.builders import signed
 from tests.clock import FakeClock
-from tests.ledgers import signed
 from tests.serving import free_port, served
 
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
@@ -74,7 +74,7 @@ async def redis_board(settings: Settings, clock: FakeClock, redis_url: str) -> A
 
 @pytest.fixture
 def settings() -> Settings:
-    return ledgers.settings(price_history_records_max=RECORDS_MAX)
+    return builders.settings(price_history_records_max=RECORDS_MAX)
 
 
 @pytest.fixture
@@ -406,7 +406,7 @@ async def test_any_history_is_what_the_naive_one_is(
 
 @given(st.data(), st.integers(1, 40))
 def test_any_history_in_memory_is_what_the_naive_one_is(data: st.DataObject, records_max: int) -> None:
-    settings, clock = ledgers.settings(price_history_records_max=records_max), FakeClock(NOON)
+    settings, clock = builders.settings(price_history_records_max=records_max), FakeClock(NOON)
     asyncio.run(play(MemoryPriceStore(settings, clock), NaiveHistory(settings, clock), data, steps=4))
 
 
@@ -507,7 +507,7 @@ async def test_redis_that_does_not_answer_in_time_is_unavailable() -> None:
         gone.release()
 
     gone = asyncio.Semaphore(0)
-    settings = ledgers.settings(remote_seconds_max=0.05)
+    settings = builders.settings(remote_seconds_max=0.05)
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     client: Redis = Redis.from_url(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
     await assert_unavailable(RedisPriceStore(client, settings))
@@ -533,7 +533,7 @@ async def test_recorded_prices_left_in_redis_are_no_live_prices(clock: FakeClock
     async with redis_board(Settings(), clock, redis_url) as sandbox:
         await sandbox.publish(record())
         await sandbox.put_feed_status(state())
-        store = RedisPriceStore(live, ledgers.settings(price_feed="live"), clock)
+        store = RedisPriceStore(live, builders.settings(price_feed="live"), clock)
         with pytest.raises(PriceUnavailable):
             await store.latest()
         with pytest.raises(PriceUnavailable):

@@ -14,7 +14,8 @@ from buydesk.embedded.postgres import USER
 from buydesk.errors import CannotStart, LedgerUnavailable
 from buydesk.orders.model import Placed, Replayed
 from buydesk.prices.model import RejectedQuote
-from tests.ledgers import CAP_SATOSHI, DB_PROXY, Databases, as_db_proxy, priced_order, record, settings, signed
+from tests.builders import priced_order, record, settings, signed
+from tests.databases import CAP_SATOSHI, DB_PROXY, Databases, as_db_proxy
 
 
 @pytest.fixture(params=[18, 16], ids=["postgres18", "postgres16"])

@@ -24,9 +24,9 @@ from buydesk.prices.documents import feed_status_document, point_document, recor
 from buydesk.prices.model import SOURCES, FeedStatus, PriceRecord, Quote, RejectedQuote, Rule, SourceStatus
 from buydesk.services.api_cache_proxy import RECORD_BYTES_MAX, STATE_BYTES_MAX, create_app
 from buydesk.settings.model import Settings
-from tests import ledgers
+from tests import builders
+from tests.builders import signed
 from tests.clock import FakeClock
-from tests.ledgers import signed
 from tests.problems import assert_problem
 from tests.serving import free_port, served
 
@@ -42,7 +42,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def settings() -> Settings:
-    return ledgers.settings(publishing_tokens="the-token")
+    return builders.settings(publishing_tokens="the-token")
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ async def test_record_shows_its_proof(client: httpx2.AsyncClient, store: MemoryP
         "sources_min": 2,
     }
     assert document["decided_at"] == "2026-01-31T12:00:01.123456Z"
-    assert document["signature"]["key"] == ledgers.settings().accepted_price_keys[0]
+    assert document["signature"]["key"] == builders.settings().accepted_price_keys[0]
     assert document["signature"]["expires_at"] == document["expires_at"]
 
 

@@ -24,8 +24,10 @@ from buydesk.runtime.wiring import wire
 from buydesk.services import fetch_buy_orders
 from buydesk.times import Clock, utc_now
 from buydesk.topology import PORTS
+from tests.builders import settings
+from tests.databases import Databases
 from tests.desks import free_offset
-from tests.ledgers import Databases, ModelLedger, settings
+from tests.model_ledger import ModelLedger
 from tests.serving import served
 
 HOUR = timedelta(hours=1)

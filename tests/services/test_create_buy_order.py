@@ -24,8 +24,9 @@ from buydesk.prices.cache import PriceCache
 from buydesk.prices.model import FeedStatus, PriceRecord, stale
 from buydesk.services.create_buy_order import create_app
 from buydesk.times import utc_now
+from tests.builders import record, settings
 from tests.clock import FakeClock
-from tests.ledgers import ModelLedger, record, settings
+from tests.model_ledger import ModelLedger
 from tests.problems import assert_problem
 from tests.serving import served
 

@@ -22,7 +22,8 @@ from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord
 from buydesk.services.db_proxy import ADD_BYTES_MAX, ITEMS_MAX, ExposureSeen, create_app
 from buydesk.times import format_time, utc_now
-from tests.ledgers import ModelLedger, priced_order, record, settings, shown
+from tests.builders import priced_order, record, settings, shown
+from tests.model_ledger import ModelLedger
 from tests.problems import assert_problem
 from tests.serving import served
 

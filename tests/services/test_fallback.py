@@ -26,7 +26,7 @@ from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.observability.reports import Report
 from buydesk.prices.model import FeedStatus
 from buydesk.times import utc_now
-from tests.ledgers import record, settings
+from tests.builders import record, settings
 
 SETTINGS = settings(remote_seconds_max=0.4, connect_seconds_max=0.4)
 

@@ -21,7 +21,9 @@ from buydesk.orders.model import Exposure, Order, Page, PageAfter, PageBefore, P
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord
 from buydesk.services.fetch_buy_orders import create_app
-from tests.ledgers import Databases, ModelLedger, fill, priced_order, record, settings, shown
+from tests.builders import priced_order, record, settings, shown
+from tests.databases import Databases, fill
+from tests.model_ledger import ModelLedger
 from tests.problems import assert_problem
 from tests.serving import served
 

@@ -20,8 +20,9 @@ from buydesk.backends.postgres.rows import place_arguments
 from buydesk.backends.postgres.sql import REVISION
 from buydesk.errors import CannotStart
 from buydesk.orders.model import PageFrom, Placed, Replayed
+from tests.builders import priced_order, record, settings
 from tests.conftest import PostgresServers
-from tests.ledgers import ANY_TIME, CAP_SATOSHI, priced_order, record, settings
+from tests.databases import ANY_TIME, CAP_SATOSHI
 
 _names = itertools.count()
 

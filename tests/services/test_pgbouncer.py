@@ -15,7 +15,8 @@ from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.migrate import migrate
 from buydesk.errors import OrderNotFound
 from buydesk.orders.model import PageFrom, Placed, Replayed, new_order_id
-from tests.ledgers import CAP_SATOSHI, Databases, priced_order, settings
+from tests.builders import priced_order, settings
+from tests.databases import CAP_SATOSHI, Databases
 from tests.serving import free_port
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")

@@ -29,7 +29,8 @@ from buydesk.orders.model import PageFrom, Placed
 from buydesk.prices.documents import record_document
 from buydesk.runtime.wiring import wire
 from buydesk.services import create_buy_order
-from tests.ledgers import CAP_SATOSHI, DB_PROXY, TOKEN, as_db_proxy, priced_order, record, settings
+from tests.builders import TOKEN, priced_order, record, settings
+from tests.databases import CAP_SATOSHI, DB_PROXY, as_db_proxy
 from tests.serving import served
 
 if TYPE_CHECKING:

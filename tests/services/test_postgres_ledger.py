@@ -23,7 +23,8 @@ from buydesk.money import Currency
 from buydesk.orders.model import NewOrder, Order, Outcome, PageFrom, PricedOrder, Refused, Replayed, new_order_id
 from buydesk.orders.pricing import price_order
 from buydesk.times import utc_now
-from tests.ledgers import ANY_TIME, CAP_SATOSHI, Databases, new_order, priced_order, record, settings
+from tests.builders import new_order, priced_order, record, settings
+from tests.databases import ANY_TIME, CAP_SATOSHI, Databases
 from tests.lines import Line, line_to_postgres
 
 SECONDS = 5.0

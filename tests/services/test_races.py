@@ -19,7 +19,8 @@ from buydesk.money import SATOSHI_PER_BTC
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.model import Exposure, Order, PageFrom
 from buydesk.services import create_buy_order, db_proxy
-from tests.ledgers import CAP_SATOSHI, Databases, priced_order, record, settings
+from tests.builders import priced_order, record, settings
+from tests.databases import CAP_SATOSHI, Databases
 from tests.lines import Fault, Line, line_to_postgres, line_to_url
 from tests.serving import served
 

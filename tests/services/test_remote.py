@@ -41,8 +41,9 @@ from buydesk.orders.documents import outcome_document
 from buydesk.orders.model import Outcome, PageAfter, PageBefore, PageFrom, Placed, Refused, Replayed
 from buydesk.prices.model import FeedStatus
 from buydesk.services import db_proxy
-from tests.ledgers import ModelLedger, at, priced_order, record, settings
+from tests.builders import at, priced_order, record, settings
 from tests.lines import Line, line_to_url
+from tests.model_ledger import ModelLedger
 from tests.serving import free_port, served
 
 SECONDS = 5.0

@@ -21,8 +21,9 @@ from buydesk.observability import request_ids
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.model import Outcome, PricedOrder, Refused
 from buydesk.services import create_buy_order, db_proxy
-from tests.ledgers import ModelLedger, record, settings
+from tests.builders import record, settings
 from tests.logged import logged
+from tests.model_ledger import ModelLedger
 from tests.serving import served
 
 HEADER = "x-request-id"

@@ -22,7 +22,8 @@ from buydesk.services import api_cache_proxy, db_proxy, health_check
 from buydesk.settings.model import TOKENS, Settings
 from buydesk.signing_keys import KEY_BYTES, new_signing_key, public_key, to_text
 from buydesk.times import utc_now
-from tests.ledgers import ModelLedger, priced_order, record, settings
+from tests.builders import priced_order, record, settings
+from tests.model_ledger import ModelLedger
 from tests.serving import served
 
 # What a setting says in turn. Services are between one stage and the next at any time.

@@ -24,7 +24,7 @@ from buydesk.runtime.wiring import WiredServices, wire
 from buydesk.settings.model import Settings, variable
 from buydesk.settings.reading import read_settings
 from buydesk.topology import SERVICES
-from tests.ledgers import priced_order, settings, shared_env
+from tests.builders import priced_order, settings, shared_env
 from tests.serving import free_port
 
 SECRET = "hunter2"

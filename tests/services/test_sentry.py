@@ -22,8 +22,8 @@ from buydesk.observability import sentry
 from buydesk.runtime.serve import run_wired
 from buydesk.runtime.wiring import wire
 from buydesk.settings.model import Settings
+from tests.builders import settings
 from tests.desks import free_offset
-from tests.ledgers import settings
 
 # Made anew, so that no line of source, which events quote, has them.
 TOKEN, PASSWORD, KEY = secrets.token_hex(16), secrets.token_hex(8), secrets.token_hex(8)

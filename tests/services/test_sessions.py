@@ -16,7 +16,8 @@ from buydesk.backends.postgres.migrate import migrate
 from buydesk.backends.postgres.sessions import connect, open_session
 from buydesk.backends.postgres.sql import QUERIES
 from buydesk.errors import CannotStart
-from tests.ledgers import Databases, settings
+from tests.builders import settings
+from tests.databases import Databases
 from tests.lines import Line
 
 SECONDS = 5.0

@@ -17,7 +17,8 @@ import pytest
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.errors import LedgerUnavailable, OrderNotFound, OutcomeUnknown
 from buydesk.orders.model import OrderLedger, Outcome, Placed, PricedOrder, Refused, Replayed
-from tests.ledgers import Databases, priced_order, settings
+from tests.builders import priced_order, settings
+from tests.databases import Databases
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]

@@ -56,8 +56,9 @@ from buydesk.settings.reading import read_settings
 from buydesk.signing_keys import public_key
 from buydesk.times import utc_now
 from buydesk.topology import PORTS
+from tests.builders import TOKEN, settings, shared_env
+from tests.databases import Databases
 from tests.desks import free_offset
-from tests.ledgers import TOKEN, Databases, settings, shared_env
 from tests.serving import free_port, served
 
 

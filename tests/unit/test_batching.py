@@ -23,7 +23,8 @@ from buydesk.errors import (
 from buydesk.orders.batching import OrderBatcher, PendingOrder
 from buydesk.orders.model import Outcome, Placed, PricedOrder, Refused, Replayed
 from buydesk.times import parse_time
-from tests.ledgers import ModelLedger, priced_order, settings
+from tests.builders import priced_order, settings
+from tests.model_ledger import ModelLedger
 
 
 @dataclass

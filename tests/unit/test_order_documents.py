@@ -26,7 +26,7 @@ from buydesk.orders.model import NewOrder, Order, Outcome, Placed, PricedOrder, 
 from buydesk.orders.pricing import price_order
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import PriceRecord
-from tests.ledgers import at, new_order, priced_order, record
+from tests.builders import at, new_order, priced_order, record
 
 Document = dict[str, Any]
 RECORD = record(EUR=4119191 * 10**6, ttl=3600)

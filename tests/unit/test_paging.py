@@ -8,7 +8,8 @@ from buydesk.errors import Overloaded
 from buydesk.limits import SLICE_ITEMS
 from buydesk.orders.model import Anchor, Page, PageFrom, order_document
 from buydesk.orders.paging import PageReader
-from tests.ledgers import ModelLedger, priced_order, settings
+from tests.builders import priced_order, settings
+from tests.model_ledger import ModelLedger
 
 
 class Ledger(ModelLedger):

@@ -18,8 +18,9 @@ from buydesk.observability.reporter import Reporter, ReportHandler
 from buydesk.observability.reports import DATA_CHARS_MAX
 from buydesk.orders.batching import OrderBatcher, PendingOrder
 from buydesk.orders.model import Outcome, Placed, PricedOrder, Refused
-from tests.ledgers import ModelLedger, priced_order, settings
+from tests.builders import priced_order, settings
 from tests.logged import logged
+from tests.model_ledger import ModelLedger
 from tests.unit.test_batching import answers, soon
 
 

@@ -17,8 +17,8 @@ from buydesk.cli import main
 from buydesk.errors import CannotStart
 from buydesk.observability import request_ids, sentry
 from buydesk.observability.sentry import SentryHandler, error_reporting, require_sentry, scrub_event, scrubbed
+from tests.builders import settings, shared_env
 from tests.clock import FakeClock
-from tests.ledgers import settings, shared_env
 
 DSN = "http://key@127.0.0.1:9/42"
 DB_PROXY = "buydesk.services.db_proxy"

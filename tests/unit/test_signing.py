@@ -18,7 +18,7 @@ from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord, RejectedQuote, Signature
 from buydesk.prices.signing import Signer, signature_discrepancy
 from buydesk.signing_keys import new_signing_key, public_key, to_bytes, to_text
-from tests.ledgers import SIGNING_KEY, record, signed
+from tests.builders import SIGNING_KEY, record, signed
 
 KEY = public_key(SIGNING_KEY)
 MOMENT = timedelta(microseconds=1)

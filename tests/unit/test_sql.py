@@ -15,7 +15,8 @@ from buydesk.backends.postgres.rows import place_arguments
 from buydesk.backends.postgres.sessions import session_settings
 from buydesk.backends.postgres.sql import QUERIES, REVISION
 from buydesk.orders.model import NUMBER_MAX
-from tests.ledgers import ANY_TIME, Databases, fill, priced_order, settings
+from tests.builders import priced_order, settings
+from tests.databases import ANY_TIME, Databases, fill
 
 TEXT = (files("buydesk.backends.postgres") / "queries.sql").read_text(encoding="utf-8")
 ORDERS = 30_000

@@ -19,7 +19,7 @@ from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import NotARecord, PriceRecord, Quote, RejectedQuote, Rule
 from buydesk.prices.rule import decide, record_of
 from buydesk.prices.verification import require_proven
-from tests.ledgers import settings, signed
+from tests.builders import settings, signed
 
 NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
 TICK = timedelta(microseconds=1)

@@ -1,0 +1,94 @@
+"""What tests are made of: settings, price records, orders."""
+
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from buydesk.errors import (
+    DeskError,
+)
+from buydesk.money import Currency
+from buydesk.orders.model import (
+    ANONYMOUS,
+    NewOrder,
+    Order,
+    PricedOrder,
+    new_order_id,
+    order_document,
+)
+from buydesk.orders.pricing import price_order
+from buydesk.prices.model import SOURCES, PriceRecord, Quote, Rule
+from buydesk.prices.signing import Signer
+from buydesk.settings.model import TOKENS, Settings, variable
+from buydesk.signing_keys import KEY_BYTES, to_text
+from buydesk.times import utc_now
+
+SIGNING_KEY = to_text(bytes(range(KEY_BYTES)))
+TOKEN = "test-token"
+_signer = Signer(SIGNING_KEY)
+
+
+def shared_env() -> dict[str, str]:
+    """What services of one desk share, as variables."""
+    given = settings()
+    tokens = {variable(name): TOKEN for name in TOKENS}
+    return tokens | {variable("price_signing_key"): SIGNING_KEY, variable("price_keys"): given.accepted_price_keys[0]}
+
+
+def settings(**given: Any) -> Settings:
+    return Settings(**{"price_signing_key": SIGNING_KEY, **dict.fromkeys(TOKENS, TOKEN), **given})
+
+
+def signed(unsigned: PriceRecord) -> PriceRecord:
+    """The record, signed with the key of `settings`."""
+    return _signer.sign(unsigned)
+
+
+def record(rate_e8: int = 20_000 * 10**8, *, age: float = 0, ttl: float = 60, **rates: int) -> PriceRecord:
+    """A price record observed `age` seconds ago; one bitcoin costs the same in every currency unless told."""
+    as_of = utc_now() - timedelta(seconds=age)
+    rates_e8 = {currency: rates.get(currency.value, rate_e8) for currency in Currency}
+    return signed(
+        PriceRecord(
+            uuid.uuid4(),
+            as_of,
+            as_of + timedelta(seconds=ttl),
+            "sandbox",
+            rates_e8,
+            tuple(
+                Quote(source, currency, rate, rate, as_of)
+                for currency, rate in rates_e8.items()
+                for source in SOURCES["sandbox"][:2]
+            ),
+            rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
+            decided_at=as_of,
+        )
+    )
+
+
+def new_order(cents: int = 6900, key: str | None = None, currency: Currency = Currency.EUR) -> NewOrder:
+    return NewOrder(new_order_id(), ANONYMOUS, key, currency, cents)
+
+
+def priced_order(
+    cents: int = 6900,
+    key: str | None = None,
+    *,
+    price: PriceRecord | DeskError | None = None,
+    order: NewOrder | None = None,
+    seconds: float = 20,
+) -> PricedOrder:
+    deadline = utc_now() + timedelta(seconds=seconds)
+    return price_order(order or new_order(cents, key), price or record(), deadline)
+
+
+def shown(order: Order) -> dict[str, Any]:
+    """The order as its clients read it."""
+    document: dict[str, Any] = msgspec.to_builtins(order_document(order))
+    return document
+
+
+def at(*moment: int) -> datetime:
+    return datetime(*moment, tzinfo=UTC)  # type: ignore[arg-type,misc]

@@ -1,0 +1,76 @@
+"""Real databases to test with: fresh, migrated, filled."""
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from buydesk.backends.postgres.accounts import Account
+from buydesk.backends.postgres.migrate import migrate
+from buydesk.embedded.postgres import USER
+from buydesk.money import SATOSHI_PER_BTC
+from tests.builders import settings
+
+if TYPE_CHECKING:
+    from tests.conftest import PostgresServers
+
+CAP_SATOSHI = 100 * SATOSHI_PER_BTC
+# The Unix times between which a ledger's clock may be.
+ANY_TIME = (0.0, 2.0**32)
+DB_PROXY = Account("db_proxy_of_tests", "secret-of-tests")
+_names = itertools.count()
+
+
+def as_db_proxy(dsn: str) -> str:
+    """The same database for the account that may place and read only."""
+    scheme, _, rest = dsn.partition(f"{USER}@")
+    assert rest
+    return f"{scheme}{DB_PROXY.name}:{DB_PROXY.password}@{rest}"
+
+
+class Databases:
+    """Fresh, migrated databases, copied from a template of each server."""
+
+    def __init__(self, servers: "PostgresServers") -> None:
+        self._servers = servers
+        self._templates: set[tuple[int, bool]] = set()
+
+    async def new(self, version: Any = 18, *, livemode: bool = False) -> str:
+        """The DSN of a database of its own."""
+        server = await self._servers.server(version)
+        maintenance = await asyncpg.connect(server.dsn_of("postgres"))
+        try:
+            template = "template_live" if livemode else "template_ledger"
+            if (version, livemode) not in self._templates:
+                await maintenance.execute(f"CREATE DATABASE {template}")
+                keys = settings().accepted_price_keys
+                url = server.dsn_of(template)
+                await migrate(url, livemode=livemode, cap_satoshi=CAP_SATOSHI, price_keys=keys, account=DB_PROXY)
+                self._templates.add((version, livemode))
+            name = f"ledger_{next(_names)}"
+            await maintenance.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        finally:
+            await maintenance.close()
+        return server.dsn_of(name)
+
+
+async def fill(dsn: str, orders: int) -> None:
+    """Stores many orders of 0.20 EUR, 1000 satoshi each, in a new database; PostgreSQL has no statistics of them."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(
+            f"""
+            ALTER TABLE orders SET (autovacuum_enabled = off);
+            SET session_replication_role = replica; -- 200,000 foreign keys take their time
+            INSERT INTO price_records (id, as_of, expires_at, document)
+            VALUES ('00000000-0000-4000-8000-000000000000', now(), now(), '{{}}');
+            INSERT INTO orders (number, amount_cents, rate_e8, satoshi, created_at, price_as_of, id, price_id,
+                                representation, currency, client, client_order_id)
+            SELECT n, 20, 2000000000000, 1000, now(), now(), gen_random_uuid(), p.id,
+                   1, 'EUR', 'anonymous', 'filled-' || n
+            FROM generate_series(1, {orders}) AS n, price_records p;
+            UPDATE exposure SET used_satoshi = {orders}::bigint * 1000, last_number = {orders};
+            """  # noqa: S608
+        )
+    finally:
+        await connection.close()
