@@ -111,7 +111,7 @@ def format_rate(rate_e8: int) -> str:
 
 
 def satoshi_for(amount_cents: int, rate_e8: int) -> int:
-    """The satoshi that a fiat amount buys, always rounded up (requirement 3 of the brief).
+    """The satoshi that a fiat amount buys, always rounded up to the satoshi.
 
     satoshi = ceil(cents / 100 / (rate_e8 / 10^8) * 10^8) = ceil(cents * 10^14 / rate_e8), in integers: exact.
     """

@@ -75,7 +75,7 @@ _SETTINGS_OF: Mapping[int, Mapping[str, str]] = {16: {}, 18: {"io_method": "sync
 class EmbeddedPostgres:
     """A PostgreSQL server of our own, in a data directory that is `claimed`.
 
-    `prepare` once, then `start` and `stop`, or let `children.supervise` start it again. `further_settings` are for
+    `prepare` once, then `start` and `stop`, or let `supervisor.supervise` start it again. `further_settings` are for
     tests; the product's server keeps every promise of durability.
     """
 

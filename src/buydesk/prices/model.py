@@ -1,6 +1,6 @@
 """Prices: quotes, the price record made of them, the freshness rule; the ports PriceStore and PriceSource.
 
-How quotes become a record is `pricing`'s, how a record is written as JSON `price_documents`'.
+How quotes become a record is `rule`'s, how a record is written as JSON `documents`'.
 """
 
 import uuid
@@ -56,7 +56,7 @@ class RejectedQuote:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The limits of the pricing rule (`pricing.decide`). RULE_VERSION changes whenever the rule itself does.
+    """The limits of the pricing rule (`rule.decide`). RULE_VERSION changes whenever the rule itself does.
 
     Limits in bp are basis points, a hundredth of a percent.
     """

@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 class PricePublisher:
-    """What one updater publishes to a store. `away` says why the store cannot be used, "" while it can.
+    """What one updater publishes to a store. `down` says why the store cannot be used, "" while it can.
 
     `last` is the record that was published last, valid or not. `log` gets one warning when the store goes down.
     """

@@ -111,7 +111,7 @@ def record_of(
 ) -> PriceRecord:
     """The record of a verdict in which no currency is missing; `unanswered` says which sources gave no quotes.
 
-    It keeps every quote that was decided on and no other, so that everybody can decide again (`proof`).
+    It keeps every quote that was decided on and no other, so that everybody can decide again (`verification`).
     """
     as_of = min(quote.observed_at for quote in verdict.used)
     return PriceRecord(

@@ -17,7 +17,7 @@ _CONTEXT = b"buydesk price record\n"
 
 
 class Signer:
-    """Signs price records with a signing key (`keys`)."""
+    """Signs price records with a signing key (`signing_keys`)."""
 
     def __init__(self, signing_key: str) -> None:
         self._secret = Ed25519PrivateKey.from_private_bytes(to_bytes(signing_key, KEY_BYTES))

@@ -3,7 +3,7 @@
 An exchange is described in a small file of its own: what is asked for, and where a currency's book is in the answer.
 An answer is a stranger's. Its bytes and its time are bounded, it leads nowhere else, and nothing in it becomes a float:
 a number in it stays as it was written. Whether a book is too old, too wide or crossed is the rule's to judge
-(`pricing`), so that the record shows it.
+(`prices.rule`), so that the record shows it.
 """
 
 import asyncio
