@@ -177,13 +177,17 @@ async def test_the_check_asks_for_the_standby_and_recovers(ledger: PostgresLedge
 async def test_without_standbys_repeats_and_look_ups_write_nothing(ledger: PostgresLedger, server: Connection) -> None:
     item = priced_order(key="k")
     assert isinstance(await place(ledger, item), Placed)
-    written = await server.fetchval("SELECT pg_current_wal_insert_lsn()")
-    assert isinstance(await place(ledger, item), Replayed)
-    await ledger.order(item.order.id)
-    await ledger.check()
-    with pytest.raises(OrderNotFound):
-        await ledger.order_by_key("anonymous", "another")
-    assert await server.fetchval("SELECT pg_current_wal_insert_lsn()") == written
+    written = []
+    for _ in range(5):
+        before = await server.fetchval("SELECT pg_current_wal_insert_lsn()")
+        assert isinstance(await place(ledger, item), Replayed)
+        await ledger.order(item.order.id)
+        await ledger.check()
+        with pytest.raises(OrderNotFound):
+            await ledger.order_by_key("anonymous", "another")
+        written.append(await server.fetchval("SELECT pg_current_wal_insert_lsn()") - before)
+    # PostgreSQL itself notes something now and then; what we wrote would be there each time.
+    assert 0 in written
 
 
 async def test_a_look_up_waits_for_what_is_being_stored(dsn: str, server: Connection) -> None:
