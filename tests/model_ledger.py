@@ -67,7 +67,7 @@ class ModelLedger:
         satoshi = satoshi_for(new.amount_cents, rate_e8)
         exposure = Exposure(self.cap_satoshi, sum(order.satoshi for order in self.stored), len(self.stored))
         if satoshi > exposure.cap_satoshi - exposure.used_satoshi:
-            return Refused(ExposureCapExceeded("full", **exposure.facts()), by_ledger=True)
+            return Refused(ExposureCapExceeded("full", **exposure.facts()))
         order = Order(
             len(self.stored) + 1,
             new.id,

@@ -6,9 +6,13 @@ import logging
 import os
 import re
 import signal
+import uuid
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -24,6 +28,7 @@ from buydesk.embedded.redis import EmbeddedRedis
 from buydesk.errors import PriceStale, PriceUnavailable, ReportsUnavailable
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.observability.reports import Report
+from buydesk.prices.documents import record_document
 from buydesk.prices.model import FeedStatus
 from buydesk.times import utc_now
 from tests.builders import record, settings
@@ -246,6 +251,22 @@ async def test_a_price_that_redis_has_for_a_shorter_time_ends_then(bench: Bench)
     assert await bench.store.publish(price) == brief
     with pytest.raises(PriceStale):
         await bench.store.latest()
+
+
+@pytest.mark.parametrize("forged", ["shortened", "ended", "unsigned", "nested too deeply"])
+async def test_what_a_hand_makes_of_the_price_in_redis_ends_no_sale(bench: Bench, server: Server, forged: str) -> None:
+    price = record()
+    await bench.store.publish(price)
+    ended = replace(price, expires_at=price.as_of + timedelta(milliseconds=1))
+    made = {
+        "shortened": msgspec.json.encode(record_document(price.shortened(timedelta(), utc_now()))),
+        "ended": msgspec.json.encode(record_document(replace(ended, id=uuid.uuid4()))),
+        "unsigned": msgspec.json.encode(record_document(replace(price, id=uuid.uuid4(), signature=None))),
+        "nested too deeply": b"[" * 20_000,
+    }[forged]
+    async with server.client() as client:
+        await client.hset(next(iter(redis_prices.kinds(SETTINGS))), "document", made)
+    assert await bench.store.latest() == price
 
 
 async def test_a_redis_that_lost_the_price_is_no_reason_to_lose_it(bench: Bench, server: Server) -> None:

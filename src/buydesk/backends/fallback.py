@@ -10,12 +10,11 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from buydesk.errors import DeskError, PriceStale, PriceStoreUnavailable, PriceUnavailable, ReportsUnavailable
 from buydesk.observability.reports import Level, Report, ReportStore, StoredReport, newest_first
 from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord, PriceStore
-from buydesk.times import format_time
 
 # Less than whoever asks us waits: a Redis that hangs must not delay what is in memory.
 REDIS_SECONDS_MAX = 1.0
@@ -62,10 +61,18 @@ class _Redis:
         self._is_away = False
 
 
+class OwnPriceStore(PriceStore, Protocol):
+    """The price store in memory."""
+
+    def adopt(self, record: PriceRecord) -> None:
+        """Takes a copy of the current record in its place, which ends earlier."""
+        ...
+
+
 class FallbackPriceStore:
     """PriceStore, in Redis (`shared`) and in memory (`own`). Closes both."""
 
-    def __init__(self, shared: PriceStore, own: PriceStore) -> None:
+    def __init__(self, shared: PriceStore, own: OwnPriceStore) -> None:
         self._shared = shared
         self._own = own
         log = logging.getLogger("buydesk.services.api_cache_proxy")
@@ -81,7 +88,10 @@ class FallbackPriceStore:
         """See PriceStore."""
         published = await self._own.publish(record)
         with contextlib.suppress(PriceStoreUnavailable):
-            return await self._publishing.ask(self._shared.publish(published))
+            stored = await self._publishing.ask(self._shared.publish(published))
+            if stored.expires_at < published.expires_at:
+                self._own.adopt(stored)
+            return stored
         return published
 
     async def latest(self) -> PriceRecord:
@@ -127,10 +137,9 @@ def _is_newer(own: PriceRecord | DeskError, shared: PriceRecord | DeskError) -> 
         return True
     if isinstance(own, DeskError):
         return isinstance(own, PriceStale) and isinstance(shared, PriceUnavailable)
-    if isinstance(shared, PriceRecord):
-        # Of the same record, the copy that somebody has shortened.
-        return own.expires_at < shared.expires_at if own.id == shared.id else own.as_of > shared.as_of
-    return not (isinstance(shared, PriceStale) and str(shared.facts["as_of"]) >= format_time(own.as_of))
+    # A published record never changes: of the same one memory's copy counts, whatever a hand did to the one in Redis.
+    # Nor does what ended there, or is no price, end a record that is valid here.
+    return not isinstance(shared, PriceRecord) or own.id == shared.id or own.as_of > shared.as_of
 
 
 async def _outcome(call: Awaitable[T]) -> T | DeskError:

@@ -55,6 +55,10 @@ class MemoryPriceStore:
         del self._points[: max(too_old, len(self._points) - self._records_max)]
         return record
 
+    def adopt(self, record: PriceRecord) -> None:
+        """Takes a copy of the current record in its place: where it was published first, it ends earlier."""
+        self._current = record
+
     async def latest(self) -> PriceRecord:
         """See PriceStore."""
         now = self._clock.now()

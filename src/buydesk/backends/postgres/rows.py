@@ -112,9 +112,8 @@ def outcome_of(  # noqa: PLR0917
         case "over_cap", _:
             exposure = Exposure(row["cap"], used or 0, 0)
             room = format_btc(exposure.cap_satoshi - exposure.used_satoshi)
-            return Refused(
-                ExposureCapExceeded(f"Only {room} BTC can still be sold.", **exposure.facts()), by_ledger=True
-            )
+            # The cap may be raised while an earlier sending is still on its way.
+            return Refused(ExposureCapExceeded(f"Only {room} BTC can still be sold.", **exposure.facts()))
         case "unpriced", DeskError() as error:
             return Refused(error, by_ledger=True)
     # After its deadline nobody waits for an order, unless clocks differ. It proves nothing of an earlier sending: that

@@ -43,6 +43,8 @@ from buydesk.prices.verification import require_proven
 from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, EPOCH, Clock
 
+# What reading a document raises that is not there, is none, or is nested too deeply.
+_UNREADABLE = (TypeError, ValueError, RecursionError)
 _MICROSECOND = timedelta(microseconds=1)
 # This many points take a millisecond to read; other work goes on between slices of them.
 _SLICE_POINTS = 100
@@ -143,15 +145,16 @@ class RedisPriceStore:
             current = None if document is None else record_from(msgspec.json.decode(document))
         now = self._clock.now()
         moment = self._clock.monotonic()
+        if current is not None:
+            try:
+                # First: what is no price of ours, but of a hand, another version or other settings, says nothing about
+                # whether ours has ended.
+                require_proven(current, self._settings, now)
+            except NotARecord as error:
+                detail = f"The stored record is no price of this desk: {error}."
+                raise PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS) from error
         self._seen = UsablePrice.seen(valid_record(current, now, self._skew_seconds_max), now, moment, self._seen)
-        valid = self._seen.usable(moment)
-        try:
-            # It may be of a desk with other settings, or of another version: what is kept outlives a program.
-            require_proven(valid, self._settings, now)
-        except NotARecord as error:
-            detail = f"The stored record is no price of this desk: {error}."
-            raise PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS) from error
-        return valid
+        return self._seen.usable(moment)
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         """See PriceStore."""
@@ -205,7 +208,7 @@ class RedisPriceStore:
                 yield
         except FAULTS as error:
             raise meaning_of(error, PriceStoreUnavailable) from error
-        except ValueError as error:
+        except _UNREADABLE as error:
             raise PriceStoreUnavailable("Redis holds something that is not a price record.") from error
 
 
@@ -213,7 +216,7 @@ def _readable_point(document: bytes) -> PricePoint | None:
     """The point, None for what is none: one that cannot be read must not keep the others, and all prices, away."""
     try:
         return point_from(msgspec.json.decode(document))
-    except ValueError:
+    except _UNREADABLE:
         return None
 
 
