@@ -235,10 +235,11 @@ def _named(orders: Iterable[PendingOrder]) -> dict[str, str | None]:
 def outcome_unknown(item: PricedOrder, settings: Settings) -> OutcomeUnknown:
     """The answer when it could not be learnt whether the order is stored.
 
-    The ledger takes it no more after its deadline, by its own clock, which may be behind ours by the allowed skew; a
-    statement that began before ends within its time-out. After `final_after` a look-up of the id or key is final.
+    The ledger takes it no more after its deadline, by its own clock. That may be behind db_proxy's by the allowed skew,
+    and db_proxy's behind ours: twice the skew. A statement that began before ends within its time-out. After
+    `final_after` a look-up of the id or key is final.
     """
-    beyond_seconds = settings.clock_skew_seconds_max + settings.statement_seconds_max
+    beyond_seconds = 2 * settings.clock_skew_seconds_max + settings.statement_seconds_max
     final_after = item.deadline + timedelta(seconds=beyond_seconds)
     return OutcomeUnknown(
         "The order may or may not be stored: send it again with the same key, or look it up after final_after.",
