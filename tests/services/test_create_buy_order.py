@@ -498,6 +498,25 @@ class CountingStore(MemoryPriceStore):
         return await super().latest()
 
 
+async def test_an_older_price_replaces_only_one_that_is_from_the_future() -> None:
+    clock = FakeClock(utc_now())
+    latest = [record(ttl=60)]
+
+    class Scripted(MemoryPriceStore):
+        async def latest(self) -> PriceRecord:
+            return latest[-1]
+
+    price = PriceCache(Scripted(settings()), settings(), LOG, clock)
+    await price.refresh()
+    latest.append(record(age=28, ttl=60))  # of a store that lost the newer one, say
+    await price.refresh()
+    assert price.current() == latest[0]
+    clock.at -= timedelta(hours=1)
+    latest.append(record(age=3600, ttl=60))
+    await price.refresh()
+    assert price.current() == latest[2]
+
+
 async def test_the_price_at_hand_ends_at_its_own_time_whatever_the_clock_and_the_store_do() -> None:
     clock = FakeClock()
     store = CountingStore(settings())

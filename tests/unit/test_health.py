@@ -30,7 +30,16 @@ def kept(data: str = "ready") -> StoredReport:
 
 @pytest.mark.parametrize(
     ("seconds", "state"),
-    [(-5, "alive"), (0, "alive"), (90, "alive"), (90.1, "late"), (240, "late"), (240.1, "dead")],
+    [
+        (-60.1, "unknown"),
+        (-60, "alive"),
+        (-5, "alive"),
+        (0, "alive"),
+        (90, "alive"),
+        (90.1, "late"),
+        (240, "late"),
+        (240.1, "dead"),
+    ],
 )
 def test_state_follows_from_the_age_of_the_last_report(seconds: float, state: State) -> None:
     assert service_state(kept(), NOON + timedelta(seconds=seconds), MINUTE) == state

@@ -86,9 +86,10 @@ class ReportStore(Protocol):
 def service_state(last: StoredReport | None, now: datetime, interval: timedelta) -> State:
     """Alive, late or dead, by the age of a service's last report; dead at once when it said that it stopped.
 
-    One that was never heard of is unknown: the reports may have been lost, by a restart of who keeps them.
+    One that was never heard of is unknown: the reports may have been lost, by a restart of who keeps them. So is one
+    whose report lies in the future by more than an interval: the clock was set back since, and its age means nothing.
     """
-    if last is None:
+    if last is None or last.arrived_at - now > interval:
         return "unknown"
     if last.report.is_final:
         return "dead"

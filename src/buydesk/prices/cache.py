@@ -3,9 +3,10 @@
 import asyncio
 import logging
 from dataclasses import replace
+from datetime import datetime
 
 from buydesk.errors import DeskError, PriceStale, PriceStoreUnavailable, PriceUnavailable
-from buydesk.prices.model import RETRY_AFTER_SECONDS, NotARecord, PriceRecord, PriceStore, UsablePrice
+from buydesk.prices.model import RETRY_AFTER_SECONDS, NotARecord, PriceRecord, PriceStore, UsablePrice, observed_by
 from buydesk.prices.verification import require_proven
 from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
@@ -58,7 +59,18 @@ class PriceCache:
             detail = f"The price store holds what is no price of this desk: {error}."
             self._problem = PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS)
             return
-        self._price = UsablePrice.seen(record, now, started, self._price)
+        if not self._has_newer(record, now, started):
+            self._price = UsablePrice.seen(record, now, started, self._price)
+
+    def _has_newer(self, record: PriceRecord, now: datetime, moment: float) -> bool:
+        """Whether what is here is valid and newer: an older record comes from a store that lost the newer one, or from
+        a hand. One from the future is not newer (`observed_by`)."""
+        own = self._price
+        return (
+            own is not None
+            and moment < own.until
+            and record.as_of < own.record.as_of <= observed_by(now, self._settings.clock_skew_seconds_max)
+        )
 
     async def wait_for_first(self, seconds_max: float) -> None:
         """Returns once a price is here or the store says that the sources prove none, or after so many seconds."""
