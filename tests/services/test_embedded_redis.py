@@ -81,6 +81,25 @@ async def test_an_orphan_of_a_killed_desk_is_ended_by_the_next_start(
         await next_server.stop()
 
 
+@pytest.mark.parametrize("left", ["frozen", "with a password"])
+async def test_an_orphan_that_does_not_listen_to_us_is_killed_by_the_next_start(
+    server: EmbeddedRedis, directory: Path, redis_program: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    monkeypatch.setattr(embedded_redis, "STOP_SECONDS_MAX", 0.3)
+    orphan = server.pid
+    assert orphan is not None
+    if left == "frozen":
+        os.kill(orphan, signal.SIGSTOP)
+    else:
+        async with Redis.from_url(server.url) as client:
+            await client.config_set("requirepass", "somebody's")
+    another = EmbeddedRedis(directory, redis_program)
+    await another.start()
+    assert another.pid not in (None, orphan)
+    assert "SIGKILL" in await server.wait()
+    await another.stop()
+
+
 async def test_root_does_not_run_it_itself(server: EmbeddedRedis) -> None:
     account = server_account() or Account("own", os.geteuid(), os.getegid())
     assert account.uid != 0

@@ -6,8 +6,12 @@ directory only.
 
 import asyncio
 import contextlib
+import socket
+import struct
 from pathlib import Path
 from urllib.parse import quote
+
+import psutil
 
 from buydesk.embedded.accounts import require_open, server_account
 from buydesk.embedded.data_dir import CLUSTER, SOCKETS, empty_log, make_private, require_short_socket_path
@@ -61,10 +65,11 @@ class EmbeddedRedis:
         require_short_socket_path(self._socket)
         require_open(self._account, self._directory, "Redis")
         make_private(self._socket.parent, self._account)
+        with contextlib.suppress(TimeoutError):
+            await self._end_leftover()
         try:
-            async with asyncio.timeout(STOP_SECONDS_MAX):
-                while await self._say("SHUTDOWN NOSAVE") is not None:  # noqa: ASYNC110
-                    await asyncio.sleep(POLL_SECONDS)
+            self._kill_leftover()  # which is frozen, or has got a password
+            await self._end_leftover()
         except OSError as error:  # a time-out is one, too
             raise CannotStart(f"{self._socket} is in use and cannot be freed: use another --data-dir") from error
         empty_log(self._log)
@@ -76,6 +81,23 @@ class EmbeddedRedis:
 
     async def stop(self) -> None:
         await self._child.stop(STOP_SECONDS_MAX)
+
+    async def _end_leftover(self) -> None:
+        """Returns when nobody listens any more; raises OSError, TimeoutError."""
+        async with asyncio.timeout(STOP_SECONDS_MAX):
+            while await self._say("SHUTDOWN NOSAVE") is not None:  # noqa: ASYNC110
+                await asyncio.sleep(POLL_SECONDS)
+
+    def _kill_leftover(self) -> None:
+        """Kills the server that listens at our socket, if it is one that was started to do so; raises OSError."""
+        with socket.socket(socket.AF_UNIX) as asking, contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            asking.settimeout(STOP_SECONDS_MAX)
+            asking.connect(str(self._socket))
+            pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                server = psutil.Process(pid)
+                if str(self._socket) in " ".join(server.cmdline()):
+                    server.kill()
 
     async def _answers(self) -> bool:
         return await self._say("PING") == b"+PONG\r\n"
