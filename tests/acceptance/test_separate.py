@@ -180,9 +180,10 @@ async def test_status_tells_the_dead_from_the_living(desk: Running) -> None:
     assert status["database"]["ok"]
 
 
-async def test_killed_itself_the_supervisor_s_children_end(open_directory: Path) -> None:
+async def test_killed_itself_the_supervisor_s_children_end_also_what_is_stopped(open_directory: Path) -> None:
     async with desk_up(open_directory / "orphans", "--separate") as desk:
         children = [process_of(desk, service) for service in PORTS]
+        children[-1].suspend()
         desk.process.kill()
         gone, alive = await asyncio.to_thread(psutil.wait_procs, children, 20)
         assert not alive

@@ -6,6 +6,7 @@ children in order. A child of ours also watches a pipe (`SupervisorPipe`) that c
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -33,6 +34,8 @@ PROBE_SECONDS_MAX = 1.5
 MISSED_PROBES_MAX = 3
 SUPERVISOR_FD_VARIABLE = "BUYDESK_SUPERVISOR_FD"
 
+# linux/prctl.h: the signal that the kernel sends when the parent ends.
+_PR_SET_PDEATHSIG = 1
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH")
 
 log = logging.getLogger(__name__)
@@ -270,6 +273,9 @@ def watch_supervisor(fd: int, on_gone: Callable[[], object]) -> Callable[[], Non
     try:
         os.set_inheritable(fd, False)  # Its own children are not the supervisor's.
         loop.add_reader(fd, gone)
+        with contextlib.suppress(AttributeError):  # only Linux has it
+            # A child that is stopped (SIGSTOP) when the supervisor dies goes on, sees the pipe closed, and ends.
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     except OSError as error:
         mend = f"unset {SUPERVISOR_FD_VARIABLE}, only `buydesk up --separate` sets it"
         raise CannotStart(f"{SUPERVISOR_FD_VARIABLE}={fd} is no pipe: {mend}") from error
