@@ -90,12 +90,17 @@ def missing_pages() -> Iterator[str]:
 
 
 def undated_records() -> Iterator[str]:
-    """Every decision has a date and a status."""
-    for path in sorted(Path("docs/decisions").glob("[0-9]*.md")):
-        if not re.search(
-            r"\A# .+\n\nDate: \d{4}-\d\d-\d\d · Status: (accepted|superseded by \d{4}.*)\n", path.read_text()
-        ):
-            yield f"{path}: has no date and status below its title"
+    """Every decision has a date and a status; one that is superseded and the later one link to each other."""
+    form = re.compile(r"\A# .+\n\nDate: \d{4}-\d\d-\d\d · Status: (?:accepted|superseded by (\d{4}).*)\n")
+    records = {path.name: path.read_text() for path in sorted(Path("docs/decisions").glob("[0-9]*.md"))}
+    for name, text in records.items():
+        found = form.search(text)
+        if not found:
+            yield f"docs/decisions/{name}: has no date and status below its title"
+        elif later := found[1]:
+            both = [other for other in records if other.startswith(later) and f"]({other})" in text]
+            if not any(other > name and f"]({name})" in records[other] for other in both):
+                yield f"docs/decisions/{name}: this record and {later}, which supersedes it, do not link to each other"
 
 
 def _asked(part: str) -> set[str]:
