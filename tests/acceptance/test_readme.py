@@ -33,6 +33,9 @@ PAGES = {
     for name in ("README.md", "docs/api.md", "docs/prices.md", "docs/containers.md", "CONTRIBUTING.md")
 }
 README_WORDS_MAX = 1200
+# Their commands need an engine and are not run here. deploy/smoke runs those for backup and restore, and
+# test_operating.py holds it to that; the others nobody runs.
+NEED_AN_ENGINE = {"docs/operating.md"}
 SECONDS_MAX = 30
 REST = "…"
 
@@ -208,16 +211,21 @@ async def test_every_command_of_the_pages_works_as_written(open_directory: Path)
     assert [each for each in logged if each["level"] != "INFO"] == []
 
 
-EXAMPLES = [example for page in PAGES.values() for example in examples(page)]
+EXAMPLES = [(page, example) for page, text in PAGES.items() for example in examples(text)]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"line{example.line}")
+@pytest.mark.parametrize("example", [pytest.param(each, id=f"{page}:{each.line}") for page, each in EXAMPLES])
 def test_every_command_block_has_one_rule(example: Example) -> None:
     assert len(rules_of(example.command)) == 1
 
 
+def test_every_page_with_commands_is_run_or_needs_an_engine() -> None:
+    written = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in _written()}
+    assert {page for page, text in written.items() if "```sh\n" in text} == PAGES.keys() | NEED_AN_ENGINE
+
+
 def test_what_is_not_run_stands_in_the_pages() -> None:
-    assert {each.command for each in EXAMPLES} >= NOT_RUN.keys()
+    assert {each.command for _, each in EXAMPLES} >= NOT_RUN.keys()
 
 
 def test_readme_is_short() -> None:
@@ -287,14 +295,40 @@ def test_every_port_is_documented() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     broken = [
         f"{page.relative_to(ROOT)}: {target}"
-        for page in pages
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
-        if target != "docs/coverage.svg" and not (page.parent / target).exists()  # `make test` makes that one
+        for page in _written()
+        for target in re.findall(r"\]\(([^):]+)\)", page.read_text(encoding="utf-8"))
+        if target != "docs/coverage.svg" and not _leads_somewhere(page, target)  # `make test` makes that one
     ]
     assert broken == []
+
+
+@pytest.mark.parametrize(
+    "target", ["nowhere.md", "README.md#nowhere", "#nowhere", "docs/api.md#access-", "LICENSE#top"]
+)
+def test_a_link_that_leads_nowhere_is_found(target: str) -> None:
+    assert not _leads_somewhere(ROOT / "README.md", target)
+
+
+@pytest.mark.parametrize("target", ["LICENSE", "docs/decisions", "#two-commands", "docs/api.md#access"])
+def test_a_link_that_leads_somewhere_is_none_of_them(target: str) -> None:
+    assert _leads_somewhere(ROOT / "README.md", target)
+
+
+def _written() -> list[Path]:
+    return [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+
+
+def _leads_somewhere(page: Path, target: str) -> bool:
+    """Whether there is such a file and, of a page, such a heading, by the names that forges give them."""
+    file, has_anchor, anchor = target.partition("#")
+    path = page.parent / file if file else page
+    if not has_anchor or not path.exists():
+        return path.exists()
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE) if path.suffix == ".md" else []
+    return anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def _masked(text: str) -> str:
