@@ -53,7 +53,7 @@ class Server:
 
 @pytest.fixture
 async def server(open_directory: Path, redis_program: Path) -> AsyncIterator[Server]:
-    directory = open_directory / "hurt"
+    directory = open_directory / "hurt-redis"
     directory.mkdir()
     directory.chmod(0o755)
     redis = EmbeddedRedis(directory, redis_program)
