@@ -6,18 +6,9 @@ from typing import Any
 
 import msgspec
 
-from buydesk.errors import (
-    DeskError,
-)
+from buydesk.errors import DeskError
 from buydesk.money import Currency
-from buydesk.orders.model import (
-    ANONYMOUS,
-    NewOrder,
-    Order,
-    PricedOrder,
-    new_order_id,
-    order_document,
-)
+from buydesk.orders.model import ANONYMOUS, NewOrder, Order, PricedOrder, new_order_id, order_document
 from buydesk.orders.pricing import price_order
 from buydesk.prices.model import SOURCES, PriceRecord, Quote, Rule
 from buydesk.prices.signing import Signer

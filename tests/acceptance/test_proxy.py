@@ -87,12 +87,7 @@ def assert_problem(answer: httpx2.Response, code: str) -> None:
     ignored = {"detail", "instance", *known.example_facts}
     assert answer.headers["content-type"] == "application/problem+json"
     told = {name: value for name, value in answer.json().items() if name not in ignored}
-    assert told == {
-        "type": TYPE_PREFIX + code,
-        "title": known.title,
-        "status": known.status,
-        "code": code,
-    }
+    assert told == {"type": TYPE_PREFIX + code, "title": known.title, "status": known.status, "code": code}
     assert answer.status_code == known.status
 
 

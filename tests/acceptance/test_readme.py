@@ -52,10 +52,7 @@ NOT_RUN = {
     "deploy/smoke": "CI runs it beside the tests",
 }
 # Codes that no client meets, and where they stay.
-INTERNAL_CODES = {
-    "price_superseded": "api_cache_proxy tells api_updater",
-    "source_failed": "api_updater logs it",
-}
+INTERNAL_CODES = {"price_superseded": "api_cache_proxy tells api_updater", "source_failed": "api_updater logs it"}
 MASKS = {
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}": "<id>",
     r"(?<![\w-])([\w-]{86}|[\w-]{43})(?![\w-])": "<key or signature>",
@@ -380,10 +377,7 @@ async def _output(script: str) -> str:
 @contextlib.asynccontextmanager
 async def _shell(script: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        *("bash", "-c", script),
-        cwd=ROOT,
-        env=environment(**env),
-        stdout=asyncio.subprocess.PIPE,
+        *("bash", "-c", script), cwd=ROOT, env=environment(**env), stdout=asyncio.subprocess.PIPE
     )
     try:
         yield process

@@ -250,10 +250,7 @@ async def test_record_is_valid_until_it_expires_and_stale_from_then_on(store: Pr
     with pytest.raises(PriceStale) as refusal:
         await store.latest()
     assert refusal.value.retry_after_seconds == 5
-    assert refusal.value.facts == {
-        "as_of": "2026-01-31T12:00:00.123456Z",
-        "expires_at": "2026-01-31T12:01:00.123456Z",
-    }
+    assert refusal.value.facts == {"as_of": "2026-01-31T12:00:00.123456Z", "expires_at": "2026-01-31T12:01:00.123456Z"}
 
 
 async def test_stale_is_told_from_none_for_a_day(store: PriceStore, clock: FakeClock) -> None:

@@ -61,11 +61,7 @@ async def client(settings: Settings, store: MemoryPriceStore, clock: FakeClock) 
 
 
 def record(as_of: datetime = NOON, **members: Any) -> PriceRecord:
-    rates_e8 = {
-        Currency.EUR: 20_572_78 * 10**6,
-        Currency.GBP: 18_271_51 * 10**6,
-        Currency.USD: 21_712_51 * 10**6 + 1,
-    }
+    rates_e8 = {Currency.EUR: 20_572_78 * 10**6, Currency.GBP: 18_271_51 * 10**6, Currency.USD: 21_712_51 * 10**6 + 1}
     made = PriceRecord(
         id=uuid.uuid4(),
         as_of=as_of,

@@ -335,9 +335,7 @@ async def test_a_directory_that_is_no_cluster_is_refused(open_directory: Path) -
             await EmbeddedPostgres(directory).prepare()
 
 
-async def test_a_data_directory_with_too_long_a_path_is_refused_before_anything_is_made(
-    open_directory: Path,
-) -> None:
+async def test_a_data_directory_with_too_long_a_path_is_refused_before_anything_is_made(open_directory: Path) -> None:
     with locked(open_directory / ("x" * 90)) as directory:
         with pytest.raises(CannotStart, match="use another --data-dir, with a shorter path"):
             await EmbeddedPostgres(directory).prepare()

@@ -113,10 +113,7 @@ async def test_where_its_account_cannot_get_it_is_not_started(
     monkeypatch.setattr(embedded_redis, "server_account", lambda _: Account("stranger", 64_000, 64_000))
     closed = open_directory / "closed to redis"
     closed.mkdir(mode=0o700)
-    with (
-        locked(closed / "data") as directory,
-        pytest.raises(CannotStart, match=r"^Redis, .* cannot enter .*closed"),
-    ):
+    with locked(closed / "data") as directory, pytest.raises(CannotStart, match=r"^Redis, .* cannot enter .*closed"):
         await EmbeddedRedis(directory, redis_program).start()
 
 

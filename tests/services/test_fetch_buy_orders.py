@@ -398,8 +398,7 @@ async def test_the_exposure(desk: Reading) -> None:
 
 
 @pytest.mark.parametrize(
-    "path",
-    ["/get_orders/", f"/get_orders/{AN_ID}", "/get_orders/?client_order_id=k", f"/prices/{AN_ID}"],
+    "path", ["/get_orders/", f"/get_orders/{AN_ID}", "/get_orders/?client_order_id=k", f"/prices/{AN_ID}"]
 )
 async def test_without_the_ledger_reads_are_unavailable(desk: Reading, path: str) -> None:
     desk.ledger.fault = LedgerUnavailable("PostgreSQL is away", retry_after_seconds=1)
@@ -511,9 +510,7 @@ async def test_a_page_that_two_ask_for_at_once_is_kept_once() -> None:
     assert pages.find(PageBefore(9), 3) is page
 
 
-async def test_each_of_200_000_orders_is_read_once_while_eight_writers_add_more(
-    databases: Databases,
-) -> None:
+async def test_each_of_200_000_orders_is_read_once_while_eight_writers_add_more(databases: Databases) -> None:
     stored = 200_000
     dsn = await databases.new()
     await fill(dsn, stored)

@@ -284,9 +284,7 @@ def test_a_secret_that_was_lost_in_a_crash_is_made_again(tmp_path: Path) -> None
     assert [each.read_text() for each in tmp_path.iterdir()] == ["new"]
 
 
-def test_a_child_gets_every_setting_given_and_no_secret_that_is_not_its_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_child_gets_every_setting_given_and_no_secret_that_is_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://inherited")
     given = settings(database_url="postgresql://x", redis_url="redis://x", port_offset=7, data_dir=None)
     edge = environment(given, "create_buy_order")

@@ -106,8 +106,7 @@ def test_an_order_shows_decimal_text_and_utc_times() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cap", "used", "available"),
-    [(10**10, 1, "99.99999999"), (10**10, 10**10, "0.00000000"), (5, 7, "0.00000000")],
+    ("cap", "used", "available"), [(10**10, 1, "99.99999999"), (10**10, 10**10, "0.00000000"), (5, 7, "0.00000000")]
 )
 def test_the_room_under_the_cap_is_never_negative(cap: int, used: int, available: str) -> None:
     facts = Exposure(cap, used, 3).facts()

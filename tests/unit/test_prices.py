@@ -63,10 +63,7 @@ def test_a_record_may_be_used_until_it_expires_and_not_a_moment_longer() -> None
     with pytest.raises(PriceStale) as refused:
         RECORD.require_fresh(RECORD.expires_at)
     assert refused.value.retry_after_seconds is not None
-    assert refused.value.facts == {
-        "as_of": format_time(RECORD.as_of),
-        "expires_at": format_time(RECORD.expires_at),
-    }
+    assert refused.value.facts == {"as_of": format_time(RECORD.as_of), "expires_at": format_time(RECORD.expires_at)}
 
 
 @pytest.mark.parametrize(("ttl_seconds", "valid_seconds"), [(30, 30), (57, 57), (58, 58), (59, 58), (86_400, 58)])

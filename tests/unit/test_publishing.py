@@ -117,10 +117,7 @@ async def test_store_that_is_away_is_offered_the_price_every_second_and_one_warn
     await publisher.publish(decided(), 1015)
     assert clock.slept == [1, 1, 1]
     assert store.published == [RECORD]
-    assert logged() == [
-        "WARNING The price store is down: The store is away.",
-        "INFO The price store is up again.",
-    ]
+    assert logged() == ["WARNING The price store is down: The store is away.", "INFO The price store is up again."]
     assert publisher.down == ""
 
 

@@ -181,10 +181,7 @@ async def test_orders_that_no_request_brought_go_under_a_fresh_id() -> None:
 
 @pytest.mark.parametrize(
     "loss",
-    [
-        OutcomeUnknown("cut off"),
-        lambda outcomes: [Refused(OutcomeUnknown("db_proxy gave up")) for _ in outcomes],
-    ],
+    [OutcomeUnknown("cut off"), lambda outcomes: [Refused(OutcomeUnknown("db_proxy gave up")) for _ in outcomes]],
     ids=["the whole answer", "as the ledger says"],
 )
 async def test_orders_whose_answer_is_lost_are_named_once_with_their_requests(loss: Any) -> None:

@@ -309,8 +309,7 @@ def check_agreement(verdict: Verdict, rule: Rule) -> None:
 
 
 @given(
-    any_quotes,
-    st.builds(Rule, st.integers(0, 100), st.integers(0, 10_000), st.integers(0, 10_000), st.integers(1, 5)),
+    any_quotes, st.builds(Rule, st.integers(0, 100), st.integers(0, 10_000), st.integers(0, 10_000), st.integers(1, 5))
 )
 def test_price_lies_within_fresh_quotes_of_enough_sources_that_agree(quotes: list[Quote], rule: Rule) -> None:
     check_agreement(decide(quotes, NOW, rule), rule)

@@ -171,10 +171,7 @@ def test_nothing_is_no_value_on_the_command_line(field: str) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (
-            {"order_seconds_max": 10},
-            "BUYDESK_DRAIN_SECONDS_MAX (10) must be more than BUYDESK_ORDER_SECONDS_MAX (10)",
-        ),
+        ({"order_seconds_max": 10}, "BUYDESK_DRAIN_SECONDS_MAX (10) must be more than BUYDESK_ORDER_SECONDS_MAX (10)"),
         (
             {"statement_seconds_max": 0.5},
             "BUYDESK_LOCK_SECONDS_MAX (1) must be at most BUYDESK_STATEMENT_SECONDS_MAX (0.5)",

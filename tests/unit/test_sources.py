@@ -14,14 +14,7 @@ from buydesk.backends.sources import EXCHANGES, exchanges
 from buydesk.backends.sources.exchange import Book, Exchange, parse
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
 from buydesk.settings.model import Settings
-from tests.exchanges import (
-    bitfinex_answer,
-    bitstamp_answer,
-    coinbase_answer,
-    gemini_answer,
-    kraken_answer,
-    recorded,
-)
+from tests.exchanges import bitfinex_answer, bitstamp_answer, coinbase_answer, gemini_answer, kraken_answer, recorded
 
 EUR, GBP, USD = Currency
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -21,8 +21,7 @@ def test_text_is_utc() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "yesterday", "2026-01-31", "2026-01-31T09:05:00", "2026-13-31T09:05:00Z", "0001-01-01T00:00:00+23:59"],
+    "text", ["", "yesterday", "2026-01-31", "2026-01-31T09:05:00", "2026-13-31T09:05:00Z", "0001-01-01T00:00:00+23:59"]
 )
 def test_what_is_no_moment_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # that is what is promised

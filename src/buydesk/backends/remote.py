@@ -99,13 +99,7 @@ class RemoteService:
         return self._session
 
     async def call(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: object = None,
-        timeout_seconds: float,
-        **query: str | int,
+        self, method: str, path: str, *, body: object = None, timeout_seconds: float, **query: str | int
     ) -> Any:
         """The JSON of a 200; raises the error that a problem document names.
 

@@ -29,10 +29,7 @@ class Account:
 
 
 def server_account(
-    cluster: Path | None = None,
-    *,
-    uid: int | None = None,
-    find: Callable[[str], pwd.struct_passwd] = pwd.getpwnam,
+    cluster: Path | None = None, *, uid: int | None = None, find: Callable[[str], pwd.struct_passwd] = pwd.getpwnam
 ) -> Account | None:
     """The account that the servers run as, None for the desk's own user.
 

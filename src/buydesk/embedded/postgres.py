@@ -46,11 +46,7 @@ CONNECT_SECONDS_MAX = 5.0
 _PORT = "5432"  # only names the socket
 # One pair after the other, for the postmaster and for backends that have none. With those the next start recovers
 # anyway, as after a crash.
-_STOP_SIGNALS = (
-    (signal.SIGINT, signal.SIGQUIT),
-    (signal.SIGQUIT, signal.SIGKILL),
-    (signal.SIGKILL, signal.SIGKILL),
-)
+_STOP_SIGNALS = ((signal.SIGINT, signal.SIGQUIT), (signal.SIGQUIT, signal.SIGKILL), (signal.SIGKILL, signal.SIGKILL))
 
 # Durable whatever postgresql.conf says; otherwise modest, one desk's worth.
 _SETTINGS: Mapping[str, str] = {

@@ -200,12 +200,7 @@ class Child:
             await asyncio.sleep(POLL_SECONDS)
 
 
-async def supervise(
-    what: Supervised,
-    *,
-    on_death: Callable[[Death], None] = log_death,
-    clock: Clock = CLOCK,
-) -> None:
+async def supervise(what: Supervised, *, on_death: Callable[[Death], None] = log_death, clock: Clock = CLOCK) -> None:
     """Starts `what`, which runs already, again whenever it ends; never returns. Cancel it before you stop `what`.
 
     The pause before a start doubles from RESTART_PAUSE_SECONDS_MIN to _MAX, and is short again after a run of

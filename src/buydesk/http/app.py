@@ -32,14 +32,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Message
 
 from buydesk import __version__
-from buydesk.errors import (
-    DeskError,
-    InternalError,
-    InvalidRequest,
-    MethodNotAllowed,
-    NotFound,
-    NotReady,
-)
+from buydesk.errors import DeskError, InternalError, InvalidRequest, MethodNotAllowed, NotFound, NotReady
 from buydesk.http.openapi import EVERY_SERVICE, Json, common_operation, error_responses, openapi_document
 from buydesk.http.requests import Request
 from buydesk.http.responses import JSONBytesResponse, MsgspecResponse, encode, problem_response

@@ -99,11 +99,7 @@ def rendered(anchor: Anchor, page_size: int, page: Page, documents: Sequence[Ord
     if isinstance(anchor, PageFrom):
         about = {"start": anchor.start, "page_size": page_size, "total": page.total}
     body = encode(
-        {
-            "data": documents,
-            "page": about,
-            "_links": {relation: {"href": href} for relation, href in links.items()},
-        }
+        {"data": documents, "page": about, "_links": {relation: {"href": href} for relation, href in links.items()}}
     )
     link = ", ".join(f'<{href}>; rel="{relation}"' for relation, href in links.items() if relation != "self")
     headers = [(b"link", link.encode())]

@@ -48,12 +48,7 @@ class ClockReading:
 class ClockMonitor:
     """What the process called `own` hears of others' clocks."""
 
-    def __init__(
-        self,
-        own: str,
-        skew_seconds_max: float,
-        clock: Clock = CLOCK,
-    ) -> None:
+    def __init__(self, own: str, skew_seconds_max: float, clock: Clock = CLOCK) -> None:
         self._own = own
         self._skew_seconds_max = skew_seconds_max
         self._clock = clock

@@ -8,9 +8,7 @@ from datetime import timedelta
 
 from buydesk.money import format_btc, format_rate, satoshi_for
 from buydesk.orders.model import Order
-from buydesk.prices.model import (
-    PriceRecord,
-)
+from buydesk.prices.model import PriceRecord
 from buydesk.prices.verification import _discrepancies_of_record
 from buydesk.times import format_time
 

@@ -19,13 +19,7 @@ class PriceCache:
     """The price to sell at. Once a record is here, nothing makes it valid for longer: not a wall clock that steps back,
     and not the store. `log` gets what goes wrong without anybody being refused for it."""
 
-    def __init__(
-        self,
-        store: PriceStore,
-        settings: Settings,
-        log: logging.Logger,
-        clock: Clock = CLOCK,
-    ) -> None:
+    def __init__(self, store: PriceStore, settings: Settings, log: logging.Logger, clock: Clock = CLOCK) -> None:
         self._store = store
         self._settings = settings
         self._log = log

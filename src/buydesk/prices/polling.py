@@ -27,13 +27,7 @@ _log = logging.getLogger(__name__)
 class SourcePoller:
     """Polls a source, tick by tick. `failures_total` counts the calls that failed, not those left out."""
 
-    def __init__(
-        self,
-        source: PriceSource,
-        settings: Settings,
-        *,
-        clock: Clock = CLOCK,
-    ) -> None:
+    def __init__(self, source: PriceSource, settings: Settings, *, clock: Clock = CLOCK) -> None:
         self.name = source.name
         self.failures_total = 0
         self._source = source

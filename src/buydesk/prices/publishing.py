@@ -28,12 +28,7 @@ class PricePublisher:
     """
 
     def __init__(
-        self,
-        store: PriceStore,
-        skew_seconds_max: float,
-        log: logging.Logger,
-        *,
-        clock: Clock = CLOCK,
+        self, store: PriceStore, skew_seconds_max: float, log: logging.Logger, *, clock: Clock = CLOCK
     ) -> None:
         self.down = ""
         self.last: PriceRecord | None = None

@@ -26,14 +26,7 @@ from buydesk.observability.reporter import Reporter, ReportHandler
 from buydesk.observability.reports import ReportStore
 from buydesk.orders.model import OrderLedger
 from buydesk.prices.model import PriceSource, PriceStore
-from buydesk.services import (
-    api_cache_proxy,
-    api_updater,
-    create_buy_order,
-    db_proxy,
-    fetch_buy_orders,
-    health_check,
-)
+from buydesk.services import api_cache_proxy, api_updater, create_buy_order, db_proxy, fetch_buy_orders, health_check
 from buydesk.settings.model import Settings, variable
 from buydesk.topology import SERVICES
 

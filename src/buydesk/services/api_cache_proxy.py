@@ -6,9 +6,7 @@ from datetime import timedelta
 
 from fastapi import FastAPI, Response
 
-from buydesk.errors import (
-    NotFound,
-)
+from buydesk.errors import NotFound
 from buydesk.http.app import Service, service_app
 from buydesk.http.prices import (
     GET_CURRENTPRICE,
@@ -29,16 +27,8 @@ from buydesk.limits import in_slices
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.prices.coindesk import CODES, currentprice, currentprice_of
-from buydesk.prices.documents import (
-    feed_status_document,
-    point_document,
-    record_document,
-)
-from buydesk.prices.model import (
-    HISTORY_MINUTES_MAX,
-    HISTORY_POINTS_MAX,
-    PriceStore,
-)
+from buydesk.prices.documents import feed_status_document, point_document, record_document
+from buydesk.prices.model import HISTORY_MINUTES_MAX, HISTORY_POINTS_MAX, PriceStore
 from buydesk.settings.model import PRICE_TTL_SECONDS_MAX, Settings
 from buydesk.settings.types import tokens
 from buydesk.times import CLOCK, Clock

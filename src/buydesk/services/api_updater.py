@@ -71,12 +71,7 @@ class Updater:
     """The loop."""
 
     def __init__(
-        self,
-        settings: Settings,
-        sources: Sequence[PriceSource],
-        store: PriceStore,
-        *,
-        clock: Clock = CLOCK,
+        self, settings: Settings, sources: Sequence[PriceSource], store: PriceStore, *, clock: Clock = CLOCK
     ) -> None:
         self.sources = [SourcePoller(source, settings, clock=clock) for source in sources]
         self.statuses: tuple[SourceStatus, ...] = ()

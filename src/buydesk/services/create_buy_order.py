@@ -9,21 +9,13 @@ from datetime import timedelta
 
 from fastapi import FastAPI, Response
 
-from buydesk.errors import (
-    DeskError,
-    InvalidRequest,
-    PriceStale,
-)
+from buydesk.errors import DeskError, InvalidRequest, PriceStale
 from buydesk.http.app import Service, service_app
 from buydesk.http.orders import PLACE_ORDER, created, read_order
 from buydesk.http.requests import Request
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.batching import OrderBatcher, PendingOrder
-from buydesk.orders.model import (
-    OrderLedger,
-    PricedOrder,
-    Refused,
-)
+from buydesk.orders.model import OrderLedger, PricedOrder, Refused
 from buydesk.orders.pricing import price_order
 from buydesk.prices.cache import FIRST_PRICE_SECONDS_MAX, PriceCache
 from buydesk.prices.model import PriceRecord, PriceStore
@@ -69,11 +61,7 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
         return created(outcome.order, orders_url, is_replay=outcome.order.id != order.id)
 
     app = service_app(
-        NAME,
-        "Place buy orders: POST /place_order/",
-        {"ledger": ledger.check, "price": price.check},
-        reporter,
-        lifespan,
+        NAME, "Place buy orders: POST /place_order/", {"ledger": ledger.check, "price": price.check}, reporter, lifespan
     )
     app.add_direct_route("/place_order/", "POST", place_order, PLACE_ORDER)
     return app

@@ -24,12 +24,7 @@ from buydesk.http.pages import (
 from buydesk.http.requests import Request, single_parameters
 from buydesk.http.responses import MsgspecResponse, encode
 from buydesk.observability.reporter import Reporter
-from buydesk.orders.model import (
-    ANONYMOUS,
-    OrderLedger,
-    order_document,
-    parse_key,
-)
+from buydesk.orders.model import ANONYMOUS, OrderLedger, order_document, parse_key
 from buydesk.orders.paging import PageReader
 from buydesk.prices.documents import record_document
 from buydesk.settings.model import Settings

@@ -11,10 +11,7 @@ from typing import cast
 import psutil
 from fastapi import FastAPI, Response
 
-from buydesk.errors import (
-    DeskError,
-    Unauthorized,
-)
+from buydesk.errors import DeskError, Unauthorized
 from buydesk.http.app import CHECK_SECONDS_MAX, Service, service_app
 from buydesk.http.reports import (
     GET_REPORTS,
@@ -29,12 +26,7 @@ from buydesk.http.requests import Request, require_json, require_token, single_p
 from buydesk.http.responses import MsgspecResponse
 from buydesk.limits import TokenBucket
 from buydesk.observability.reporter import Reporter
-from buydesk.observability.reports import (
-    ReportStore,
-    StoredReport,
-    service_state,
-    stored_report_document,
-)
+from buydesk.observability.reports import ReportStore, StoredReport, service_state, stored_report_document
 from buydesk.prices.documents import feed_status_document
 from buydesk.prices.model import PriceStore
 from buydesk.settings.model import Settings

@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import unquote, urlsplit
 
-from pydantic import (
-    AliasChoices,
-    BeforeValidator,
-    Field,
-    SecretStr,
-    model_validator,
-)
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from buydesk import hosts, signing_keys
@@ -143,8 +137,7 @@ class Settings(BaseSettings):
         default_factory=_own_token, description="What fetch_buy_orders shows db_proxy to read orders."
     )
     reporting_tokens: Tokens = Field(
-        default_factory=_own_token,
-        description="What the services show health_check when they report.",
+        default_factory=_own_token, description="What the services show health_check when they report."
     )
     refuse_default_secrets: bool = Field(
         False,

@@ -26,11 +26,7 @@ _as_of = attrgetter("as_of")
 class MemoryPriceStore:
     """PriceStore, in this process. Keeps a day of points, at most `settings.price_history_records_max`."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        clock: Clock = CLOCK,
-    ) -> None:
+    def __init__(self, settings: Settings, clock: Clock = CLOCK) -> None:
         self._clock = clock
         self._seen: UsablePrice | None = None
         self._records_max = settings.price_history_records_max

@@ -4,14 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from buydesk.observability.reports import (
-    OTHERS_KEPT_MAX,
-    STRANGERS_KEPT_MAX,
-    Level,
-    Report,
-    StoredReport,
-    newest_first,
-)
+from buydesk.observability.reports import OTHERS_KEPT_MAX, STRANGERS_KEPT_MAX, Level, Report, StoredReport, newest_first
 from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
 from buydesk.topology import SERVICES

@@ -28,17 +28,7 @@ from buydesk.errors import (
 )
 from buydesk.limits import SLICE_ITEMS, Bulkhead, SharedCheck
 from buydesk.observability.clock_skew import ClockMonitor
-from buydesk.orders.model import (
-    Anchor,
-    Exposure,
-    Order,
-    Outcome,
-    Page,
-    PageBefore,
-    PageFrom,
-    PricedOrder,
-    Refused,
-)
+from buydesk.orders.model import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, PricedOrder, Refused
 from buydesk.prices.documents import record_from
 from buydesk.prices.model import PriceRecord
 from buydesk.settings.model import Settings

@@ -102,11 +102,7 @@ class RedisPriceStore:
     """PriceStore, in Redis. Owns the client it is given, and closes it."""
 
     def __init__(
-        self,
-        client: Redis,
-        settings: Settings,
-        clock: Clock = CLOCK,
-        clocks: ClockMonitor | None = None,
+        self, client: Redis, settings: Settings, clock: Clock = CLOCK, clocks: ClockMonitor | None = None
     ) -> None:
         self._client = client
         self._clocks = clocks or ClockMonitor("this process", settings.clock_skew_seconds_max)

@@ -71,12 +71,7 @@ class ExchangeSource:
     """PriceSource: an exchange at an address."""
 
     def __init__(
-        self,
-        exchange: Exchange,
-        url: str,
-        settings: Settings,
-        clock: Clock = CLOCK,
-        clocks: ClockMonitor | None = None,
+        self, exchange: Exchange, url: str, settings: Settings, clock: Clock = CLOCK, clocks: ClockMonitor | None = None
     ) -> None:
         self._clock = clock
         self.name = exchange.name
