@@ -14,7 +14,7 @@ UNKNOWN = {"outcome_unknown", "internal_error", "no_answer"}
 
 _ORDERS = """
 SELECT o.number, o.id::text, o.client_order_id AS key, o.currency, o.amount_cents, o.satoshi,
-       o.created_at < p.expires_at AS price_was_valid
+       o.created_at < (p.document::json ->> 'expires_at')::timestamptz AS price_was_valid
 FROM orders o JOIN price_records p ON p.id = o.price_id ORDER BY o.number
 """
 

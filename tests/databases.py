@@ -62,8 +62,8 @@ async def fill(dsn: str, orders: int) -> None:
             f"""
             ALTER TABLE orders SET (autovacuum_enabled = off);
             SET session_replication_role = replica; -- 200,000 foreign keys take their time
-            INSERT INTO price_records (id, as_of, expires_at, document)
-            VALUES ('00000000-0000-4000-8000-000000000000', now(), now(), '{{}}');
+            INSERT INTO price_records (id, document)
+            VALUES ('00000000-0000-4000-8000-000000000000', '{{"signature":{{"key":"filled"}}}}');
             INSERT INTO orders (number, amount_cents, rate_e8, satoshi, created_at, price_as_of, id, price_id,
                                 representation, currency, client, client_order_id)
             SELECT n, 20, 2000000000000, 1000, now(), now(), gen_random_uuid(), p.id,

@@ -124,9 +124,6 @@ async def test_orders_placed_before_an_upgrade_are_kept_and_repeated(dsn: str, m
     await migrate(dsn, livemode=False, cap_satoshi=1, price_keys=settings().accepted_price_keys)
     assert await run(dsn, "SELECT * FROM orders ORDER BY number") == before
     assert [row["key"] for row in await run(dsn, "SELECT key FROM price_records")] == [None]
-    # A program of the version before goes on while it is being replaced.
-    placed = await run(dsn, PLACE_BEFORE, *place_arguments(items, ANY_TIME)[:-2])
-    assert (placed[0]["outcomes"], placed[0]["numbers"]) == (["repeat"] * 3, [1, 2, 3])
     assert (await contents(dsn))[-1] == (REVISION,)
     ledger = PostgresLedger(dsn, settings(), livemode=False)
     try:

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -65,7 +66,7 @@ def place_arguments(items: Sequence[PricedOrder], window: tuple[float, float]) -
                 key_slot,
             )
         )
-    prices = [(record.id, record.as_of, record.expires_at, _document_text(record)) for _, record in records.values()]
+    prices = [(record.id, record.as_of, record.expires_at, _signed_text(record)) for _, record in records.values()]
     price_columns = zip(*prices, strict=True) if prices else ((),) * 4
     ids, clients, keys, *rest = map(list, zip(*rows, strict=True))
     columns = _array_text(ids), clients, keys, *map(_array_text, rest), *map(list, price_columns)
@@ -74,7 +75,10 @@ def place_arguments(items: Sequence[PricedOrder], window: tuple[float, float]) -
 
 # Batch after batch is priced with the same record.
 @lru_cache(maxsize=8)
-def _document_text(record: PriceRecord) -> str:
+def _signed_text(record: PriceRecord) -> str:
+    """The record as it was signed: a copy that was shortened since has the same text."""
+    if record.signature is not None:
+        record = replace(record, expires_at=record.signature.expires_at)
     return msgspec.json.encode(record_document(record)).decode()
 
 

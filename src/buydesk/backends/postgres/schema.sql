@@ -18,19 +18,18 @@ CREATE TABLE price_keys (
     added_at timestamptz NOT NULL DEFAULT now()
 );
 
--- The price records that orders were priced with, each stored with the first order that used it, and the key each of them
--- names; NULL for those from before they were signed. The document is not read as JSON here: PostgreSQL refuses some JSON
+-- The price records that orders were priced with, as they were signed, each stored with the first order that used it; and
+-- the key each of them names, NULL for those from before they were signed. The document is not read as JSON here: PostgreSQL refuses some JSON
 -- (with \u0000 in a text, say of an exchange's error), and would refuse the orders with it. As it is written, no text in
 -- it can hold what is looked for: there a quotation mark has a backslash before it.
 CREATE TABLE price_records (
     id uuid PRIMARY KEY,
-    as_of timestamptz NOT NULL,
-    expires_at timestamptz NOT NULL,
     document text NOT NULL,
     key text
         GENERATED ALWAYS AS (substring(document FROM '"signature":\{"key":"([A-Za-z0-9_-]+)"')) STORED
         CONSTRAINT price_records_key_known REFERENCES price_keys (key)
 );
+ALTER TABLE price_records ADD CONSTRAINT price_records_signed CHECK (key IS NOT NULL) NOT VALID;  -- from now on
 
 -- The orders. They are inserted once and never changed; number is without gaps and in the order of commit. Keys are
 -- compared as bytes, not by the locale's rules.
@@ -107,8 +106,8 @@ FOR EACH STATEMENT EXECUTE FUNCTION keep_price_records();
 -- Placing is this one function, with the rights of its owner: whoever may call it can place orders, but can neither write
 -- them in any other way nor change the cap. It finds our tables only, whatever tables its caller makes.
 --
--- A price ends when its stored record says so, or earlier, when the copy that was brought does: a copy from before it
--- was shortened must not outlive it.
+-- A record is stored as it was signed, so every copy of it brings the same document, and another one is refused; when it
+-- may be used until, each copy says for its own orders.
 CREATE FUNCTION place_batch(
     ids uuid[], clients text[], keys text[], currencies text[], amounts_cents bigint[], rates_e8 bigint[],
     satoshis bigint[], deadlines timestamptz[], price_slots int[], id_slots int[], key_slots int[],
@@ -127,12 +126,11 @@ DECLARE
     nothing bigint[] := array_fill(NULL::bigint, ARRAY[count]);
     used bigint;
     last bigint;
-    used_before bigint;
     last_seen bigint;
     any_stored boolean;
     is_locked boolean := false;
     is_in_time boolean;
-    records_expire_at timestamptz[];  -- of the price records that are stored already
+    documents text[];                 -- of the price records that are stored already
     holders_by_id bigint[];           -- per id slot: the number of the order that has the id
     holders_by_key bigint[];          -- per key slot: the number of the order that has the key
     holders bigint[];
@@ -167,12 +165,17 @@ BEGIN
         EXIT WHEN last = last_seen;
         is_locked := true;
     END LOOP;
-    used_before := used;
     IF cardinality(price_ids) > 0 THEN
-        SELECT array_agg(p.expires_at ORDER BY i.slot), array_agg(least(i.expires_at, p.expires_at) ORDER BY i.slot)
-        INTO records_expire_at, prices_expire_at
-        FROM unnest(price_ids, prices_expire_at) WITH ORDINALITY AS i (id, expires_at, slot)
+        SELECT array_agg(p.document ORDER BY i.slot)
+        INTO documents
+        FROM unnest(price_ids) WITH ORDINALITY AS i (id, slot)
         LEFT JOIN price_records p ON p.id = i.id;
+        FOR i IN 1..cardinality(price_ids) LOOP
+            IF documents[i] <> price_documents[i] THEN
+                RAISE integrity_constraint_violation
+                USING MESSAGE = format('price record %s is stored with another document', price_ids[i]);
+            END IF;
+        END LOOP;
     END IF;
     moment := clock_timestamp();
     is_in_time := moment BETWEEN not_before AND not_after;
@@ -209,10 +212,10 @@ BEGIN
         END IF;
     END LOOP;
 
-    IF used > used_before THEN
-        IF array_position(records_expire_at, NULL) IS NOT NULL THEN
-            INSERT INTO price_records (id, as_of, expires_at, document)
-            SELECT price_ids[p], prices_as_of[p], prices_expire_at[p], price_documents[p]
+    IF last > last_seen THEN
+        IF array_position(documents, NULL) IS NOT NULL THEN
+            INSERT INTO price_records (id, document)
+            SELECT price_ids[p], price_documents[p]
             FROM generate_subscripts(price_ids, 1) AS p
             WHERE EXISTS (
                 SELECT FROM generate_subscripts(ids, 1) AS i WHERE price_slots[i] = p AND outcomes[i] = 'placed'
@@ -230,20 +233,3 @@ BEGIN
 END
 $function$;
 REVOKE EXECUTE ON FUNCTION place_batch FROM PUBLIC;
-
--- For the program of the version before, until it is replaced: it says nothing of its clock.
-CREATE FUNCTION place_orders(
-    ids uuid[], clients text[], keys text[], currencies text[], amounts_cents bigint[], rates_e8 bigint[],
-    satoshis bigint[], deadlines timestamptz[], price_slots int[], id_slots int[], key_slots int[],
-    price_ids uuid[], prices_as_of timestamptz[], prices_expire_at timestamptz[], price_documents text[],
-    new_representation smallint,
-    OUT outcomes text[], OUT numbers bigint[], OUT used_then bigint[], OUT moment timestamptz, OUT cap bigint,
-    OUT is_live boolean
-)
-LANGUAGE sql VOLATILE
-AS $function$
-    SELECT * FROM place_batch(
-        ids, clients, keys, currencies, amounts_cents, rates_e8, satoshis, deadlines, price_slots, id_slots, key_slots,
-        price_ids, prices_as_of, prices_expire_at, price_documents, new_representation, '-infinity', 'infinity'
-    )
-$function$;
