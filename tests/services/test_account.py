@@ -57,7 +57,7 @@ async def test_it_places_and_reads_all_that_a_ledger_does(dsn: str) -> None:
         "UPDATE orders SET satoshi = 1",
         "INSERT INTO orders SELECT 2, amount_cents, rate_e8, satoshi, created_at, price_as_of, gen_random_uuid(), "
         "price_id, representation, currency, client, 'mine' FROM orders",
-        "INSERT INTO price_records (id, as_of, expires_at, document) VALUES (gen_random_uuid(), now(), now(), '{}')",
+        "INSERT INTO price_records (id, document) VALUES (gen_random_uuid(), '{}')",
         "INSERT INTO price_keys VALUES ('mine')",
         "UPDATE alembic_version SET version_num = '0001'",
         "TRUNCATE orders",
@@ -94,10 +94,7 @@ async def test_price_of_a_key_that_was_never_accepted_is_not_stored(dsn: str) ->
     owner = await asyncpg.connect(dsn)
     document = '{"signature":{"key":"mine","value":"x"}}'
     with pytest.raises(asyncpg.ForeignKeyViolationError, match="price_records_key_known"):
-        await owner.execute(
-            "INSERT INTO price_records (id, as_of, expires_at, document) VALUES (gen_random_uuid(), now(), now(), $1)",
-            document,
-        )
+        await owner.execute("INSERT INTO price_records (id, document) VALUES (gen_random_uuid(), $1)", document)
     assert await owner.fetchval("SELECT key FROM price_records") == settings().accepted_price_keys[0]
     await owner.close()
 
@@ -171,8 +168,61 @@ async def test_rights_that_a_restored_backup_has_lost_are_made_again(dsn: str) -
     await owner.close()
 
 
+PLANTED = """
+    CREATE FUNCTION cardinality(uuid[]) RETURNS int LANGUAGE plpgsql
+    AS $$BEGIN UPDATE exposure SET cap_satoshi = 2100000000000000; RETURN 0; END$$
+"""
+
+
+async def test_where_everybody_could_make_functions_it_can_slip_none_under_placing(dsn: str) -> None:
+    """Databases from PostgreSQL 14 and older have that grant, through upgrades too."""
+    owner = await asyncpg.connect(dsn)
+    await owner.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    thief = await asyncpg.connect(as_db_proxy(dsn))
+    await thief.execute(PLANTED)
+    with pytest.raises(CannotStart, match="may make things in the schema of the tables, or has made some"):
+        await migrate(dsn, livemode=False, cap_satoshi=1, account=DB_PROXY)
+    await thief.execute("DROP FUNCTION public.cardinality")
+    await migrate(dsn, livemode=False, cap_satoshi=1, account=DB_PROXY)
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await thief.execute(PLANTED)
+    await thief.close()
+    await owner.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (f"GRANT {USER} TO thief", "is a superuser or a member of the role that owns the tables"),
+        ("ALTER ROLE thief SUPERUSER", "is a superuser or a member of the role that owns the tables"),
+        ("ALTER ROLE thief CREATEROLE", "is or may become thief, who can change any table or role"),
+        ("ALTER ROLE friend CREATEROLE; GRANT friend TO thief", "is or may become friend"),
+        ("ALTER ROLE friend SUPERUSER; GRANT friend TO thief", "is or may become friend"),
+        ("GRANT pg_execute_server_program TO thief", "is or may become pg_execute_server_program"),
+        ("GRANT pg_write_server_files TO thief", "is or may become pg_write_server_files"),
+        ("GRANT CREATE ON SCHEMA public TO friend; GRANT friend TO thief", "may make things in the schema"),
+        ("GRANT pg_write_all_data TO thief", "may write into the table alembic_version"),
+        ("GRANT UPDATE (cap_satoshi) ON exposure TO thief", "may write into the table exposure"),
+        ("GRANT TRIGGER ON orders TO friend; GRANT friend TO thief", "may write into the table orders"),
+    ],
+)
+async def test_account_that_could_do_more_than_place_and_read_is_refused_unchanged(
+    dsn: str, make: str, says: str
+) -> None:
+    kept = "SELECT rolpassword FROM pg_authid WHERE rolname = 'thief'"
+    owner = await asyncpg.connect(dsn)
+    await owner.execute(f"CREATE ROLE friend; CREATE ROLE thief LOGIN; {make}")
+    try:
+        with pytest.raises(CannotStart, match=f"BUYDESK_DB_PROXY_DATABASE_URL: thief {says}.*: give db_proxy"):
+            await migrate(dsn, livemode=False, cap_satoshi=1, account=Account("thief", "x"))
+        assert await owner.fetchval(kept) is None
+    finally:
+        await owner.execute("DROP OWNED BY friend, thief; DROP ROLE friend, thief")
+        await owner.close()
+
+
 async def test_owner_is_no_account_for_db_proxy(dsn: str) -> None:
-    with pytest.raises(CannotStart, match=f"{USER} owns the tables: give db_proxy an account of its own"):
+    with pytest.raises(CannotStart, match=f"{USER} is a superuser or a member of the role that owns the tables: give"):
         await migrate(dsn, livemode=False, cap_satoshi=1, account=Account(USER, "x"))
 
 

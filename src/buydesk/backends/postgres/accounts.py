@@ -1,4 +1,4 @@
-"""The account of db_proxy in PostgreSQL: it may place orders and read, and has no rights on the schema."""
+"""The account of db_proxy in PostgreSQL: it may place orders and read, and nothing that changes what may be sold."""
 
 import hashlib
 import hmac
@@ -49,11 +49,39 @@ def statements(account: Account, schema: str, *, exists: bool) -> list[str]:
     password = verifier(account.password, secrets.token_bytes(16))
     return [
         f"{'ALTER' if exists else 'CREATE'} ROLE {name} LOGIN PASSWORD '{password}'",
+        # Databases from before PostgreSQL 15 let everybody make functions: place_batch could take one for the server's.
+        f"REVOKE CREATE ON SCHEMA {within} FROM PUBLIC, {name}",
         f"GRANT USAGE ON SCHEMA {within} TO {name}",
         f"GRANT SELECT ON {', '.join(TABLES)} TO {name}",
         "REVOKE EXECUTE ON FUNCTION place_batch FROM PUBLIC",  # again: a backup may be restored without its rights
         f"GRANT EXECUTE ON FUNCTION place_batch TO {name}",
     ]
+
+
+# Why the account $1 could change what may be sold in the tables $2, "" when it cannot: by rights beyond those of
+# `statements`, its own or those of a role that it is a member of. Superusers have them all.
+EXCESS = """
+WITH owner AS (SELECT relowner AS role, relnamespace AS schema FROM pg_class WHERE oid = 'exposure'::regclass),
+     granted AS (SELECT unnest($2::text[]) AS name)
+SELECT coalesce((
+    SELECT 'is a superuser or a member of the role that owns the tables'
+    FROM owner WHERE pg_has_role($1, role, 'MEMBER')
+    UNION ALL
+    SELECT 'is or may become ' || rolname || ', who can change any table or role' FROM pg_roles
+    WHERE (rolsuper OR rolcreaterole OR rolname IN ('pg_execute_server_program', 'pg_write_server_files'))
+        AND pg_has_role($1, oid, 'MEMBER')
+    UNION ALL
+    SELECT 'may make things in the schema of the tables, or has made some' FROM owner
+    WHERE has_schema_privilege($1, schema, 'CREATE') OR EXISTS (
+        SELECT FROM pg_proc WHERE pronamespace = schema AND pg_has_role($1, proowner, 'MEMBER')
+    )
+    UNION ALL
+    SELECT 'may write into the table ' || name FROM granted
+    WHERE has_any_column_privilege($1, name, 'INSERT, UPDATE')
+        OR has_table_privilege($1, name, 'DELETE, TRUNCATE, TRIGGER')
+    LIMIT 1
+), '')
+"""
 
 
 def _identifier(name: str) -> str:

@@ -17,7 +17,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
-from buydesk.backends.postgres.accounts import Account, statements
+from buydesk.backends.postgres.accounts import EXCESS, TABLES, Account, statements
 from buydesk.backends.postgres.sessions import FAULTS, connect
 from buydesk.errors import CannotStart
 
@@ -55,7 +55,7 @@ async def migrate(
     database that is not there yet, or takes no writes yet, is waited for.
 
     Raises CannotStart when the database cannot be reached, belongs to the other mode or is of a newer version than this
-    program, and when the account is the owner's.
+    program, and when the account could do more than place and read.
     """
     try:
         connection = await _connect(database_url, time.monotonic() + wait_seconds)
@@ -101,21 +101,17 @@ async def _migrate(connection: Connection, livemode: bool, cap_satoshi: int) -> 
 
 
 async def _let_in(connection: Connection, account: Account) -> None:
-    """Gives the account its password and its rights; raises CannotStart for one that owns the tables anyway."""
+    """Gives the account its password and its rights; raises CannotStart for one that has more than these anyway."""
     row = await connection.fetchrow(
-        """
-        SELECT current_schema() AS schema, EXISTS (SELECT FROM pg_roles WHERE rolname = $1) AS exists,
-               $1 IN (SELECT tableowner FROM pg_tables WHERE tablename = 'exposure') AS is_owner
-        """,
-        account.name,
+        "SELECT current_schema() AS schema, EXISTS (SELECT FROM pg_roles WHERE rolname = $1) AS exists", account.name
     )
     assert row is not None  # noqa: S101  # always one
-    if row["is_owner"]:
-        raise CannotStart(
-            f"BUYDESK_DB_PROXY_DATABASE_URL: {account.name} owns the tables: give db_proxy an account of its own"
-        )
     for statement in statements(account, row["schema"], exists=row["exists"]):
         await connection.execute(statement)
+    if excess := await connection.fetchval(EXCESS, account.name, TABLES):
+        raise CannotStart(
+            f"BUYDESK_DB_PROXY_DATABASE_URL: {account.name} {excess}: give db_proxy an account that may not"
+        )
 
 
 def _missing_since(revision: str | None) -> str:
