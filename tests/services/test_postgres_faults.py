@@ -22,6 +22,7 @@ import pytest
 
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.migrate import migrate
+from buydesk.backends.postgres.sql import REVISION
 from buydesk.embedded.data_dir import locked
 from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.errors import LedgerUnavailable
@@ -117,7 +118,7 @@ async def desk(server: Server, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     fast: dict[str, Any] = {
         "order_seconds_max": 2,
         "statement_seconds_max": 0.5,
-        "lock_seconds_max": 0.3,
+        "lock_seconds_max": 0.15,
         "connect_seconds_max": 0.5,
         "remote_seconds_max": 0.5,
         "report_interval_seconds": 0.3,
@@ -204,10 +205,13 @@ async def let_in(server: Server) -> None:
     await server.run("SELECT pg_reload_conf()")
 
 
-async def hold_the_row(server: Server) -> None:
-    connection = await asyncpg.connect(server.dsn)
-    await connection.execute("BEGIN; SELECT FROM exposure FOR UPDATE")
-    _waited_for.append(connection)
+def holding(lock: str) -> Act:
+    async def hold(server: Server) -> None:
+        connection = await asyncpg.connect(server.dsn)
+        await connection.execute(f"BEGIN; {lock}")
+        _waited_for.append(connection)
+
+    return hold
 
 
 async def let_go(server: Server) -> None:
@@ -266,7 +270,7 @@ FAULTS: dict[str, tuple[Act, Act]] = {
     "no such database": (renaming("buydesk", "elsewhere"), renaming("elsewhere", "buydesk")),
     "not migrated": (
         running("UPDATE alembic_version SET version_num = '0001'"),
-        running("UPDATE alembic_version SET version_num = '0004'"),
+        running(f"UPDATE alembic_version SET version_num = '{REVISION}'"),  # noqa: S608
     ),
     "tables missing": (
         running("ALTER TABLE exposure RENAME TO elsewhere"),
@@ -280,7 +284,16 @@ FAULTS: dict[str, tuple[Act, Act]] = {
         running("ALTER SYSTEM SET synchronous_standby_names = 'away'", "SELECT pg_reload_conf()"),
         running("ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()"),
     ),
-    "row locked": (hold_the_row, let_go),
+    "row locked": (holding("SELECT FROM exposure FOR UPDATE"), let_go),
+    "lock held": (holding("SELECT pg_advisory_xact_lock(31644362927074919)"), let_go),
+    "function missing": (
+        running("ALTER FUNCTION place_batch RENAME TO elsewhere"),
+        running("ALTER FUNCTION elsewhere RENAME TO place_batch"),
+    ),
+    "no order taken": (
+        running("ALTER TABLE orders ADD CONSTRAINT never CHECK (number < 1) NOT VALID"),
+        running("ALTER TABLE orders DROP CONSTRAINT never"),
+    ),
     "slow": (trigger("PERFORM pg_sleep(5)"), without_trigger),
     "backend killed": (kill_a_backend, nothing),
 }

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from buydesk.backends.postgres import ledger as postgres
+from buydesk.backends.postgres import storing
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.rows import place_arguments
 from buydesk.backends.postgres.sql import QUERIES, REVISION
@@ -23,7 +23,7 @@ from buydesk.money import Currency
 from buydesk.orders.model import NewOrder, Order, Outcome, PageFrom, PricedOrder, Refused, Replayed, new_order_id
 from buydesk.orders.pricing import price_order
 from buydesk.times import utc_now
-from tests.builders import new_order, priced_order, record, settings
+from tests.builders import new_order, priced_order, record, settings, signed
 from tests.databases import ANY_TIME, CAP_SATOSHI, Databases
 from tests.lines import Line, line_to_postgres
 
@@ -211,15 +211,72 @@ async def test_a_newer_database_is_ready(own_dsn: str) -> None:
 
 
 async def test_a_database_without_the_function_refuses_the_batch_and_no_item_is_blamed(
-    own_dsn: str, caplog: pytest.LogCaptureFixture
+    own_dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with session(own_dsn) as connection:
         await connection.execute("ALTER FUNCTION place_batch RENAME TO place_batch_of_another_version")
     async with ledger_at(own_dsn) as ledger:
         with pytest.raises(LedgerUnavailable, match="run `buydesk migrate`"):
             await ledger.place([priced_order(), priced_order()], SECONDS)
+        monkeypatch.setattr(storing, "FAILURE_SHOWN_SECONDS", 0.0)
+        with pytest.raises(LedgerUnavailable, match="run `buydesk migrate`"):  # however long ago that was
+            await ledger.check()
     [logged] = caplog.messages
     assert logged.startswith("orders are refused: The database has not the tables that this program needs")
+
+
+@pytest.mark.parametrize(
+    ("hold", "says"),
+    [
+        ("SELECT FROM exposure FOR UPDATE", "Another session of PostgreSQL holds a lock that the ledger needs"),
+        ("SELECT pg_advisory_xact_lock(31644362927074919)", "Another session of PostgreSQL holds a lock"),
+        ("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE", "Another session of PostgreSQL holds a lock"),
+    ],
+)
+async def test_database_whose_locks_somebody_holds_is_not_ready_until_they_are_let_go(
+    hold: str, says: str, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ledger_at(dsn, lock_seconds_max=0.05) as ledger, session(dsn) as other:
+        await ledger.check()
+        async with other.transaction():
+            await other.execute(hold)
+            await ledger.check()  # it was well a moment ago
+            monkeypatch.setattr(storing, "STORING_SHOWN_SECONDS", 0.0)
+            with pytest.raises(LedgerUnavailable, match=says):
+                await ledger.check()
+            monkeypatch.setattr(storing, "STORING_SHOWN_SECONDS", 60.0)
+            with pytest.raises(Overloaded):
+                await ledger.place([priced_order()], SECONDS)
+            with pytest.raises(LedgerUnavailable, match=says):  # whatever was seen before the order
+                await ledger.check()
+        await ledger.check()
+
+
+async def test_check_stores_nothing_and_asks_again_only_after_a_while(dsn: str) -> None:
+    locks = "SELECT xmax FROM exposure"
+    async with ledger_at(dsn) as ledger, session(dsn) as other:
+        await ledger.check()
+        seen = await other.fetchval(locks)
+        await asyncio.gather(*(ledger.check() for _ in range(5)))
+        assert await other.fetchval(locks) == seen
+        assert (await ledger.exposure()).orders == 0
+
+
+async def test_database_that_takes_no_order_at_all_is_not_ready(own_dsn: str) -> None:
+    async with ledger_at(own_dsn) as ledger, session(own_dsn) as connection:
+        assert codes(await ledger.place([priced_order(key="k")], SECONDS)) == ["placed"]
+        await connection.execute("ALTER TABLE orders ADD CONSTRAINT never CHECK (number < 2)")
+        refused = await ledger.place([priced_order()] * 2, SECONDS)
+        assert codes(refused) == ["internal_error"] * 2
+        for _ in range(2):
+            with pytest.raises(LedgerUnavailable, match="Orders cannot be stored") as raised:
+                await ledger.check()
+            assert "never" in raised.value.server_said
+            # That one is stored already says nothing about others.
+            assert codes(await ledger.place([priced_order(key="k")], SECONDS)) == ["replayed"]
+        await connection.execute("ALTER TABLE orders DROP CONSTRAINT never")
+        assert codes(await ledger.place([priced_order()], SECONDS)) == ["placed"]
+        await ledger.check()
 
 
 async def test_that_orders_are_refused_and_stored_again_is_logged_once(
@@ -239,13 +296,13 @@ async def test_that_orders_are_refused_and_stored_again_is_logged_once(
                 await ledger.place([priced_order()], SECONDS)
             with pytest.raises(LedgerUnavailable, match="DiskFullError"):
                 await ledger.check()
-        monkeypatch.setattr(postgres, "FAILURE_SHOWN_SECONDS", 0.0)
+        monkeypatch.setattr(storing, "FAILURE_SHOWN_SECONDS", 0.0)
         await ledger.check()  # nobody has tried since, and it may be well
-        monkeypatch.setattr(postgres, "FAILURE_SHOWN_SECONDS", 60.0)
+        monkeypatch.setattr(storing, "FAILURE_SHOWN_SECONDS", 60.0)
         await connection.execute("DROP FUNCTION refuse CASCADE")
         assert codes(await ledger.place([priced_order()], SECONDS)) == ["placed"]
         await ledger.check()
-        monkeypatch.setattr(postgres, "FAILURE_SHOWN_SECONDS", 0.0)
+        monkeypatch.setattr(storing, "FAILURE_SHOWN_SECONDS", 0.0)
         for _ in range(2):
             assert codes(await ledger.place([priced_order()], SECONDS)) == ["placed"]
     refused = "orders are refused: PostgreSQL cannot be used (DiskFullError). The server said: No space left on device"
@@ -644,7 +701,7 @@ async def test_with_all_readers_places_taken_orders_and_checks_go_on_and_a_furth
             with pytest.raises(Overloaded, match="3 reads are waiting already"):
                 await ledger.page(PageFrom(0), 1000)
             assert (await ledger.exposure()).orders == 1
-            await ledger.check()
+            await ledger.check()  # an order was stored a moment ago
         assert [len((await page).orders) for page in pages] == [1] * (large + 3)
         assert (await ledger.order_by_key("anonymous", "k")).number == 1
 
@@ -782,7 +839,7 @@ async def test_another_client_s_stored_key_is_no_repeat(dsn: str) -> None:
             asyncpg.ForeignKeyViolationError,
         ),
         ("DELETE FROM price_records", asyncpg.RestrictViolationError),
-        ("UPDATE price_records SET document = '{}'", asyncpg.RestrictViolationError),
+        ("UPDATE price_records SET document = document || ' '", asyncpg.RestrictViolationError),
         ("TRUNCATE price_records", asyncpg.RestrictViolationError),
     ],
 )
@@ -827,15 +884,47 @@ async def test_clocks_may_differ_as_far_as_is_allowed(
         assert codes(await ledger.place([priced_order()], SECONDS)) == ["placed"]
 
 
-async def test_a_price_ends_when_its_stored_record_does_whatever_a_copy_says(dsn: str) -> None:
+async def test_copy_that_was_shortened_ends_for_its_own_orders_and_for_no_others(dsn: str) -> None:
     price = record()
     shortened = dataclasses.replace(price, expires_at=utc_now() + timedelta(seconds=0.3))
     async with ledger_at(dsn) as ledger:
         assert codes(await ledger.place([priced_order(100, price=shortened)], SECONDS)) == ["placed"]
-        assert codes(await ledger.place([priced_order(200, price=price)], SECONDS)) == ["placed"]
         await asyncio.sleep(0.35)
-        assert codes(await ledger.place([priced_order(300, price=price)], SECONDS)) == ["price_stale"]
+        both = [priced_order(200, price=shortened), priced_order(300, price=price)]
+        assert codes(await ledger.place(both, SECONDS)) == ["price_stale", "placed"]
+        assert await ledger.price_record(price.id) == price
     assert await stored(dsn) == [1, 2]
+
+
+async def test_another_document_of_a_stored_record_is_refused(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever may place orders could otherwise leave some that nobody can prove."""
+    price = record()
+    other = signed(dataclasses.replace(record(), id=price.id))
+    async with ledger_at(dsn) as ledger:
+        assert codes(await ledger.place([priced_order(100, price=price)], SECONDS)) == ["placed"]
+        assert codes(await ledger.place([priced_order(200, price=other)], SECONDS)) == ["internal_error"]
+        assert f"price record {price.id} is stored with another document" in caplog.text
+        assert codes(await ledger.place([priced_order(300, price=price)], SECONDS)) == ["placed"]
+        assert await ledger.price_record(price.id) == price
+    assert await stored(dsn) == [1, 2]
+
+
+async def test_record_that_is_not_signed_is_not_stored(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with ledger_at(dsn) as ledger:
+        unsigned = dataclasses.replace(record(), signature=None)
+        assert codes(await ledger.place([priced_order(100, price=unsigned)], SECONDS)) == ["internal_error"]
+    assert "price_records_signed" in caplog.text
+    assert await stored(dsn) == []
+
+
+@pytest.mark.parametrize("satoshi", [0, -1])
+async def test_what_is_answered_as_placed_is_stored(dsn: str, caplog: pytest.LogCaptureFixture, satoshi: int) -> None:
+    """No item of db_proxy's has such an amount; whoever calls the function by its account could bring one."""
+    item = replace(priced_order(), satoshi=satoshi)
+    async with ledger_at(dsn) as ledger:
+        assert codes(await ledger.place([item], SECONDS)) == ["internal_error"]
+    assert "orders_satoshi_check" in caplog.text
+    assert await stored(dsn) == []
 
 
 async def test_a_session_that_was_opened_read_only_is_not_kept(own_dsn: str) -> None:

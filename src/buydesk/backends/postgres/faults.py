@@ -3,12 +3,13 @@
 import asyncpg
 
 from buydesk.backends.postgres.sessions import Warned
-from buydesk.errors import LedgerUnavailable, OutcomeUnknown, Overloaded
+from buydesk.errors import InternalError, LedgerUnavailable, OutcomeUnknown, Overloaded
 
 # SQLSTATE classes in which PostgreSQL says that no item can be placed now: read-only, not our tables or rights, out of
 # resources, I/O errors.
 _CANNOT_WORK = ("25", "42", "53", "58")
-_TOOK_TOO_LONG = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
+# It is said of a batch that it might well be stored the next time.
+_TOOK_TOO_LONG = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.TransactionRollbackError)
 
 
 def is_definite(error: asyncpg.PostgresError) -> bool:
@@ -35,10 +36,18 @@ def raise_unless_of_an_item(error: asyncpg.PostgresError) -> None:
 def unavailable(error: Exception) -> LedgerUnavailable:
     """The error for what certainly was not done, because PostgreSQL cannot be used."""
     if isinstance(error, (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError)):
-        detail = "The database has not the tables that this program needs: run `buydesk migrate`."
+        detail = "The database does not have the tables that this program needs: run `buydesk migrate`."
+    elif isinstance(error, asyncpg.LockNotAvailableError):
+        detail = "Another session of PostgreSQL holds a lock that the ledger needs."
     else:
         detail = f"PostgreSQL cannot be used ({type(error).__name__})."
     return LedgerUnavailable(detail, retry_after_seconds=1, server_said=_said(error))
+
+
+def not_storable(error: asyncpg.PostgresError) -> InternalError:
+    """The error for the one order that PostgreSQL refused to store."""
+    detail = "The order cannot be stored; it certainly was not. It has been logged."
+    return InternalError(detail, server_said=_said(error))
 
 
 def unknown_outcome(error: Exception) -> OutcomeUnknown:

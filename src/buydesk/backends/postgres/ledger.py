@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -13,19 +12,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import asyncpg
 import msgspec
 
-from buydesk.backends.postgres.faults import is_definite, raise_unless_of_an_item, unavailable, unknown_outcome
+from buydesk.backends.postgres.faults import (
+    is_definite,
+    not_storable,
+    raise_unless_of_an_item,
+    unavailable,
+    unknown_outcome,
+)
 from buydesk.backends.postgres.rows import order_of, outcome_of, place_arguments
 from buydesk.backends.postgres.sessions import FAULTS, Session, Warned, open_session
 from buydesk.backends.postgres.sql import REVISION
-from buydesk.errors import (
-    InternalError,
-    LedgerUnavailable,
-    OrderNotFound,
-    OutcomeUnknown,
-    Overloaded,
-    PriceNotFound,
-    WrongMode,
-)
+from buydesk.backends.postgres.storing import StoringMonitor
+from buydesk.errors import LedgerUnavailable, OrderNotFound, OutcomeUnknown, Overloaded, PriceNotFound, WrongMode
 from buydesk.limits import SLICE_ITEMS, Bulkhead, SharedCheck
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.orders.model import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, PricedOrder, Refused
@@ -36,11 +34,10 @@ from buydesk.times import utc_now
 
 logger = logging.getLogger("buydesk.services.db_proxy")
 
+# Less than a check of readiness may take (http.app): its reason is to be told, not that there was no answer.
+CHECK_SECONDS_MAX = 2.5
 # What a reader asks of a session, in how many seconds a statement.
 Ask = Callable[[Session, float], Awaitable[list[asyncpg.Record]]]
-# How long after orders could not be stored /readyz says so, if none was stored since, and how long the log waits before
-# it says that they are stored again: a database that can hardly keep up would fill it.
-FAILURE_SHOWN_SECONDS = 5.0
 
 
 class PostgresLedger:
@@ -61,8 +58,7 @@ class PostgresLedger:
         # Orders have a connection of their own: readers must not hold them up.
         self._write_session: Session | None = None
         self._write_lock = asyncio.Lock()
-        self._refusal: LedgerUnavailable | Overloaded | None = None  # the last one of a batch, if none succeeded since
-        self._refused_at: float | None = None  # None when the log says that orders are stored
+        self._storing = StoringMonitor()
         self._reading: set[Session] = set()  # all that read, the idle ones among them
         self._idle: list[Session] = []
         self._is_closed = False
@@ -71,7 +67,7 @@ class PostgresLedger:
         waiting = settings.reads_waiting_max, settings.read_wait_seconds_max
         self._large_pages = Bulkhead(max(1, readers // 3), *waiting)
         self._short_reads = Bulkhead(readers - max(1, readers // 3), *waiting)
-        self._shared_check = SharedCheck(self._check)
+        self._shared_check = SharedCheck(self._check_in_time)
 
     async def place(self, items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
         """See OrderLedger."""
@@ -80,22 +76,13 @@ class PostgresLedger:
         try:
             outcomes = await self._place_holding_lock(items, timeout_seconds)
         except (LedgerUnavailable, Overloaded) as error:
-            self._note_refusal(error)
+            self._storing.note_refusal(error)
             raise
-        self._note_refusal(None)
+        except OutcomeUnknown:
+            self._storing.note_unknown()
+            raise
+        self._storing.note_outcomes(outcomes)
         return outcomes
-
-    def _note_refusal(self, refusal: LedgerUnavailable | Overloaded | None) -> None:
-        """Keeps in mind whether orders can be stored, and logs when that changes, with the server's reason."""
-        moment = time.monotonic()
-        self._refusal = refusal
-        if refusal is not None:
-            if self._refused_at is None:
-                logger.warning("orders are refused: %s", refusal.for_operators)
-            self._refused_at = moment
-        elif self._refused_at is not None and moment - self._refused_at > FAILURE_SHOWN_SECONDS:
-            logger.info("orders are stored again")
-            self._refused_at = None
 
     async def _place_holding_lock(self, items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
         give_up_at = time.monotonic() + timeout_seconds
@@ -142,7 +129,7 @@ class PostgresLedger:
             raise_unless_of_an_item(error)
             if len(items) == 1:
                 logger.exception("order %s cannot be stored", items[0].order.id)
-                return [Refused(InternalError("The order cannot be stored; it certainly was not. It has been logged."))]
+                return [Refused(not_storable(error))]
         outcomes: list[Outcome] = []
         middle = len(items) // 2
         for half in (items[:middle], items[middle:]):
@@ -165,7 +152,8 @@ class PostgresLedger:
             raise unknown_outcome(error) from error
         results = list(zip(items, row["outcomes"], row["numbers"], row["used_then"], strict=True))
         try:
-            stored = await self._repeated(session, [number for _, kind, number, _ in results if kind == "repeat"])
+            repeated = [number for _, kind, number, _ in results if kind == "repeat"]
+            stored = await self._repeated(session, repeated, give_up_at - time.monotonic())
             if row["has_standbys"] and "placed" not in row["outcomes"]:
                 # Nothing was written and no standby waited for: what was found, or not, may be of this server only.
                 await session.reach_durable_point(seconds=give_up_at - time.monotonic())
@@ -178,11 +166,11 @@ class PostgresLedger:
         now, skew_seconds = utc_now().timestamp(), self._settings.clock_skew_seconds_max
         return now - skew_seconds, now + skew_seconds + self._settings.statement_seconds_max
 
-    async def _repeated(self, session: Session, numbers: Sequence[int]) -> dict[int, Order]:
+    async def _repeated(self, session: Session, numbers: Sequence[int], seconds: float) -> dict[int, Order]:
         """The stored orders that a batch repeats."""
         if not numbers:
             return {}
-        rows = await session.fetch("orders_by_number", numbers, seconds=self._settings.remote_seconds_max)
+        rows = await session.fetch("orders_by_number", numbers, seconds=seconds)
         return {row["number"]: order_of(row) for row in rows}
 
     async def page(self, anchor: Anchor, page_size: int) -> Page:
@@ -244,6 +232,13 @@ class PostgresLedger:
         """See OrderLedger."""
         await self._shared_check()
 
+    async def _check_in_time(self) -> None:
+        try:
+            async with asyncio.timeout(CHECK_SECONDS_MAX):
+                await self._check()
+        except TimeoutError as error:
+            raise unavailable(error) from error
+
     async def _check(self) -> None:
         """The check itself; a newer database than this program is fine, so that both can be upgraded one by one."""
 
@@ -265,14 +260,20 @@ class PostgresLedger:
             self._drop_idle()  # a session may be read-only for as long as it lives, and the database not
             raise LedgerUnavailable("The database is read-only now.", retry_after_seconds=1)
         self._clocks.require_agreement_with("PostgreSQL")
-        refused_for = time.monotonic() - (self._refused_at or -math.inf)
-        if isinstance(self._refusal, LedgerUnavailable) and refused_for <= FAILURE_SHOWN_SECONDS:
-            raise self._refusal
+        await self._check_storing()
         unknown_keys = await self._ask(_fetching("unknown_price_keys", self._settings.accepted_price_keys))
         if unknown_keys:
             keys = ", ".join(row["key"] for row in unknown_keys)
             detail = f"The database does not know keys that prices are signed with ({keys}): run `buydesk migrate`."
             raise LedgerUnavailable(detail, retry_after_seconds=5)
+
+    async def _check_storing(self) -> None:
+        """Raises LedgerUnavailable when an order would not be stored, as far as that can be known without storing one:
+        an empty batch takes all locks, and its commit reaches the disk."""
+        self._storing.require_no_failure()
+        if not self._storing.is_shown:
+            await self._ask(_fetching("place_nothing"))
+            self._storing.note_checked()
 
     async def close(self) -> None:
         """Closes all sessions; what is under way is cut off."""

@@ -56,7 +56,7 @@ SELECT cap_satoshi, used_satoshi, last_number, livemode FROM exposure
 SELECT document FROM price_records WHERE id = $1::uuid
 
 -- name: place_batch
--- Places a batch; the function explains itself in its migration. Some arrays come as text; times are Unix times.
+-- Places a batch; schema.sql explains the function. Some arrays come as text; times are Unix times.
 SELECT outcomes, numbers, used_then, moment, cap, is_live,
        current_setting('synchronous_standby_names') <> '' AS has_standbys
 FROM place_batch(
@@ -65,6 +65,12 @@ FROM place_batch(
     $9::text::int[], $10::text::int[], $11::text::int[], $12, $13, $14, $15, $16,
     to_timestamp($17::float8), to_timestamp($18::float8)
 )
+
+-- name: place_nothing
+-- The cap, once placing has taken all its locks and been committed.
+SELECT cap
+FROM place_batch('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1::smallint,
+                 '-infinity', 'infinity')
 
 -- name: livemode
 -- Whether the database holds real orders.
