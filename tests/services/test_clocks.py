@@ -1,6 +1,7 @@
 """Where a service hears what time it is elsewhere, each over real TCP, and what its /readyz says of it."""
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
@@ -65,6 +66,18 @@ async def test_redis_is_asked_what_time_it_is(redis_url: str) -> None:
     await check.close()
     with pytest.raises(ClockSkewed, match=BEHIND.format("Redis")):
         clocks.require_agreement_with("Redis")
+
+
+async def test_services_that_say_nothing_do_not_keep_health_checks_answer_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("buydesk.runtime.wiring._CLOCKS_ASKED_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        address = f"http://127.0.0.1:{frozen.getsockname()[1]}"
+        given = settings(db_proxy_url=address, api_cache_proxy_url=address, remote_seconds_max=60)
+        wired = wire(given, ["health_check"])
+        async with served(wired.apps["health_check"]) as url, httpx2.AsyncClient() as client:
+            answer = await client.get(f"{url}/readyz")
+        await wired.close()
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
 
 
 async def test_services_date_their_answers_and_refusals() -> None:

@@ -159,6 +159,12 @@ FAULTS = {
     "OOM": (fill, saying("CONFIG", "SET", "maxmemory", "64mb"), "OutOfMemoryError", "command not allowed when used"),
     "WRONGTYPE": (leave_strange_values, leave_nothing, "where the desk keeps a hash: delete it", "WRONGTYPE"),
     "NOPERM": (forbid, saying("ACL", "SETUSER", "default", "+@all"), "NoPermissionError", "run"),
+    "NOEVAL": (
+        saying("ACL", "SETUSER", "default", "-eval"),
+        saying("ACL", "SETUSER", "default", "+@all"),
+        "NoPermissionError",
+        "run",
+    ),
 }
 
 

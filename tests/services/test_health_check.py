@@ -423,6 +423,16 @@ async def test_status_tells_alive_late_and_dead(bench: Bench, client: httpx2.Asy
     assert status["services"]["create_buy_order"]["last_report"] is None
 
 
+async def test_desk_of_which_a_service_misses_something_is_degraded(bench: Bench, client: httpx2.AsyncClient) -> None:
+    await bench.all_alive()
+    for level, status, overall in (("warning", 503, "degraded"), ("warning", 400, "ok"), ("error", 500, "degraded")):
+        await bench.desk.report(Report(level, "db_proxy", status, "Missing: database"), verified=True)  # type: ignore[arg-type]
+        answer = (await client.get("/status")).json()
+        assert (answer["status"], answer["services"]["db_proxy"]["state"]) == (overall, "alive")
+    await bench.desk.report(Report("info", "db_proxy", 200, "ready"), verified=True)
+    assert (await client.get("/status")).json()["status"] == "ok"
+
+
 async def test_stranger_that_speaks_as_a_service_changes_nothing_of_it(
     bench: Bench, client: httpx2.AsyncClient
 ) -> None:

@@ -92,6 +92,32 @@ async def test_service_that_misses_something_says_what(desk: Desk) -> None:
         )
 
 
+async def test_service_that_was_not_ready_says_at_once_when_it_is_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buydesk.observability.reporter.RECHECK_SECONDS", 0.001)
+    parts = [{"what": "ledger", "why": "It is away."}]
+    asked = 0
+
+    async def missing() -> Sequence[Mapping[str, str]]:
+        nonlocal asked
+        asked += 1
+        return parts
+
+    desk.away = True
+    reporter = Reporter("db_proxy", desk, CALM)
+    async with reporter.running(missing):
+        await until(lambda: reporter.failures >= 1)
+        desk.away = False  # which is when a service says how it is, however long its interval
+        await until(lambda: asked >= 5)
+        assert desk.data() == ["started", "Missing: ledger: It is away."]
+        parts.clear()
+        await until(lambda: desk.data()[2:] == ["ready"])
+        asked = 0
+        await asyncio.sleep(0.02)
+        assert (asked, desk.data()[2:]) == (0, ["ready"])
+
+
 async def test_check_that_breaks_is_reported_and_asked_again(desk: Desk) -> None:
     answers = iter([ZeroDivisionError("by zero")])
 

@@ -24,6 +24,11 @@ STATUS_NOT_READY = 503
 STATUS_WARNING = 400
 STATUS_ERROR = 500
 
+# A service that was not ready is asked this often whether it is again.
+RECHECK_SECONDS = 5.0
+
+_State = tuple[Level, int, str]
+_READY: _State = ("info", STATUS_READY, "ready")
 Missing = Callable[[], Awaitable[Sequence[Mapping[str, str]]]]
 
 # Never above debug for anything about sending: a warning here would become a report that cannot be sent either.
@@ -84,20 +89,24 @@ class Reporter:
             await asyncio.gather(sender, regular, return_exceptions=True)
 
     async def _report_regularly(self, missing: Missing) -> None:
+        last = _READY
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_back.wait(), self._interval_seconds)
+            last = await self._next_state(missing, last)
             self._is_back.clear()
-            try:
-                parts = await missing()
-            except Exception as error:  # whatever a check did, the next one is asked
-                self.report("error", STATUS_ERROR, f"The checks failed: {_described(error)}")
-                continue
-            if parts:
-                reasons = "; ".join(f"{part['what']}: {part['why']}" for part in parts)
-                self.report("warning", STATUS_NOT_READY, f"Missing: {reasons}")
-            else:
-                self.report("info", STATUS_READY, "ready")
+            self.report(*last)
+
+    async def _next_state(self, missing: Missing, last: _State) -> _State:
+        """What to say next: after an interval, when a desk is back, or as soon as a service that was not ready is:
+        whoever reads its last report must not take what is over for what is."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._interval_seconds
+        while (left := due - loop.time()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_back.wait(), left if last == _READY else min(left, RECHECK_SECONDS))
+                break
+            if last != _READY and await _state(missing) == _READY:
+                return _READY
+        return await _state(missing)
 
     async def _send(self) -> None:
         """Sends until the queue is empty after leaving, or until the desk fails after leaving."""
@@ -183,6 +192,17 @@ class ReportHandler(logging.Handler):
     def _reporter_of(self, logger: str) -> Reporter:
         package, _, rest = logger.partition("buydesk.services.")
         return self._default if package else self._reporters.get(rest.partition(".")[0], self._default)
+
+
+async def _state(missing: Missing) -> _State:
+    try:
+        parts = await missing()
+    except Exception as error:  # whatever a check did, the next one is asked
+        return "error", STATUS_ERROR, f"The checks failed: {_described(error)}"
+    if not parts:
+        return _READY
+    reasons = "; ".join(f"{part['what']}: {part['why']}" for part in parts)
+    return "warning", STATUS_NOT_READY, f"Missing: {reasons}"
 
 
 def _described(error: BaseException) -> str:

@@ -50,11 +50,12 @@ class PricePublisher:
         self._price, self.last = price, price.record
 
     async def last_rates(self, price: UsablePrice, give_up_at: float) -> Mapping[Currency, int] | None:
-        """The rates that were published before `price`, by whomever: None if there are none. Raises as `publish`."""
+        """The rates that this updater published last; after a start, those of the last day that the store has, by
+        whomever: None if there are none. Raises as `publish`."""
+        if self.last is not None:  # what else the store has since may be anybody's: its history is not signed
+            return self.last.rates_e8
         points = await self._retry_until(partial(self._store.history, HISTORY_MINUTES_MAX, 1), price, give_up_at)
-        if points:
-            return points[-1].rates_e8
-        return self.last.rates_e8 if self.last else None  # a store that was restarted has forgotten it
+        return points[-1].rates_e8 if points else None
 
     async def put_feed_status(self, status: FeedStatus) -> None:
         """Stores how the sources are. Raises nothing: a failure is logged."""

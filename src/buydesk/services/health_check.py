@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from http import HTTPStatus
 from typing import cast
 
 import psutil
@@ -102,9 +103,7 @@ def create_app(
         unknown = {name: {"state": "unknown", "last_report": None} for name in SERVICES}
         answers["sources"].setdefault("level", "critical")  # what is not known may be as bad as that
         services = cast("dict[str, Part]", answers["reports"].pop("services", unknown))
-        fine = all(part["ok"] for part in answers.values()) and all(
-            services[name]["state"] == "alive" for name in SERVICES
-        )
+        fine = all(part["ok"] for part in answers.values()) and all(_is_well(services[name]) for name in SERVICES)
         overall = {"status": "ok" if fine else "degraded", "at": format_time(clock.now())}
         return MsgspecResponse({**overall, "services": services, **answers})
 
@@ -153,6 +152,12 @@ async def _services(settings: Settings, report_store: ReportStore, clock: Clock)
         for name, kept in last.items()
     }
     return {"services": services}
+
+
+def _is_well(service: Part) -> bool:
+    """Whether a service is alive, and its last report tells of no fault of ours."""
+    last = cast("dict[str, int] | None", service["last_report"])
+    return service["state"] == "alive" and last is not None and last["status"] < HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 async def _checked(check: Check | None) -> Part:

@@ -42,8 +42,8 @@ def time_of(time: tuple[int, int]) -> datetime:
 
 
 class RedisCheck:
-    """Raises ReportsUnavailable unless Redis takes writes and holds, under each of the keys, the kind of value that the
-    desk keeps there, or nothing."""
+    """Raises ReportsUnavailable unless Redis takes writes, runs scripts and holds, under each of the keys, the kind of
+    value that the desk keeps there, or nothing."""
 
     def __init__(self, client: Redis, kinds: Mapping[str, str], seconds_max: float, clocks: ClockMonitor) -> None:
         self._client = client  # owned, and closed
@@ -66,9 +66,10 @@ class RedisCheck:
                 for key in self._kinds:
                     pipeline.type(key)
                 pipeline.set(_PROBE_KEY, "", ex=_PROBE_KEPT_SECONDS)
+                pipeline.eval("return 1", 0)  # prices are published by a script
                 pipeline.time()
                 asked_at = self._clocks.moment()
-                *found, _, time = await pipeline.execute()
+                *found, _, _, time = await pipeline.execute()
                 self._clocks.hear("Redis", time_of(time), asked_at)
         except FAULTS as error:
             raise meaning_of(error, ReportsUnavailable) from error
