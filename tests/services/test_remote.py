@@ -448,9 +448,11 @@ async def test_each_item_s_problem_comes_back_with_its_facts(told: tuple[Answers
 
 async def test_readiness_is_the_other_side_s_own(told: tuple[Answers, RemoteLedger]) -> None:
     answers, ledger = told
-    answers.respond = lambda: problem_response(NotReady("Missing: database.", missing=[]), "/readyz")
-    error = await failure_of(ledger.check())
-    assert (type(error), error.detail) == (LedgerUnavailable, "Missing: database.")
+    two = [{"what": "database", "why": "It is away."}, {"what": "clock", "why": "It is off."}]
+    for missing, detail in ((two, "It is away. It is off."), ([], "Missing."), (7, "Missing."), ([{}], "Missing.")):
+        answers.respond = lambda missing=missing: problem_response(NotReady("Missing.", missing=missing), "/readyz")  # type: ignore[misc]
+        error = await failure_of(ledger.check())
+        assert (type(error), error.detail) == (LedgerUnavailable, detail)
     answers.say({"status": "ready"})
     await ledger.check()
 

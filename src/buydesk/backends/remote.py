@@ -20,6 +20,7 @@ from buydesk.errors import (
     LedgerUnavailable,
     MethodNotAllowed,
     NotFound,
+    NotReady,
     OutcomeUnknown,
     PayloadTooLarge,
     PriceStoreUnavailable,
@@ -165,6 +166,8 @@ class RemoteService:
     async def _check(self) -> None:
         try:
             await self._safely(_whatever, "GET", "/readyz", None)
+        except NotReady as error:
+            raise self._unavailable(_whys(error), retry_after_seconds=1) from error
         except DeskError as error:
             raise self._unavailable(error.detail, retry_after_seconds=1) from error
 
@@ -316,6 +319,13 @@ class RemoteReportStore(RemoteService):
         """Closes both pools."""
         await super().close()
         await self._as_stranger.close()
+
+
+def _whys(error: NotReady) -> str:
+    """Why the service is not ready, as its own /readyz says for each thing that it misses."""
+    missing = error.facts.get("missing")
+    whys = [str(each["why"]) for each in missing if "why" in each] if isinstance(missing, list) else []
+    return " ".join(whys) or error.detail
 
 
 def _whatever(document: object) -> object:
