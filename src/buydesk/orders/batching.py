@@ -189,12 +189,12 @@ class OrderBatcher:
         self._refuse_unknown(each for each in sent if each.give_up_at <= now)
         return still
 
-    def _refuse_waiting_if_down(self, outcomes: Iterable[Outcome]) -> None:
-        """Orders that were never sent do not wait behind those that are sent again to a ledger that says it is down."""
-        problems = [outcome.problem for outcome in outcomes if isinstance(outcome, Refused)]
-        away = next((problem for problem in problems if isinstance(problem, _DOWN)), None)
-        while away is not None and self._queue:
-            self._queue.popleft().resolve(Refused(away))
+    def _refuse_waiting_if_down(self, outcomes: Sequence[Outcome]) -> None:
+        """Orders that were never sent do not wait behind those that are sent again to a ledger that says it is down: of
+        all that it was sent, and not of one order."""
+        if all(isinstance(each, Refused) and isinstance(each.problem, _DOWN) for each in outcomes):
+            while self._queue:
+                self._queue.popleft().resolve(outcomes[0])
 
     def _refuse_unknown(self, lost: Iterable[PendingOrder]) -> None:
         for each in lost:
