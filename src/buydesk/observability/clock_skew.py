@@ -5,7 +5,7 @@ Nobody's clock is right by itself: those that agree with most others are.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -40,9 +40,9 @@ class ClockReading:
         low, high = max(self.low, other.low), min(self.high, other.high)
         return ClockReading(other.moment, low, high) if low <= high else other
 
-    def ahead_of(self, moment: float) -> float:
-        """By how many seconds it is certainly ahead of a clock that shows `moment`, negative when behind."""
-        return max(0.0, self.low - moment) + min(0.0, self.high - moment)
+    def ahead_of(self, shown: float) -> float:
+        """By how many seconds it is certainly ahead of a clock that shows this (since 1970), negative when behind."""
+        return max(0.0, self.low - shown) + min(0.0, self.high - shown)
 
 
 class ClockMonitor:
@@ -53,7 +53,7 @@ class ClockMonitor:
         self._skew_seconds_max = skew_seconds_max
         self._clock = clock
         self._heard: dict[str, ClockReading] = {}
-        self._said = ""
+        self._off: Collection[str] = frozenset()
 
     def moment(self) -> float:
         """Before somebody is asked for the time: what `hear` wants to know of that."""
@@ -79,11 +79,11 @@ class ClockMonitor:
     async def check(self) -> None:
         """Raises ClockSkewed when our own clock is off. Others that are off are logged, and so reported."""
         ahead = self._ahead()
-        is_own, said = verdict(self._own, ahead, self._skew_seconds_max)
-        if said != self._said:
-            _log.warning("%s", said) if said else _log.info("The clocks agree again.")
-        self._said = said
-        if is_own:
+        off, said = verdict(self._own, ahead, self._skew_seconds_max)
+        if off != self._off:  # by how much they are changes all the time
+            _log.warning("%s", said) if off else _log.info("The clocks agree again.")
+        self._off = off
+        if self._own in off:
             raise ClockSkewed(said, retry_after_seconds=RETRY_AFTER_SECONDS)
 
     def require_agreement_with(self, whose: str) -> None:
@@ -100,11 +100,11 @@ class ClockMonitor:
         return {whose: heard.at(moment).ahead_of(now) for whose, heard in recent.items()}
 
 
-def verdict(own: str, ahead: Mapping[str, float], skew_seconds_max: float) -> tuple[bool, str]:
-    """Whether our own clock is off, and in words which clocks are, "" when all agree.
+def verdict(own: str, ahead: Mapping[str, float], skew_seconds_max: float) -> tuple[Collection[str], str]:
+    """Which clocks are off, and that in words, "" when all agree.
 
     `ahead` are the seconds by which others are ahead of ours. The largest group that agrees is right; where there are
-    several as large, nobody can say which is.
+    several as large, nobody can say which is, and those that differ from ours are named.
     """
     shown = {own: 0.0, **ahead}
     groups = {
@@ -113,15 +113,17 @@ def verdict(own: str, ahead: Mapping[str, float], skew_seconds_max: float) -> tu
     }
     size = max(map(len, groups))
     if size == len(shown):
-        return False, ""
+        return frozenset(), ""
     right, *others = (group for group in groups if len(group) == size)
     if others:
-        differing = [f"{each} ({_apart(seconds, own)})" for each, seconds in sorted(ahead.items()) if seconds]
-        return False, f"The clocks of {own} and {', '.join(differing)} differ, and it is not known which is off."
+        differing = {each: f"{each} ({_apart(seconds, own)})" for each, seconds in sorted(ahead.items()) if seconds}
+        said = f"The clocks of {own} and {', '.join(differing.values())} differ, and it is not known which is off."
+        return frozenset(differing), said
     middle = sum(shown[each] for each in right) / size
-    off = sorted(shown.keys() - right)
+    off = shown.keys() - right
     agreeing = ", ".join(sorted(right))
-    return own in off, " ".join(f"The clock of {each} is {_apart(shown[each] - middle, agreeing)}." for each in off)
+    said = " ".join(f"The clock of {each} is {_apart(shown[each] - middle, agreeing)}." for each in sorted(off))
+    return frozenset(off), said
 
 
 def _apart(seconds: float, whose: str) -> str:
