@@ -1,4 +1,4 @@
-"""ClockMonitor set forward and back (libfaketime), each service's in turn, while clients place orders."""
+"""Clocks set forward and back (libfaketime), each service's in turn, while clients place orders."""
 
 import asyncio
 import contextlib

@@ -66,8 +66,9 @@ async def overload(plan: Plan, *arguments: str, retries: int = 0) -> Verdict:
     verdict.seen |= {"stored": stored, "placed": placed, "stored per second": round(stored / 60), **outcomes}
     if placed < 0.9 * stored:
         verdict.wrong.append(f"of {stored} orders stored only {placed} were answered 201")
-    if outcomes.get("outcome_unknown"):
-        verdict.wrong.append(f"{outcomes['outcome_unknown']} orders were answered outcome_unknown")
+    for unknown in ("outcome_unknown", "no_answer"):
+        if outcomes.get(unknown):
+            verdict.wrong.append(f"{outcomes[unknown]} orders ended as {unknown}")
     if float(str(verdict.seen["recovered after s"])) > 10:
         verdict.wrong.append("it was not back to normal within 10 s of the load's end")
     return verdict

@@ -1,4 +1,4 @@
-"""ClockMonitor that are set under load, in processes of their own: `make chaos ARGS=clocks` does more of it."""
+"""Clocks that are set under load, in processes of their own: `make chaos ARGS=clocks` does more of it."""
 
 import asyncio
 import os

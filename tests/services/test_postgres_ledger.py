@@ -222,7 +222,7 @@ async def test_a_database_without_the_function_refuses_the_batch_and_no_item_is_
         with pytest.raises(LedgerUnavailable, match="run `buydesk migrate`"):  # however long ago that was
             await ledger.check()
     [logged] = caplog.messages
-    assert logged.startswith("orders are refused: The database has not the tables that this program needs")
+    assert logged.startswith("orders are refused: The database does not have the tables that this program needs")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ READY_SECONDS_MAX = 30.0
 GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.01
 WATCH_SECONDS = 0.1
-# So a child that hangs is killed after 4.5 to 6 seconds. One late answer alone proves nothing: the machine, or this
+# So a child that hangs is killed after 5.5 to 6 seconds. One late answer alone proves nothing: the machine, or this
 # process, may have been suspended.
 PROBE_PAUSE_SECONDS = 0.5
 PROBE_SECONDS_MAX = 1.5
@@ -308,12 +308,15 @@ async def poll_until(
 
 
 async def _says_so(probe: Probe) -> bool:
-    """False too when it says nothing in time."""
+    """False too when it says nothing in time. A probe that breaks says nothing about who is probed."""
     try:
         async with asyncio.timeout(PROBE_SECONDS_MAX):
             return await probe()
     except TimeoutError:
         return False
+    except Exception:
+        log.exception("a probe failed unexpectedly")
+        return True
 
 
 async def _ended(process: "subprocess.Popen[bytes]", seconds_max: float | None = None) -> None:
