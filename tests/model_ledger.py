@@ -15,6 +15,7 @@ from buydesk.errors import (
 )
 from buydesk.money import satoshi_for
 from buydesk.orders.model import (
+    REPRESENTATION,
     Anchor,
     Exposure,
     Order,
@@ -81,6 +82,7 @@ class ModelLedger:
             item.price.id,
             item.price.as_of,
             False,
+            REPRESENTATION,
         )
         self.stored.append(order)
         self.records[item.price.id] = item.price

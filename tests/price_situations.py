@@ -7,10 +7,11 @@ import random
 import sys
 import uuid
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from itertools import chain
+
+from msgspec.structs import replace
 
 from buydesk.money import Currency
 from buydesk.orders.model import NewOrder

@@ -1,15 +1,112 @@
-"""Reading of JSON: documents of strangers as they were written, members by what they must be. All raises ValueError."""
+"""Reading of JSON: documents of strangers as they were written, documents of the desk as the types they are to be."""
 
 import json
-import uuid
+import re
 from collections import Counter
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import msgspec
 
-from buydesk.money import CURRENCIES, CURRENCIES_TEXT, Currency
+from buydesk.money import CURRENCIES_TEXT, Currency, parse_amount, parse_btc, parse_rate
 from buydesk.times import parse_time
+
+T = TypeVar("T")
+
+
+class WrongMember(ValueError):
+    """The document is not what it has to be: `member` says where, as in `sources.used.0.bid`, and `reason` why."""
+
+    def __init__(self, member: str, reason: str) -> None:
+        super().__init__(f"{member}: {reason}")
+        self.member = member
+        self.reason = reason
+
+
+def read(kind: type[T], document: object, whole: str = "document") -> T:
+    """The decoded JSON as `kind`, a type of msgspec's; its members may be of the types below.
+
+    Members that the type does not know are ignored. Raises WrongMember, with `whole` for the member when all is wrong.
+    """
+    try:
+        return msgspec.convert(document, kind, dec_hook=_value_of)
+    except msgspec.ValidationError as error:
+        raise _wrong_member(str(error), whole) from error
+
+
+class TextType(type):
+    """Of a type whose values are text in documents: `parse` makes the value, or raises ValueError."""
+
+    parse: Callable[[str], object]
+
+    def __instancecheck__(cls, _: object) -> bool:
+        """msgspec asks whether what `parse` made is of the type: it is a plain int, str or datetime."""
+        return True
+
+
+def text_type(parse: Callable[[str], object]) -> Any:
+    """The type of what `parse` makes of text."""
+    return TextType(parse.__name__, (), {"parse": staticmethod(parse)})
+
+
+if TYPE_CHECKING:
+    Cents = int
+    Satoshi = int
+    RateE8 = int
+    Moment = datetime
+    Rates = Mapping[Currency, int]
+else:
+    Cents, Satoshi, RateE8 = text_type(parse_amount), text_type(parse_btc), text_type(parse_rate)
+    Moment = text_type(parse_time)
+
+    class Rates(metaclass=TextType):
+        """Rates by currency, those that there are: a record may be older than a currency that was added since."""
+
+
+_Known = msgspec.defstruct("_Known", [(each.value, RateE8 | msgspec.UnsetType, msgspec.UNSET) for each in Currency])
+
+
+def _value_of(kind: Any, written: object) -> object:
+    """What msgspec asks for when it does not know the type itself; it adds the path to a ValueError."""
+    if kind is Rates:
+        return _rates(written)
+    if not isinstance(written, str):
+        raise ValueError("must be text")
+    return kind.parse(written)
+
+
+def _rates(written: object) -> Rates:
+    try:
+        known = msgspec.convert(written, _Known, dec_hook=_value_of)
+    except msgspec.ValidationError as error:
+        raise ValueError(error) from error  # to which msgspec adds the rest of the path
+    rates = msgspec.structs.asdict(known)
+    return {currency: rates[currency] for currency in Currency if rates[currency] is not msgspec.UNSET}
+
+
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+_EXPECTED = re.compile(r"Expected `(\w+)[^`]*`(?:, got .*| (>=|<=) (\d+))")
+_MUST_BE = {"object": "an object", "array": "a list", "str": "text", "uuid": "text", "int": "an integer"}
+_MUST_BE |= {"bool": "true or false", ">=": "at least", "<=": "at most"}
+_CHOICES = {"currency": f"must be one of {CURRENCIES_TEXT}", "feed": "must be sandbox or live"}
+
+
+def _wrong_member(message: str, whole: str) -> WrongMember:
+    """msgspec's message, such as "Expected `str`, got `int` - at `$.used[0].bid`", in our words."""
+    reason, *paths = message.split(" - at `$")
+    path = "".join(each.removesuffix("`") for each in reversed(paths))
+    if missing := _MISSING.fullmatch(reason):
+        path, reason = f"{path}.{missing[1]}", "is missing"
+    elif expected := _EXPECTED.fullmatch(reason):
+        kind, bound, limit = expected.groups()
+        reason = f"must be {_MUST_BE[bound]} {limit}" if bound else f"must be {_MUST_BE[kind]}"
+    elif reason == "Invalid UUID":
+        reason = "must be a UUID"
+    member = re.sub(r"\[(\d+)\]", r".\1", path).removeprefix(".") or whole
+    if reason.startswith("Invalid enum value"):
+        reason = _CHOICES[member.rpartition(".")[2]]
+    return WrongMember(member, reason)
 
 
 class Number(str):
@@ -50,55 +147,3 @@ def _no_number(name: str) -> object:
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_distinct, parse_float=Number, parse_int=Number, parse_constant=_no_number)
-
-
-def read_object(value: object) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise ValueError("must be an object")
-    return value
-
-
-def read_list(value: object) -> list[object]:
-    if not isinstance(value, list):
-        raise ValueError("must be a list")
-    return value
-
-
-def read_text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("must be text")
-    return value
-
-
-def read_integer(value: object) -> int:
-    if not isinstance(value, int):
-        raise ValueError("must be an integer")
-    return value
-
-
-def read_boolean(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("must be true or false")
-    return value
-
-
-def read_currency(value: object) -> Currency:
-    currency = CURRENCIES.get(read_text(value))
-    if currency is None:
-        raise ValueError(f"must be one of {CURRENCIES_TEXT}")
-    return currency
-
-
-def read_id(value: object) -> uuid.UUID:
-    try:
-        return msgspec.convert(read_text(value), uuid.UUID)
-    except msgspec.ValidationError as error:
-        raise ValueError("must be a UUID") from error
-
-
-def read_time(value: object) -> datetime:
-    text = read_text(value)
-    try:
-        return parse_time(text)
-    except ValueError as error:
-        raise ValueError("must be an ISO 8601 time with a zone, such as 2026-01-31T09:05:00.000000Z") from error

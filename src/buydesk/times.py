@@ -38,13 +38,13 @@ def format_time(moment: datetime) -> str:
 
 
 def parse_time(text: str) -> datetime:
-    """The moment of an ISO 8601 text with a zone; raises ValueError."""
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is UTC:
-        return moment
-    if moment.tzinfo is None:
-        raise ValueError("a time needs a zone, such as Z")
+    """The moment of an ISO 8601 text with a zone, in the years 1 to 9999 in UTC; raises ValueError."""
     try:
-        return moment.astimezone(UTC)
-    except OverflowError as error:
-        raise ValueError("a time must lie in the years 1 to 9999 in UTC") from error
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is UTC:
+            return moment
+        if moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError("must be an ISO 8601 time with a zone, such as 2026-01-31T09:05:00.000000Z")

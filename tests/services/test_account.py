@@ -2,10 +2,10 @@
 
 from base64 import b64decode
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 
 from buydesk.backends.postgres.accounts import Account, account_of, verifier
 from buydesk.backends.postgres.ledger import PostgresLedger

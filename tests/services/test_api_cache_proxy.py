@@ -6,12 +6,12 @@ import json
 import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
 import pytest
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from buydesk.backends.memory.prices import MemoryPriceStore
@@ -425,7 +425,7 @@ def drop(*path: str | int) -> Change:
         (put("2026-01-31T12:01:00.123457Z", "expires_at"), "expires_at: must not be more than 60 s after as_of"),
         (put("9999-12-31T23:59:59Z", "expires_at"), "expires_at: must not be more than 60 s after as_of"),
         (put("market", "feed"), "feed: must be sandbox or live"),
-        (put([], "feed"), "feed: must be sandbox or live"),
+        (put([], "feed"), "feed: must be text"),
         (put("live", "feed"), "feed: must be sandbox, the feed of this desk"),
         (put(1678320000, "replayed_from"), "replayed_from: must be text"),
         (put([], "rates"), "rates: must be an object"),

@@ -5,13 +5,14 @@ import contextlib
 import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import httpx2
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.errors import LedgerUnavailable, Overloaded, PriceUnavailable, WrongMode

@@ -8,13 +8,13 @@ import re
 import signal
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import httpx2
 import msgspec
 import pytest
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from buydesk.backends.fallback import FallbackPriceStore, FallbackReportStore

@@ -4,13 +4,13 @@ import asyncio
 import itertools
 import subprocess
 import sys
-from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
 import asyncpg
 import pytest
 from alembic import command
+from msgspec.structs import replace
 
 from buydesk.backends.postgres import migrate as migrations
 from buydesk.backends.postgres.accounts import TABLES

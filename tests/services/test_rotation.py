@@ -15,9 +15,9 @@ from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import Report
 from buydesk.orders.model import Placed
 from buydesk.prices.cache import PriceCache
-from buydesk.prices.model import NotARecord
 from buydesk.prices.signing import Signer
 from buydesk.prices.verification import require_proven
+from buydesk.reading import WrongMember
 from buydesk.services import api_cache_proxy, db_proxy, health_check
 from buydesk.settings.model import TOKENS, Settings
 from buydesk.signing_keys import KEY_BYTES, new_signing_key, public_key, to_text
@@ -144,5 +144,5 @@ async def test_price_is_taken_while_its_key_is_accepted(signing_key: str, stage:
     if is_taken:
         require_proven(price, ours, utc_now())
     else:
-        with pytest.raises(NotARecord, match="which this desk does not accept"):
+        with pytest.raises(WrongMember, match="which this desk does not accept"):
             require_proven(price, ours, utc_now())

@@ -2,12 +2,12 @@
 
 import json
 import uuid
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from buydesk.money import Currency, parse_rate
 from buydesk.prices.coindesk import currentprice, currentprice_of

@@ -1,7 +1,6 @@
 """Orders between services: what is written is read back the same, and whatever else arrives is refused by name."""
 
 import uuid
-from dataclasses import replace as replace_record
 from datetime import timedelta
 from typing import Any
 
@@ -176,7 +175,7 @@ BAD_ITEMS: list[tuple[Any, str, str]] = [
     (of_one(bitcoin_amount="1e-3"), "bitcoin_amount", "must be plain decimal text"),
     (of_one(problem=None), "problem", "must be an object"),
     (of_one(problem="price_stale"), "problem", "must be an object"),
-    (of_one(problem={"code": "price_stale"}, retry_after_seconds="5"), "problem", "must be an integer"),
+    (of_one(problem={"code": "price_stale"}, retry_after_seconds="5"), "retry_after_seconds", "must be an integer"),
     (of_one(problem={"code": "price_stale"}, amount="0"), "amount", "must be greater than 0"),
 ]
 
@@ -216,7 +215,7 @@ def test_a_record_that_comes_again_with_other_rates_changes_nothing() -> None:
 def test_a_copy_of_a_record_that_was_shortened_keeps_its_own_end() -> None:
     records: dict[uuid.UUID, PriceRecord] = {}
     priced_order_from(of_one(), records)
-    shortened = replace_record(RECORD, expires_at=RECORD.expires_at - timedelta(seconds=30))
+    shortened = replace(RECORD, expires_at=RECORD.expires_at - timedelta(seconds=30))
     copy = priced_order_from(of_one(price=record_document(shortened)), records)
     assert copy.price == shortened
 

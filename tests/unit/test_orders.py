@@ -38,6 +38,7 @@ STORED = Order(
     price_id=RECORD.id,
     price_as_of=RECORD.as_of,
     livemode=False,
+    representation=1,
 )
 
 

@@ -1,20 +1,19 @@
 """Prices: how long a record may be used, what is plausible, and what is shown of the current one."""
 
 import uuid
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from buydesk.errors import PriceStale, PriceSuperseded, PriceUnavailable
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
 from buydesk.prices.model import (
     KEPT_FOR,
     FeedStatus,
-    NotARecord,
     PricePoint,
     PriceRecord,
     Quote,
@@ -27,6 +26,7 @@ from buydesk.prices.model import (
     superseded,
     valid_record,
 )
+from buydesk.reading import WrongMember
 from buydesk.times import format_time
 
 NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
@@ -119,7 +119,7 @@ def test_a_record_within_all_bounds_is_plausible() -> None:
     ],
 )
 def test_what_is_not_plausible_is_named_with_its_reason(changes: dict[str, Any], member: str, reason: str) -> None:
-    with pytest.raises(NotARecord) as refused:
+    with pytest.raises(WrongMember) as refused:
         require_plausible(replace(RECORD, **changes), "sandbox", 60, 10, NOW)
     assert (refused.value.member, refused.value.reason) == (member, reason)
 
@@ -155,7 +155,7 @@ def test_state_within_all_bounds_is_plausible() -> None:
     ("changes", "member"), [({"feed": "live"}, "feed"), ({"at": NOW + timedelta(seconds=10) + TICK}, "at")]
 )
 def test_state_that_is_not_plausible_is_named(changes: dict[str, Any], member: str) -> None:
-    with pytest.raises(NotARecord) as refused:
+    with pytest.raises(WrongMember) as refused:
         require_plausible_status(replace(STATE, **changes), "sandbox", 10, NOW)
     assert refused.value.member == member
 

@@ -3,10 +3,10 @@
 import logging
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.errors import InvalidRequest, PriceStale, PriceStoreUnavailable, PriceSuperseded, PriceUnavailable

@@ -3,14 +3,15 @@
 import json
 from base64 import urlsafe_b64decode
 from collections.abc import Callable
-from dataclasses import fields, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from msgspec.structs import fields, replace
 
 from buydesk.http.examples import EXAMPLE_RECORD
 from buydesk.money import Currency
@@ -55,6 +56,14 @@ def test_signed_record_is_proven_also_after_its_way_as_json() -> None:
     crossed = record_from(msgspec.json.decode(msgspec.json.encode(record_document(RECORD))))
     assert crossed == RECORD
     assert signature_discrepancy(crossed, ("another", KEY)) == ""
+
+
+def test_record_that_was_stored_long_ago_is_still_proven() -> None:
+    """Its bytes are those of the day it was signed: whatever the code becomes, they have to be made again."""
+    stored = (Path(__file__).parents[1] / "data" / "signed_record.json").read_bytes().rstrip()
+    old = record_from(msgspec.json.decode(stored))
+    assert msgspec.json.encode(record_document(old), order="sorted") == stored
+    assert signature_discrepancy(old, (KEY,)) == ""
 
 
 def test_what_is_signed_can_be_checked_with_other_means() -> None:

@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,15 +9,17 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from buydesk.money import Currency
 from buydesk.orders.model import ANONYMOUS, NewOrder, Order
 from buydesk.orders.pricing import placed_order, price_order
 from buydesk.orders.verification import discrepancies
 from buydesk.prices.documents import record_document, record_from
-from buydesk.prices.model import NotARecord, PriceRecord, Quote, RejectedQuote, Rule
+from buydesk.prices.model import PriceRecord, Quote, RejectedQuote, Rule
 from buydesk.prices.rule import decide, record_of
 from buydesk.prices.verification import require_proven
+from buydesk.reading import WrongMember
 from tests.builders import settings, signed
 
 NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
@@ -212,12 +213,12 @@ def test_record_from_before_a_currency_was_added_proves_its_orders_all_the_same(
     ],
 )
 def test_what_is_not_proven_becomes_no_price(change: Callable[[PriceRecord], PriceRecord], told: str) -> None:
-    with pytest.raises(NotARecord, match=told):
+    with pytest.raises(WrongMember, match=told):
         require_proven(signed(change(RECORD)), SETTINGS, NOW)
 
 
 def test_desk_that_needs_more_sources_takes_no_price_of_fewer() -> None:
-    with pytest.raises(NotARecord, match="its rule is content with 2 sources, and this desk needs 3"):
+    with pytest.raises(WrongMember, match="its rule is content with 2 sources, and this desk needs 3"):
         require_proven(signed(RECORD), settings(price_feed="live", price_sources_min=3), NOW)
 
 

@@ -1,8 +1,9 @@
 """Examples for the OpenAPI documents: one price record, an order that is priced with it, and how its sources were."""
 
 import uuid
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+
+from msgspec.structs import replace
 
 from buydesk.money import RATE_SCALE, SATOSHI_PER_BTC, Currency
 from buydesk.orders.model import ANONYMOUS, Exposure, NewOrder

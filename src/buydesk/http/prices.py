@@ -33,11 +33,11 @@ from buydesk.prices.model import (
     HISTORY_MINUTES_MAX,
     HISTORY_POINTS_MAX,
     FeedStatus,
-    NotARecord,
     PriceRecord,
     require_plausible_status,
 )
 from buydesk.prices.verification import require_proven
+from buydesk.reading import WrongMember
 from buydesk.settings.model import PRICE_TTL_SECONDS_MAX, Settings
 
 HISTORY_MINUTES = 60
@@ -77,7 +77,7 @@ def _parsed(body: bytes, reader: Callable[[object], _Read]) -> _Read:
     require_utf8(body)
     try:
         return reader(msgspec.json.decode(body))
-    except NotARecord as error:
+    except WrongMember as error:
         raise InvalidRequest.of(error.member, error.reason) from error
     except (ValueError, RecursionError) as error:
         raise InvalidRequest.of("body", "must be JSON") from error

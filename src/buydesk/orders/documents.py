@@ -6,15 +6,17 @@ here for msgspec, which writes ids and times as text by itself, faster than they
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from buydesk.errors import DeskError, InvalidRequest, problem, rebuild
-from buydesk.money import format_btc, format_cents, format_rate, parse_amount, parse_btc, parse_rate
+from buydesk.money import Currency, format_btc, format_cents, format_rate
 from buydesk.orders.model import (
+    Key,
     NewOrder,
     Order,
     OrderDocument,
@@ -24,12 +26,11 @@ from buydesk.orders.model import (
     Refused,
     Replayed,
     order_document,
-    parse_key,
 )
 from buydesk.orders.pricing import placed_order, price_order
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord
-from buydesk.reading import read_boolean, read_currency, read_id, read_integer, read_object, read_text, read_time
+from buydesk.reading import Cents, Moment, RateE8, Satoshi, WrongMember, read
 
 
 def priced_order_documents(items: Sequence[PricedOrder]) -> list[dict[str, object]]:
@@ -57,6 +58,27 @@ def priced_order_documents(items: Sequence[PricedOrder]) -> list[dict[str, objec
     return documents
 
 
+class _Item(msgspec.Struct):
+    """What every item of `priced_order_documents` has."""
+
+    id: uuid.UUID
+    client: Key
+    currency: Currency
+    amount: Cents
+    deadline: Moment
+    client_order_id: Key | None = None
+
+
+class _PricedItem(_Item, kw_only=True):
+    exchange_rate: RateE8
+    bitcoin_amount: Satoshi
+
+
+class _UnpricedItem(_Item, kw_only=True):
+    problem: dict[str, Any]
+    retry_after_seconds: int | None = None
+
+
 def priced_order_from(document: object, records: dict[uuid.UUID, PriceRecord]) -> PricedOrder:
     """The priced order of one document; `records` collects the price records of the list's earlier items.
 
@@ -64,35 +86,30 @@ def priced_order_from(document: object, records: dict[uuid.UUID, PriceRecord]) -
     """
     if not isinstance(document, dict):
         raise InvalidRequest.of("item", "must be an object")
-    member = "problem" if "problem" in document else "price"
     try:
+        if "problem" in document:
+            unpriced = read(_UnpricedItem, document)
+            return _priced(unpriced, rebuild(unpriced.problem, unpriced.retry_after_seconds))
         # First, because later items may name its record, whatever else is wrong with this one.
-        price = _problem(document) if member == "problem" else _record(document[member], records)
-        member = "id"
-        order_id = read_id(document[member])
-        member = "client"
-        client = _name(document[member])
-        member = "client_order_id"
-        client_order_id = None if document.get(member) is None else _name(document[member])
-        member = "currency"
-        currency = read_currency(document[member])
-        member = "amount"
-        order = NewOrder(order_id, client, client_order_id, currency, parse_amount(read_text(document[member])))
-        member = "deadline"
-        item = price_order(order, price, read_time(document[member]))
-        if isinstance(item.price, PriceRecord):
-            member = "exchange_rate"
-            if parse_rate(read_text(document[member])) != item.rate_e8:
-                raise ValueError("is not the rate of the price record")
-            member = "bitcoin_amount"
-            given = read_text(document[member])
-            if given != format_btc(item.satoshi) and parse_btc(given) != item.satoshi:
-                raise ValueError(f"must be {format_btc(item.satoshi)}, the amount at this rate, rounded up")
-    except KeyError as error:
-        raise InvalidRequest.of(member, "is missing") from error
-    except ValueError as error:
-        raise InvalidRequest.of(member, str(error)) from error
-    return item
+        if "price" not in document:
+            raise WrongMember("price", "is missing")
+        price = _record(document["price"], records)
+        item = read(_PricedItem, document)
+        priced = _priced(item, price)
+        if isinstance(priced.price, PriceRecord):
+            if item.exchange_rate != priced.rate_e8:
+                raise WrongMember("exchange_rate", "is not the rate of the price record")
+            if item.bitcoin_amount != priced.satoshi:
+                amount = format_btc(priced.satoshi)
+                raise WrongMember("bitcoin_amount", f"must be {amount}, the amount at this rate, rounded up")
+    except WrongMember as error:
+        raise InvalidRequest.of(error.member, error.reason) from error
+    return priced
+
+
+def _priced(item: _Item, price: PriceRecord | DeskError) -> PricedOrder:
+    order = NewOrder(item.id, item.client, item.client_order_id, item.currency, item.amount)
+    return price_order(order, price, item.deadline)
 
 
 def outcome_document(outcome: Outcome) -> dict[str, object]:
@@ -103,17 +120,36 @@ def outcome_document(outcome: Outcome) -> dict[str, object]:
     return {"outcome": kind, "order": stored_document(outcome.order)}
 
 
+class _AddedByLedger(msgspec.Struct):
+    """What a placed order has that the sender of its item does not know."""
+
+    id: uuid.UUID
+    number: int
+    created_at: Moment
+    livemode: bool
+
+
+class _Refusal(msgspec.Struct):
+    problem: dict[str, Any]
+    retry_after_seconds: int | None = None
+    by_ledger: bool = False
+
+
 def outcome_from(document: object, item: PricedOrder) -> Outcome:
-    """The outcome of the item that `outcome_document` wrote; raises ValueError or LookupError for anything else."""
-    outcome = read_object(document)
-    match outcome["outcome"]:
-        case "refused":
-            return Refused(_problem(outcome), by_ledger=outcome.get("by_ledger") is True)
-        case "placed":
-            return Placed(_placed(read_object(outcome["order"]), item))
-        case "replayed":
-            return Replayed(order_from(outcome["order"]))
-    raise ValueError("must be placed, replayed or refused")
+    """The outcome of the item that `outcome_document` wrote; raises ValueError for anything else."""
+    match document:
+        case {"outcome": "placed", "order": order}:
+            # db_proxy refuses an item whose money differs from its price: only what the ledger added has to be read.
+            added = read(_AddedByLedger, order)
+            if added.id == item.order.id and isinstance(item.price, PriceRecord):
+                return Placed(placed_order(item, added.number, added.created_at, added.livemode))
+            raise ValueError("is not the order that was sent")
+        case {"outcome": "replayed", "order": order}:
+            return Replayed(order_from(order))
+        case {"outcome": "refused"}:
+            refusal = read(_Refusal, document)
+            return Refused(rebuild(refusal.problem, refusal.retry_after_seconds), by_ledger=refusal.by_ledger)
+    raise ValueError("must be an order placed or replayed, or a refusal")
 
 
 class StoredDocument(OrderDocument, frozen=True, gc=False):
@@ -129,44 +165,13 @@ def stored_document(order: Order) -> StoredDocument:
     return StoredDocument(**shown, client=order.client, representation=order.representation)
 
 
-def _placed(order: dict[str, object], item: PricedOrder) -> Order:
-    """The item as it was stored. db_proxy refuses an item whose money differs from its price, so that only what the
-    ledger added to it has to be read."""
-    if read_id(order["id"]) != item.order.id or not isinstance(item.price, PriceRecord):
-        raise ValueError("is not the order that was sent")
-    number, created_at = read_integer(order["number"]), read_time(order["created_at"])
-    return placed_order(item, number, created_at, read_boolean(order["livemode"]))
-
-
 def order_from(document: object) -> Order:
-    """The order that `stored_document` wrote; raises ValueError or LookupError for anything else."""
-    order = read_object(document)
-    key = order["client_order_id"]
-    return Order(
-        number=read_integer(order["number"]),
-        id=read_id(order["id"]),
-        created_at=read_time(order["created_at"]),
-        client=read_text(order["client"]),
-        client_order_id=None if key is None else read_text(key),
-        currency=read_currency(order["currency"]),
-        amount_cents=parse_amount(read_text(order["amount"])),
-        rate_e8=parse_rate(read_text(order["exchange_rate"])),
-        satoshi=parse_btc(read_text(order["bitcoin_amount"])),
-        price_id=read_id(order["price_id"]),
-        price_as_of=read_time(order["price_as_of"]),
-        livemode=read_boolean(order["livemode"]),
-        representation=read_integer(order["representation"]),
-    )
+    """The order that `stored_document` wrote; raises WrongMember for anything else."""
+    return read(Order, document, "order")
 
 
 def _problem_document(error: DeskError) -> dict[str, object]:
     return {"problem": problem(error, "/add/"), "retry_after_seconds": error.retry_after_seconds}
-
-
-def _problem(document: Mapping[str, object]) -> DeskError:
-    """The error that `_problem_document` wrote into the document."""
-    retry_after = document.get("retry_after_seconds")
-    return rebuild(read_object(document["problem"]), None if retry_after is None else read_integer(retry_after))
 
 
 # For 15 seconds every list of orders brings the same record. To write it takes as long as to write ten orders, and to
@@ -182,18 +187,16 @@ def _record_from(document: bytes) -> PriceRecord:
 
 
 def _record(price: object, records: dict[uuid.UUID, PriceRecord]) -> PriceRecord:
-    if isinstance(price, str):
-        record = records.get(read_id(price))
-        if record is None:
-            raise ValueError("names a record that no earlier item brought")
-        return record
-    record = _record_from(msgspec.json.encode(price))
+    try:
+        if isinstance(price, str):
+            return records[read(uuid.UUID, price)]
+        record = _record_from(msgspec.json.encode(price))
+    except KeyError as error:
+        raise WrongMember("price", "names a record that no earlier item brought") from error
+    except WrongMember as error:
+        raise WrongMember("price", error.reason if isinstance(price, str) else str(error)) from error
     known = records.setdefault(record.id, record)
     # A copy may have been shortened since; in all else a record never changes.
     if replace(known, expires_at=record.expires_at) != record:
-        raise ValueError("differs from the record of the same id that an earlier item brought")
+        raise WrongMember("price", "differs from the record of the same id that an earlier item brought")
     return record
-
-
-def _name(value: object) -> str:
-    return parse_key(read_text(value))

@@ -11,13 +11,14 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from buydesk.errors import DeskError
 from buydesk.money import Currency, format_btc, format_cents, format_rate
 from buydesk.prices.model import PriceRecord
+from buydesk.reading import Cents, Moment, RateE8, Satoshi, text_type
 from buydesk.times import format_time
 
 REPRESENTATION = 1
@@ -57,22 +58,25 @@ class PricedOrder(msgspec.Struct, frozen=True):
     satoshi: int
 
 
-class Order(msgspec.Struct, frozen=True, gc=False):
+_SHOWN_AS = {"amount_cents": "amount", "rate_e8": "exchange_rate", "satoshi": "bitcoin_amount"}
+
+
+class Order(msgspec.Struct, frozen=True, gc=False, rename=_SHOWN_AS):
     """A stored order. `number` counts 1, 2, 3 … without gaps in the order of commit."""
 
     number: int
     id: uuid.UUID
-    created_at: datetime
+    created_at: Moment
     client: str
     client_order_id: str | None
     currency: Currency
-    amount_cents: int
-    rate_e8: int
-    satoshi: int
+    amount_cents: Cents
+    rate_e8: RateE8
+    satoshi: Satoshi
     price_id: uuid.UUID
-    price_as_of: datetime
+    price_as_of: Moment
     livemode: bool
-    representation: int = REPRESENTATION
+    representation: int
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
@@ -204,6 +208,12 @@ def parse_key(text: str) -> str:
     if len(text) > KEY_CHARS_MAX or not _VISIBLE_ASCII.fullmatch(text):
         raise ValueError(f"must be 1 to {KEY_CHARS_MAX} visible ASCII characters")
     return text
+
+
+if TYPE_CHECKING:
+    Key = str
+else:
+    Key = text_type(parse_key)
 
 
 def new_order_id() -> uuid.UUID:

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from buydesk.errors import DeskError, PriceUnavailable
 from buydesk.money import satoshi_for
-from buydesk.orders.model import NewOrder, Order, PricedOrder
+from buydesk.orders.model import REPRESENTATION, NewOrder, Order, PricedOrder
 from buydesk.prices.model import RETRY_AFTER_SECONDS, PriceRecord
 
 
@@ -37,4 +37,5 @@ def placed_order(item: PricedOrder, number: int, created_at: datetime, livemode:
         record.id,
         record.as_of,
         livemode,
+        REPRESENTATION,
     )

@@ -6,8 +6,9 @@ from dataclasses import replace
 from datetime import datetime
 
 from buydesk.errors import DeskError, PriceStale, PriceStoreUnavailable, PriceUnavailable
-from buydesk.prices.model import RETRY_AFTER_SECONDS, NotARecord, PriceRecord, PriceStore, UsablePrice, observed_by
+from buydesk.prices.model import RETRY_AFTER_SECONDS, PriceRecord, PriceStore, UsablePrice, observed_by
 from buydesk.prices.verification import require_proven
+from buydesk.reading import WrongMember
 from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
 
@@ -49,7 +50,7 @@ class PriceCache:
         now = self._clock.now()
         try:
             require_proven(record, self._settings, now)
-        except NotARecord as error:
+        except WrongMember as error:
             detail = f"The price store holds what is no price of this desk: {error}."
             self._problem = PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS)
             return

@@ -5,12 +5,15 @@ How quotes become a record is `rule`'s, how a record is written as JSON `documen
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
+
+import msgspec
 
 from buydesk.errors import PriceStale, PriceSuperseded, PriceUnavailable
 from buydesk.money import Currency
+from buydesk.reading import Moment, RateE8, Rates, WrongMember
 from buydesk.times import format_time
 
 Feed = Literal["sandbox", "live"]
@@ -23,21 +26,26 @@ SOURCES: Mapping[Feed, tuple[str, ...]] = {
 RULE_VERSION = 1
 HISTORY_MINUTES_MAX = 24 * 60
 HISTORY_POINTS_MAX = 1000
+# No setting allows more, and dates can still be computed with this many seconds.
+Limit = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 # For so long after its observation the last record is kept: to show history, and to tell stale from none.
 KEPT_FOR = timedelta(minutes=HISTORY_MINUTES_MAX)
 # How long a client is asked to wait when it is refused because there is no price.
 RETRY_AFTER_SECONDS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Quote:
+class Written(msgspec.Struct, frozen=True, rename=lambda name: name.removesuffix("_e8")):
+    """What is written as JSON and read again (`documents`): rates as decimal text, without the name's suffix."""
+
+
+class Quote(Written, frozen=True):
     """What one source asked and bid for a bitcoin (`rate_e8` units) and when that was observed."""
 
     source: str
     currency: Currency
-    bid_e8: int
-    ask_e8: int
-    observed_at: datetime
+    bid_e8: RateE8
+    ask_e8: RateE8
+    observed_at: Moment
 
     @property
     def mid_e8(self) -> int:
@@ -45,8 +53,7 @@ class Quote:
         return -(-(self.bid_e8 + self.ask_e8) // 2)
 
 
-@dataclass(frozen=True, slots=True)
-class RejectedQuote:
+class RejectedQuote(Written, frozen=True):
     """A source that gave no quotes, or one of its quotes that was not used, and why."""
 
     source: str
@@ -54,32 +61,29 @@ class RejectedQuote:
     quote: Quote | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Written, frozen=True):
     """The limits of the pricing rule (`rule.decide`). RULE_VERSION changes whenever the rule itself does.
 
     Limits in bp are basis points, a hundredth of a percent.
     """
 
-    quote_age_seconds_max: int
-    spread_bp_max: int
-    deviation_bp_max: int
-    sources_min: int
-    version: int = RULE_VERSION
+    quote_age_seconds_max: Limit
+    spread_bp_max: Limit
+    deviation_bp_max: Limit
+    sources_min: Limit
+    version: Limit = RULE_VERSION
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(Written, frozen=True):
     """Who made a price record: the public key, and the signature of the record as it was when it ended at `expires_at`
     (`signing`)."""
 
     key: str
     value: str
-    expires_at: datetime
+    expires_at: Moment
 
 
-@dataclass(frozen=True, slots=True)
-class PriceRecord:
+class PriceRecord(Written, frozen=True):
     """The market price at one moment, with its proof: all quotes there were, the rule and when it was applied.
 
     `as_of` is when the oldest quote used was observed. The record may be used until `expires_at` and not longer.
@@ -89,15 +93,15 @@ class PriceRecord:
     """
 
     id: uuid.UUID
-    as_of: datetime
-    expires_at: datetime
+    as_of: Moment
+    expires_at: Moment
     feed: Feed
-    rates_e8: Mapping[Currency, int]
+    rates_e8: Rates
     used: tuple[Quote, ...] = ()
     rejected: tuple[RejectedQuote, ...] = ()
-    replayed_from: datetime | None = None
+    replayed_from: Moment | None = None
     rule: Rule | None = None
-    decided_at: datetime | None = None
+    decided_at: Moment | None = None
     signature: Signature | None = None
 
     def __hash__(self) -> int:
@@ -110,15 +114,14 @@ class PriceRecord:
 
     def shortened(self, ttl: timedelta, now: datetime) -> "PriceRecord":
         """The record, valid for at most `ttl` from now; nothing ever makes it valid for longer than it was."""
-        return replace(self, expires_at=min(self.expires_at, now + ttl))
+        return msgspec.structs.replace(self, expires_at=min(self.expires_at, now + ttl))
 
     def point(self) -> "PricePoint":
         """What history keeps of the record."""
         return PricePoint(self.id, self.as_of, self.rates_e8, self.replayed_from)
 
 
-@dataclass(frozen=True, slots=True)
-class SourceResponse:
+class SourceResponse(msgspec.Struct, frozen=True):
     """What a source says when it is asked: its quotes, and what of its answer could not be used.
 
     `replayed_from` is the historic minute it replays; None for a market.
@@ -129,18 +132,16 @@ class SourceResponse:
     replayed_from: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PricePoint:
+class PricePoint(Written, frozen=True):
     """A price record, as far as a chart needs it."""
 
     id: uuid.UUID
-    as_of: datetime
-    rates_e8: Mapping[Currency, int]
-    replayed_from: datetime | None = None
+    as_of: Moment
+    rates_e8: Rates
+    replayed_from: Moment | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SourceStatus:
+class SourceStatus(Written, frozen=True):
     """How a source is. `detail` says what is wrong, "" when all of its last quotes were used.
 
     `mids_e8` are of its last quotes, observed at `quoted_at`, however long ago: None before the first. `failures`
@@ -151,30 +152,20 @@ class SourceStatus:
     source: str
     detail: str
     failures: int = 0
-    mids_e8: Mapping[Currency, int] | None = None
-    quoted_at: datetime | None = None
-    resting_until: datetime | None = None
+    mids_e8: Rates | None = None
+    quoted_at: Moment | None = None
+    resting_until: Moment | None = None
     last_error: str = ""
-    failed_at: datetime | None = None
+    failed_at: Moment | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FeedStatus:
+class FeedStatus(Written, frozen=True):
     """How all sources were when they were last asked. `problem` says why that gave no price, "" if it did."""
 
-    at: datetime
+    at: Moment
     feed: Feed
     problem: str
     sources: tuple[SourceStatus, ...]
-
-
-class NotARecord(ValueError):
-    """The document is not a price record: `member` says where, `reason` why."""
-
-    def __init__(self, member: str, reason: str) -> None:
-        super().__init__(f"{member}: {reason}")
-        self.member = member
-        self.reason = reason
 
 
 class PriceSource(Protocol):
@@ -312,23 +303,23 @@ def observed_by(now: datetime, skew_seconds_max: float) -> datetime:
 def require_plausible(
     record: PriceRecord, feed: Feed, ttl_seconds_max: float, skew_seconds_max: float, now: datetime
 ) -> None:
-    """Raises NotARecord for a record of another feed, one from the future and one valid for longer than allowed.
+    """Raises WrongMember for a record of another feed, one from the future and one valid for longer than allowed.
 
     Whatever the settings or the clock of its sender are, none of these may become a price.
     """
     if record.feed != feed:
-        raise NotARecord("feed", f"must be {feed}, the feed of this desk")
+        raise WrongMember("feed", f"must be {feed}, the feed of this desk")
     if record.as_of > observed_by(now, skew_seconds_max):
-        raise NotARecord("as_of", f"must not lie more than {skew_seconds_max:g} s in the future")
+        raise WrongMember("as_of", f"must not lie more than {skew_seconds_max:g} s in the future")
     if record.expires_at <= record.as_of:
-        raise NotARecord("expires_at", "must be later than as_of")
+        raise WrongMember("expires_at", "must be later than as_of")
     if record.expires_at - record.as_of > timedelta(seconds=ttl_seconds_max):
-        raise NotARecord("expires_at", f"must not be more than {ttl_seconds_max:g} s after as_of")
+        raise WrongMember("expires_at", f"must not be more than {ttl_seconds_max:g} s after as_of")
 
 
 def require_plausible_status(state: FeedStatus, feed: Feed, skew_seconds_max: float, now: datetime) -> None:
-    """Raises NotARecord for the state of another feed, and for one from the future."""
+    """Raises WrongMember for the state of another feed, and for one from the future."""
     if state.feed != feed:
-        raise NotARecord("feed", f"must be {feed}, the feed of this desk")
+        raise WrongMember("feed", f"must be {feed}, the feed of this desk")
     if state.at > observed_by(now, skew_seconds_max):
-        raise NotARecord("at", f"must not lie more than {skew_seconds_max:g} s in the future")
+        raise WrongMember("at", f"must not lie more than {skew_seconds_max:g} s in the future")

@@ -6,8 +6,9 @@ raises nothing.
 
 import asyncio
 import logging
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+
+from msgspec.structs import replace
 
 from buydesk.errors import SourceFailed
 from buydesk.prices.model import PriceSource, Quote, RejectedQuote, SourceResponse, SourceStatus

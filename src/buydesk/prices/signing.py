@@ -1,11 +1,11 @@
 """Signatures of price records: Ed25519 (RFC 8032) over a record's canonical JSON (RFC 8785)."""
 
 from collections.abc import Collection
-from dataclasses import replace
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from msgspec.structs import replace
 
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import PriceRecord, Signature

@@ -8,17 +8,18 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 
 from buydesk.money import Currency, format_rate
-from buydesk.prices.model import RULE_VERSION, SOURCES, NotARecord, PriceRecord, Rule, require_plausible
+from buydesk.prices.model import RULE_VERSION, SOURCES, PriceRecord, Rule, require_plausible
 from buydesk.prices.rule import decide, listed, rule_of
 from buydesk.prices.signing import signature_discrepancy
+from buydesk.reading import WrongMember
 from buydesk.settings.model import PRICE_TTL_SECONDS_MAX, SOURCES_MIN, Settings
 from buydesk.times import format_time
 
 
 def require_proven(record: PriceRecord, settings: Settings, now: datetime) -> None:
-    """Raises NotARecord unless the record may be a price of this desk: plausible now (`require_plausible`), signed with
-    a key that the settings accept, of this desk's sources, and proven by its own quotes with limits that allow no more
-    than the settings do.
+    """Raises WrongMember unless the record may be a price of this desk: plausible now (`require_plausible`), signed
+    with a key that the settings accept, of this desk's sources, and proven by its own quotes with limits that allow no
+    more than the settings do.
 
     Whoever takes a record from another process, to publish, sell or store at it, asks this: what that one was set to,
     or got wrong, sells nothing.
@@ -26,9 +27,9 @@ def require_proven(record: PriceRecord, settings: Settings, now: datetime) -> No
     require_plausible(record, settings.price_feed, settings.price_ttl_seconds, settings.clock_skew_seconds_max, now)
     for currency in Currency:
         if currency not in record.rates_e8:  # a stored record may be older than a currency, but none is sold at
-            raise NotARecord(f"rates.{currency}", "is missing")
+            raise WrongMember(f"rates.{currency}", "is missing")
     if why := _unproven(record, rule_of(settings), settings.accepted_price_keys):
-        raise NotARecord("record", why)
+        raise WrongMember("record", why)
 
 
 # For a minute each order brings the same record.

@@ -56,8 +56,9 @@ from buydesk.orders.model import (
 from buydesk.orders.paging import PageReader
 from buydesk.orders.pricing import price_order
 from buydesk.prices.documents import record_document
-from buydesk.prices.model import RETRY_AFTER_SECONDS, NotARecord, PriceRecord
+from buydesk.prices.model import RETRY_AFTER_SECONDS, PriceRecord
 from buydesk.prices.verification import require_proven
+from buydesk.reading import WrongMember
 from buydesk.settings.model import Settings
 from buydesk.settings.types import tokens
 from buydesk.times import utc_now
@@ -196,7 +197,7 @@ def _unproven(price: PriceRecord | DeskError, settings: Settings, now: datetime)
     if isinstance(price, PriceRecord):
         try:
             require_proven(price, settings, now)
-        except NotARecord as error:
+        except WrongMember as error:
             detail = f"The ledger does not take this price record: {error}."
             return PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS)
     return None

@@ -29,7 +29,6 @@ from buydesk.prices.model import (
     KEPT_FOR,
     RETRY_AFTER_SECONDS,
     FeedStatus,
-    NotARecord,
     PricePoint,
     PriceRecord,
     UsablePrice,
@@ -40,6 +39,7 @@ from buydesk.prices.model import (
     valid_record,
 )
 from buydesk.prices.verification import require_proven
+from buydesk.reading import WrongMember
 from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, EPOCH, Clock
 
@@ -146,7 +146,7 @@ class RedisPriceStore:
                 # First: what is no price of ours, but of a hand, another version or other settings, says nothing about
                 # whether ours has ended.
                 require_proven(current, self._settings, now)
-            except NotARecord as error:
+            except WrongMember as error:
                 detail = f"The stored record is no price of this desk: {error}."
                 raise PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS) from error
         self._seen = UsablePrice.seen(valid_record(current, now, self._skew_seconds_max), now, moment, self._seen)
