@@ -244,7 +244,7 @@ async def test_following_prev_shows_each_new_order_once(desk: Reading) -> None:
 )
 async def test_bad_anchors_are_named(desk: Reading, name: str, value: str) -> None:
     document = assert_problem(await desk.client.get("/get_orders/", params={name: value}), 422, "invalid_request")
-    assert document["errors"] == [{"member": name, "reason": f"must be an integer from 0 to {N_MAX}"}]
+    assert document["errors"] == [{"member": name, "reason": f"must be a whole number from 0 to {N_MAX}"}]
 
 
 @pytest.mark.parametrize("value", ["0", "1001", "-1", "x", "1.0", "", "1" + "0" * 30])
@@ -252,7 +252,7 @@ async def test_bad_page_sizes_are_named(desk: Reading, value: str) -> None:
     document = assert_problem(
         await desk.client.get("/get_orders/", params={"page_size": value}), 422, "invalid_request"
     )
-    assert document["errors"] == [{"member": "page_size", "reason": "must be an integer from 1 to 1000"}]
+    assert document["errors"] == [{"member": "page_size", "reason": "must be a whole number from 1 to 1000"}]
 
 
 @pytest.mark.parametrize(

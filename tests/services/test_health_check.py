@@ -232,6 +232,7 @@ STATUS = "must be a whole number from 0 to 999"
         ("status", 200.5, STATUS),
         ("status", 1e300, STATUS),
         ("status", True, STATUS),
+        ("status", 10**4000, STATUS),
         ("status", None, STATUS),
         ("status", "", STATUS),
         ("status", "1000", STATUS),
@@ -269,21 +270,38 @@ async def test_missing_member_is_named(shared: httpx2.AsyncClient, member: str) 
 async def test_every_wrong_member_is_named_at_once(shared: httpx2.AsyncClient) -> None:
     await assert_refused(
         shared,
-        '{"level": "loud", "service": "a", "service": "b", "status": 200, "\\ud800": 1}',
+        '{"level": "loud", "service": "a", "status": 1000, "\\ud800": 1}',
         [
             {"member": "?", "reason": "is not a member of a report"},
-            {"member": "service", "reason": "is given more than once"},
-            {"member": "data", "reason": "is missing"},
             {"member": "level", "reason": LEVELS},
+            {"member": "status", "reason": STATUS},
+            {"member": "data", "reason": "is missing"},
         ],
     )
 
 
+async def test_repeated_member_is_named(shared: httpx2.AsyncClient) -> None:
+    told = [{"member": "service", "reason": "is given more than once"}]
+    await assert_refused(shared, json.dumps(ALIVE)[:-1] + ', "service": "b"}', told)
+
+
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"level=info", b"\xff", b'{"status": ' + b"9" * 5000 + b"}", b"[" * 16_000]
+    ("body", "reason"),
+    [
+        (b"", "is not JSON: Expecting value"),
+        (b"{", "is not JSON: Expecting property name"),
+        (b"level=info", "is not JSON: Expecting value"),
+        (b"\xff", "is not JSON: 'utf-8' codec can't decode"),
+        (b'{"status": NaN}', "is not JSON: NaN is no JSON number"),
+        (b"[" * 16_000, "is nested too deeply"),
+    ],
+    ids=["empty", "broken", "form", "latin-1", "nan", "deep"],
 )
-async def test_body_that_is_no_json_is_refused(shared: httpx2.AsyncClient, body: bytes) -> None:
-    await assert_refused(shared, body, [{"member": "body", "reason": "must be JSON"}])
+async def test_body_that_is_no_json_is_refused(shared: httpx2.AsyncClient, body: bytes, reason: str) -> None:
+    answer = await shared.post("/report", content=body, headers={"Content-Type": "application/json"})
+    [error] = answer.json()["errors"]
+    assert (answer.status_code, error["member"]) == (422, "body")
+    assert error["reason"].startswith(reason)
 
 
 async def test_a_body_that_is_no_plain_utf_8_is_told_what_it_is(shared: httpx2.AsyncClient) -> None:

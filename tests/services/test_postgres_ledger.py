@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
@@ -886,7 +885,7 @@ async def test_clocks_may_differ_as_far_as_is_allowed(
 
 async def test_copy_that_was_shortened_ends_for_its_own_orders_and_for_no_others(dsn: str) -> None:
     price = record()
-    shortened = dataclasses.replace(price, expires_at=utc_now() + timedelta(seconds=0.3))
+    shortened = replace(price, expires_at=utc_now() + timedelta(seconds=0.3))
     async with ledger_at(dsn) as ledger:
         assert codes(await ledger.place([priced_order(100, price=shortened)], SECONDS)) == ["placed"]
         await asyncio.sleep(0.35)

@@ -33,7 +33,7 @@ from starlette.types import Message
 
 from buydesk import __version__
 from buydesk.errors import DeskError, InternalError, InvalidRequest, MethodNotAllowed, NotFound, NotReady
-from buydesk.http.openapi import EVERY_SERVICE, Json, common_operation, error_responses, openapi_document
+from buydesk.http.openapi import EVERY_SERVICE, Json, openapi_document, operation
 from buydesk.http.requests import Request
 from buydesk.http.responses import JSONBytesResponse, MsgspecResponse, encode, problem_response
 from buydesk.observability.metrics import Traffic
@@ -230,11 +230,14 @@ def _add_common_routes(app: Service) -> None:
     document = cache(lambda: encode(app.openapi()))
     page = _docs_page(app.title)
     identity = {"service": app.name, "version": __version__, "docs": "/docs", "status": "/readyz"}
+    alive, is_ready = {"status": "alive"}, {"status": "ready"}
+
+    def add(path: str, endpoint: Endpoint, summary: str, example: object, *errors: type[DeskError]) -> None:
+        described = operation(summary, ("OK", example), *errors, tag=EVERY_SERVICE)
+        app.add_direct_route(path, "GET", endpoint, described)
 
     async def about(_: Request) -> Response:
         return MsgspecResponse(identity)
-
-    alive = {"status": "alive"}
 
     async def live(_: Request) -> Response:
         return MsgspecResponse(alive)
@@ -244,7 +247,7 @@ def _add_common_routes(app: Service) -> None:
         if missing:
             names = ", ".join(each["what"] for each in missing)
             raise NotReady(f"Missing: {names}.", retry_after_seconds=1, missing=missing)
-        return MsgspecResponse({"status": "ready"})
+        return MsgspecResponse(is_ready)
 
     async def metrics(_: Request) -> Response:
         return Response(exposition(), media_type=CONTENT_TYPE_LATEST)
@@ -255,16 +258,9 @@ def _add_common_routes(app: Service) -> None:
     async def docs(_: Request) -> Response:
         return page
 
-    app.add_direct_route("/", "GET", about, common_operation("Which service and version this is", identity))
-    app.add_direct_route(
-        "/livez", "GET", live, common_operation("Is the process alive (touches nothing)", {"status": "alive"})
-    )
-    app.add_direct_route(
-        "/readyz",
-        "GET",
-        ready,
-        common_operation("Can the service do its work", {"status": "ready"}, error_responses(NotReady)),
-    )
+    add("/", about, "Which service and version this is", identity)
+    add("/livez", live, "Is the process alive (touches nothing)", alive)
+    add("/readyz", ready, "Can the service do its work", is_ready, NotReady)
     metrics_answer = {"200": {"description": "Prometheus text", "content": {"text/plain": {}}}}
     app.add_direct_route(
         "/metrics", "GET", metrics, {"tags": [EVERY_SERVICE], "summary": "Metrics", "responses": metrics_answer}

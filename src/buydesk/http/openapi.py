@@ -1,13 +1,25 @@
 """OpenAPI: how the routes that FastAPI does not document itself are described, and the whole document."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from buydesk.errors import DeskError, InternalError, LedgerUnavailable, Overloaded, WrongMode, problem
+from buydesk.errors import (
+    DeskError,
+    InternalError,
+    InvalidRequest,
+    LedgerUnavailable,
+    Overloaded,
+    PayloadTooLarge,
+    Unauthorized,
+    UnsupportedMediaType,
+    WrongMode,
+    problem,
+)
+from buydesk.http.members import Member, parameter_documents
 from buydesk.http.responses import PROBLEM_TYPE
 
 INTERNAL_SCHEME = "internal_token"
@@ -44,12 +56,6 @@ def response_example(description: str, example: object, status: int = 200) -> Re
     return {str(status): {"description": description, "content": {"application/json": {"example": example}}}}
 
 
-def number_parameter(name: str, description: str, maximum: int, default: int | None = None) -> dict[str, object]:
-    """An OpenAPI query parameter that is a whole number from 1 to its maximum."""
-    schema = {"type": "integer", "minimum": 1, "maximum": maximum} | ({"default": default} if default else {})
-    return {"name": name, "in": "query", "description": description, "schema": schema}
-
-
 _PROBLEM_SCHEMA = {
     "type": "object",
     "required": ["type", "title", "status", "detail", "instance", "code"],
@@ -64,12 +70,45 @@ _PROBLEM_SCHEMA = {
 }
 
 
-def common_operation(summary: str, example: object, further: Mapping[int | str, Any] | None = None) -> Json:
-    return {
-        "tags": [EVERY_SERVICE],
+def operation(
+    summary: str,
+    answer: tuple[str, object],
+    *errors: type[DeskError],
+    description: str = "",
+    tag: str = "",
+    query: Sequence[Member] = (),
+    parameters: Sequence[Json] = (),
+    body: Json | None = None,
+    is_body_required: bool = True,
+    status: int = 200,
+    is_internal: bool = False,
+    unchanged: str = "",
+) -> dict[str, Any]:
+    """An OpenAPI operation. `answer` is the description and an example of what is answered with
+    `status`, `body` the schema and an example of
+    JSON that is sent; `errors` are those that follow from nothing else. Needs a token if `is_internal`; `unchanged`
+    describes a 304."""
+    if body is not None:
+        errors = (InvalidRequest, PayloadTooLarge, UnsupportedMediaType, *errors)
+    if is_internal:
+        errors = (Unauthorized, *errors)
+    members: dict[str, Any] = {
+        "tags": tag and [tag],
         "summary": summary,
-        "responses": response_example("OK", example) | dict(further or {}),
+        "description": description,
+        "security": INTERNAL if is_internal else None,
+        "parameters": [*parameter_documents(query), *parameters],
+        "requestBody": body and {"required": is_body_required, "content": {"application/json": body}},
+        "responses": response_example(*answer, status)
+        | ({"304": {"description": unchanged}} if unchanged else {})
+        | error_responses(*errors),
     }
+    return {name: member for name, member in members.items() if member}
+
+
+def id_in_path(name: str) -> Json:
+    """The OpenAPI parameter of a path that ends in a UUID."""
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
 
 
 def openapi_document(app: FastAPI, operations: Mapping[str, Mapping[str, Json]]) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Orders over HTTP: how one is read from a request, written into a 201, and documented."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import msgspec
 from fastapi import Response
@@ -14,15 +13,14 @@ from buydesk.errors import (
     LedgerUnavailable,
     OutcomeUnknown,
     Overloaded,
-    PayloadTooLarge,
     PriceStale,
     PriceUnavailable,
     RequestTimeout,
-    UnsupportedMediaType,
 )
 from buydesk.http.examples import EXAMPLE_ORDER
-from buydesk.http.openapi import error_responses, response_example
-from buydesk.http.requests import Request, require_json, require_utf8, single_parameters
+from buydesk.http.members import Member, Reasons, body_schema, json_members, read_members, unknown
+from buydesk.http.openapi import operation
+from buydesk.http.requests import Request, require_json, single_parameters
 from buydesk.http.responses import JSONBytesResponse, encode
 from buydesk.money import CURRENCIES, CURRENCIES_TEXT, Currency, parse_amount, parse_currency
 from buydesk.orders.model import (
@@ -35,9 +33,8 @@ from buydesk.orders.model import (
     order_document,
     parse_key,
 )
-from buydesk.reading import Repeated, decode_json, is_text
+from buydesk.reading import is_text
 
-_MEMBERS = dict.fromkeys(("currency", "amount", "client_order_id")).keys()
 # However it is spelt, and whatever stands around it.
 _MEANT_AS_KEY = re.compile(r"in?demp|clientorderid")
 
@@ -51,55 +48,25 @@ async def read_order(request: Request) -> NewOrder:
     if request.query:
         if body:
             raise InvalidRequest.of("body", "must be empty when the order is in the query")
-        members: dict[str, object] = dict(single_parameters(request, _MEMBERS))
+        given: dict[str, object] = dict(single_parameters(request, [each.name for each in _MEMBERS]))
     else:
         if body or "content-type" in request.headers:
             require_json(request)
-        members = _members(body)
-    reasons: list[tuple[str, str]] = []
-    currency = _read(members, "currency", _currency, reasons)
-    amount_cents = _read(members, "amount", _amount_cents, reasons)
-    key = _read(members, "client_order_id", _key, reasons) if members.get("client_order_id") is not None else None
-    header_key = _header_key(request, reasons)
+        if not body:
+            raise InvalidRequest.of("body", 'is empty; send {"currency": "EUR", "amount": "69.00"} or use the query')
+        given = json_members(body)
+    reasons: Reasons = []
+    found = read_members(given, _MEMBERS, reasons)
+    key, header_key = found["client_order_id"], _header_key(request, reasons)
     wrong_names = misspelt_keys(request.headers)
     reasons += [(name, "is not read: the header for a key is Idempotency-Key") for name in wrong_names]
     if key is not None and header_key is not None and key != header_key and not reasons:
         reasons.append(("client_order_id", "differs from the Idempotency-Key header"))
-    if not members.keys() <= _MEMBERS:
-        reasons += [(name, "is not a member of an order") for name in members if name not in _MEMBERS]
+    reasons += unknown(given, _MEMBERS, "an order")
     if reasons:
         raise InvalidRequest.of_all(reasons)
-    return NewOrder(new_order_id(), ANONYMOUS, key if key is not None else header_key, currency, amount_cents)
-
-
-def _read(
-    members: Mapping[str, object], member: str, reader: Callable[[object], Any], reasons: list[tuple[str, str]]
-) -> Any:
-    """The member through its reader, or one more reason."""
-    try:
-        if member not in members:
-            raise ValueError("is missing")
-        return reader(members[member])
-    except ValueError as error:
-        reasons.append((member, str(error)))
-
-
-def _members(body: bytes) -> dict[str, object]:
-    if not body:
-        raise InvalidRequest.of("body", 'is empty; send {"currency": "EUR", "amount": "69.00"} or use the query')
-
-    require_utf8(body)
-    try:
-        document = decode_json(body.decode("utf-8"))
-    except Repeated as error:
-        raise InvalidRequest.of_all([(name, "is given more than once") for name in error.names]) from error
-    except ValueError as error:
-        raise InvalidRequest.of("body", f"is not JSON: {error}"[:200]) from error
-    except RecursionError as error:
-        raise InvalidRequest.of("body", "is nested too deeply") from error
-    if not isinstance(document, dict):
-        raise InvalidRequest.of("body", "must be a JSON object")
-    return document
+    key = header_key if key is None else key
+    return NewOrder(new_order_id(), ANONYMOUS, key, found["currency"], found["amount"])
 
 
 def _currency(value: object) -> Currency:
@@ -112,7 +79,9 @@ def _amount_cents(value: object) -> int:
     return parse_amount(value)
 
 
-def _key(value: object) -> str:
+def _key(value: object) -> str | None:
+    if value is None:
+        return None
     if not is_text(value):
         raise ValueError("must be text")
     return parse_key(value)
@@ -167,15 +136,15 @@ def created(order: Order, orders_url: str, *, is_replay: bool) -> Response:
 
 _EXAMPLE = PlacedDocument("Order was placed for EUR:69.00", order_document(EXAMPLE_ORDER))
 _KEY_SCHEMA = {"type": "string", "pattern": f"^[!-~]{{1,{KEY_CHARS_MAX}}}$"}
-_AMOUNT = "0 < amount < 1,000,000,000, a whole number of cents."
+_AMOUNT_RULE = "0 < amount < 1,000,000,000, a whole number of cents."
 _AMOUNT_TEXT_SCHEMA = {
     "type": "string",
     "pattern": r"^([1-9][0-9]{0,8}(\.[0-9]{1,2})?|0\.(0[1-9]|[1-9][0-9]?))$",
-    "description": f"{_AMOUNT} Any other JSON number of this value in at most 32 characters will do too.",
+    "description": f"{_AMOUNT_RULE} Any other JSON number of this value in at most 32 characters will do too.",
     "examples": ["69.00"],
 }
 _AMOUNT_SCHEMA = {
-    "description": _AMOUNT,
+    "description": _AMOUNT_RULE,
     "oneOf": [
         {"type": "number", "minimum": 0.01, "exclusiveMaximum": 1_000_000_000, "multipleOf": 0.01},
         _AMOUNT_TEXT_SCHEMA,
@@ -191,46 +160,27 @@ _CURRENCY_SCHEMA = {
     "description": f"{CURRENCIES_TEXT}, in any letter case; but `GBp`, which means pence elsewhere, is refused.",
     "examples": ["EUR"],
 }
-PLACE_ORDER = {
-    "tags": ["orders"],
-    "summary": "Place a buy order",
-    "description": "By query or by JSON body. With a key (header or `client_order_id`) it may be sent again without "
+_CURRENCY = Member("currency", _currency, _CURRENCY_SCHEMA, is_required=True)
+_AMOUNT = Member("amount", _amount_cents, _AMOUNT_SCHEMA, is_required=True)
+_KEY = Member("client_order_id", _key, _KEY_SCHEMA | {"type": ["string", "null"]})
+_MEMBERS = (_CURRENCY, _AMOUNT, _KEY)
+PLACE_ORDER = operation(
+    "Place a buy order",
+    ("The order is stored, on disk.", _EXAMPLE),
+    IdempotencyKeyReused,
+    RequestTimeout,
+    ExposureCapExceeded,
+    PriceUnavailable,
+    PriceStale,
+    LedgerUnavailable,
+    Overloaded,
+    OutcomeUnknown,
+    description="By query or by JSON body. With a key (header or `client_order_id`) it may be sent again without "
     "harm: the same request gives the same answer, and is placed once.",
-    "parameters": [
-        {"name": "currency", "in": "query", "schema": _CURRENCY_SCHEMA},
-        {"name": "amount", "in": "query", "schema": _AMOUNT_TEXT_SCHEMA, "example": "69"},
-        {"name": "client_order_id", "in": "query", "schema": _KEY_SCHEMA},
-        {"name": "Idempotency-Key", "in": "header", "schema": _KEY_SCHEMA},
-    ],
-    "requestBody": {
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["currency", "amount"],
-                    "additionalProperties": False,
-                    "properties": {
-                        "currency": _CURRENCY_SCHEMA,
-                        "amount": _AMOUNT_SCHEMA,
-                        "client_order_id": _KEY_SCHEMA | {"type": ["string", "null"]},
-                    },
-                },
-                "example": {"currency": "USD", "amount": 600},
-            }
-        }
-    },
-    "responses": response_example("The order is stored, on disk.", _EXAMPLE, 201)
-    | error_responses(
-        InvalidRequest,
-        IdempotencyKeyReused,
-        PayloadTooLarge,
-        UnsupportedMediaType,
-        RequestTimeout,
-        ExposureCapExceeded,
-        PriceUnavailable,
-        PriceStale,
-        LedgerUnavailable,
-        Overloaded,
-        OutcomeUnknown,
-    ),
-}
+    tag="orders",
+    query=(_CURRENCY, _AMOUNT._replace(schema=_AMOUNT_TEXT_SCHEMA), _KEY._replace(schema=_KEY_SCHEMA)),
+    parameters=[{"name": "Idempotency-Key", "in": "header", "schema": _KEY_SCHEMA}],
+    body={"schema": body_schema(_MEMBERS), "example": {"currency": "USD", "amount": 600}},
+    is_body_required=False,
+    status=201,
+)

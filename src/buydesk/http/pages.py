@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import re
 import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,8 +11,9 @@ from fastapi import Response
 
 from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound, Overloaded, PriceNotFound
 from buydesk.http.examples import EXAMPLE_EXPOSURE, EXAMPLE_ORDER, EXAMPLE_RECORD
-from buydesk.http.openapi import error_responses, response_example
-from buydesk.http.requests import Request, single_parameters
+from buydesk.http.members import Member, read_query, whole_number
+from buydesk.http.openapi import id_in_path, operation
+from buydesk.http.requests import Request
 from buydesk.http.responses import JSONBytesResponse, encode
 from buydesk.orders.model import (
     KEY_CHARS_MAX,
@@ -26,46 +26,49 @@ from buydesk.orders.model import (
     PageBefore,
     PageFrom,
     order_document,
+    parse_key,
 )
 from buydesk.prices.documents import record_document
 
 PAGE_SIZE = 10
-ANCHORS = ("start", "before", "after")
-_INTEGER = re.compile(r"[0-9]{1,19}", re.ASCII)
 
 
 def read_id(request: Request) -> uuid.UUID:
     """The id that the path ends in; raises InvalidRequest."""
-    single_parameters(request, ())
+    read_query(request)
     try:
         return uuid.UUID(request.parameter)
     except ValueError as error:
         raise InvalidRequest.of("id", "must be a UUID") from error
 
 
-def read_page_request(parameters: dict[str, str]) -> tuple[Anchor, int]:
-    """Which page is asked for; raises InvalidRequest naming every parameter that is wrong."""
-    reasons: list[tuple[str, str]] = []
+KEY = Member("client_order_id", parse_key, {"type": "string", "pattern": f"^[!-~]{{1,{KEY_CHARS_MAX}}}$"})
+PAGE_MEMBERS = (
+    whole_number("page_size", f"Default {PAGE_SIZE}.", PAGE_SIZE_MAX),
+    whole_number("start", "Leave out this many of the newest orders (default 0).", NUMBER_MAX, lowest=0),
+    whole_number("before", "The highest numbers below this one.", NUMBER_MAX, lowest=0),
+    whole_number("after", "The lowest numbers above this one.", NUMBER_MAX, lowest=0),
+    KEY,
+)
 
-    def integer(name: str, lowest: int, highest: int) -> int:
-        text = parameters[name]
-        if not _INTEGER.fullmatch(text) or not lowest <= int(text) <= highest:
-            reasons.append((name, f"must be an integer from {lowest} to {highest}"))
-            return lowest
-        return int(text)
 
-    page_size = integer("page_size", 1, PAGE_SIZE_MAX) if "page_size" in parameters else PAGE_SIZE
-    given = [name for name in ANCHORS if name in parameters]
-    numbers = {name: integer(name, 0, NUMBER_MAX) for name in given}
+def read_page_request(request: Request) -> tuple[Anchor, int] | str:
+    """Which page is asked for, or the key of the one order; raises InvalidRequest naming every parameter that is
+    wrong, or excluded by another."""
+    given = {name: value for name, value in read_query(request, *PAGE_MEMBERS).items() if value is not None}
+    key: str | None = given.pop("client_order_id", None)
+    if key is not None:
+        if given:
+            raise InvalidRequest.of_all([(name, "cannot be combined with client_order_id") for name in given])
+        return key
+    page_size = given.pop("page_size", PAGE_SIZE)
     if len(given) > 1:
-        reasons += [(name, "start, before and after exclude each other") for name in given]
-    if reasons:
-        raise InvalidRequest.of_all(reasons)
-    if "before" in numbers:
-        return PageBefore(numbers["before"]), page_size
-    if "after" in numbers:
-        return PageAfter(numbers["after"]), page_size
-    return PageFrom(numbers.get("start", 0)), page_size
+        raise InvalidRequest.of_all([(name, "start, before and after exclude each other") for name in given])
+    if "before" in given:
+        return PageBefore(given["before"]), page_size
+    if "after" in given:
+        return PageAfter(given["after"]), page_size
+    return PageFrom(given.get("start", 0)), page_size
 
 
 class RenderedPage(NamedTuple):
@@ -159,7 +162,6 @@ def _links(anchor: Anchor, page_size: int, numbers: Sequence[int]) -> dict[str, 
 
 
 _ORDER_EXAMPLE = order_document(EXAMPLE_ORDER)
-_KEY_SCHEMA = {"type": "string", "pattern": f"^[!-~]{{1,{KEY_CHARS_MAX}}}$"}
 _PAGE_EXAMPLE = {
     "data": [_ORDER_EXAMPLE],
     "page": {"start": 0, "page_size": 3, "total": 1},
@@ -168,52 +170,46 @@ _PAGE_EXAMPLE = {
         "prev": {"href": "/get_orders/?after=1&page_size=3"},
     },
 }
-
-
-def _id_parameter(name: str) -> dict[str, object]:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
-
-
-def _parameter(name: str, description: str, lowest: int, highest: int) -> dict[str, object]:
-    schema = {"type": "integer", "minimum": lowest, "maximum": highest}
-    return {"name": name, "in": "query", "description": description, "schema": schema}
-
-
-GET_ORDERS = {
-    "tags": ["orders"],
-    "summary": "A page of orders, newest first, or the order with a client_order_id",
-    "description": "`start`, `before` and `after` exclude each other. Follow `_links`, or the Link header.",
-    "parameters": [
-        _parameter("start", "Leave out this many of the newest orders (default 0).", 0, NUMBER_MAX),
-        _parameter("before", "The highest numbers below this one.", 0, NUMBER_MAX),
-        _parameter("after", "The lowest numbers above this one.", 0, NUMBER_MAX),
-        _parameter("page_size", f"Default {PAGE_SIZE}.", 1, PAGE_SIZE_MAX),
-        {"name": "client_order_id", "in": "query", "schema": _KEY_SCHEMA},
-    ],
-    "responses": response_example("A page", _PAGE_EXAMPLE)
-    | {"304": {"description": "The page that the client has (If-None-Match)"}}
-    | error_responses(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
-}
-GET_ORDER = {
-    "tags": ["orders"],
-    "summary": "One order by its id",
-    "parameters": [_id_parameter("order_id")],
-    "responses": response_example("The order", _ORDER_EXAMPLE)
-    | error_responses(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
-}
-GET_PRICE = {
-    "tags": ["orders"],
-    "summary": "The price record that orders were priced with, by an order's `price_id`",
-    "description": "The proof of a price: every quote there was, used or rejected and why, the rule with its limits, "
-    "and the time at which it was applied. It never changes.",
-    "parameters": [_id_parameter("price_id")],
-    "responses": response_example("The price record", record_document(EXAMPLE_RECORD))
-    | {"304": {"description": "The record that the client has (If-None-Match)"}}
-    | error_responses(InvalidRequest, PriceNotFound, LedgerUnavailable, Overloaded),
-}
-GET_EXPOSURE = {
-    "tags": ["orders"],
-    "summary": "The cap, what is used and what is available, in BTC",
-    "responses": response_example("The exposure", EXAMPLE_EXPOSURE)
-    | error_responses(InvalidRequest, LedgerUnavailable, Overloaded),
-}
+GET_ORDERS = operation(
+    "A page of orders, newest first, or the order with a client_order_id",
+    ("A page", _PAGE_EXAMPLE),
+    InvalidRequest,
+    OrderNotFound,
+    LedgerUnavailable,
+    Overloaded,
+    description="`start`, `before` and `after` exclude each other. Follow `_links`, or the Link header.",
+    tag="orders",
+    query=PAGE_MEMBERS,
+    unchanged="The page that the client has (If-None-Match)",
+)
+GET_ORDER = operation(
+    "One order by its id",
+    ("The order", _ORDER_EXAMPLE),
+    InvalidRequest,
+    OrderNotFound,
+    LedgerUnavailable,
+    Overloaded,
+    tag="orders",
+    parameters=[id_in_path("order_id")],
+)
+GET_PRICE = operation(
+    "The price record that orders were priced with, by an order's `price_id`",
+    ("The price record", record_document(EXAMPLE_RECORD)),
+    InvalidRequest,
+    PriceNotFound,
+    LedgerUnavailable,
+    Overloaded,
+    description="The proof of a price: every quote there was, used or rejected and why, the rule with its limits, and "
+    "the time at which it was applied. It never changes.",
+    tag="orders",
+    parameters=[id_in_path("price_id")],
+    unchanged="The record that the client has (If-None-Match)",
+)
+GET_EXPOSURE = operation(
+    "The cap, what is used and what is available, in BTC",
+    ("The exposure", EXAMPLE_EXPOSURE),
+    InvalidRequest,
+    LedgerUnavailable,
+    Overloaded,
+    tag="orders",
+)

@@ -2,8 +2,7 @@
 
 import codecs
 import hmac
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from typing import Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -22,7 +21,6 @@ _BEGINNINGS = (
 )
 # More parameters than any route has: each that is wrong would be named.
 _PARAMETERS_MAX = 100
-_WHOLE_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
 class Headers:
@@ -149,13 +147,3 @@ def single_parameters(request: Request | StarletteRequest, known: Collection[str
     if reasons:
         raise InvalidRequest.of_all(list(dict.fromkeys(reasons)))
     return found
-
-
-def whole_number(parameters: Mapping[str, str], name: str, maximum: int) -> int | None:
-    """The parameter, None when it is not there; raises InvalidRequest unless it is a number from 1 to `maximum`."""
-    text = parameters.get(name)
-    if text is None:
-        return None
-    if not _WHOLE_NUMBER.fullmatch(text) or not 1 <= int(text) <= maximum:
-        raise InvalidRequest.of(name, f"must be a whole number from 1 to {maximum}")
-    return int(text)

@@ -8,28 +8,30 @@ from fastapi import FastAPI, Response
 
 from buydesk.errors import NotFound
 from buydesk.http.app import Service, service_app
+from buydesk.http.members import read_query
 from buydesk.http.prices import (
     GET_CURRENTPRICE,
     GET_CURRENTPRICE_OF,
     GET_HISTORY,
     GET_RECORD,
     GET_SOURCES,
-    HISTORY_MINUTES,
-    HISTORY_POINTS,
+    MINUTES,
+    POINTS,
     POST_RECORD,
     POST_SOURCES,
+    TTL,
     parse_record,
     parse_state,
 )
-from buydesk.http.requests import Request, require_json, require_token, single_parameters, whole_number
+from buydesk.http.requests import Request, require_json, require_token
 from buydesk.http.responses import MsgspecResponse
 from buydesk.limits import in_slices
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.prices.coindesk import CODES, currentprice, currentprice_of
 from buydesk.prices.documents import feed_status_document, point_document, record_document
-from buydesk.prices.model import HISTORY_MINUTES_MAX, HISTORY_POINTS_MAX, PriceStore
-from buydesk.settings.model import PRICE_TTL_SECONDS_MAX, Settings
+from buydesk.prices.model import PriceStore
+from buydesk.settings.model import Settings
 from buydesk.settings.types import tokens
 from buydesk.times import CLOCK, Clock
 
@@ -63,20 +65,17 @@ def create_app(settings: Settings, store: PriceStore, reporter: Reporter, clock:
         return MsgspecResponse(currentprice_of(await store.latest(), Currency(code)), headers=_PRICE_HEADERS)
 
     async def history(request: Request) -> Response:
-        asked = single_parameters(request, ("minutes", "points"))
-        minutes = whole_number(asked, "minutes", HISTORY_MINUTES_MAX) or HISTORY_MINUTES
-        points = whole_number(asked, "points", HISTORY_POINTS_MAX) or HISTORY_POINTS
-        found = await store.history(minutes, points)
+        found = await store.history(**read_query(request, MINUTES, POINTS))
         return MsgspecResponse({"data": await in_slices(point_document, found)}, headers=_PRICE_HEADERS)
 
     async def sources(request: Request) -> Response:
-        single_parameters(request, ())
+        read_query(request)
         return MsgspecResponse(feed_status_document(await store.feed_status()), headers=_PRICE_HEADERS)
 
     async def add(request: Request) -> Response:
         require_token(request, accepted)
         require_json(request)
-        ttl_seconds = whole_number(single_parameters(request, ("ttl",)), "ttl", PRICE_TTL_SECONDS_MAX)
+        ttl_seconds = read_query(request, TTL)["ttl"]
         new = parse_record(await request.body(RECORD_BYTES_MAX), settings, clock.now())
         if ttl_seconds is not None:
             new = new.shortened(timedelta(seconds=ttl_seconds), clock.now())
@@ -85,7 +84,7 @@ def create_app(settings: Settings, store: PriceStore, reporter: Reporter, clock:
     async def put_sources(request: Request) -> Response:
         require_token(request, accepted)
         require_json(request)
-        single_parameters(request, ())
+        read_query(request)
         state = parse_state(await request.body(STATE_BYTES_MAX), settings, clock.now())
         await store.put_feed_status(state)
         return MsgspecResponse(feed_status_document(state))

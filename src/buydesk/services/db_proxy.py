@@ -3,10 +3,10 @@
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from fastapi import Depends, FastAPI, Query, Response
@@ -23,17 +23,15 @@ from buydesk.errors import (
     LedgerUnavailable,
     OrderNotFound,
     Overloaded,
-    PayloadTooLarge,
     PriceNotFound,
     PriceUnavailable,
     Unauthorized,
-    UnsupportedMediaType,
-    WrongMode,
 )
 from buydesk.http.app import Service, service_app
 from buydesk.http.examples import EXAMPLE_EXPOSURE, EXAMPLE_ORDER, EXAMPLE_PRICED_ORDER, EXAMPLE_RECORD
-from buydesk.http.openapi import INTERNAL, INTERNAL_SCHEME, error_responses, response_example
-from buydesk.http.requests import Request, require_json, require_token, require_utf8, single_parameters, whole_number
+from buydesk.http.members import decode_body, read_query, whole_number
+from buydesk.http.openapi import INTERNAL_SCHEME, Responses, error_responses, operation, response_example
+from buydesk.http.requests import Request, require_json, require_token, single_parameters
 from buydesk.http.responses import MsgspecResponse
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.batching import OrderBatcher
@@ -70,21 +68,19 @@ SENDER_WAITS_SHARE = 0.75
 _BEARER = HTTPBearer(scheme_name=INTERNAL_SCHEME, auto_error=False)  # for the documents; `require_token` decides
 
 Number = Annotated[int, Query(ge=0, le=NUMBER_MAX)]
+Endpoint = Callable[..., Awaitable[Response]]
+Read = Callable[[str, str, Responses], Callable[[Endpoint], Endpoint]]
 Key = Annotated[str, Query(pattern=r"^[\x21-\x7e]{1,255}$")]
 PageSize = Annotated[int, Query(ge=1, le=PAGE_SIZE_MAX)]
 
 
-def _takes(*parameters: str) -> Any:
-    """The dependency of a route that takes these query parameters, each once, and no others."""
-
-    async def check(request: StarletteRequest) -> None:
-        single_parameters(request, parameters)
-
-    return Depends(check)
+async def _require_known(request: StarletteRequest) -> None:
+    """Raises InvalidRequest for query parameters that the route does not take, and for repeated ones."""
+    single_parameters(request, [each.alias for each in request.scope["route"].dependant.query_params])
 
 
-_REFUSALS = error_responses(LedgerUnavailable, WrongMode, Overloaded, InvalidRequest)
-_GUARDED = _REFUSALS | error_responses(Unauthorized)
+_ONLY_KNOWN = Depends(_require_known)
+_REFUSALS = error_responses(LedgerUnavailable, Overloaded, InvalidRequest)
 
 
 class ExposureSeen(Collector):
@@ -120,14 +116,14 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> S
     app = service_app(NAME, "The ledger, over HTTP", {"database": exposure.check}, reporter, lifespan)
     app.registry.register(exposure)
     may_place = tokens(settings.placing_tokens)
+    most_ms = int(settings.order_seconds_max * 1000)  # so long a client waits, and no sender longer
+    answer_within_ms = whole_number("answer_within_ms", "", most_ms, default=most_ms)
 
     async def add(request: Request) -> Response:
         """Settles one item or a list of items: one result each, in the same order."""
         require_token(request, may_place)
         require_json(request)
-        asked = single_parameters(request, ("answer_within_ms",))
-        most_ms = int(settings.order_seconds_max * 1000)  # so long a client waits, and no sender longer
-        sender_waits_ms = whole_number(asked, "answer_within_ms", most_ms) or most_ms
+        sender_waits_ms = read_query(request, answer_within_ms)["answer_within_ms"]
         give_up_at = time.monotonic() + sender_waits_ms / 1000 * SENDER_WAITS_SHARE
         document = await _document(request)
         items = document if isinstance(document, list) else [document]
@@ -140,14 +136,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> S
 
 
 async def _document(request: Request) -> object:
-    body = await request.body(ADD_BYTES_MAX)
-    require_utf8(body)
-    try:
-        document: object = msgspec.json.decode(body)
-    except RecursionError as error:
-        raise InvalidRequest.of("body", "is nested too deeply") from error
-    except ValueError as error:
-        raise InvalidRequest.of("body", f"is not JSON: {error}"[:200]) from error
+    document = decode_body(await request.body(ADD_BYTES_MAX))
     if not isinstance(document, list | dict):
         raise InvalidRequest.of("body", "must be an item or a list of items")
     if isinstance(document, list) and len(document) > ITEMS_MAX:
@@ -204,60 +193,48 @@ def _unproven(price: PriceRecord | DeskError, settings: Settings, now: datetime)
 
 
 def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
+    pages = PageReader(ledger, settings)
     may_read = tokens(settings.reading_tokens)
 
     async def internal(request: StarletteRequest) -> None:
         require_token(request, may_read)
 
-    only_internal = [Depends(_BEARER), Depends(internal)]
-    pages = PageReader(ledger, settings)
-    _add_order_reads(app, ledger, pages, only_internal)
+    only_internal = [Depends(_BEARER), Depends(internal), _ONLY_KNOWN]
+
+    def read(path: str, summary: str, responses: Responses) -> Callable[[Endpoint], Endpoint]:
+        responses = responses | _REFUSALS | error_responses(Unauthorized)
+        return app.get(path, tags=["internal"], summary=summary, dependencies=only_internal, responses=responses)
 
     @app.get(
         "/get/",
         tags=["orders"],
         summary="Orders, newest first",
-        dependencies=[_takes("start", "page_size")],
+        dependencies=[_ONLY_KNOWN],
         responses=response_example("The orders", [order_document(EXAMPLE_ORDER)]) | _REFUSALS,
     )
     async def get(start: Number = 0, page_size: PageSize = 10) -> Response:
         _, documents = await pages.read(PageFrom(start), page_size, order_document)
         return MsgspecResponse(documents)
 
-    @app.get(
-        "/exposure",
-        tags=["internal"],
-        summary="Cap and use",
-        dependencies=[*only_internal, _takes()],
-        responses=response_example("BTC", EXAMPLE_EXPOSURE) | _GUARDED,
-    )
+    @read("/exposure", "Cap and use", response_example("BTC", EXAMPLE_EXPOSURE))
     async def exposure() -> Response:
         found = await ledger.exposure()
         return MsgspecResponse(found.facts() | {"orders": found.orders})
 
-    @app.get(
-        "/price/{price_id}",
-        tags=["internal"],
-        summary="A price record that orders were priced with",
-        dependencies=[*only_internal, _takes()],
-        responses=response_example("The record", record_document(EXAMPLE_RECORD))
-        | _GUARDED
-        | error_responses(PriceNotFound),
-    )
+    record = response_example("The record", record_document(EXAMPLE_RECORD))
+
+    @read("/price/{price_id}", "A price record that orders were priced with", record | error_responses(PriceNotFound))
     async def price(price_id: uuid.UUID) -> Response:
         return MsgspecResponse(record_document(await ledger.price_record(price_id)))
 
+    _add_order_reads(read, ledger, pages)
 
-def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_internal: Sequence[Any]) -> None:
-    order_example = stored_document(EXAMPLE_ORDER)
 
-    @app.get(
-        "/page",
-        tags=["internal"],
-        summary="A page by anchor",
-        dependencies=[*only_internal, _takes("page_size", "start", "before", "after")],
-        responses=response_example("The page", {"data": [order_example], "total": 1}) | _GUARDED,
-    )
+def _add_order_reads(read: Read, ledger: OrderLedger, pages: PageReader) -> None:
+    example = stored_document(EXAMPLE_ORDER)
+    order_or_none = response_example("The order", example) | error_responses(OrderNotFound)
+
+    @read("/page", "A page by anchor", response_example("The page", {"data": [example], "total": 1}))
     async def page(
         page_size: PageSize, start: Number | None = None, before: Number | None = None, after: Number | None = None
     ) -> Response:
@@ -269,51 +246,26 @@ def _add_order_reads(app: FastAPI, ledger: OrderLedger, pages: PageReader, only_
         found, documents = await pages.read(anchor, page_size, stored_document)
         return MsgspecResponse({"data": documents, "total": found.total})
 
-    @app.get(
-        "/order/{order_id}",
-        tags=["internal"],
-        summary="An order by its id",
-        dependencies=[*only_internal, _takes()],
-        responses=response_example("The order", order_example) | _GUARDED | error_responses(OrderNotFound),
-    )
+    @read("/order/{order_id}", "An order by its id", order_or_none)
     async def order(order_id: uuid.UUID) -> Response:
         return MsgspecResponse(stored_document(await ledger.order(order_id)))
 
-    @app.get(
-        "/order",
-        tags=["internal"],
-        summary="An order by its client's key",
-        dependencies=[*only_internal, _takes("client", "client_order_id")],
-        responses=response_example("The order", order_example) | _GUARDED | error_responses(OrderNotFound),
-    )
+    @read("/order", "An order by its client's key", order_or_none)
     async def order_by_key(client: Key, client_order_id: Key) -> Response:
         return MsgspecResponse(stored_document(await ledger.order_by_key(client, client_order_id)))
 
 
-_ADD_OPERATION = {
-    "tags": ["internal"],
-    "summary": "Settle one item or a list of items",
-    "description": "Each item is an order with its price record (or the id of one that an earlier item brought) or "
-    "with its price problem. The answer has one result each, in order: placed, replayed or refused.",
-    "security": INTERNAL,
-    "requestBody": {
-        "content": {
-            "application/json": {
-                "schema": {"type": ["object", "array"], "maxItems": ITEMS_MAX},
-                "example": msgspec.to_builtins(priced_order_documents([EXAMPLE_PRICED_ORDER])),
-            }
-        },
-        "required": True,
+_REFUSED = Refused(ExposureCapExceeded("Only 0.00100000 BTC can still be sold."))
+_ADD_OPERATION = operation(
+    "Settle one item or a list of items",
+    ("One result each", [outcome_document(outcome) for outcome in (Placed(EXAMPLE_ORDER), _REFUSED)]),
+    Overloaded,
+    description="Each item is an order with its price record (or the id of one that an earlier item brought) or with "
+    "its price problem. The answer has one result each, in order: placed, replayed or refused.",
+    tag="internal",
+    body={
+        "schema": {"type": ["object", "array"], "maxItems": ITEMS_MAX},
+        "example": msgspec.to_builtins(priced_order_documents([EXAMPLE_PRICED_ORDER])),
     },
-    "responses": response_example(
-        "One result each",
-        [
-            outcome_document(outcome)
-            for outcome in (
-                Placed(EXAMPLE_ORDER),
-                Refused(ExposureCapExceeded("Only 0.00100000 BTC can still be sold.")),
-            )
-        ],
-    )
-    | error_responses(InvalidRequest, PayloadTooLarge, UnsupportedMediaType, Unauthorized, Overloaded),
-}
+    is_internal=True,
+)

@@ -6,10 +6,9 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Response
 
-from buydesk.errors import InvalidRequest
 from buydesk.http.app import Service, service_app
+from buydesk.http.members import read_query
 from buydesk.http.pages import (
-    ANCHORS,
     GET_EXPOSURE,
     GET_ORDER,
     GET_ORDERS,
@@ -21,10 +20,10 @@ from buydesk.http.pages import (
     read_page_request,
     rendered,
 )
-from buydesk.http.requests import Request, single_parameters
+from buydesk.http.requests import Request
 from buydesk.http.responses import MsgspecResponse, encode
 from buydesk.observability.reporter import Reporter
-from buydesk.orders.model import ANONYMOUS, OrderLedger, order_document, parse_key
+from buydesk.orders.model import ANONYMOUS, OrderLedger, order_document
 from buydesk.orders.paging import PageReader
 from buydesk.prices.documents import record_document
 from buydesk.settings.model import Settings
@@ -45,25 +44,15 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> S
 
     async def get_orders(request: Request) -> Response:
         """A page of orders or, by client_order_id, one order."""
-        parameters = single_parameters(request, (*ANCHORS, "page_size", "client_order_id"))
-        if "client_order_id" in parameters:
-            return await by_key(parameters)
-        anchor, page_size = read_page_request(parameters)
+        asked = read_page_request(request)
+        if isinstance(asked, str):
+            return MsgspecResponse(order_document(await ledger.order_by_key(ANONYMOUS, asked)))
+        anchor, page_size = asked
         page = page_cache.find(anchor, page_size)
         if page is None:
             page = rendered(anchor, page_size, *await pages.read(anchor, page_size, order_document))
             page_cache.keep(anchor, page_size, page)
         return page_response(request, page)
-
-    async def by_key(parameters: dict[str, str]) -> Response:
-        others = [(name, "cannot be combined with client_order_id") for name in parameters if name != "client_order_id"]
-        if others:
-            raise InvalidRequest.of_all(others)
-        try:
-            key = parse_key(parameters["client_order_id"])
-        except ValueError as error:
-            raise InvalidRequest.of("client_order_id", str(error)) from error
-        return MsgspecResponse(order_document(await ledger.order_by_key(ANONYMOUS, key)))
 
     async def get_order(request: Request) -> Response:
         """One order by its id."""
@@ -76,7 +65,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> S
 
     async def exposure(request: Request) -> Response:
         """What is sold and what can still be."""
-        single_parameters(request, ())
+        read_query(request)
         found = await ledger.exposure()
         return MsgspecResponse(found.facts() | {"orders": found.orders})
 

@@ -14,16 +14,17 @@ from fastapi import FastAPI, Response
 
 from buydesk.errors import DeskError, Unauthorized
 from buydesk.http.app import CHECK_SECONDS_MAX, Service, service_app
+from buydesk.http.members import read_query
 from buydesk.http.reports import (
+    FILTER,
     GET_REPORTS,
     GET_STATUS,
     POST_REPORT,
     STRANGERS_AT_ONCE_MAX,
     STRANGERS_PER_SECOND_MAX,
-    parse_filter,
     parse_report,
 )
-from buydesk.http.requests import Request, require_json, require_token, single_parameters
+from buydesk.http.requests import Request, require_json, require_token
 from buydesk.http.responses import MsgspecResponse
 from buydesk.limits import TokenBucket
 from buydesk.observability.reporter import Reporter
@@ -78,19 +79,16 @@ def create_app(
         if not verified:
             strangers.take()
         require_json(request)
-        single_parameters(request, ())
+        read_query(request)
         await report_store.report(parse_report(await request.body()), verified=verified)
         return MsgspecResponse({"status": "ok"})
 
     async def reports(request: Request) -> Response:
-        parameters = single_parameters(request, ("service", "level", "limit"))
-        service, level, limit = parse_filter(parameters)
-        return MsgspecResponse(
-            {"data": [stored_report_document(kept) for kept in await report_store.reports(service, level, limit)]}
-        )
+        found = await report_store.reports(**read_query(request, *FILTER))
+        return MsgspecResponse({"data": [stored_report_document(kept) for kept in found]})
 
     async def status(request: Request) -> Response:
-        single_parameters(request, ())
+        read_query(request)
         parts = {
             "reports": _part("reports", _services(settings, report_store, clock)),
             "database": _part("database", _checked(ledger_check)),
