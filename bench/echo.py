@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import uvloop
-from fastapi import FastAPI, Response
+from fastapi import Response
 
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.http import app as web
@@ -30,7 +30,7 @@ def create_app(settings: Settings) -> web.Service:
     orders_url = f"{settings.url('fetch_buy_orders')}/get_orders/"
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan() -> AsyncIterator[None]:
         yield
 
     async def place_order(request: Request) -> Response:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Response
+from fastapi import Response
 
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.http import app as web
@@ -136,7 +136,7 @@ class Echo:
 
     def app(self, of: Settings) -> web.Service:
         @asynccontextmanager
-        async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async def lifespan() -> AsyncIterator[None]:
             yield
 
         app = web.service_app("db_proxy", "A bench.", {}, Reporter("db_proxy", MemoryReportStore(of), of), lifespan)

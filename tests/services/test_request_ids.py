@@ -33,7 +33,7 @@ CALM = settings(report_interval_seconds=3600, resend_pause_seconds=0.01)
 
 def bench() -> FastAPI:
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan() -> AsyncIterator[None]:
         yield
 
     async def whose(_: Request) -> Response:

@@ -54,7 +54,7 @@ class Bench:
 
     def app(self) -> FastAPI:
         @asynccontextmanager
-        async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async def lifespan() -> AsyncIterator[None]:
             self.entered.append("in")
             yield
             self.entered.append("out")

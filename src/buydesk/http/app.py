@@ -44,7 +44,7 @@ CHECK_SECONDS_MAX = 3.0
 METRICS_SHARE = 1 / 20
 
 Check = Callable[[], Awaitable[None]]
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+Lifespan = Callable[[], AbstractAsyncContextManager[None]]
 
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -76,7 +76,7 @@ class Service(FastAPI):
             default_response_class=MsgspecResponse,
         )
         self.name = name
-        self.running: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext  # entered while it runs
+        self.running: Lifespan = contextlib.nullcontext  # entered while it runs
         self.checks: dict[str, Check] = {}  # what /readyz asks, each by the name of what is missing when it raises
         # One registry a service, also when several run in one process.
         self.registry = registry = CollectorRegistry()
@@ -120,7 +120,8 @@ class Service(FastAPI):
             response = problem_response(error, path or request.path)
         except Exception:
             self._log.exception("%s %s failed", request.method, path)
-            response = problem_response(_unexpected_error(), path or request.path)
+            unexpected = InternalError("It has been logged; nothing is known about the outcome.")
+            response = problem_response(unexpected, path or request.path)
         # The route's pattern, never the path itself: clients must not be able to make new series.
         counted = (request.method, path) if path else ("(any)", "(none)")
         self._traffic.count(*counted, response.status_code, time.perf_counter() - started)
@@ -200,7 +201,11 @@ class Service(FastAPI):
 
 
 def service_app(
-    name: str, summary: str, checks: Mapping[str, Check], reporter: Reporter, lifespan: Lifespan
+    name: str,
+    summary: str,
+    checks: Mapping[str, Check],
+    reporter: Reporter,
+    lifespan: Lifespan = contextlib.nullcontext,
 ) -> Service:
     """The shell of a service. `checks` are what /readyz asks: each raises a DeskError when its part is missing.
 
@@ -212,7 +217,7 @@ def service_app(
 
     @asynccontextmanager
     async def running() -> AsyncIterator[None]:
-        async with reporter.running(partial(failed_checks, app.checks, for_operators=True)), lifespan(app):
+        async with reporter.running(partial(failed_checks, app.checks, for_operators=True)), lifespan():
             yield
 
     app.running = running
@@ -322,10 +327,6 @@ async def _run_check(check: Check, for_operators: bool) -> str | None:
     except TimeoutError:
         return f"No answer within {CHECK_SECONDS_MAX:g} s."
     return None
-
-
-def _unexpected_error() -> InternalError:
-    return InternalError("It has been logged; nothing is known about the outcome.")
 
 
 async def _on_desk_error(request: StarletteRequest, error: Exception) -> Response:

@@ -84,10 +84,9 @@ def operation(
     is_internal: bool = False,
     unchanged: str = "",
 ) -> dict[str, Any]:
-    """An OpenAPI operation. `answer` is the description and an example of what is answered with
-    `status`, `body` the schema and an example of
-    JSON that is sent; `errors` are those that follow from nothing else. Needs a token if `is_internal`; `unchanged`
-    describes a 304."""
+    """An OpenAPI operation. `answer` describes what is answered with `status`, and is an example of it; `unchanged`
+    describes a 304, if there is one. `body` has the schema and an example of the JSON that is sent. `errors` are those
+    that follow neither from the body nor from the token that a route of the desk's own services needs."""
     if body is not None:
         errors = (InvalidRequest, PayloadTooLarge, UnsupportedMediaType, *errors)
     if is_internal:

@@ -124,11 +124,15 @@ def require_utf8(body: bytes) -> None:
         raise InvalidRequest.of("body", "is in UTF-16 or UTF-32; send plain UTF-8")
 
 
-def require_token(request: Request | StarletteRequest, tokens: tuple[str, ...]) -> None:
-    """Raises Unauthorized unless the request shows one of the tokens."""
+def require_token(
+    request: Request | StarletteRequest,
+    tokens: tuple[str, ...],
+    detail: str = "This path is for the desk's own services: show the token for it.",
+) -> None:
+    """Raises Unauthorized, with the detail, unless the request shows one of the tokens."""
     shown = (request.headers.get("authorization") or "").encode()
     if True not in [hmac.compare_digest(shown, f"Bearer {token}".encode()) for token in tokens]:  # always asks all
-        raise Unauthorized("This path is for the desk's own services: show the token for it.")
+        raise Unauthorized(detail)
 
 
 def single_parameters(request: Request | StarletteRequest, known: Collection[str]) -> dict[str, str]:

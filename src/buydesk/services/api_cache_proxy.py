@@ -1,10 +1,8 @@
 """api_cache_proxy: the price, for the other services and for clients; the only service that uses the price store."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from fastapi import FastAPI, Response
+from fastapi import Response
 
 from buydesk.errors import NotFound
 from buydesk.http.app import Service, service_app
@@ -44,11 +42,7 @@ _PRICE_HEADERS = {"Cache-Control": "no-store", "Access-Control-Allow-Origin": "*
 def create_app(settings: Settings, store: PriceStore, reporter: Reporter, clock: Clock = CLOCK) -> Service:
     """The service. Its caller closes the store."""
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-
-    app = service_app("api_cache_proxy", "The price of a bitcoin", {"prices": store.check}, reporter, lifespan)
+    app = service_app("api_cache_proxy", "The price of a bitcoin", {"prices": store.check}, reporter)
     accepted = tokens(settings.publishing_tokens)
 
     async def record(_: Request) -> Response:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from fastapi import FastAPI, Response
+from fastapi import Response
 
 from buydesk.errors import DeskError, InvalidRequest, PriceStale
 from buydesk.http.app import Service, service_app
@@ -34,7 +34,7 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
     orders_url = f"{settings.url('fetch_buy_orders')}/get_orders/"
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan() -> AsyncIterator[None]:
         # A client that comes while the desk starts rather waits than is refused because there is no price yet.
         await price.wait_for_first(FIRST_PRICE_SECONDS_MAX)
         refreshing = asyncio.create_task(price.refresh_forever())

@@ -108,7 +108,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> S
     queue = OrderBatcher(ledger, settings, NAME)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan() -> AsyncIterator[None]:
         async with queue:
             yield
 

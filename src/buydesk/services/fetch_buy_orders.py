@@ -1,10 +1,7 @@
 """fetch_buy_orders: lists orders newest first, finds one or the price record it was priced with, and tells how much of
 the cap is used."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
-from fastapi import FastAPI, Response
+from fastapi import Response
 
 from buydesk.http.app import Service, service_app
 from buydesk.http.members import read_query
@@ -36,11 +33,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> S
     page_cache = PageCache(settings.page_cache_bytes_max)
     pages = PageReader(ledger, settings)
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-
-    app = service_app(NAME, "List buy orders: GET /get_orders/", {"ledger": ledger.check}, reporter, lifespan)
+    app = service_app(NAME, "List buy orders: GET /get_orders/", {"ledger": ledger.check}, reporter)
 
     async def get_orders(request: Request) -> Response:
         """A page of orders or, by client_order_id, one order."""

@@ -3,16 +3,15 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from http import HTTPStatus
 from typing import cast
 
 import psutil
-from fastapi import FastAPI, Response
+from fastapi import Response
 
-from buydesk.errors import DeskError, Unauthorized
+from buydesk.errors import DeskError
 from buydesk.http.app import CHECK_SECONDS_MAX, Service, service_app
 from buydesk.http.members import read_query
 from buydesk.http.reports import (
@@ -39,6 +38,8 @@ from buydesk.topology import SERVICES
 # The status of the sources is stored every interval: if it is older than this many, nobody polls them any more.
 SOURCES_OLD_AFTER_INTERVALS = 3
 
+_WRONG_TOKEN = "The token is not the one of the desk's services. Without any, you report as anybody."
+
 Part = dict[str, object]
 Check = Callable[[], Awaitable[None]]
 
@@ -58,25 +59,17 @@ def create_app(
 ) -> Service:
     """The service. Its caller closes the stores. `redis_check` is None where no Redis is configured."""
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        psutil.cpu_percent(interval=None)  # the first call has nothing to compare with and always says 0
-        yield
-
-    app = service_app(
-        "health_check",
-        "How the desk is, and what its services report",
-        {"reports": report_store.check},
-        reporter,
-        lifespan,
-    )
-
+    psutil.cpu_percent(interval=None)  # the first call has nothing to compare with and always says 0
+    summary = "How the desk is, and what its services report"
+    app = service_app("health_check", summary, {"reports": report_store.check}, reporter)
     accepted = tokens(settings.reporting_tokens)
     strangers = TokenBucket(STRANGERS_PER_SECOND_MAX, STRANGERS_AT_ONCE_MAX, clock)
 
     async def report(request: Request) -> Response:
-        verified = _shows_token(request, accepted)
-        if not verified:
+        verified = "authorization" in request.headers
+        if verified:
+            require_token(request, accepted, _WRONG_TOKEN)
+        else:
             strangers.take()
         require_json(request)
         read_query(request)
@@ -109,19 +102,6 @@ def create_app(
     app.add_direct_route("/status", "GET", status, GET_STATUS)
     app.add_direct_route("/reports", "GET", reports, GET_REPORTS)
     return app
-
-
-def _shows_token(request: Request, accepted: tuple[str, ...]) -> bool:
-    """False for a stranger's request, which shows none; raises Unauthorized for a wrong one."""
-    if "authorization" not in request.headers:
-        return False
-    try:
-        require_token(request, accepted)
-    except Unauthorized as error:
-        raise Unauthorized(
-            "The token is not the one of the desk's services. Without any, you report as anybody."
-        ) from error
-    return True
 
 
 async def _part(name: str, asked: Awaitable[Part]) -> Part:
