@@ -898,7 +898,7 @@ async def test_copy_that_was_shortened_ends_for_its_own_orders_and_for_no_others
 async def test_another_document_of_a_stored_record_is_refused(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever may place orders could otherwise leave some that nobody can prove."""
     price = record()
-    other = signed(dataclasses.replace(record(), id=price.id))
+    other = signed(replace(record(), id=price.id))
     async with ledger_at(dsn) as ledger:
         assert codes(await ledger.place([priced_order(100, price=price)], SECONDS)) == ["placed"]
         assert codes(await ledger.place([priced_order(200, price=other)], SECONDS)) == ["internal_error"]
@@ -910,7 +910,7 @@ async def test_another_document_of_a_stored_record_is_refused(dsn: str, caplog: 
 
 async def test_record_that_is_not_signed_is_not_stored(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     async with ledger_at(dsn) as ledger:
-        unsigned = dataclasses.replace(record(), signature=None)
+        unsigned = replace(record(), signature=None)
         assert codes(await ledger.place([priced_order(100, price=unsigned)], SECONDS)) == ["internal_error"]
     assert "price_records_signed" in caplog.text
     assert await stored(dsn) == []

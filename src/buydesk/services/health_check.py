@@ -38,7 +38,7 @@ from buydesk.topology import SERVICES
 # The status of the sources is stored every interval: if it is older than this many, nobody polls them any more.
 SOURCES_OLD_AFTER_INTERVALS = 3
 
-_WRONG_TOKEN = "The token is not the one of the desk's services. Without any, you report as anybody."
+_WRONG_TOKEN = "The token is not the one of the desk's services. Without any, you report as anybody."  # noqa: S105  # a sentence
 
 Part = dict[str, object]
 Check = Callable[[], Awaitable[None]]

@@ -2,13 +2,13 @@
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
 import asyncpg
 import msgspec
+from msgspec.structs import replace
 
 from buydesk.errors import ClockSkewed, DeskError, ExposureCapExceeded, IdempotencyKeyReused
 from buydesk.money import CURRENCIES, format_btc
