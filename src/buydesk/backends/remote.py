@@ -7,6 +7,7 @@ what may have been.
 import logging
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import aiohttp
@@ -33,11 +34,22 @@ from buydesk.limits import Bulkhead, SharedCheck
 from buydesk.money import parse_btc
 from buydesk.observability import request_ids
 from buydesk.observability.clock_skew import ClockMonitor
-from buydesk.observability.reports import Level, Report, StoredReport, stored_report_from
+from buydesk.observability.reports import Level, Report, ReportStore, StoredReport, stored_report_from
 from buydesk.orders.documents import order_from, outcome_from, priced_order_documents
-from buydesk.orders.model import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, PricedOrder, Refused
+from buydesk.orders.model import (
+    Anchor,
+    Exposure,
+    Order,
+    OrderLedger,
+    Outcome,
+    Page,
+    PageBefore,
+    PageFrom,
+    PricedOrder,
+    Refused,
+)
 from buydesk.prices.documents import feed_status_document, feed_status_from, point_from, record_document, record_from
-from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord
+from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord, PriceStore
 from buydesk.settings.model import Settings
 from buydesk.settings.types import tokens
 
@@ -50,8 +62,11 @@ _NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aio
 # Between our own services these are faults of the desk (another token, another version), not the client's.
 _MISUNDERSTOOD = (Unauthorized, NotFound, MethodNotAllowed)
 _CUT = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientPayloadError)
-# What reading an answer raises that another program gave.
-_OTHER_SHAPE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+# Nothing came, or what reading the answer of another program raises.
+_NO_ANSWER = (
+    *(aiohttp.ClientError, TimeoutError),
+    *(ValueError, LookupError, TypeError, AttributeError, RecursionError),
+)
 
 
 class RemoteService:
@@ -76,14 +91,11 @@ class RemoteService:
         self._url = url
         self._settings = settings
         self._unavailable = unavailable
+        self._reads = reads
+        self._writes = writes
         self._clocks = clocks or ClockMonitor("this process", settings.clock_skew_seconds_max)
-        shown = {"GET": reads, "POST": writes}
-        self._authorization = {
-            method: {} if setting is None else {"Authorization": f"Bearer {tokens(setting)[0]}"}
-            for method, setting in shown.items()
-        }
         self._session: aiohttp.ClientSession | None = None
-        self._reads = Bulkhead(
+        self._bulkhead = Bulkhead(
             settings.remote_connections_max - _KEPT_FREE, settings.reads_waiting_max, settings.read_wait_seconds_max
         )
         self._shared_check = SharedCheck(self._check)
@@ -100,18 +112,19 @@ class RemoteService:
         return self._session
 
     async def call(
-        self, method: str, path: str, *, body: object = None, timeout_seconds: float, **query: str | int
+        self, path: str, *, body: object = None, timeout_seconds: float, shows_token: bool = True, **query: str | int
     ) -> Any:
-        """The JSON of a 200; raises the error that a problem document names.
+        """The JSON of a 200, by POST if there is a body; raises the error that a problem document names.
 
         Raises aiohttp.ClientError or TimeoutError when there is no answer and ValueError when it is not one of ours.
         """
+        method, data, token = "GET", None, self._reads
+        if body is not None:
+            method, data, token = "POST", msgspec.json.encode(body), self._writes
+        headers = {"Authorization": f"Bearer {tokens(token)[0]}"} if token is not None and shows_token else {}
+        if (request_id := request_ids.current()) is not None:
+            headers[request_ids.NAME] = request_id
         timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=self._settings.connect_seconds_max)
-        data = None if body is None else msgspec.json.encode(body)
-        request_id = request_ids.current()
-        headers = self._authorization[method]
-        if request_id is not None:
-            headers = {**headers, request_ids.NAME: request_id}
         asked_at = self._clocks.moment()
         async with self.session().request(
             method, self._url + path, data=data, params=query, headers=headers, timeout=timeout, allow_redirects=False
@@ -124,40 +137,35 @@ class RemoteService:
                 raise ValueError(f"{self._service} answered {response.status} and no problem document")
             retry_after = response.headers.get("Retry-After", "")
             error = rebuild(document, int(retry_after) if retry_after.isdecimal() else None)
-            if isinstance(error, _MISUNDERSTOOD):
-                raise self._misunderstood(error)
-            raise error
+            raise self._misunderstood(error) if isinstance(error, _MISUNDERSTOOD) else error
 
     def _misunderstood(self, error: DeskError) -> DeskError:
-        detail = f"{self._service} answered {error.code}: {error.detail}"
-        return self._unavailable(detail, retry_after_seconds=1)
+        return self._unavailable(f"{self._service} answered {error.code}: {error.detail}", retry_after_seconds=1)
 
     async def read(self, shape: Callable[[Any], T], path: str, **query: str | int) -> T:
         """What `shape` makes of the answer to a GET; raises Overloaded when too many reads wait for a connection."""
-        async with self._reads:
-            return await self._safely(shape, "GET", path, None, **query)
+        async with self._bulkhead:
+            return await self._safely(shape, path, **query)
 
-    async def write(self, shape: Callable[[Any], T], path: str, body: object) -> T:
+    async def write(self, shape: Callable[[Any], T], path: str, body: object, *, shows_token: bool = True) -> T:
         """What `shape` makes of the answer to a POST that may be repeated without harm."""
-        return await self._safely(shape, "POST", path, body)
+        return await self._safely(shape, path, body=body, shows_token=shows_token)
 
-    async def _safely(self, shape: Callable[[Any], T], method: str, path: str, body: object, **query: str | int) -> T:
-        """Asks, and once more on a fresh connection when a kept one turns out to be cut."""
-        seconds = self._settings.remote_seconds_max
+    async def _safely(self, shape: Callable[[Any], T], path: str, **asked: Any) -> T:
+        """Calls, and once more on a fresh connection when a kept one turns out to be cut."""
+        call = partial(self.call, path, timeout_seconds=self._settings.remote_seconds_max, **asked)
         try:
             try:
-                return shape(await self.call(method, path, body=body, timeout_seconds=seconds, **query))
+                document = await call()
             except _CUT:
-                return shape(await self.call(method, path, body=body, timeout_seconds=seconds, **query))
-        except (aiohttp.ClientError, TimeoutError, *_OTHER_SHAPE) as error:
-            raise self._no_answer(error) from error
+                document = await call()
+            return shape(document)
+        except _NO_ANSWER as error:
+            raise self._without_answer(error, self._unavailable) from error
 
-    def _no_answer(self, error: Exception) -> DeskError:
-        return self._unavailable(self._without_answer(error), retry_after_seconds=1)
-
-    def _without_answer(self, error: Exception) -> str:
+    def _without_answer(self, error: Exception, kind: type[DeskError]) -> DeskError:
         _log.debug("%s at %s gave no answer: %s", self._service, self._url, error)
-        return f"{self._service} gave no answer ({type(error).__name__})."
+        return kind(f"{self._service} gave no answer ({type(error).__name__}).", retry_after_seconds=1)
 
     async def check(self) -> None:
         """Raises the "unavailable" error unless the service says that it is ready."""
@@ -165,7 +173,7 @@ class RemoteService:
 
     async def _check(self) -> None:
         try:
-            await self._safely(_whatever, "GET", "/readyz", None)
+            await self._safely(_whatever, "/readyz")
         except NotReady as error:
             raise self._unavailable(_whys(error), retry_after_seconds=1) from error
         except DeskError as error:
@@ -177,8 +185,8 @@ class RemoteService:
             await self._session.close()
 
 
-class RemoteLedger(RemoteService):
-    """OrderLedger, at db_proxy."""
+class RemoteLedger(RemoteService, OrderLedger):
+    """The ledger at db_proxy."""
 
     # While db_proxy's database has one batch, the next one is on its way.
     batches_at_once = 2
@@ -190,11 +198,9 @@ class RemoteLedger(RemoteService):
         self.place_seconds = 2 * min(settings.statement_seconds_max, settings.order_seconds_max / 4)
 
     async def place(self, items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
-        """See OrderLedger. Only a connection that was never made, or an error that says so, proves that nothing was
-        stored."""
+        """Only a connection that was never made, or an error that says so, proves that nothing was stored."""
         try:
             answers = await self.call(
-                "POST",
                 "/add/",
                 body=priced_order_documents(items),
                 timeout_seconds=timeout_seconds,
@@ -206,11 +212,11 @@ class RemoteLedger(RemoteService):
         except (InvalidRequest, PayloadTooLarge, UnsupportedMediaType) as error:
             raise self._misunderstood(error) from error
         except _NEVER_SENT as error:
-            raise self._no_answer(error) from error
+            raise self._without_answer(error, LedgerUnavailable) from error
         except InternalError as error:
             raise OutcomeUnknown(f"{self._service}: {error.detail}") from error
-        except (aiohttp.ClientError, TimeoutError, *_OTHER_SHAPE) as error:
-            raise OutcomeUnknown(self._without_answer(error)) from error
+        except _NO_ANSWER as error:
+            raise self._without_answer(error, OutcomeUnknown) from error
 
     def _understood(self, outcome: Outcome) -> Outcome:
         """The outcome; what db_proxy finds wrong with an item is the desk's fault, not its client's."""
@@ -219,106 +225,84 @@ class RemoteLedger(RemoteService):
         return outcome
 
     async def page(self, anchor: Anchor, page_size: int) -> Page:
-        """See OrderLedger."""
-
-        def shape(document: Any) -> Page:
-            return Page([order_from(each) for each in document["data"]], document["total"])
-
         if isinstance(anchor, PageFrom):
             query = {"start": anchor.start}
         else:
             query = {"before" if isinstance(anchor, PageBefore) else "after": anchor.number}
-        return await self.read(shape, "/page", page_size=page_size, **query)
+        return await self.read(
+            lambda document: Page([order_from(each) for each in document["data"]], document["total"]),
+            "/page",
+            page_size=page_size,
+            **query,
+        )
 
     async def order(self, order_id: uuid.UUID) -> Order:
-        """See OrderLedger."""
         return await self.read(order_from, f"/order/{order_id}")
 
     async def order_by_key(self, client: str, client_order_id: str) -> Order:
-        """See OrderLedger."""
         return await self.read(order_from, "/order", client=client, client_order_id=client_order_id)
 
     async def exposure(self) -> Exposure:
-        """See OrderLedger."""
-
-        def shape(document: Any) -> Exposure:
-            return Exposure(parse_btc(document["cap"]), parse_btc(document["used"]), document["orders"])
-
-        return await self.read(shape, "/exposure")
+        return await self.read(
+            lambda document: Exposure(parse_btc(document["cap"]), parse_btc(document["used"]), document["orders"]),
+            "/exposure",
+        )
 
     async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
-        """See OrderLedger."""
         return await self.read(record_from, f"/price/{price_id}")
 
 
-class RemotePriceStore(RemoteService):
-    """PriceStore, at api_cache_proxy."""
+class RemotePriceStore(RemoteService, PriceStore):
+    """The price store at api_cache_proxy."""
 
     def __init__(self, url: str, settings: Settings, clocks: ClockMonitor | None = None) -> None:
-        tokens = settings.publishing_tokens
-        super().__init__("api_cache_proxy", url, settings, PriceStoreUnavailable, writes=tokens, clocks=clocks)
+        writes = settings.publishing_tokens
+        super().__init__("api_cache_proxy", url, settings, PriceStoreUnavailable, writes=writes, clocks=clocks)
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
-        """See PriceStore. No `ttl` is sent: the record's own `expires_at` travels with it."""
+        """No `ttl` is sent: the record's own `expires_at` travels with it."""
         return await self.write(record_from, "/add/", record_document(record))
 
     async def latest(self) -> PriceRecord:
-        """See PriceStore."""
         return await self.read(record_from, "/record")
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
-        """See PriceStore."""
-
-        def shape(document: Any) -> list[PricePoint]:
-            return [point_from(each) for each in document["data"]]
-
-        return await self.read(shape, "/history", minutes=minutes, points=points)
+        return await self.read(
+            lambda document: [point_from(each) for each in document["data"]], "/history", minutes=minutes, points=points
+        )
 
     async def put_feed_status(self, state: FeedStatus) -> None:
-        """See PriceStore."""
         await self.write(_whatever, "/sources/", feed_status_document(state))
 
     async def feed_status(self) -> FeedStatus:
-        """See PriceStore."""
         return await self.read(feed_status_from, "/sources")
 
 
-class RemoteReportStore(RemoteService):
-    """ReportStore, at health_check."""
+class RemoteReportStore(RemoteService, ReportStore):
+    """The report store at health_check."""
 
     def __init__(self, url: str, settings: Settings, clocks: ClockMonitor | None = None) -> None:
-        tokens = settings.reporting_tokens
-        super().__init__("health_check", url, settings, ReportsUnavailable, writes=tokens, clocks=clocks)
-        self._as_stranger = RemoteService("health_check", url, settings, ReportsUnavailable)
+        writes = settings.reporting_tokens
+        super().__init__("health_check", url, settings, ReportsUnavailable, writes=writes, clocks=clocks)
 
     async def report(self, report: Report, *, verified: bool) -> None:
-        """See ReportStore."""
-        await (self if verified else self._as_stranger).write(_whatever, "/report", report)
+        await self.write(_whatever, "/report", report, shows_token=verified)
 
     async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[StoredReport]:
-        """See ReportStore."""
-
-        def shape(document: Any) -> list[StoredReport]:
-            return [stored_report_from(each) for each in document["data"]]
-
         query = {name: value for name, value in (("service", service), ("level", level)) if value is not None}
-        return await self.read(shape, "/reports", limit=limit, **query)
+        return await self.read(
+            lambda document: [stored_report_from(each) for each in document["data"]], "/reports", limit=limit, **query
+        )
 
     async def last_of_each(self) -> Sequence[StoredReport]:
-        """See ReportStore."""
+        return await self.read(_last_reports, "/status")
 
-        def shape(document: Any) -> list[StoredReport]:
-            if not document["reports"]["ok"]:
-                raise ReportsUnavailable(document["reports"]["detail"], retry_after_seconds=1)
-            last = [each["last_report"] for each in document["services"].values()]
-            return [stored_report_from(each) for each in last if each is not None]
 
-        return await self.read(shape, "/status")
-
-    async def close(self) -> None:
-        """Closes both pools."""
-        await super().close()
-        await self._as_stranger.close()
+def _last_reports(status: Any) -> list[StoredReport]:
+    if not status["reports"]["ok"]:
+        raise ReportsUnavailable(status["reports"]["detail"], retry_after_seconds=1)
+    last = [each["last_report"] for each in status["services"].values()]
+    return [stored_report_from(each) for each in last if each is not None]
 
 
 def _whys(error: NotReady) -> str:
