@@ -23,42 +23,36 @@ T = TypeVar("T")
 
 
 class _Redis:
-    """Whether Redis takes part in one kind of work, and one line in the log whenever that changes."""
+    """Whether Redis takes part in each kind of work, and one line in the log whenever that changes."""
 
-    def __init__(self, work: str, unavailable: type[DeskError], log: logging.Logger) -> None:
-        self._work = work
+    def __init__(self, unavailable: type[DeskError], service: str) -> None:
         self._unavailable = unavailable
-        self._log = log
-        self._is_away = False
+        self._log = logging.getLogger(f"buydesk.services.{service}")
+        self._away: set[str] = set()
 
-    async def ask(self, call: Awaitable[T]) -> T:
+    async def ask(self, work: str, call: Awaitable[T]) -> T:
         """What Redis says; raises the "unavailable" error when it cannot be used or says nothing in time, and what else
-        the call raises."""
+        the call raises. `work` is what it does not do then, as the log puts it."""
         try:
             async with asyncio.timeout(REDIS_SECONDS_MAX):
                 answer = await call
         except TimeoutError as error:
             away = self._unavailable(f"Redis gave no answer within {REDIS_SECONDS_MAX:g} s.", retry_after_seconds=1)
-            self._lose(away)
+            self._note(work, away)
             raise away from error
-        except DeskError as error:
-            if isinstance(error, self._unavailable):
-                self._lose(error)
-            else:  # an answer
-                self._regain()
+        except DeskError as error:  # of another kind it is an answer
+            self._note(work, error if isinstance(error, self._unavailable) else None)
             raise
-        self._regain()
+        self._note(work, None)
         return answer
 
-    def _lose(self, error: DeskError) -> None:
-        if not self._is_away:
-            self._log.warning("Redis %s, and memory stands in: %s", self._work, error.for_operators)
-        self._is_away = True
-
-    def _regain(self) -> None:
-        if self._is_away:
-            self._log.info("Redis %s: no longer so.", self._work)
-        self._is_away = False
+    def _note(self, work: str, fault: DeskError | None) -> None:
+        if fault is not None and work not in self._away:
+            self._log.warning("Redis %s, and memory stands in: %s", work, fault.for_operators)
+            self._away.add(work)
+        elif fault is None and work in self._away:
+            self._log.info("Redis %s: no longer so.", work)
+            self._away.remove(work)
 
 
 class OwnPriceStore(PriceStore, Protocol):
@@ -69,65 +63,53 @@ class OwnPriceStore(PriceStore, Protocol):
         ...
 
 
-class FallbackPriceStore:
-    """PriceStore, in Redis (`shared`) and in memory (`own`). Closes both."""
+class FallbackPriceStore(PriceStore):
+    """In Redis (`shared`), which it closes, and in memory (`own`)."""
 
     def __init__(self, shared: PriceStore, own: OwnPriceStore) -> None:
         self._shared = shared
         self._own = own
-        log = logging.getLogger("buydesk.services.api_cache_proxy")
-
-        def redis(work: str) -> _Redis:
-            return _Redis(work, PriceStoreUnavailable, log)
-
-        self._publishing, self._latest = redis("takes no price"), redis("tells no price")
-        self._history = redis("tells no past prices")
-        self._putting, self._state = redis("takes no state of the sources"), redis("tells no state of the sources")
+        self._redis = _Redis(PriceStoreUnavailable, "api_cache_proxy")
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
-        """See PriceStore."""
         published = await self._own.publish(record)
         with contextlib.suppress(PriceStoreUnavailable):
-            stored = await self._publishing.ask(self._shared.publish(published))
+            stored = await self._redis.ask("takes no price", self._shared.publish(published))
             if stored.expires_at < published.expires_at:
                 self._own.adopt(stored)
             return stored
         return published
 
     async def latest(self) -> PriceRecord:
-        """See PriceStore."""
-        own, shared = await _outcome(self._own.latest()), await _outcome(self._latest.ask(self._shared.latest()))
+        own = await _outcome(self._own.latest())
+        shared = await _outcome(self._redis.ask("tells no price", self._shared.latest()))
         found = own if _is_newer(own, shared) else shared
         if isinstance(found, DeskError):
             raise found
         return found
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
-        """See PriceStore."""
         try:
-            return await self._history.ask(self._shared.history(minutes, points))
+            return await self._redis.ask("tells no past prices", self._shared.history(minutes, points))
         except PriceStoreUnavailable:
             return await self._own.history(minutes, points)
 
     async def put_feed_status(self, state: FeedStatus) -> None:
-        """See PriceStore."""
         await self._own.put_feed_status(state)
         with contextlib.suppress(PriceStoreUnavailable):
-            await self._putting.ask(self._shared.put_feed_status(state))
+            await self._redis.ask("takes no state of the sources", self._shared.put_feed_status(state))
 
     async def feed_status(self) -> FeedStatus:
-        """See PriceStore."""
-        shared = await _outcome(self._state.ask(self._shared.feed_status()))
+        shared = await _outcome(self._redis.ask("tells no state of the sources", self._shared.feed_status()))
         if isinstance(shared, DeskError):
             return await self._own.feed_status()
         own = await _outcome(self._own.feed_status())
         return shared if isinstance(own, DeskError) or own.at <= shared.at else own
 
     async def check(self) -> None:
-        """See PriceStore: memory is always there."""
+        """Memory is always there."""
 
     async def close(self) -> None:
-        """See PriceStore."""
         await self._shared.close()
 
 
@@ -149,38 +131,32 @@ async def _outcome(call: Awaitable[T]) -> T | DeskError:
         return error
 
 
-class FallbackReportStore:
-    """ReportStore, in Redis (`shared`); what it does not take is kept in memory (`own`). Closes both."""
+class FallbackReportStore(ReportStore):
+    """In Redis (`shared`), which it closes; what that does not take is kept in memory (`own`)."""
 
     def __init__(self, shared: ReportStore, own: ReportStore) -> None:
         self._shared = shared
         self._own = own
-        log = logging.getLogger("buydesk.services.health_check")
-        self._reporting = _Redis("takes no reports", ReportsUnavailable, log)
-        self._reports = _Redis("tells no reports", ReportsUnavailable, log)
-        self._last = _Redis("tells no last reports", ReportsUnavailable, log)
+        self._redis = _Redis(ReportsUnavailable, "health_check")
 
     async def report(self, report: Report, *, verified: bool) -> None:
-        """See ReportStore."""
         try:
-            await self._reporting.ask(self._shared.report(report, verified=verified))
+            await self._redis.ask("takes no reports", self._shared.report(report, verified=verified))
         except ReportsUnavailable:
             await self._own.report(report, verified=verified)
 
     async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[StoredReport]:
-        """See ReportStore."""
         own = await self._own.reports(service, level, limit)
         try:
-            shared = await self._reports.ask(self._shared.reports(service, level, limit))
+            shared = await self._redis.ask("tells no reports", self._shared.reports(service, level, limit))
         except ReportsUnavailable:
             return own
         return list(islice(newest_first(own, shared), limit))
 
     async def last_of_each(self) -> Sequence[StoredReport]:
-        """See ReportStore."""
         own = await self._own.last_of_each()
         try:
-            shared = await self._last.ask(self._shared.last_of_each())
+            shared = await self._redis.ask("tells no last reports", self._shared.last_of_each())
         except ReportsUnavailable:
             return own
         last: dict[str, StoredReport] = {}
@@ -191,8 +167,7 @@ class FallbackReportStore:
         return list(last.values())
 
     async def check(self) -> None:
-        """See ReportStore: memory is always there."""
+        """Memory is always there."""
 
     async def close(self) -> None:
-        """See ReportStore."""
         await self._shared.close()

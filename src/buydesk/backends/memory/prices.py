@@ -10,6 +10,7 @@ from buydesk.prices.model import (
     FeedStatus,
     PricePoint,
     PriceRecord,
+    PriceStore,
     UsablePrice,
     history_span,
     observed_by,
@@ -23,8 +24,8 @@ from buydesk.times import CLOCK, EPOCH, Clock
 _as_of = attrgetter("as_of")
 
 
-class MemoryPriceStore:
-    """PriceStore, in this process. Keeps a day of points, at most `settings.price_history_records_max`."""
+class MemoryPriceStore(PriceStore):
+    """In this process. Keeps a day of points, at most `settings.price_history_records_max`."""
 
     def __init__(self, settings: Settings, clock: Clock = CLOCK) -> None:
         self._clock = clock
@@ -36,7 +37,6 @@ class MemoryPriceStore:
         self._status: FeedStatus | None = None
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
-        """See PriceStore."""
         current = self._current
         if current is not None and current.id == record.id:
             return current
@@ -56,7 +56,6 @@ class MemoryPriceStore:
         self._current = record
 
     async def latest(self) -> PriceRecord:
-        """See PriceStore."""
         now = self._clock.now()
         moment = self._clock.monotonic()
         record = valid_record(self._current, now, self._skew_seconds_max)
@@ -64,7 +63,6 @@ class MemoryPriceStore:
         return self._seen.usable(moment)
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
-        """See PriceStore."""
         now = self._clock.now()
         first = bisect_right(self._points, now - timedelta(minutes=minutes), key=_as_of)
         end = bisect_right(self._points, observed_by(now, self._skew_seconds_max), key=_as_of)
@@ -80,15 +78,13 @@ class MemoryPriceStore:
         return found[::-1]
 
     async def put_feed_status(self, state: FeedStatus) -> None:
-        """See PriceStore."""
         self._status = state
 
     async def feed_status(self) -> FeedStatus:
-        """See PriceStore."""
         return recent_feed_status(self._status, self._clock.now())
 
     async def check(self) -> None:
-        """See PriceStore: memory is always there."""
+        """Memory is always there."""
 
     async def close(self) -> None:
-        """See PriceStore: there is nothing to close."""
+        """There is nothing to close."""

@@ -4,7 +4,15 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from buydesk.observability.reports import OTHERS_KEPT_MAX, STRANGERS_KEPT_MAX, Level, Report, StoredReport, newest_first
+from buydesk.observability.reports import (
+    OTHERS_KEPT_MAX,
+    STRANGERS_KEPT_MAX,
+    Level,
+    Report,
+    ReportStore,
+    StoredReport,
+    newest_first,
+)
 from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
 from buydesk.topology import SERVICES
@@ -19,8 +27,8 @@ class _Place:
         self.last_of_others: dict[str, StoredReport] = {}
 
 
-class MemoryReportStore:
-    """ReportStore. A filter looks through all that is kept: under 1 ms for 5000 reports."""
+class MemoryReportStore(ReportStore):
+    """A filter looks through all that is kept: under 1 ms for 5000 reports."""
 
     def __init__(self, settings: Settings, clock: Clock = CLOCK) -> None:
         self._clock = clock
@@ -29,7 +37,6 @@ class MemoryReportStore:
         self._last_of_ours: dict[str, StoredReport] = {}
 
     async def report(self, report: Report, *, verified: bool) -> None:
-        """See ReportStore."""
         kept = StoredReport(report, self._clock.now(), verified)
         place = self._verified if verified else self._strangers
         place.kept.append(kept)
@@ -43,8 +50,6 @@ class MemoryReportStore:
             del place.last_of_others[next(iter(place.last_of_others))]
 
     async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[StoredReport]:
-        """See ReportStore."""
-
         def matching(place: _Place) -> Iterator[StoredReport]:
             for kept in reversed(place.kept):
                 if service in (None, kept.report.service) and level in (None, kept.report.level):
@@ -53,7 +58,6 @@ class MemoryReportStore:
         return list(islice(newest_first(matching(self._verified), matching(self._strangers)), limit))
 
     async def last_of_each(self) -> Sequence[StoredReport]:
-        """See ReportStore."""
         last = self._strangers.last_of_others | self._verified.last_of_others | self._last_of_ours
         return list(last.values())
 
@@ -61,4 +65,4 @@ class MemoryReportStore:
         """Memory is always there."""
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """There is nothing to close."""

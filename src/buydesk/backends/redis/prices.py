@@ -6,15 +6,15 @@ memory: whether a record is valid is judged by its `expires_at`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 from redis.asyncio import Redis
 
-from buydesk.backends.redis.faults import FAULTS, meaning_of, time_of
+from buydesk.backends.redis.faults import time_of
+from buydesk.backends.redis.store import UNREADABLE, RedisStore
 from buydesk.errors import PriceStoreUnavailable, PriceUnavailable
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.prices.documents import (
@@ -31,6 +31,7 @@ from buydesk.prices.model import (
     FeedStatus,
     PricePoint,
     PriceRecord,
+    PriceStore,
     UsablePrice,
     history_span,
     observed_by,
@@ -43,8 +44,6 @@ from buydesk.reading import WrongMember
 from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, EPOCH, Clock
 
-# What reading a document raises that is not there, is none, or is nested too deeply.
-_UNREADABLE = (TypeError, ValueError, RecursionError)
 _MICROSECOND = timedelta(microseconds=1)
 # This many points take a millisecond to read; other work goes on between slices of them.
 _SLICE_POINTS = 100
@@ -98,24 +97,23 @@ def kinds(settings: Settings) -> dict[str, str]:
     return {f"{prefix}:current": "hash", f"{prefix}:points": "zset", f"{prefix}:sources": "string"}
 
 
-class RedisPriceStore:
-    """PriceStore, in Redis. Owns the client it is given, and closes it."""
+class RedisPriceStore(RedisStore, PriceStore):
+    """The price store in Redis; `clocks` hear what time it is there."""
 
     def __init__(
         self, client: Redis, settings: Settings, clock: Clock = CLOCK, clocks: ClockMonitor | None = None
     ) -> None:
-        self._client = client
+        super().__init__(client, settings, PriceStoreUnavailable, "a price record")
         self._clocks = clocks or ClockMonitor("this process", settings.clock_skew_seconds_max)
         self._settings = settings
         self._clock = clock
         self._seen: UsablePrice | None = None
-        self._seconds_max = settings.remote_seconds_max
         self._records_max = settings.price_history_records_max
         self._skew_seconds_max = settings.clock_skew_seconds_max
         self._current_key, self._points_key, self._sources_key = kinds(settings)
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
-        """See PriceStore. Publishing again after a lost answer changes nothing."""
+        """Publishing again after a lost answer changes nothing."""
         arguments = (
             str(record.id),
             _microseconds(record.as_of),
@@ -125,18 +123,15 @@ class RedisPriceStore:
             self._records_max,
             _microseconds(observed_by(self._clock.now(), self._skew_seconds_max)),
         )
-        async with self._faults():
-            newer, *documents = await cast(
-                "Awaitable[list[Any]]", self._client.eval(_PUBLISH, 2, self._current_key, self._points_key, *arguments)
-            )
+        async with self._answering():
+            newer, *documents = await self._run(_PUBLISH, [self._current_key, self._points_key], *arguments)
             current = record_from(msgspec.json.decode(documents[0])) if documents else record
         if newer:
             raise superseded(EPOCH + newer * _MICROSECOND)
         return current
 
     async def latest(self) -> PriceRecord:
-        """See PriceStore."""
-        async with self._faults():
+        async with self._answering():
             document = await cast("Awaitable[bytes | None]", self._client.hget(self._current_key, "document"))
             current = None if document is None else record_from(msgspec.json.decode(document))
         now = self._clock.now()
@@ -153,7 +148,6 @@ class RedisPriceStore:
         return self._seen.usable(moment)
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
-        """See PriceStore."""
         now = self._clock.now()
         arguments = (
             _microseconds(now - timedelta(minutes=minutes)),
@@ -161,10 +155,8 @@ class RedisPriceStore:
             points,
             history_span(minutes, points) // _MICROSECOND,
         )
-        async with self._faults():
-            documents = await cast(
-                "Awaitable[list[bytes]]", self._client.eval(_HISTORY, 1, self._points_key, *arguments)
-            )
+        async with self._answering():
+            documents: list[bytes] = await self._run(_HISTORY, [self._points_key], *arguments)
             found: list[PricePoint] = []
             for end in range(len(documents), 0, -_SLICE_POINTS):
                 newest_first = documents[max(0, end - _SLICE_POINTS) : end]
@@ -173,46 +165,24 @@ class RedisPriceStore:
         return found
 
     async def put_feed_status(self, state: FeedStatus) -> None:
-        """See PriceStore."""
         document = msgspec.json.encode(feed_status_document(state))
-        async with self._faults():
+        async with self._answering():
             asked_at = self._clocks.moment()
             self._clocks.hear("Redis", time_of(await self._client.time()), asked_at)
             await self._client.set(self._sources_key, document, ex=KEPT_FOR)
 
     async def feed_status(self) -> FeedStatus:
-        """See PriceStore."""
-        async with self._faults():
+        async with self._answering():
             document = await self._client.get(self._sources_key)
             status = None if document is None else feed_status_from(msgspec.json.decode(document))
         return recent_feed_status(status, self._clock.now())
-
-    async def check(self) -> None:
-        """See PriceStore."""
-        async with self._faults():
-            await self._client.ping()
-
-    async def close(self) -> None:
-        """See PriceStore."""
-        await self._client.aclose()
-
-    @asynccontextmanager
-    async def _faults(self) -> AsyncIterator[None]:
-        """Turns whatever is wrong with Redis, or with what it holds, into PriceStoreUnavailable."""
-        try:
-            async with asyncio.timeout(self._seconds_max):
-                yield
-        except FAULTS as error:
-            raise meaning_of(error, PriceStoreUnavailable) from error
-        except _UNREADABLE as error:
-            raise PriceStoreUnavailable("Redis holds something that is not a price record.") from error
 
 
 def _readable_point(document: bytes) -> PricePoint | None:
     """The point, None for what is none: one that cannot be read must not keep the others, and all prices, away."""
     try:
         return point_from(msgspec.json.decode(document))
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 

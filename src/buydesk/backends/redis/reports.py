@@ -5,22 +5,21 @@
 are the same for strangers, and have what is left of versions that did not verify reports.
 """
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import Awaitable, Sequence
 from itertools import islice
 from typing import cast
 
 import msgspec
 from redis.asyncio import Redis
 
-from buydesk.backends.redis.faults import FAULTS, meaning_of
+from buydesk.backends.redis.store import RedisStore
 from buydesk.errors import ReportsUnavailable
 from buydesk.observability.reports import (
     OTHERS_KEPT_MAX,
     STRANGERS_KEPT_MAX,
     Level,
     Report,
+    ReportStore,
     StoredReport,
     newest_first,
     stored_report_document,
@@ -72,38 +71,29 @@ return {#entries < tonumber(ARGV[2]) and '' or entries[#entries][1], found}
 """
 
 
-class RedisReportStore:
-    """ReportStore. Owns the client it is given (one that answers in bytes), and closes it.
-
-    A filter passes over 250 reports a call until it has found enough or seen all: about 0.05 s for 5000 reports, of
+class RedisReportStore(RedisStore, ReportStore):
+    """A filter passes over 250 reports a call until it has found enough or seen all: about 0.05 s for 5000 reports, of
     which no call holds Redis for longer than some 2 ms.
     """
 
     def __init__(self, client: Redis, settings: Settings, clock: Clock = CLOCK) -> None:
+        super().__init__(client, settings, ReportsUnavailable, "a report")
         self._clock = clock
-        self._client = client
         self._kept_max = settings.reports_kept_max
-        self._seconds_max = settings.remote_seconds_max
 
     async def report(self, report: Report, *, verified: bool) -> None:
-        """See ReportStore."""
         kept = StoredReport(report, self._clock.now(), verified)
         stream, kept_max = (_VERIFIED, self._kept_max) if verified else (_STRANGERS, STRANGERS_KEPT_MAX)
         whose = "other" if report.service not in SERVICES else "ours" if verified else "stranger_as_ours"
         async with self._answering():
-            await cast(
-                "Awaitable[None]",
-                self._client.eval(
-                    _KEEP,
-                    3,
-                    *(stream, f"{stream}:last", f"{stream}:others"),
-                    *(report.service, report.level, msgspec.json.encode(stored_report_document(kept)), kept_max),
-                    *(whose, OTHERS_KEPT_MAX, kept.arrived_at.timestamp()),
-                ),
+            await self._run(
+                _KEEP,
+                [stream, f"{stream}:last", f"{stream}:others"],
+                *(report.service, report.level, msgspec.json.encode(stored_report_document(kept)), kept_max),
+                *(whose, OTHERS_KEPT_MAX, kept.arrived_at.timestamp()),
             )
 
     async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[StoredReport]:
-        """See ReportStore."""
         async with self._answering():
             found = [await self._matching(stream, service, level, limit) for stream in (_VERIFIED, _STRANGERS)]
             return list(islice(newest_first(*(map(_stored_report_from, documents) for documents in found)), limit))
@@ -114,16 +104,13 @@ class RedisReportStore:
         while newest and len(found) < limit:
             # Without a filter every report counts: no more are read than are wanted.
             slice_reports = _SLICE_REPORTS if service or level else min(limit - len(found), _SLICE_REPORTS)
-            oldest, matching = await cast(
-                "Awaitable[tuple[bytes, list[bytes]]]",
-                self._client.eval(_MATCHING, 1, stream, newest, slice_reports, service or "", level or ""),
-            )
+            asked = (newest, slice_reports, service or "", level or "")
+            oldest, matching = await self._run(_MATCHING, [stream], *asked)
             found += matching
             newest = oldest and b"(" + oldest
         return found
 
     async def last_of_each(self) -> Sequence[StoredReport]:
-        """See ReportStore."""
         async with self._answering():
             last: dict[str, StoredReport] = {}
             for stream in (_STRANGERS, _VERIFIED):
@@ -131,26 +118,6 @@ class RedisReportStore:
                 last |= {kept.report.service: kept for kept in map(_stored_report_from, documents)}
             # Versions that did not verify reports kept the last ones of our services among what is the strangers' now.
             return [kept for kept in last.values() if kept.verified or kept.report.service not in SERVICES]
-
-    async def check(self) -> None:
-        """See ReportStore."""
-        async with self._answering():
-            await self._client.ping()
-
-    async def close(self) -> None:
-        """Closes the client."""
-        await self._client.aclose()
-
-    @contextlib.asynccontextmanager
-    async def _answering(self) -> AsyncIterator[None]:
-        """Bounds the time; whatever is wrong with Redis, or with what it holds, becomes ReportsUnavailable."""
-        try:
-            async with asyncio.timeout(self._seconds_max):
-                yield
-        except FAULTS as error:
-            raise meaning_of(error, ReportsUnavailable) from error
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ReportsUnavailable("Redis holds something that is not a report.") from error
 
 
 def _stored_report_from(document: bytes) -> StoredReport:
