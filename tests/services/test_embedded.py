@@ -17,7 +17,7 @@ from buydesk.embedded import postgres as embedded
 from buydesk.embedded.accounts import Account, server_account
 from buydesk.embedded.data_dir import LOG_BYTES_MAX, locked
 from buydesk.embedded.postgres import STOP_SECONDS_MAX, EmbeddedPostgres, kill_orphans, processes_on
-from buydesk.embedded.supervisor import Child, Death, poll_until, supervise
+from buydesk.embedded.supervisor import Child, poll_until, supervise
 from buydesk.errors import CannotStart
 
 SECONDS_MAX = 20
@@ -234,21 +234,22 @@ async def test_a_server_that_does_not_end_is_told(
         await kill_orphans(data_dir / "postgres", data_dir / "socket", grace_seconds=0.02)
 
 
-async def test_a_killed_server_is_started_again_with_everything_committed(server: EmbeddedPostgres) -> None:
-    deaths: list[Death] = []
+async def test_a_killed_server_is_started_again_with_everything_committed(
+    server: EmbeddedPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
     await server.start()
     await keep(server, 4)
     first = server.pid
     assert first is not None
-    watching = asyncio.create_task(supervise(server, on_death=deaths.append))
+    watching = asyncio.create_task(supervise(server))
     os.kill(first, signal.SIGKILL)
-    await poll_until(lambda: len(deaths) > 0, SECONDS_MAX)
+    await poll_until(lambda: "ended" in caplog.text, SECONDS_MAX)
     async with asyncio.timeout(SECONDS_MAX):
         while not await answers(server):
             await asyncio.sleep(0.02)
     assert await is_kept(server, 4)
     assert server.pid != first
-    assert deaths == [Death("postgres", "signal SIGKILL", 0.2)]
+    assert [record.getMessage() for record in caplog.records] == ["postgres ended (signal SIGKILL), restart in 0.2 s"]
     watching.cancel()
 
 

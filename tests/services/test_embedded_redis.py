@@ -16,7 +16,7 @@ from buydesk.embedded import redis as embedded_redis
 from buydesk.embedded.accounts import Account, server_account
 from buydesk.embedded.data_dir import locked
 from buydesk.embedded.redis import EmbeddedRedis
-from buydesk.embedded.supervisor import Death, poll_until, supervise
+from buydesk.embedded.supervisor import poll_until, supervise
 from buydesk.errors import CannotStart
 
 
@@ -117,15 +117,14 @@ async def test_where_its_account_cannot_get_it_is_not_started(
         await EmbeddedRedis(directory, redis_program).start()
 
 
-async def test_a_killed_server_is_started_again(server: EmbeddedRedis) -> None:
-    deaths: list[Death] = []
+async def test_a_killed_server_is_started_again(server: EmbeddedRedis, caplog: pytest.LogCaptureFixture) -> None:
     first = server.pid
     assert first is not None
-    watching = asyncio.create_task(supervise(server, on_death=deaths.append))
+    watching = asyncio.create_task(supervise(server))
     os.kill(first, signal.SIGKILL)
     await poll_until(lambda: server.pid not in (None, first), 10)
     watching.cancel()
-    assert deaths == [Death("redis", "signal SIGKILL", 0.2)]
+    assert [record.getMessage() for record in caplog.records] == ["redis ended (signal SIGKILL), restart in 0.2 s"]
 
 
 def socket_in(data_dir: Path) -> Path:

@@ -15,12 +15,12 @@ import pytest
 from buydesk.embedded import supervisor as children
 from buydesk.embedded.accounts import Account
 from buydesk.embedded.supervisor import (
+    SUPERVISOR_FD_VARIABLE,
     Child,
-    Death,
-    SupervisorPipe,
     describe_ending,
     poll_until,
     supervise,
+    supervisor_pipe,
     switches_account,
     watch_supervisor,
 )
@@ -168,7 +168,6 @@ class Scripted(Clock):
     def __init__(self, *runs_seconds: float | Exception) -> None:
         self.seconds = 0.0
         self.pauses: list[float] = []
-        self.deaths: list[Death] = []
         self._runs = list(runs_seconds)
 
     async def start(self) -> None:
@@ -191,7 +190,7 @@ class Scripted(Clock):
 
     async def supervised(self) -> None:
         with pytest.raises(asyncio.CancelledError):
-            await supervise(self, on_death=self.deaths.append, clock=self)
+            await supervise(self, clock=self)
 
 
 async def test_the_pause_before_a_restart_doubles_up_to_its_limit() -> None:
@@ -206,14 +205,14 @@ async def test_the_pause_is_short_again_after_a_steady_run() -> None:
     assert scripted.pauses == [0.2, 0.4, 0.8, 0.2, 0.4]
 
 
-async def test_a_start_that_fails_is_tried_again_and_told() -> None:
+async def test_a_start_that_fails_is_tried_again_and_told(caplog: pytest.LogCaptureFixture) -> None:
     scripted = Scripted(1.0, CannotStart("port in use"), CannotStart("port in use"), 1.0)
     await scripted.supervised()
-    assert scripted.deaths == [
-        Death("scripted", "after 1 s", 0.2),
-        Death("scripted", "port in use", 0.4),
-        Death("scripted", "port in use", 0.8),
-        Death("scripted", "after 1 s", 1.6),
+    assert [record.getMessage() for record in caplog.records] == [
+        "scripted ended (after 1 s), restart in 0.2 s",
+        "scripted ended (port in use), restart in 0.4 s",
+        "scripted ended (port in use), restart in 0.8 s",
+        "scripted ended (after 1 s), restart in 1.6 s",
     ]
 
 
@@ -222,10 +221,13 @@ async def test_a_start_that_fails_in_an_unforeseen_way_is_logged_and_tried_again
 ) -> None:
     scripted = Scripted(1.0, PermissionError(13, "no"), 1.0)
     await scripted.supervised()
-    assert [death.how for death in scripted.deaths] == ["after 1 s", "PermissionError: [Errno 13] no", "after 1 s"]
-    [record] = caplog.records
-    assert (record.getMessage(), record.levelname) == ("scripted could not be started", "ERROR")
-    assert record.exc_info is not None
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "scripted ended (after 1 s), restart in 0.2 s"),
+        ("ERROR", "scripted could not be started"),
+        ("WARNING", "scripted ended (PermissionError: [Errno 13] no), restart in 0.4 s"),
+        ("WARNING", "scripted ended (after 1 s), restart in 0.8 s"),
+    ]
+    assert caplog.records[1].exc_info is not None
 
 
 async def never() -> bool:
@@ -318,11 +320,11 @@ async def test_a_child_ends_when_its_supervisor_is_gone(make: Make, tmp_path: Pa
     async def ready() -> bool:
         return output.exists() and output.read_text() == "ready\n"
 
-    with SupervisorPipe() as pipe:
+    with supervisor_pipe() as fd:
         child = make(
             *(sys.executable, "-c", CHILD_OF_OURS),
-            env={**os.environ, **pipe.env},
-            pass_fds=[pipe.fd],
+            env={**os.environ, SUPERVISOR_FD_VARIABLE: str(fd)},
+            pass_fds=[fd],
             output=output,
             is_ready=ready,
         )
@@ -332,13 +334,12 @@ async def test_a_child_ends_when_its_supervisor_is_gone(make: Make, tmp_path: Pa
 
 async def test_the_watcher_is_told_once_and_only_when_the_pipe_closes() -> None:
     told: list[str] = []
-    pipe = SupervisorPipe()
-    watched = os.dup(pipe.fd)
     try:
-        watch_supervisor(watched, lambda: told.append("gone"))
-        await asyncio.sleep(0)
-        assert told == []
-        pipe.close()
+        with supervisor_pipe() as fd:
+            watched = os.dup(fd)
+            watch_supervisor(watched, lambda: told.append("gone"))
+            await asyncio.sleep(0)
+            assert told == []
         await poll_until(lambda: bool(told), 5)
         await asyncio.sleep(0.01)
         assert told == ["gone"]
@@ -348,11 +349,10 @@ async def test_the_watcher_is_told_once_and_only_when_the_pipe_closes() -> None:
 
 async def test_a_watcher_that_stopped_watching_is_not_told() -> None:
     told: list[str] = []
-    pipe = SupervisorPipe()
-    watched = os.dup(pipe.fd)
     try:
-        watch_supervisor(watched, lambda: told.append("gone"))()
-        pipe.close()
+        with supervisor_pipe() as fd:
+            watched = os.dup(fd)
+            watch_supervisor(watched, lambda: told.append("gone"))()
         await asyncio.sleep(0.01)
         assert told == []
     finally:

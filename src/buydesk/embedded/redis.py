@@ -65,11 +65,8 @@ class EmbeddedRedis:
         require_short_socket_path(self._socket)
         require_open(self._account, self._directory, "Redis")
         make_private(self._socket.parent, self._account)
-        with contextlib.suppress(TimeoutError):
-            await self._end_leftover()
         try:
-            self._kill_leftover()  # which is frozen, or has got a password
-            await self._end_leftover()
+            await self._kill_leftover()
         except OSError as error:  # a time-out is one, too
             raise CannotStart(f"{self._socket} is in use and cannot be freed: use another --data-dir") from error
         empty_log(self._log)
@@ -82,22 +79,25 @@ class EmbeddedRedis:
     async def stop(self) -> None:
         await self._child.stop(STOP_SECONDS_MAX)
 
-    async def _end_leftover(self) -> None:
-        """Returns when nobody listens any more; raises OSError, TimeoutError."""
+    async def _kill_leftover(self) -> None:
+        """Kills the server that listens at our socket, if it is one that was started to do so: it is a cache, nothing
+        is lost with it. Returns when nobody listens any more; raises OSError, TimeoutError."""
         async with asyncio.timeout(STOP_SECONDS_MAX):
-            while await self._say("SHUTDOWN NOSAVE") is not None:  # noqa: ASYNC110
+            while pid := self._listener():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    server = psutil.Process(pid)
+                    if str(self._socket) in " ".join(server.cmdline()):
+                        server.kill()
                 await asyncio.sleep(POLL_SECONDS)
 
-    def _kill_leftover(self) -> None:
-        """Kills the server that listens at our socket, if it is one that was started to do so; raises OSError."""
+    def _listener(self) -> int | None:
+        """The process that listens at our socket; raises OSError."""
         with socket.socket(socket.AF_UNIX) as asking, contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
             asking.settimeout(STOP_SECONDS_MAX)
             asking.connect(str(self._socket))
-            pid, _, _ = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            with contextlib.suppress(psutil.NoSuchProcess):
-                server = psutil.Process(pid)
-                if str(self._socket) in " ".join(server.cmdline()):
-                    server.kill()
+            pid: int = struct.unpack("3i", asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+            return pid
+        return None
 
     async def _answers(self) -> bool:
         return await self._say("PING") == b"+PONG\r\n"

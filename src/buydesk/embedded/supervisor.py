@@ -11,10 +11,11 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 from buydesk.embedded.accounts import Account
 from buydesk.errors import CannotStart
@@ -58,19 +59,7 @@ class Supervised(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Death:
-    """A child ended, or could not be started, and is started again after the pause."""
-
-    name: str
-    how: str
-    pause_seconds: float
-
-
-def log_death(death: Death) -> None:
-    log.warning("%s ended (%s), restart in %g s", death.name, death.how, death.pause_seconds)
-
-
+@dataclass(eq=False)
 class Child:
     """One command, run in a process group of its own.
 
@@ -81,35 +70,18 @@ class Child:
     the other, each with its grace.
     """
 
-    def __init__(
-        self,
-        name: str,
-        command: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        is_ready: Probe | None = None,
-        ready_seconds_max: float = READY_SECONDS_MAX,
-        is_alive: Probe | None = None,
-        pass_fds: Sequence[int] = (),
-        stop_signals: Sequence[signal.Signals] = (signal.SIGTERM,),
-        output: Path | None = None,
-        account: Account | None = None,
-    ) -> None:
-        self._name = name
-        self._command = list(command)
-        self._env = env
-        self._is_ready = is_ready
-        self._ready_seconds_max = ready_seconds_max
-        self._is_alive = is_alive
-        self._pass_fds = tuple(pass_fds)
-        self._stop_signals = tuple(stop_signals)
-        self._output = output
-        self._account = account
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def name(self) -> str:
-        return self._name
+    name: str
+    command: Sequence[str]
+    _: KW_ONLY
+    env: Mapping[str, str] | None = None
+    is_ready: Probe | None = None
+    ready_seconds_max: float = READY_SECONDS_MAX
+    is_alive: Probe | None = None
+    pass_fds: Sequence[int] = ()
+    stop_signals: Sequence[signal.Signals] = (signal.SIGTERM,)
+    output: Path | None = None
+    account: Account | None = None
+    _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
 
     @property
     def pid(self) -> int | None:
@@ -121,14 +93,14 @@ class Child:
         try:
             self._process = self._run()
         except OSError as error:
-            raise CannotStart(f"{self._name}: cannot run {self._command[0]}: {error.strerror}") from error
+            raise CannotStart(f"{self.name}: cannot run {self.command[0]}: {error.strerror}") from error
         try:
-            async with asyncio.timeout(self._ready_seconds_max):
-                if self._is_ready is not None:
-                    await self._until_ready(self._process, self._is_ready)
+            async with asyncio.timeout(self.ready_seconds_max):
+                if self.is_ready is not None:
+                    await self._until_ready(self._process, self.is_ready)
         except TimeoutError:
             await self.stop()
-            raise CannotStart(f"{self._name} was not ready within {self._ready_seconds_max:g} s") from None
+            raise CannotStart(f"{self.name} was not ready within {self.ready_seconds_max:g} s") from None
         except BaseException:
             await self.stop()
             raise
@@ -146,13 +118,13 @@ class Child:
         return describe_ending(process.returncode)
 
     async def _kill_when_hung(self, process: "subprocess.Popen[bytes]") -> None:
-        if self._is_alive is None:
+        if self.is_alive is None:
             return
         missed = 0
         while missed < MISSED_PROBES_MAX:
             await asyncio.sleep(PROBE_PAUSE_SECONDS)
-            missed = 0 if await _says_so(self._is_alive) else missed + 1
-        log.warning("%s hangs, killing it: it did not answer %d times in a row", self._name, missed)
+            missed = 0 if await _says_so(self.is_alive) else missed + 1
+        log.warning("%s hangs, killing it: it did not answer %d times in a row", self.name, missed)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
@@ -160,29 +132,29 @@ class Child:
         """Ends the process: each stop signal with its grace, then SIGKILL to the group. Harmless when none runs."""
         if self._process is None:
             return
-        for stop_signal in self._stop_signals:
+        for stop_signal in self.stop_signals:
             if self._process.poll() is not None:
                 return
             self._process.send_signal(stop_signal)
             with contextlib.suppress(TimeoutError):
                 await _ended(self._process, grace_seconds)
                 return
-        log.warning("%s did not stop within %g s, killing it", self._name, grace_seconds * len(self._stop_signals))
+        log.warning("%s did not stop within %g s, killing it", self.name, grace_seconds * len(self.stop_signals))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await _ended(self._process)
 
     def _run(self) -> "subprocess.Popen[bytes]":
-        switch = switches_account(self._account)
-        output = None if self._output is None else self._output.open("ab")
+        switch = switches_account(self.account)
+        output = None if self.output is None else self.output.open("ab")
         with output or contextlib.nullcontext():
             return subprocess.Popen(  # noqa: S603
-                self._command,
-                env=self._env,
+                self.command,
+                env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=None if output is None else subprocess.STDOUT,
-                pass_fds=self._pass_fds,
+                pass_fds=self.pass_fds,
                 start_new_session=True,
                 user=switch.uid if switch else None,
                 group=switch.gid if switch else None,
@@ -194,13 +166,13 @@ class Child:
             ready = await is_ready()
             # Looked at after the probe: another process may be the one that answers.
             if process.poll() is not None:
-                raise CannotStart(f"{self._name} ended while starting ({describe_ending(process.returncode)})")
+                raise CannotStart(f"{self.name} ended while starting ({describe_ending(process.returncode)})")
             if ready:
                 return
             await asyncio.sleep(POLL_SECONDS)
 
 
-async def supervise(what: Supervised, *, on_death: Callable[[Death], None] = log_death, clock: Clock = CLOCK) -> None:
+async def supervise(what: Supervised, *, clock: Clock = CLOCK) -> None:
     """Starts `what`, which runs already, again whenever it ends; never returns. Cancel it before you stop `what`.
 
     The pause before a start doubles from RESTART_PAUSE_SECONDS_MIN to _MAX, and is short again after a run of
@@ -209,7 +181,7 @@ async def supervise(what: Supervised, *, on_death: Callable[[Death], None] = log
     pause = RESTART_PAUSE_SECONDS_MIN
     how = await what.wait()
     while True:
-        on_death(Death(what.name, how, pause))
+        log.warning("%s ended (%s), restart in %g s", what.name, how, pause)
         await clock.sleep(pause)
         pause = min(pause * 2, RESTART_PAUSE_SECONDS_MAX)
         try:
@@ -228,30 +200,19 @@ async def supervise(what: Supervised, *, on_death: Callable[[Death], None] = log
             pause = RESTART_PAUSE_SECONDS_MIN
 
 
-class SupervisorPipe:
-    """A pipe whose writing end only this process holds: who reads the other end learns that this process is gone."""
-
-    def __init__(self) -> None:
-        self.fd, self._held = os.pipe()
-
-    @property
-    def env(self) -> dict[str, str]:
-        """What tells a child where to look; pass `fd` in its `pass_fds` too."""
-        return {SUPERVISOR_FD_VARIABLE: str(self.fd)}
-
-    def close(self) -> None:
-        """The children end now."""
-        os.close(self._held)
-        os.close(self.fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+@contextlib.contextmanager
+def supervisor_pipe() -> Iterator[int]:
+    """A pipe whose writing end only this process holds: who reads the other end, which this is, learns that this
+    process is gone. A child gets it among its `pass_fds`, and its number as SUPERVISOR_FD_VARIABLE."""
+    fd, held = os.pipe()
+    try:
+        yield fd
+    finally:
+        os.close(held)
+        os.close(fd)
 
 
-def watch_supervisor(fd: int, on_gone: Callable[[], object]) -> Callable[[], None]:
+def watch_supervisor(fd: int, on_gone: Callable[[], object]) -> Callable[[], object]:
     """Calls `on_gone` once, in the running loop, when the supervisor's end of the pipe closes; returns how to stop.
 
     Raises CannotStart when `fd` (`settings.supervisor_fd`) is no pipe of a supervisor.
@@ -262,9 +223,6 @@ def watch_supervisor(fd: int, on_gone: Callable[[], object]) -> Callable[[], Non
         loop.remove_reader(fd)
         on_gone()
 
-    def stop_watching() -> None:
-        loop.remove_reader(fd)
-
     try:
         os.set_inheritable(fd, False)  # Its own children are not the supervisor's.
         loop.add_reader(fd, gone)
@@ -274,7 +232,7 @@ def watch_supervisor(fd: int, on_gone: Callable[[], object]) -> Callable[[], Non
     except OSError as error:
         mend = f"unset {SUPERVISOR_FD_VARIABLE}, only `buydesk up --separate` sets it"
         raise CannotStart(f"{SUPERVISOR_FD_VARIABLE}={fd} is no pipe: {mend}") from error
-    return stop_watching
+    return partial(loop.remove_reader, fd)
 
 
 def minimal_environment() -> dict[str, str]:

@@ -22,7 +22,7 @@ from buydesk.embedded.data_dir import CLUSTER, default_data_dir, locked, touch_p
 from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.embedded.programs import find_redis
 from buydesk.embedded.redis import EmbeddedRedis
-from buydesk.embedded.supervisor import Child, Supervised, SupervisorPipe, supervise
+from buydesk.embedded.supervisor import SUPERVISOR_FD_VARIABLE, Child, Supervised, supervise, supervisor_pipe
 from buydesk.errors import CannotStart, DeskError
 from buydesk.http.listeners import bind, close
 from buydesk.runtime.signals import stop_signals
@@ -228,7 +228,7 @@ async def _run_migrate(settings: Settings, wait_seconds: float) -> None:
 
 async def _start_separately(settings: Settings, stack: contextlib.AsyncExitStack) -> None:
     """Each service as a process of its own, started again when it dies; ended in the reverse order."""
-    pipe = stack.enter_context(SupervisorPipe())
+    pipe_fd = stack.enter_context(supervisor_pipe())
     session = await stack.enter_async_context(new_session())
     grace_seconds = settings.drain_seconds_max + GRACE_BEYOND_DRAIN_SECONDS
     waited_seconds = 0.0
@@ -236,10 +236,10 @@ async def _start_separately(settings: Settings, stack: contextlib.AsyncExitStack
         child = Child(
             service,
             [*COMMAND, "serve", service],
-            env=environment(settings, service) | pipe.env,
+            env=environment(settings, service) | {SUPERVISOR_FD_VARIABLE: str(pipe_fd)},
             is_ready=partial(is_up, session, settings.own_url(service) + "/livez"),
             is_alive=partial(responds, session, settings.own_url(service) + "/livez"),
-            pass_fds=[pipe.fd],
+            pass_fds=[pipe_fd],
         )
         await _keep_running(child, partial(child.stop, grace_seconds), stack)
         if service != "create_buy_order":  # its price may take a tick to come
