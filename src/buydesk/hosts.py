@@ -2,7 +2,7 @@
 
 import re
 import socket
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
 Network = IPv4Network | IPv6Network
 
@@ -18,11 +18,6 @@ def host_name(text: str) -> str:
     if len(name) > HOST_NAME_CHARS_MAX or not all(map(_LABEL.fullmatch, labels)) or labels[-1].isdigit():
         raise ValueError("no host name")
     return name
-
-
-def network(text: str) -> Network:
-    """An IP address or, in CIDR form, a network; raises ValueError, also when address bits lie beyond the mask."""
-    return ip_network(text)
 
 
 def is_loopback(host: str) -> bool:

@@ -4,6 +4,7 @@ Four variables have the names everybody uses (DATABASE_URL, REDIS_URL, PRICE_FEE
 BUYDESK_. One that is unknown, or has no sense by itself or beside the others, fails at start by its name.
 """
 
+import operator
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,17 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "reporting_tokens": tuple(PORTS),
 }
 TOKENS = tuple(name for name in OWNERS if name.endswith("_tokens"))
+_RELATIONS = {"more than": operator.gt, "at most": operator.le, "less than": operator.lt}
+_RULES = (
+    # What was accepted last is still answered in its time.
+    ("drain_seconds_max", "more than", "order_seconds_max"),
+    # Or waiting for the row would end as a statement that took too long.
+    ("lock_seconds_max", "at most", "statement_seconds_max"),
+    # Or every price would expire before the next one comes.
+    ("feed_interval_seconds", "less than", "price_ttl_seconds"),
+    ("quote_age_seconds_max", "less than", "price_ttl_seconds"),
+    ("batch_orders_max", "at most", "orders_waiting_max"),
+)
 # Who takes prices from another process and proves them.
 PROVERS = ("api_cache_proxy", "create_buy_order", "db_proxy")
 
@@ -67,8 +79,8 @@ def new_token() -> str:
     return secrets.token_urlsafe(32)
 
 
-def _own_token() -> SecretStr:
-    return SecretStr(new_token())
+# Where none are given, of a single process, they are its own.
+SharedTokens = Annotated[Tokens, Field(default_factory=lambda: SecretStr(new_token()))]
 
 
 def _shared_name(name: str) -> AliasChoices:
@@ -127,18 +139,10 @@ class Settings(BaseSettings):
     data_dir: Annotated[Path | None, BeforeValidator(not_empty)] = Field(
         None, description="Where the sandbox keeps its position (and `up` everything)."
     )
-    publishing_tokens: Tokens = Field(
-        default_factory=_own_token, description="What api_updater shows api_cache_proxy to publish prices."
-    )
-    placing_tokens: Tokens = Field(
-        default_factory=_own_token, description="What create_buy_order shows db_proxy to place orders."
-    )
-    reading_tokens: Tokens = Field(
-        default_factory=_own_token, description="What fetch_buy_orders shows db_proxy to read orders."
-    )
-    reporting_tokens: Tokens = Field(
-        default_factory=_own_token, description="What the services show health_check when they report."
-    )
+    publishing_tokens: SharedTokens = Field(description="What api_updater shows api_cache_proxy to publish prices.")
+    placing_tokens: SharedTokens = Field(description="What create_buy_order shows db_proxy to place orders.")
+    reading_tokens: SharedTokens = Field(description="What fetch_buy_orders shows db_proxy to read orders.")
+    reporting_tokens: SharedTokens = Field(description="What the services show health_check when they report.")
     refuse_default_secrets: bool = Field(
         False,
         description="Whether a secret of less than 16 characters, as defaults are, keeps a service from starting.",
@@ -248,36 +252,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        rules = [
-            # What was accepted last is still answered in its time.
-            ("drain_seconds_max", "more than", "order_seconds_max", self.drain_seconds_max > self.order_seconds_max),
-            # Or waiting for the row would end as a statement that took too long.
-            (
-                "lock_seconds_max",
-                "at most",
-                "statement_seconds_max",
-                self.lock_seconds_max <= self.statement_seconds_max,
-            ),
-            # Or every price would expire before the next one comes.
-            (
-                "feed_interval_seconds",
-                "less than",
-                "price_ttl_seconds",
-                self.feed_interval_seconds < self.price_ttl_seconds,
-            ),
-            # Or a price would end before the next one comes.
-            (
-                "quote_age_seconds_max",
-                "less than",
-                "price_ttl_seconds",
-                self.quote_age_seconds_max < self.price_ttl_seconds,
-            ),
-            ("batch_orders_max", "at most", "orders_waiting_max", self.batch_orders_max <= self.orders_waiting_max),
-        ]
         broken = [
             f"{variable(one)} ({getattr(self, one):g}) must be {relation} {variable(other)} ({getattr(self, other):g})"
-            for one, relation, other, holds in rules
-            if not holds
+            for one, relation, other in _RULES
+            if not _RELATIONS[relation](getattr(self, one), getattr(self, other))
         ]
         if self.sandbox_fault and self.price_feed == "live":
             broken.append(

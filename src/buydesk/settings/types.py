@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from ipaddress import ip_network
 from typing import Annotated, Literal, TypeVar, get_args
 from urllib.parse import parse_qsl, urlsplit
 
@@ -107,7 +108,7 @@ HostNames = Annotated[
     tuple[str, ...], NoDecode, _listed(hosts.host_name, "host names without ports (IP addresses need no name)")
 ]
 Networks = Annotated[
-    tuple[hosts.Network, ...], NoDecode, _listed(hosts.network, "IP addresses, or networks such as 10.0.0.0/8")
+    tuple[hosts.Network, ...], NoDecode, _listed(ip_network, "IP addresses, or networks such as 10.0.0.0/8")
 ]
 
 
