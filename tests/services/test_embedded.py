@@ -313,12 +313,13 @@ async def maintain(server: EmbeddedPostgres, statement: str) -> None:
     await connection.close()
 
 
-async def test_a_server_has_to_be_prepared(data_dir: Path) -> None:
+async def test_a_server_that_was_not_prepared_is_by_its_start(data_dir: Path) -> None:
     server = EmbeddedPostgres(data_dir)
     assert server.pid is None
     await server.stop()
-    with pytest.raises(RuntimeError, match="prepare comes first"):
-        await server.start()
+    await server.start()
+    assert await fetch(server, "SELECT 1") == 1
+    await server.stop()
 
 
 async def test_a_cluster_of_another_version_is_refused(open_directory: Path) -> None:

@@ -53,7 +53,8 @@ async def make() -> AsyncIterator[Make]:
 
     yield one
     for child in made:
-        await child.stop(grace_seconds=0.05)
+        child.grace_seconds = 0.05
+        await child.stop()
 
 
 async def test_a_child_is_started_when_its_probe_says_so(make: Make, tmp_path: Path) -> None:
@@ -129,9 +130,10 @@ async def test_stop_kills_the_whole_group_of_a_child_that_ignores_it(
         *("sh", "-c", script, str(grandchild)),
         is_ready=file_exists(grandchild),
         stop_signals=(signal.SIGINT, signal.SIGTERM),
+        grace_seconds=0.05,
     )
     await child.start()
-    await child.stop(grace_seconds=0.05)
+    await child.stop()
     assert await child.wait() == "signal SIGKILL"
     assert "sleeper did not stop within 0.1 s, killing it" in caplog.text
     async with asyncio.timeout(10):
@@ -160,12 +162,11 @@ def test_no_account_is_switched_to_that_is_this_process_own() -> None:
     assert switches_account(another) is another
 
 
-class Scripted(Clock):
+class Scripted(Child, Clock):
     """Runs for the seconds given, one run after the other; an error is a start that fails. Its clock is its own."""
 
-    name = "scripted"
-
     def __init__(self, *runs_seconds: float | Exception) -> None:
+        super().__init__("scripted", ())
         self.seconds = 0.0
         self.pauses: list[float] = []
         self._runs = list(runs_seconds)

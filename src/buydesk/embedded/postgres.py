@@ -68,14 +68,11 @@ _SETTINGS: Mapping[str, str] = {
 _SETTINGS_OF: Mapping[int, Mapping[str, str]] = {16: {}, 18: {"io_method": "sync"}}  # three processes fewer
 
 
-class EmbeddedPostgres:
+class EmbeddedPostgres(Child):
     """A PostgreSQL server of our own, in a data directory that is `claimed`.
 
-    `prepare` once, then `start` and `stop`, or let `supervisor.supervise` start it again. `further_settings` are for
-    tests; the product's server keeps every promise of durability.
+    `further_settings` are for tests; the product's server keeps every promise of durability.
     """
-
-    name = "postgres"
 
     def __init__(
         self,
@@ -90,16 +87,27 @@ class EmbeddedPostgres:
         self._version = version
         self._cluster = data_dir / CLUSTER
         self._socket_dir = data_dir / SOCKETS
-        self._log = data_dir / "postgres.log"
-        self._account = account or server_account(self._cluster)
+        # What the server says; at most about LOG_BYTES_MAX bytes, from the last start on.
+        self.log_path = data_dir / "postgres.log"
         self._settings = {
             **_SETTINGS,
             **_SETTINGS_OF[version],
             "unix_socket_directories": '"' + str(self._socket_dir).replace('"', '""') + '"',
             **(further_settings or {}),
         }
-        self._child: Child | None = None
         self._refusal = ""  # what the server last said to a connection while it was starting
+        super().__init__(
+            "postgres",
+            (),  # of which `prepare` knows where the programs are
+            env=minimal_environment(),
+            is_ready=self._is_ready,
+            ready_seconds_max=START_SECONDS_MAX,
+            # Fast shutdown, then at once (the next start recovers).
+            stop_signals=(signal.SIGINT, signal.SIGQUIT),
+            grace_seconds=STOP_SECONDS_MAX,
+            output=self.log_path,
+            account=account or server_account(self._cluster),
+        )
 
     @property
     def is_new(self) -> bool:
@@ -114,25 +122,15 @@ class EmbeddedPostgres:
     def dsn_of(self, database: str) -> str:
         return f"postgresql://{USER}@/{database}?host={quote(str(self._socket_dir), safe='/')}&port={_PORT}"
 
-    @property
-    def pid(self) -> int | None:
-        """The postmaster, None when it does not run."""
-        return self._child.pid if self._child else None
-
-    @property
-    def log_path(self) -> Path:
-        """What the server says; at most about LOG_BYTES_MAX bytes, from the last start on."""
-        return self._log
-
     async def prepare(self) -> None:
         """Makes the cluster when there is none; raises CannotStart when there cannot be one here."""
         require_short_socket_path(self._socket_dir / f".s.PGSQL.{_PORT}")
-        require_open(self._account, self._data_dir, "PostgreSQL")
+        require_open(self.account, self._data_dir, "PostgreSQL")
         try:
             programs = await asyncio.to_thread(
-                reachable_programs, installed_programs(self._version), self._data_dir, self._account
+                reachable_programs, installed_programs(self._version), self._data_dir, self.account
             )
-            make_private(self._socket_dir, self._account)
+            make_private(self._socket_dir, self.account)
             if self.is_new:
                 await asyncio.to_thread(self._make_cluster, programs)
             found = (self._cluster / "PG_VERSION").read_text().strip()
@@ -145,54 +143,34 @@ class EmbeddedPostgres:
             raise CannotStart(
                 f"{self._cluster} was made by PostgreSQL {found} and this is {self._version}: use another --data-dir"
             )
-        self._child = Child(
-            self.name,
-            [
-                str(programs / "bin" / "postgres"),
-                *("-D", str(self._cluster), "-p", _PORT),
-                *(part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")),
-            ],
-            env=minimal_environment(),
-            is_ready=self._is_ready,
-            ready_seconds_max=START_SECONDS_MAX,
-            # Fast shutdown, then at once (the next start recovers).
-            stop_signals=(signal.SIGINT, signal.SIGQUIT),
-            output=self._log,
-            account=self._account,
-        )
+        self.command = [
+            str(programs / "bin" / "postgres"),
+            *("-D", str(self._cluster), "-p", _PORT),
+            *(part for name, value in self._settings.items() for part in ("-c", f"{name}={value}")),
+        ]
 
     async def start(self) -> None:
         """Returns when the desk's database accepts connections; ends first what an earlier desk left running.
 
-        Raises CannotStart.
+        The first start prepares it. Raises CannotStart.
         """
-        child = self._prepared()
+        if not self.command:
+            await self.prepare()
         await kill_orphans(self._cluster, self._socket_dir)
-        empty_log(self._log)
+        empty_log(self.log_path)
         self._refusal = ""
         try:
-            await child.start()
+            await super().start()
         except CannotStart as error:
-            raise CannotStart(f"{error}: {self._refusal or _complaint(self._log)} (see {self._log})") from error
+            raise CannotStart(f"{error}: {self._refusal or _complaint(self.log_path)} (see {self.log_path})") from error
 
     async def wait(self) -> str:
         """Returns when the server has ended, saying how; keeps its log within bounds meanwhile."""
-        child = self._prepared()
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOG_LOOK_SECONDS):
-                    return await child.wait()
-            bound_log(self._log)
-
-    async def stop(self) -> None:
-        """Ends the server; what was committed is there at the next start."""
-        if self._child is not None:
-            await self._child.stop(STOP_SECONDS_MAX)
-
-    def _prepared(self) -> Child:
-        if self._child is None:
-            raise RuntimeError("prepare comes first")
-        return self._child
+                    return await super().wait()
+            bound_log(self.log_path)
 
     def _make_cluster(self, programs: Path) -> None:
         """A cluster is there whole and on disk, or not at all: it gets its name last."""
@@ -200,7 +178,7 @@ class EmbeddedPostgres:
             shutil.rmtree(abandoned, ignore_errors=True)
         # A name that no interrupted initdb can still be writing to.
         unfinished = self._data_dir / f"postgres.unfinished-{secrets.token_hex(4)}"
-        make_private(unfinished, self._account)
+        make_private(unfinished, self.account)
         try:
             done = self._initdb(programs, unfinished)
         except subprocess.TimeoutExpired:
@@ -211,7 +189,7 @@ class EmbeddedPostgres:
         finish_directory(unfinished, self._cluster)
 
     def _initdb(self, programs: Path, directory: Path) -> "subprocess.CompletedProcess[bytes]":
-        switch = switches_account(self._account)
+        switch = switches_account(self.account)
         return subprocess.run(  # noqa: S603
             [
                 str(programs / "bin" / "initdb"),

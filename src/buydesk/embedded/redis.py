@@ -23,19 +23,16 @@ START_SECONDS_MAX = 10.0
 STOP_SECONDS_MAX = 5.0
 
 
-class EmbeddedRedis:
+class EmbeddedRedis(Child):
     """A server of our own in a directory that is `claimed`: a cache, nothing survives its end."""
-
-    name = "redis"
 
     def __init__(self, directory: Path, program: Path) -> None:
         directory = directory.resolve()
         self._directory = directory
-        self._account = server_account(directory / CLUSTER)
         self._socket = directory / SOCKETS / "redis.sock"
         self._log = directory / "redis.log"
-        self._child = Child(
-            self.name,
+        super().__init__(
+            "redis",
             [
                 str(program),
                 *("--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"),
@@ -47,37 +44,26 @@ class EmbeddedRedis:
             is_ready=self._answers,
             ready_seconds_max=START_SECONDS_MAX,
             is_alive=self._replies,  # and killed if not: it is a cache, nothing is lost with it
+            grace_seconds=STOP_SECONDS_MAX,
             output=self._log,
-            account=self._account,
+            account=server_account(directory / CLUSTER),
         )
 
     @property
     def url(self) -> str:
         return f"unix://{quote(str(self._socket), safe='/')}?db=0"
 
-    @property
-    def pid(self) -> int | None:
-        """The server, None when it does not run."""
-        return self._child.pid
-
     async def start(self) -> None:
         """Returns when it answers; ends first what an earlier desk left running. Raises CannotStart."""
         require_short_socket_path(self._socket)
-        require_open(self._account, self._directory, "Redis")
-        make_private(self._socket.parent, self._account)
+        require_open(self.account, self._directory, "Redis")
+        make_private(self._socket.parent, self.account)
         try:
             await self._kill_leftover()
         except OSError as error:  # a time-out is one, too
             raise CannotStart(f"{self._socket} is in use and cannot be freed: use another --data-dir") from error
         empty_log(self._log)
-        await self._child.start()
-
-    async def wait(self) -> str:
-        """Returns when the server has ended, saying how."""
-        return await self._child.wait()
-
-    async def stop(self) -> None:
-        await self._child.stop(STOP_SECONDS_MAX)
+        await super().start()
 
     async def _kill_leftover(self) -> None:
         """Kills the server that listens at our socket, if it is one that was started to do so: it is a cache, nothing

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from buydesk.embedded.accounts import Account
 from buydesk.errors import CannotStart
@@ -44,21 +43,6 @@ log = logging.getLogger(__name__)
 Probe = Callable[[], Awaitable[bool]]
 
 
-class Supervised(Protocol):
-    """What `supervise` keeps running."""
-
-    @property
-    def name(self) -> str: ...
-
-    async def start(self) -> None:
-        """Starts it and returns when it is ready; raises CannotStart."""
-        ...
-
-    async def wait(self) -> str:
-        """Returns when it has ended, saying how: ``exit code 1``, ``signal SIGKILL``."""
-        ...
-
-
 @dataclass(eq=False)
 class Child:
     """One command, run in a process group of its own.
@@ -67,7 +51,7 @@ class Child:
     `is_alive` is asked for as long as somebody waits for the child's end, and a child that is not is killed; without it
     none is.
     `output` is a file for what the command prints, by default the desk's own output. `stop_signals` are sent one after
-    the other, each with its grace.
+    the other, each with `grace_seconds`.
     """
 
     name: str
@@ -79,6 +63,7 @@ class Child:
     is_alive: Probe | None = None
     pass_fds: Sequence[int] = ()
     stop_signals: Sequence[signal.Signals] = (signal.SIGTERM,)
+    grace_seconds: float = GRACE_SECONDS
     output: Path | None = None
     account: Account | None = None
     _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
@@ -106,7 +91,7 @@ class Child:
             raise
 
     async def wait(self) -> str:
-        """Returns at once when there is no process (any more)."""
+        """Returns when it has ended, saying how: ``exit code 1``, ``signal SIGKILL``. At once when none runs."""
         if self._process is None:
             return "never started"
         process = self._process
@@ -128,7 +113,7 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
-    async def stop(self, grace_seconds: float = GRACE_SECONDS) -> None:
+    async def stop(self) -> None:
         """Ends the process: each stop signal with its grace, then SIGKILL to the group. Harmless when none runs."""
         if self._process is None:
             return
@@ -137,9 +122,9 @@ class Child:
                 return
             self._process.send_signal(stop_signal)
             with contextlib.suppress(TimeoutError):
-                await _ended(self._process, grace_seconds)
+                await _ended(self._process, self.grace_seconds)
                 return
-        log.warning("%s did not stop within %g s, killing it", self.name, grace_seconds * len(self.stop_signals))
+        log.warning("%s did not stop within %g s, killing it", self.name, self.grace_seconds * len(self.stop_signals))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await _ended(self._process)
@@ -172,30 +157,30 @@ class Child:
             await asyncio.sleep(POLL_SECONDS)
 
 
-async def supervise(what: Supervised, *, clock: Clock = CLOCK) -> None:
-    """Starts `what`, which runs already, again whenever it ends; never returns. Cancel it before you stop `what`.
+async def supervise(child: Child, *, clock: Clock = CLOCK) -> None:
+    """Starts the child, which runs already, again whenever it ends; never returns. Cancel it before you stop the child.
 
     The pause before a start doubles from RESTART_PAUSE_SECONDS_MIN to _MAX, and is short again after a run of
     STEADY_SECONDS.
     """
     pause = RESTART_PAUSE_SECONDS_MIN
-    how = await what.wait()
+    how = await child.wait()
     while True:
-        log.warning("%s ended (%s), restart in %g s", what.name, how, pause)
+        log.warning("%s ended (%s), restart in %g s", child.name, how, pause)
         await clock.sleep(pause)
         pause = min(pause * 2, RESTART_PAUSE_SECONDS_MAX)
         try:
-            await what.start()
+            await child.start()
         except CannotStart as error:
             how = str(error)
             continue
         except Exception as error:
             # Whatever it is, the next start may do better; nobody would notice that the watching had ended.
-            log.exception("%s could not be started", what.name)
+            log.exception("%s could not be started", child.name)
             how = f"{type(error).__name__}: {error}"
             continue
         started = clock.monotonic()
-        how = await what.wait()
+        how = await child.wait()
         if clock.monotonic() - started >= STEADY_SECONDS:
             pause = RESTART_PAUSE_SECONDS_MIN
 

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from buydesk.embedded.data_dir import CLUSTER, default_data_dir, locked, touch_p
 from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.embedded.programs import find_redis
 from buydesk.embedded.redis import EmbeddedRedis
-from buydesk.embedded.supervisor import SUPERVISOR_FD_VARIABLE, Child, Supervised, supervise, supervisor_pipe
+from buydesk.embedded.supervisor import SUPERVISOR_FD_VARIABLE, Child, supervise, supervisor_pipe
 from buydesk.errors import CannotStart, DeskError
 from buydesk.http.listeners import bind, close
 from buydesk.runtime.signals import stop_signals
@@ -149,8 +149,7 @@ async def _start_postgres(settings: Settings, stack: contextlib.AsyncExitStack, 
     # Migrating takes longer to load than to do: for a new database it is loaded while the server starts.
     migrating = asyncio.create_task(_run_migrate(settings, DATABASE_SECONDS_MAX) if is_new else asyncio.sleep(0))
     stack.push_async_callback(_cancelled, migrating)
-    await postgres.prepare()
-    await _keep_running(postgres, postgres.stop, stack)
+    await _keep_running(postgres, stack)
     await migrating
     return settings, f"PostgreSQL 18, embedded, in {settings.data_dir}"
 
@@ -167,17 +166,15 @@ async def _start_redis(
         return settings, "none: prices and reports are kept in memory"
     say(f"Starting {program} …")
     redis = EmbeddedRedis(settings.data_dir, program)
-    await _keep_running(redis, redis.stop, stack)
+    await _keep_running(redis, stack)
     return settings.model_copy(update={"redis_url": SecretStr(redis.url)}), f"{program}, embedded"
 
 
-async def _keep_running(
-    what: Supervised, stop: Callable[[], Awaitable[None]], stack: contextlib.AsyncExitStack
-) -> None:
+async def _keep_running(child: Child, stack: contextlib.AsyncExitStack) -> None:
     """Starts it; from now on it is started again when it dies, until the stack ends it."""
-    await what.start()
-    stack.push_async_callback(stop)
-    watching = asyncio.create_task(supervise(what))
+    await child.start()
+    stack.push_async_callback(child.stop)
+    watching = asyncio.create_task(supervise(child))
     stack.push_async_callback(_cancelled, watching)
 
 
@@ -230,7 +227,6 @@ async def _start_separately(settings: Settings, stack: contextlib.AsyncExitStack
     """Each service as a process of its own, started again when it dies; ended in the reverse order."""
     pipe_fd = stack.enter_context(supervisor_pipe())
     session = await stack.enter_async_context(new_session())
-    grace_seconds = settings.drain_seconds_max + GRACE_BEYOND_DRAIN_SECONDS
     waited_seconds = 0.0
     for service in PORTS:
         child = Child(
@@ -240,8 +236,9 @@ async def _start_separately(settings: Settings, stack: contextlib.AsyncExitStack
             is_ready=partial(is_up, session, settings.own_url(service) + "/livez"),
             is_alive=partial(responds, session, settings.own_url(service) + "/livez"),
             pass_fds=[pipe_fd],
+            grace_seconds=settings.drain_seconds_max + GRACE_BEYOND_DRAIN_SECONDS,
         )
-        await _keep_running(child, partial(child.stop, grace_seconds), stack)
+        await _keep_running(child, stack)
         if service != "create_buy_order":  # its price may take a tick to come
             since = time.monotonic()
             await wait_until_ready(session, settings.own_url(service), READY_SECONDS_MAX - waited_seconds)
