@@ -6,13 +6,12 @@ what may have been.
 
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import aiohttp
 import msgspec
-from pydantic import SecretStr
 
 from buydesk.errors import (
     DeskError,
@@ -70,29 +69,20 @@ _NO_ANSWER = (
 
 
 class RemoteService:
-    """Pooled keep-alive HTTP to one service. `unavailable` is what it means when no answer of its own comes back,
-    `reads` and `writes` are the settings whose first token a GET and a POST show. `clocks` hear what time it is there.
+    """Pooled keep-alive HTTP to one service; `clocks` hear what time it is there.
 
     Clients read what went wrong: the service is named there, and where it is stands in the log, at debug.
     """
 
-    def __init__(
-        self,
-        service: str,
-        url: str,
-        settings: Settings,
-        unavailable: type[DeskError],
-        *,
-        reads: SecretStr | None = None,
-        writes: SecretStr | None = None,
-        clocks: ClockMonitor | None = None,
-    ) -> None:
-        self._service = service
+    service: ClassVar[str]
+    # What it means when no answer of the service's own comes back.
+    unavailable: ClassVar[type[DeskError]]
+    # The settings whose first token a GET and a POST show.
+    tokens: ClassVar[Mapping[str, str]]
+
+    def __init__(self, url: str, settings: Settings, clocks: ClockMonitor | None = None) -> None:
         self._url = url
         self._settings = settings
-        self._unavailable = unavailable
-        self._reads = reads
-        self._writes = writes
         self._clocks = clocks or ClockMonitor("this process", settings.clock_skew_seconds_max)
         self._session: aiohttp.ClientSession | None = None
         self._bulkhead = Bulkhead(
@@ -118,10 +108,10 @@ class RemoteService:
 
         Raises aiohttp.ClientError or TimeoutError when there is no answer and ValueError when it is not one of ours.
         """
-        method, data, token = "GET", None, self._reads
-        if body is not None:
-            method, data, token = "POST", msgspec.json.encode(body), self._writes
-        headers = {"Authorization": f"Bearer {tokens(token)[0]}"} if token is not None and shows_token else {}
+        method, data = ("GET", None) if body is None else ("POST", msgspec.json.encode(body))
+        headers = {}
+        if shows_token and method in self.tokens:
+            headers["Authorization"] = f"Bearer {tokens(getattr(self._settings, self.tokens[method]))[0]}"
         if (request_id := request_ids.current()) is not None:
             headers[request_ids.NAME] = request_id
         timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=self._settings.connect_seconds_max)
@@ -129,18 +119,18 @@ class RemoteService:
         async with self.session().request(
             method, self._url + path, data=data, params=query, headers=headers, timeout=timeout, allow_redirects=False
         ) as response:
-            self._clocks.hear_date(self._service, response.headers.get("Date"), asked_at)
+            self._clocks.hear_date(self.service, response.headers.get("Date"), asked_at)
             document = msgspec.json.decode(await response.read())
             if response.status == 200:
                 return document
             if not isinstance(document, dict) or "code" not in document:
-                raise ValueError(f"{self._service} answered {response.status} and no problem document")
+                raise ValueError(f"{self.service} answered {response.status} and no problem document")
             retry_after = response.headers.get("Retry-After", "")
             error = rebuild(document, int(retry_after) if retry_after.isdecimal() else None)
             raise self._misunderstood(error) if isinstance(error, _MISUNDERSTOOD) else error
 
     def _misunderstood(self, error: DeskError) -> DeskError:
-        return self._unavailable(f"{self._service} answered {error.code}: {error.detail}", retry_after_seconds=1)
+        return self.unavailable(f"{self.service} answered {error.code}: {error.detail}", retry_after_seconds=1)
 
     async def read(self, shape: Callable[[Any], T], path: str, **query: str | int) -> T:
         """What `shape` makes of the answer to a GET; raises Overloaded when too many reads wait for a connection."""
@@ -161,11 +151,11 @@ class RemoteService:
                 document = await call()
             return shape(document)
         except _NO_ANSWER as error:
-            raise self._without_answer(error, self._unavailable) from error
+            raise self._without_answer(error, self.unavailable) from error
 
     def _without_answer(self, error: Exception, kind: type[DeskError]) -> DeskError:
-        _log.debug("%s at %s gave no answer: %s", self._service, self._url, error)
-        return kind(f"{self._service} gave no answer ({type(error).__name__}).", retry_after_seconds=1)
+        _log.debug("%s at %s gave no answer: %s", self.service, self._url, error)
+        return kind(f"{self.service} gave no answer ({type(error).__name__}).", retry_after_seconds=1)
 
     async def check(self) -> None:
         """Raises the "unavailable" error unless the service says that it is ready."""
@@ -177,7 +167,7 @@ class RemoteService:
         except NotReady as error:
             raise self._unavailable(_whys(error), retry_after_seconds=1) from error
         except DeskError as error:
-            raise self._unavailable(error.detail, retry_after_seconds=1) from error
+            raise self.unavailable(error.detail, retry_after_seconds=1) from error
 
     async def close(self) -> None:
         """Closes the pool."""
@@ -188,12 +178,14 @@ class RemoteService:
 class RemoteLedger(RemoteService, OrderLedger):
     """The ledger at db_proxy."""
 
+    service = "db_proxy"
+    unavailable = LedgerUnavailable
+    tokens: ClassVar = {"GET": "reading_tokens", "POST": "placing_tokens"}
     # While db_proxy's database has one batch, the next one is on its way.
     batches_at_once = 2
 
     def __init__(self, url: str, settings: Settings, clocks: ClockMonitor | None = None) -> None:
-        shown = {"reads": settings.reading_tokens, "writes": settings.placing_tokens}
-        super().__init__("db_proxy", url, settings, LedgerUnavailable, **shown, clocks=clocks)
+        super().__init__(url, settings, clocks)
         # Twice what db_proxy's database needs: db_proxy keeps a share for itself, and may have a batch before ours.
         self.place_seconds = 2 * min(settings.statement_seconds_max, settings.order_seconds_max / 4)
 
@@ -214,7 +206,7 @@ class RemoteLedger(RemoteService, OrderLedger):
         except _NEVER_SENT as error:
             raise self._without_answer(error, LedgerUnavailable) from error
         except InternalError as error:
-            raise OutcomeUnknown(f"{self._service}: {error.detail}") from error
+            raise OutcomeUnknown(f"{self.service}: {error.detail}") from error
         except _NO_ANSWER as error:
             raise self._without_answer(error, OutcomeUnknown) from error
 
@@ -255,9 +247,9 @@ class RemoteLedger(RemoteService, OrderLedger):
 class RemotePriceStore(RemoteService, PriceStore):
     """The price store at api_cache_proxy."""
 
-    def __init__(self, url: str, settings: Settings, clocks: ClockMonitor | None = None) -> None:
-        writes = settings.publishing_tokens
-        super().__init__("api_cache_proxy", url, settings, PriceStoreUnavailable, writes=writes, clocks=clocks)
+    service = "api_cache_proxy"
+    unavailable = PriceStoreUnavailable
+    tokens: ClassVar = {"POST": "publishing_tokens"}
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
         """No `ttl` is sent: the record's own `expires_at` travels with it."""
@@ -281,9 +273,9 @@ class RemotePriceStore(RemoteService, PriceStore):
 class RemoteReportStore(RemoteService, ReportStore):
     """The report store at health_check."""
 
-    def __init__(self, url: str, settings: Settings, clocks: ClockMonitor | None = None) -> None:
-        writes = settings.reporting_tokens
-        super().__init__("health_check", url, settings, ReportsUnavailable, writes=writes, clocks=clocks)
+    service = "health_check"
+    unavailable = ReportsUnavailable
+    tokens: ClassVar = {"POST": "reporting_tokens"}
 
     async def report(self, report: Report, *, verified: bool) -> None:
         await self.write(_whatever, "/report", report, shows_token=verified)
