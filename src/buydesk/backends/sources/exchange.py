@@ -20,7 +20,7 @@ from buydesk import __version__
 from buydesk.errors import SourceFailed
 from buydesk.money import Currency, NotMoney, parse_rate
 from buydesk.observability.clock_skew import ClockMonitor
-from buydesk.prices.model import Quote, RejectedQuote, SourceResponse
+from buydesk.prices.model import PriceSource, Quote, RejectedQuote, SourceResponse
 from buydesk.reading import Number, Repeated, decode_json, is_text
 from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
@@ -61,14 +61,8 @@ class Exchange:
     book: Callable[[object, Currency], Book]
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    quotes: tuple[Quote, ...]
-    missing: Mapping[Currency, str]
-
-
-class ExchangeSource:
-    """PriceSource: an exchange at an address."""
+class ExchangeSource(PriceSource):
+    """An exchange at an address."""
 
     def __init__(
         self, exchange: Exchange, url: str, settings: Settings, clock: Clock = CLOCK, clocks: ClockMonitor | None = None
@@ -88,11 +82,9 @@ class ExchangeSource:
 
     async def quotes(self) -> SourceResponse:
         """The quotes of the currencies that it has a usable book of; raises SourceFailed when there is none at all."""
-        session = self._pool()
-        asked = self._exchange.requests.items()
-        answers = await asyncio.gather(*(self._ask(session, path, currencies) for path, currencies in asked))
-        quotes = tuple(quote for answer in answers for quote in answer.quotes)
-        missing = {currency: reason for answer in answers for currency, reason in answer.missing.items()}
+        answers = await asyncio.gather(*(self._ask(path, each) for path, each in self._exchange.requests.items()))
+        quotes = tuple(quote for found, _ in answers for quote in found)
+        missing = {currency: reason for _, reasons in answers for currency, reason in reasons.items()}
         if not quotes:
             raise SourceFailed(f"{self.name} gave no quote: {_listed(missing)}.")
         return SourceResponse(
@@ -119,18 +111,19 @@ class ExchangeSource:
             )
         return self._session
 
-    async def _ask(self, session: aiohttp.ClientSession, path: str, currencies: tuple[Currency, ...]) -> _Answer:
+    async def _ask(self, path: str, currencies: tuple[Currency, ...]) -> tuple[list[Quote], dict[Currency, str]]:
+        """The quotes, and for each currency without one the reason."""
         asked_at, moment = self._clock.now(), self._clocks.moment()
         try:
-            async with session.get(self._url + path, timeout=self._timeout, allow_redirects=False) as response:
+            async with self._pool().get(self._url + path, timeout=self._timeout, allow_redirects=False) as response:
                 body = await _body(response)
                 if "Age" not in response.headers:  # or the date is of when a cache got it
                     self._clocks.hear_date(self.name, response.headers.get("Date"), moment)
                 asked_at -= _age(response)
         except Unusable as error:
-            return _Answer((), dict.fromkeys(currencies, str(error)))
+            return [], dict.fromkeys(currencies, str(error))
         except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
-            return _Answer((), dict.fromkeys(currencies, f"no answer ({type(error).__name__})"))
+            return [], dict.fromkeys(currencies, f"no answer ({type(error).__name__})")
         books, missing = parse(self._exchange, body, currencies)
         quotes = []
         for currency, book in books.items():
@@ -140,7 +133,7 @@ class ExchangeSource:
                 # An own time may lie a little ahead of ours, as clocks do: we saw it no later than now.
                 observed_at = asked_at if book.time is None else min(book.time, asked_at)
                 quotes.append(Quote(self.name, currency, book.bid_e8, book.ask_e8, observed_at))
-        return _Answer(tuple(quotes), missing)
+        return quotes, missing
 
 
 def parse(

@@ -8,7 +8,6 @@ that misbehave.
 
 import gzip
 import logging
-import math
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from itertools import accumulate
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -63,17 +63,7 @@ class Minute:
 class _State(msgspec.Struct, frozen=True):
     """What the file keeps: how far the replay is, in minutes since it began, there and back counted as one round."""
 
-    position_minutes: float
-
-
-class _StoppedClock(Clock):
-    """Shows for ever what another clock showed first."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._at = clock.now()
-
-    def now(self) -> datetime:
-        return self._at
+    position_minutes: Annotated[float, msgspec.Meta(ge=0)]
 
 
 def sandbox_sources(settings: Settings, state_path: Path | None, clock: Clock = CLOCK) -> list[PriceSource]:
@@ -86,35 +76,40 @@ def sandbox_sources(settings: Settings, state_path: Path | None, clock: Clock = 
     parts = dict(APART_PARTS if fault == "disagree" else OFFSET_PARTS)
     if fault == "outlier":
         parts[FAULTY] = OUTLIER_PARTS
-    dated_by = _StoppedClock(clock) if fault == "stale" else clock
-    return [SandboxSource(name, parts[name], replay, dated_by, fault if name == FAULTY else None) for name in parts]
+    stopped_at = clock.now() if fault == "stale" else None
+    return [
+        SandboxSource(name, parts[name], replay, clock, stopped_at, fault if name == FAULTY else None) for name in parts
+    ]
 
 
-class SandboxSource:
-    """PriceSource: one of the five, `parts` off the closes. `fault` is what is wrong with this one."""
+@dataclass
+class SandboxSource(PriceSource):
+    """One of the five, `parts` off the closes. Its quotes are of `stopped_at`, if that is given, for ever; `fault` is
+    what is wrong with this one."""
 
-    def __init__(self, name: str, parts: int, replay: "Replay", clock: Clock, fault: str | None) -> None:
-        self.name = name
-        self._parts = parts
-        self._replay = replay
-        self._clock = clock
-        self._fault = fault
+    name: str
+    parts: int
+    replay: "Replay"
+    clock: Clock
+    stopped_at: datetime | None
+    fault: str | None
 
     async def quotes(self) -> SourceResponse:
         """The minute that the replay has come to, as this source sees it now; raises SourceFailed for its fault."""
-        minute = self._replay.minute()
-        if self._fault == "source-down":
+        minute = self.replay.minute()
+        if self.fault == "source-down":
             raise SourceFailed(f"{self.name} gives no answer (a fault that was asked for).")
-        quotes_of = self._nonsense if self._fault == "garbage" else self._seen
-        return SourceResponse(quotes_of(minute, self._clock.now()), replayed_from=minute.replayed_from)
+        quotes_of = self._nonsense if self.fault == "garbage" else self._seen
+        observed_at = self.stopped_at or self.clock.now()
+        return SourceResponse(quotes_of(minute, observed_at), replayed_from=minute.replayed_from)
 
     async def close(self) -> None:
-        """See PriceSource: there is nothing to close."""
+        """There is nothing to close."""
 
     def _seen(self, minute: Minute, observed_at: datetime) -> tuple[Quote, ...]:
         quotes = []
         for currency, close_cents in minute.closes_cents.items():
-            middle_cents = close_cents * (PARTS + self._parts) // PARTS
+            middle_cents = close_cents * (PARTS + self.parts) // PARTS
             half_spread_cents = middle_cents // PARTS
             bid_cents, ask_cents = middle_cents - half_spread_cents, middle_cents + half_spread_cents
             quotes.append(Quote(self.name, currency, bid_cents * _E8_PER_CENT, ask_cents * _E8_PER_CENT, observed_at))
@@ -202,12 +197,9 @@ def _round(minutes: int) -> int:
 
 def _read_position(path: Path) -> float:
     try:
-        position: float = msgspec.json.decode(path.read_bytes(), type=_State).position_minutes
-        if not (math.isfinite(position) and position >= 0):
-            raise ValueError("the position is not a minute of the series")
+        return msgspec.json.decode(path.read_bytes(), type=_State).position_minutes
     except FileNotFoundError:
-        return 0.0
+        pass
     except (OSError, ValueError) as error:
         _log.warning("The replay starts at the beginning: %s cannot be read: %s", path, error)
-        return 0.0
-    return position
+    return 0.0
