@@ -50,15 +50,9 @@ class Bulkhead:
 
     async def __aenter__(self) -> None:
         """While entered, a place is taken; raises Overloaded, at once when too many wait already."""
-        if self._free.locked():
-            await self._wait()
-        else:
+        if not self._free.locked():
             await self._free.acquire()  # at once
-
-    async def __aexit__(self, *_: object) -> None:
-        self._free.release()
-
-    async def _wait(self) -> None:
+            return
         if self._waiting >= self._waiting_max:
             raise Overloaded(f"{self._waiting} reads are waiting already.", retry_after_seconds=1)
         self._waiting += 1
@@ -69,6 +63,9 @@ class Bulkhead:
             raise Overloaded("The read waited too long.", retry_after_seconds=1) from error
         finally:
             self._waiting -= 1
+
+    async def __aexit__(self, *_: object) -> None:
+        self._free.release()
 
 
 class SharedCheck:

@@ -1,6 +1,7 @@
 """Pages of a ledger, read and written so that no order has to wait for them: large ones two at a time, in slices."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 from buydesk.limits import SLICE_ITEMS, Bulkhead, in_slices
@@ -22,11 +23,6 @@ class PageReader:
 
     async def read(self, anchor: Anchor, page_size: int, document: Callable[[Order], T]) -> tuple[Page, list[T]]:
         """The page, and the document of each of its orders; raises Overloaded, LedgerUnavailable."""
-        if page_size <= SLICE_ITEMS:
-            return await self._read(anchor, page_size, document)
-        async with self._large:
-            return await self._read(anchor, page_size, document)
-
-    async def _read(self, anchor: Anchor, page_size: int, document: Callable[[Order], T]) -> tuple[Page, list[T]]:
-        page = await self._ledger.page(anchor, page_size)
-        return page, await in_slices(document, page.orders)
+        async with self._large if page_size > SLICE_ITEMS else nullcontext():
+            page = await self._ledger.page(anchor, page_size)
+            return page, await in_slices(document, page.orders)

@@ -19,6 +19,7 @@ A price far from the last one is either news or a fault that all sources share: 
 """
 
 import uuid
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -162,17 +163,16 @@ def _fit(quotes: Sequence[Quote], now: datetime, rule: Rule) -> tuple[list[Quote
     """Step 1, for the quotes of one currency: those that are fit by themselves, and the others."""
     fit: list[Quote] = []
     dropped: list[RejectedQuote] = []
-    possible = [quote for quote in quotes if is_price(quote)]
-    sources = [quote.source for quote in possible]
-    for quote in possible:
-        reason = "is not the only one of its source" if sources.count(quote.source) > 1 else _unfit(quote, now, rule)
-        if reason:
+    sources = Counter(quote.source for quote in quotes if is_price(quote))
+    for quote in quotes:
+        if not is_price(quote):  # what is no rate cannot be written down either
+            dropped.append(RejectedQuote(quote.source, f"{quote.currency}: is no price of a bitcoin"))
+        elif sources[quote.source] > 1:
+            dropped.append(RejectedQuote(quote.source, "is not the only one of its source", quote))
+        elif reason := _unfit(quote, now, rule):
             dropped.append(RejectedQuote(quote.source, reason, quote))
         else:
             fit.append(quote)
-    if len(possible) < len(quotes):  # what is no rate cannot be written down either
-        impossible = [quote for quote in quotes if quote not in possible]
-        dropped += [RejectedQuote(quote.source, f"{quote.currency}: is no price of a bitcoin") for quote in impossible]
     return fit, dropped
 
 
@@ -197,16 +197,11 @@ def _near(fit: Sequence[Quote], rule: Rule) -> tuple[list[Quote], list[RejectedQ
     """Step 2: the quotes near their median, and the others."""
     if not fit:
         return [], []
-    near: list[Quote] = []
-    far: list[RejectedQuote] = []
     middle_e8 = median([quote.mid_e8 for quote in fit])
-    for quote in fit:
-        if differs(quote.mid_e8, middle_e8, rule.deviation_bp_max):
-            reason = f"is more than {percent(rule.deviation_bp_max)} from the median"
-            far.append(RejectedQuote(quote.source, reason, quote))
-        else:
-            near.append(quote)
-    return near, far
+    far = [quote for quote in fit if differs(quote.mid_e8, middle_e8, rule.deviation_bp_max)]
+    reason = f"is more than {percent(rule.deviation_bp_max)} from the median"
+    near = [quote for quote in fit if quote not in far]
+    return near, [RejectedQuote(quote.source, reason, quote) for quote in far]
 
 
 def _disagreement(near: Sequence[Quote], rule: Rule) -> str:
