@@ -73,18 +73,12 @@ class _JsonLines(JsonFormatter):
 class _Text(logging.Formatter):
     """One line for a person; an exception's traceback below it."""
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # logging's name
-        return _time_of(record)
-
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         # Clients' text may be in it: it must neither break the line nor steer the terminal.
         message = escaped(record.message)
         request_id = request_id_of(record)
         about = record.name if request_id is None else f"{record.name} [{request_id}]"
-        return f"{record.asctime} {record.levelname:<8} {about}: {message}"
-
-    def usesTime(self) -> bool:  # noqa: N802  # logging's name
-        return True
+        return f"{_time_of(record)} {record.levelname:<8} {about}: {message}"
 
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))
