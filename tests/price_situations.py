@@ -16,9 +16,9 @@ from msgspec.structs import replace
 from buydesk.money import Currency
 from buydesk.orders.model import NewOrder
 from buydesk.orders.pricing import placed_order, price_order
-from buydesk.orders.verification import discrepancies
-from buydesk.prices.model import Quote, Rule
+from buydesk.prices.model import Quote, Rule, valid_record
 from buydesk.prices.rule import Verdict, decide, record_of
+from tests.proof import discrepancies
 
 CURRENCIES = tuple(Currency)
 SITUATIONS = 50_000
@@ -193,7 +193,7 @@ def check_record(verdict: Verdict, rule: Rule) -> None:
     record = record_of(verdict, [], "live", rule=rule, decided_at=NOON, ttl=TTL)
     assert NOON - timedelta(seconds=rule.quote_age_seconds_max) <= record.as_of <= NOON
     assert record.expires_at - record.as_of == TTL
-    record.require_fresh(NOON)
+    assert valid_record(record, NOON, 0) is record
     currency = CURRENCIES[record.as_of.microsecond % 3]
     new = NewOrder(uuid.UUID(int=1), "anonymous", None, currency, record.as_of.microsecond + 1)
     assert discrepancies(placed_order(price_order(new, record, NOON), 1, NOON, livemode=True), record) == []

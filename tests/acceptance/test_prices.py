@@ -20,11 +20,11 @@ import pytest
 
 from buydesk.orders.documents import order_from
 from buydesk.orders.model import ANONYMOUS, REPRESENTATION
-from buydesk.orders.verification import discrepancies
 from buydesk.prices.documents import record_from
 from buydesk.settings.types import SandboxFault
 from tests.desks import Running, buydesk, desk_up, free_offset
 from tests.exchanges import exchanges
+from tests.proof import discrepancies
 from tests.serving import free_port
 
 SECONDS_MAX = 40

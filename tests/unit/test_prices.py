@@ -59,9 +59,9 @@ def test_the_middle_lies_between_bid_and_ask_and_half_is_rounded_up(bid_e8: int,
 
 
 def test_a_record_may_be_used_until_it_expires_and_not_a_moment_longer() -> None:
-    RECORD.require_fresh(RECORD.expires_at - TICK)
+    assert valid_record(RECORD, RECORD.expires_at - TICK, 0) is RECORD
     with pytest.raises(PriceStale) as refused:
-        RECORD.require_fresh(RECORD.expires_at)
+        valid_record(RECORD, RECORD.expires_at, 0)
     assert refused.value.retry_after_seconds is not None
     assert refused.value.facts == {"as_of": format_time(RECORD.as_of), "expires_at": format_time(RECORD.expires_at)}
 

@@ -14,13 +14,13 @@ from msgspec.structs import replace
 from buydesk.money import Currency
 from buydesk.orders.model import ANONYMOUS, NewOrder, Order
 from buydesk.orders.pricing import placed_order, price_order
-from buydesk.orders.verification import discrepancies
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord, Quote, RejectedQuote, Rule
 from buydesk.prices.rule import decide, record_of
 from buydesk.prices.verification import require_proven
 from buydesk.reading import WrongMember
 from tests.builders import settings, signed
+from tests.proof import discrepancies
 
 NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
 TICK = timedelta(microseconds=1)

@@ -107,11 +107,6 @@ class PriceRecord(Written, frozen=True):
     def __hash__(self) -> int:
         return hash(self.id)  # its rates are a mapping, which has none
 
-    def require_fresh(self, now: datetime) -> None:
-        """The freshness rule: raises PriceStale once `expires_at` has come. Reading a stale record is an error."""
-        if now >= self.expires_at:
-            raise stale(self.as_of, self.expires_at)
-
     def shortened(self, ttl: timedelta, now: datetime) -> "PriceRecord":
         """The record, valid for at most `ttl` from now; nothing ever makes it valid for longer than it was."""
         return msgspec.structs.replace(self, expires_at=min(self.expires_at, now + ttl))
@@ -248,7 +243,8 @@ def valid_record(current: PriceRecord | None, now: datetime, skew_seconds_max: f
     """
     if current is None or now - current.as_of >= KEPT_FOR or current.as_of > observed_by(now, skew_seconds_max):
         raise PriceUnavailable("No price has been proven within the last day.", retry_after_seconds=RETRY_AFTER_SECONDS)
-    current.require_fresh(now)
+    if now >= current.expires_at:
+        raise stale(current.as_of, current.expires_at)
     return current
 
 

@@ -38,7 +38,7 @@ def _unproven(record: PriceRecord, limits: Rule, keys: tuple[str, ...]) -> str:
     """Why the record's price is not proven within the limits, "" when it is."""
     doubts_of_origin = filter(None, [signature_discrepancy(record, keys), _discrepancy_of_sources(record)])
     return "; ".join(
-        [*doubts_of_origin, *_discrepancies_of_record(record), *_discrepancies_of_limits(record.rule or limits, limits)]
+        [*doubts_of_origin, *discrepancies_of_record(record), *_discrepancies_of_limits(record.rule or limits, limits)]
     )
 
 
@@ -61,7 +61,8 @@ def _discrepancies_of_limits(rule: Rule, limits: Rule) -> Iterator[str]:
         yield f"its rule is content with {rule.sources_min} sources, and this desk needs {limits.sources_min}"
 
 
-def _discrepancies_of_record(record: PriceRecord) -> Iterator[str]:
+def discrepancies_of_record(record: PriceRecord) -> Iterator[str]:
+    """What of the record's price does not follow from its quotes, by the rule with the limits it had."""
     valid_for = record.expires_at - record.as_of
     if not timedelta() < valid_for <= timedelta(seconds=PRICE_TTL_SECONDS_MAX):
         yield f"the record is valid for {valid_for.total_seconds():g} s"

@@ -45,12 +45,8 @@ def new_session() -> "ClientSession":
     return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=READY_SECONDS_MAX))
 
 
-async def _never(_: Collection[str]) -> bool:
-    return False
-
-
 async def wait_until_ready(
-    session: "ClientSession", url: str, seconds_max: float, should_stop_waiting: ShouldStopWaiting = _never
+    session: "ClientSession", url: str, seconds_max: float, should_stop_waiting: ShouldStopWaiting | None = None
 ) -> str:
     """Returns "" when the service is ready, or else, in the end, what it says is missing."""
     reason = _NO_ANSWER
@@ -62,7 +58,7 @@ async def wait_until_ready(
                     return ""
                 missing = document.get("missing", [])
                 reason = "; ".join(f"{each['what']} ({each['why']})" for each in missing) or reason
-                if await should_stop_waiting([each["what"] for each in missing]):
+                if should_stop_waiting and await should_stop_waiting([each["what"] for each in missing]):
                     return reason
                 await asyncio.sleep(READY_POLL_SECONDS)
     return reason
@@ -79,12 +75,6 @@ async def wait_until_selling(session: "ClientSession", settings: Settings, since
         return state is not None and bool(state["problem"]) and state["at"] >= format_time(since)
 
     return await wait_until_ready(session, settings.own_url("create_buy_order"), seconds_max, should_stop_waiting)
-
-
-async def is_up(session: "ClientSession", url: str) -> bool:
-    """Whether there is a 200 at the address."""
-    status, _ = await _get(session, url)
-    return status == HTTPStatus.OK
 
 
 async def responds(session: "ClientSession", url: str) -> bool:

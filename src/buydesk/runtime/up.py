@@ -29,7 +29,6 @@ from buydesk.runtime.signals import stop_signals
 from buydesk.runtime.startup_report import (
     READY_SECONDS_MAX,
     Dependencies,
-    is_up,
     new_session,
     responds,
     startup_report,
@@ -229,12 +228,13 @@ async def _start_separately(settings: Settings, stack: contextlib.AsyncExitStack
     session = await stack.enter_async_context(new_session())
     waited_seconds = 0.0
     for service in PORTS:
+        is_alive = partial(responds, session, settings.own_url(service) + "/livez")
         child = Child(
             service,
             [*COMMAND, "serve", service],
             env=environment(settings, service) | {SUPERVISOR_FD_VARIABLE: str(pipe_fd)},
-            is_ready=partial(is_up, session, settings.own_url(service) + "/livez"),
-            is_alive=partial(responds, session, settings.own_url(service) + "/livez"),
+            is_ready=is_alive,
+            is_alive=is_alive,
             pass_fds=[pipe_fd],
             grace_seconds=settings.drain_seconds_max + GRACE_BEYOND_DRAIN_SECONDS,
         )

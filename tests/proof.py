@@ -9,7 +9,7 @@ from datetime import timedelta
 from buydesk.money import format_btc, format_rate, satoshi_for
 from buydesk.orders.model import Order
 from buydesk.prices.model import PriceRecord
-from buydesk.prices.verification import _discrepancies_of_record
+from buydesk.prices.verification import discrepancies_of_record
 from buydesk.times import format_time
 
 
@@ -18,7 +18,7 @@ def discrepancies(order: Order, record: PriceRecord, clock_skew: timedelta = tim
 
     `clock_skew` is how far the clock that dated the order may be behind the one that dated the price.
     """
-    return [*_discrepancies_of_order(order, record, clock_skew), *_discrepancies_of_record(record)]
+    return [*_discrepancies_of_order(order, record, clock_skew), *discrepancies_of_record(record)]
 
 
 def _discrepancies_of_order(order: Order, record: PriceRecord, clock_skew: timedelta) -> Iterator[str]:
