@@ -123,19 +123,16 @@ def migrate(cap: str, wait_seconds: float) -> None:
     from buydesk.backends.postgres.accounts import account_of  # noqa: PLC0415
     from buydesk.backends.postgres.migrate import migrate as run  # noqa: PLC0415
 
-    livemode = settings.price_feed == "live"
-    url = settings.database_url.get_secret_value()
     own_url = settings.db_proxy_database_url
-    account = None if own_url is None else account_of(own_url.get_secret_value())
-    migrated = run(
-        url,
-        livemode=livemode,
+    migrating = run(
+        settings.database_url.get_secret_value(),
+        livemode=settings.price_feed == "live",
         cap_satoshi=cap_satoshi,
         price_keys=settings.price_keys,
-        account=account,
+        account=None if own_url is None else account_of(own_url.get_secret_value()),
         wait_seconds=wait_seconds,
     )
-    _run(migrated)
+    _run(migrating)
     click.echo("The database is up to date.")
 
 

@@ -54,7 +54,7 @@ class InvalidRequest(DeskError):
     """Facts: `errors`, a list of {"member", "reason"}."""
 
     code, status, title = "invalid_request", 422, "The request is not valid"
-    example_facts: ClassVar[Mapping[str, Any]] = {"errors": [{"member": "amount", "reason": "is missing"}]}
+    example_facts: ClassVar = {"errors": [{"member": "amount", "reason": "is missing"}]}
 
     @classmethod
     def of(cls, member: str, reason: str) -> "InvalidRequest":
@@ -77,7 +77,7 @@ class PayloadTooLarge(DeskError):
     """Facts: `bytes_max`."""
 
     code, status, title = "payload_too_large", 413, "The body is too large"
-    example_facts: ClassVar[Mapping[str, Any]] = {"bytes_max": 16_384}
+    example_facts: ClassVar = {"bytes_max": 16_384}
 
 
 class HeadersTooLarge(DeskError):
@@ -126,18 +126,14 @@ class MethodNotAllowed(DeskError):
     """Facts: `allow`, the methods as in the header."""
 
     code, status, title = "method_not_allowed", 405, "The path does not take this method"
-    example_facts: ClassVar[Mapping[str, Any]] = {"allow": "GET, HEAD"}
+    example_facts: ClassVar = {"allow": "GET, HEAD"}
 
 
 class ExposureCapExceeded(DeskError):
     """Facts: `cap`, `used`, `available`, BTC as decimal text."""
 
     code, status, title = "exposure_cap_exceeded", 409, "The order would exceed the cap"
-    example_facts: ClassVar[Mapping[str, Any]] = {
-        "cap": "100.00000000",
-        "used": "99.99900000",
-        "available": "0.00100000",
-    }
+    example_facts: ClassVar = {"cap": "100.00000000", "used": "99.99900000", "available": "0.00100000"}
 
 
 class PriceSuperseded(DeskError):
@@ -152,10 +148,7 @@ class PriceStale(DeskError):
     """Facts: `as_of`, `expires_at`."""
 
     code, status, title = "price_stale", 503, "The last price is older than allowed"
-    example_facts: ClassVar[Mapping[str, Any]] = {
-        "as_of": "2026-03-09T17:00:00.000000Z",
-        "expires_at": "2026-03-09T17:01:00.000000Z",
-    }
+    example_facts: ClassVar = {"as_of": "2026-03-09T17:00:00.000000Z", "expires_at": "2026-03-09T17:01:00.000000Z"}
 
     def is_of(self, as_of: datetime) -> bool:
         """Whether the price that is too old was observed then, or later."""
@@ -196,7 +189,7 @@ class OutcomeUnknown(DeskError):
     """The order may or may not be stored. Facts: `order_id`, `final_after`."""
 
     code, status, title = "outcome_unknown", 503, "It is not known yet whether the order was stored"
-    example_facts: ClassVar[Mapping[str, Any]] = {
+    example_facts: ClassVar = {
         "order_id": "01938f6e-5f3a-7c1b-9d2e-4a6b8c0d1e2f",
         "final_after": "2026-03-09T17:00:18.000000Z",
     }
@@ -210,9 +203,7 @@ class NotReady(DeskError):
     """Facts: `missing`, a list of {"what", "why"}."""
 
     code, status, title = "not_ready", 503, "The service is not ready"
-    example_facts: ClassVar[Mapping[str, Any]] = {
-        "missing": [{"what": "ledger", "why": "PostgreSQL cannot be used (OSError)."}]
-    }
+    example_facts: ClassVar = {"missing": [{"what": "ledger", "why": "PostgreSQL cannot be used (OSError)."}]}
 
 
 class InternalError(DeskError):

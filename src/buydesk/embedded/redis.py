@@ -41,7 +41,7 @@ class EmbeddedRedis(Child):
                 *("--maxmemory", MEMORY, "--maxmemory-policy", "allkeys-lru"),
             ],
             env=minimal_environment(),
-            is_ready=self._answers,
+            is_ready=self._replies,
             ready_seconds_max=START_SECONDS_MAX,
             is_alive=self._replies,  # and killed if not: it is a cache, nothing is lost with it
             grace_seconds=STOP_SECONDS_MAX,
@@ -85,21 +85,11 @@ class EmbeddedRedis(Child):
             return pid
         return None
 
-    async def _answers(self) -> bool:
-        return await self._say("PING") == b"+PONG\r\n"
-
     async def _replies(self) -> bool:
         """Whether it says anything, be it that it has too many clients."""
-        return bool(await self._say("PING"))
-
-    async def _say(self, command: str) -> bytes | None:
-        """One command's first line of answer; None when nobody listens."""
-        try:
+        with contextlib.suppress(OSError):
             reader, writer = await asyncio.open_unix_connection(self._socket)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return None
-        with contextlib.closing(writer):
-            writer.write(f"{command}\r\n".encode())
-            with contextlib.suppress(ConnectionError):
-                return await reader.readline()
-        return b""
+            with contextlib.closing(writer):
+                writer.write(b"PING\r\n")
+                return bool(await reader.readline())
+        return False

@@ -108,7 +108,16 @@ class Child:
         missed = 0
         while missed < MISSED_PROBES_MAX:
             await asyncio.sleep(PROBE_PAUSE_SECONDS)
-            missed = 0 if await _says_so(self.is_alive) else missed + 1
+            missed += 1
+            try:
+                async with asyncio.timeout(PROBE_SECONDS_MAX):
+                    if await self.is_alive():
+                        missed = 0
+            except TimeoutError:
+                pass
+            except Exception:  # a probe that breaks says nothing about the child
+                log.exception("%s could not be asked whether it works", self.name)
+                missed = 0
         log.warning("%s hangs, killing it: it did not answer %d times in a row", self.name, missed)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -248,18 +257,6 @@ async def poll_until(
     async with asyncio.timeout(seconds_max):
         while not done():  # noqa: ASYNC110
             await asyncio.sleep(pause_seconds)
-
-
-async def _says_so(probe: Probe) -> bool:
-    """False too when it says nothing in time. A probe that breaks says nothing about who is probed."""
-    try:
-        async with asyncio.timeout(PROBE_SECONDS_MAX):
-            return await probe()
-    except TimeoutError:
-        return False
-    except Exception:
-        log.exception("a probe failed unexpectedly")
-        return True
 
 
 async def _ended(process: "subprocess.Popen[bytes]", seconds_max: float | None = None) -> None:

@@ -35,6 +35,12 @@ def request_id_of(record: logging.LogRecord) -> str | None:
     return given or request_ids.current()
 
 
+def service_of(logger: str) -> str:
+    """The service that a logger is named after (`buydesk.services.<service>`), "" for another one."""
+    package, _, rest = logger.partition("buydesk.services.")
+    return "" if package else rest.partition(".")[0]
+
+
 def configure(level: str, json: bool | None = None) -> None:
     """Sends all logs of this process from `level` up to stdout; as JSON unless stdout is a terminal, or as `json` says.
 

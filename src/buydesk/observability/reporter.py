@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from buydesk.errors import ReportsUnavailable
-from buydesk.observability.logs import redacted, request_id_of
+from buydesk.observability.logs import redacted, request_id_of, service_of
 from buydesk.observability.reports import DATA_CHARS_MAX, STOPPED, Level, Report, ReportStore, shown
 from buydesk.settings.model import Settings
 
@@ -185,13 +185,9 @@ class ReportHandler(logging.Handler):
             if record.levelno >= logging.ERROR:
                 level = "critical" if record.levelno >= logging.CRITICAL else "error"
             status = STATUS_WARNING if level == "warning" else STATUS_ERROR
-            self._reporter_of(record.name).report(level, status, text)
+            self._reporters.get(service_of(record.name), self._default).report(level, status, text)
         except Exception:  # as every handler of logging: a bad format string fails nobody's request
             self.handleError(record)
-
-    def _reporter_of(self, logger: str) -> Reporter:
-        package, _, rest = logger.partition("buydesk.services.")
-        return self._default if package else self._reporters.get(rest.partition(".")[0], self._default)
 
 
 async def _state(missing: Missing) -> _State:

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from buydesk import __version__
 from buydesk.errors import CannotStart
-from buydesk.observability.logs import redacted, request_id_of
+from buydesk.observability.logs import redacted, request_id_of, service_of
 from buydesk.settings.model import Settings, variable
 from buydesk.settings.types import tokens
 from buydesk.times import CLOCK, Clock
@@ -34,7 +34,6 @@ STOP_SECONDS_MAX = 2.0
 VALUE_CHARS_MAX = 1000
 # A shorter one is no secret, and to hide it would hide parts of words.
 SECRET_CHARS_MIN = 6
-_SERVICES = "buydesk.services."
 # Those by which events are sent: what they say would become an event that cannot be sent either.
 _SENDERS = ("sentry_sdk", "urllib3")
 _HIDDEN = "[…]"
@@ -85,6 +84,7 @@ class SentryHandler(logging.Handler):
         super().__init__(logging.ERROR)
         self.left_out = 0
         self._client = client
+        # Of a logger that is no service's: the only service of this process, or all of it.
         self._default = next(iter(services)) if len(services) == 1 else "buydesk"
         self._clock = clock
         self._minute_ends_at = float("-inf")
@@ -120,7 +120,7 @@ class SentryHandler(logging.Handler):
         message = record.getMessage()
         # Of other libraries' lines nobody here knows what they quote.
         event["logentry"] = {"message": message if record.name.startswith("buydesk") else scrubbed(message)}
-        tags = {"service": self._service_of(record.name)}
+        tags = {"service": service_of(record.name) or self._default}
         request_id = request_id_of(record)
         if request_id is not None:
             tags["request_id"] = request_id
@@ -129,12 +129,6 @@ class SentryHandler(logging.Handler):
             event["extra"] = {"events_left_out_before": self.left_out}
             self.left_out = 0
         return event
-
-    def _service_of(self, logger: str) -> str:
-        """The service whose logger it is, otherwise the only one of this process, otherwise all of it."""
-        if not logger.startswith(_SERVICES):
-            return self._default
-        return logger.removeprefix(_SERVICES).partition(".")[0]
 
 
 def _client(settings: Settings, dsn: SecretStr) -> "sentry_sdk.Client":

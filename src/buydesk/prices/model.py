@@ -183,8 +183,7 @@ class PriceStore(Protocol):
         PriceStoreUnavailable.
 
         One from the future (`observed_by`) is not newer: it gives way, and leaves the history. So does another one of
-        the same moment.
-        The current record may be published again, and stays as it was.
+        the same moment. The current record may be published again, and stays as it was.
         """
         ...
 
@@ -203,10 +202,7 @@ class PriceStore(Protocol):
         ...
 
     async def put_feed_status(self, state: FeedStatus) -> None:
-        """Stores how the sources are, in the place of the status before.
-
-        Raises PriceStoreUnavailable.
-        """
+        """Stores how the sources are, in the place of the status before; raises PriceStoreUnavailable."""
         ...
 
     async def feed_status(self) -> FeedStatus:

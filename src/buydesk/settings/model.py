@@ -41,8 +41,6 @@ PORT_OFFSET_MAX = 50_000
 PRICE_TTL_SECONDS_MAX = 3600
 # One source proves nothing, whatever else is set.
 SOURCES_MIN = 2
-# The services that clients or other services ask by their address.
-_ASKED = ("api_cache_proxy", "db_proxy", "fetch_buy_orders", "health_check")
 
 # Longer than every secret that somebody else made up: those of deploy/secrets, and any server's default.
 SECRET_CHARS_MIN = 16
@@ -83,13 +81,8 @@ def new_token() -> str:
 SharedTokens = Annotated[Tokens, Field(default_factory=lambda: SecretStr(new_token()))]
 
 
-def _shared_name(name: str) -> AliasChoices:
-    # pydantic-settings does not put its prefix before an alias.
-    return AliasChoices(name)
-
-
 class Settings(BaseSettings):
-    """Every time-out, pool and limit of the desk; times in seconds."""
+    """Every time-out, pool and limit of the desk; times in seconds. An alias has no prefix before it."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -101,7 +94,7 @@ class Settings(BaseSettings):
     )
 
     database_url: DatabaseUrl | None = Field(
-        None, validation_alias=_shared_name("DATABASE_URL"), description="The PostgreSQL database (only db_proxy)."
+        None, validation_alias=AliasChoices("DATABASE_URL"), description="The PostgreSQL database (only db_proxy)."
     )
     db_proxy_database_url: DatabaseUrl | None = Field(
         None,
@@ -110,16 +103,16 @@ class Settings(BaseSettings):
     )
     redis_url: RedisUrl | None = Field(
         None,
-        validation_alias=_shared_name("REDIS_URL"),
+        validation_alias=AliasChoices("REDIS_URL"),
         description="Redis for prices and reports; without it the service that owns them keeps them in memory.",
     )
     price_feed: Literal["sandbox", "live"] = Field(
-        "sandbox", validation_alias=_shared_name("PRICE_FEED"), description="Recorded prices, or the exchanges'."
+        "sandbox", validation_alias=AliasChoices("PRICE_FEED"), description="Recorded prices, or the exchanges'."
     )
 
     sentry_dsn: SentryDsn | None = Field(
         None,
-        validation_alias=_shared_name("SENTRY_DSN"),
+        validation_alias=AliasChoices("SENTRY_DSN"),
         description="Where errors are reported: a Sentry project; needs `buydesk[sentry]`.",
     )
 
@@ -129,12 +122,8 @@ class Settings(BaseSettings):
         description="Who keeps strangers out: nobody (`open`), or a proxy in front that checks keys (`proxy`). A live "
         "desk that other machines reach has to say it.",
     )
-    hosts: HostNames = Field(
-        (), description="Names, beside those without a dot, under which an open desk may be called."
-    )
-    proxies: Networks = Field(
-        (), description="Addresses or networks of proxies in front, whose word on a caller's address is taken."
-    )
+    hosts: HostNames = Field((), description="Names, beside those without a dot, by which an open desk may be called.")
+    proxies: Networks = Field((), description="Proxies (addresses, networks) whose word on callers' addresses counts.")
     port_offset: int = Field(0, ge=0, le=PORT_OFFSET_MAX, description="Added to every port.")
     data_dir: Annotated[Path | None, BeforeValidator(not_empty)] = Field(
         None, description="Where the sandbox keeps its position (and `up` everything)."
@@ -163,10 +152,8 @@ class Settings(BaseSettings):
 
     order_seconds_max: Seconds = Field(8, description="An order is answered within this time, one way or another.")
     orders_waiting_max: Count = Field(10_000, description="Orders that may wait for a batch; more are `overloaded`.")
-    batch_orders_max: Annotated[int, Field(ge=1, le=1000)] = Field(500, description="Orders in one batch.")
-    clock_skew_seconds_max: Seconds = Field(
-        10, description="How far the clocks of the services and of PostgreSQL may differ."
-    )
+    batch_orders_max: int = Field(500, ge=1, le=1000, description="Orders in one batch.")
+    clock_skew_seconds_max: Seconds = Field(10, description="How far the services' and PostgreSQL's clocks may differ.")
     resend_pause_seconds: Seconds = Field(0.2, description="Between two sendings of a batch of unknown outcome.")
     statement_seconds_max: Seconds = Field(2, description="PostgreSQL ends a statement of ours after this time.")
     lock_seconds_max: Seconds = Field(1, description="The longest wait for the exposure row.")
@@ -178,22 +165,20 @@ class Settings(BaseSettings):
     reads_waiting_max: Count = Field(
         100, description="Reads that may wait for their turn, and as many for large pages; more are `overloaded`."
     )
-    read_wait_seconds_max: Seconds = Field(
-        1, description="The longest wait of a read for its turn; then it is `overloaded`."
-    )
+    read_wait_seconds_max: Seconds = Field(1, description="How long a read may wait; then it is `overloaded`.")
     connect_seconds_max: Seconds = Field(2, description="The longest wait for a connection, to any server.")
     remote_seconds_max: Seconds = Field(3, description="The longest wait for another service's answer (not placing).")
-    remote_connections_max: Annotated[int, Field(ge=5, le=1_000_000)] = Field(
-        64, description="Connections one service keeps to another; reads take all but four of them."
+    remote_connections_max: int = Field(
+        64, ge=5, le=1_000_000, description="Connections one service keeps to another; reads take all but four of them."
     )
 
-    page_cache_bytes_max: Annotated[int, Field(ge=0, le=2**30)] = Field(
-        8_000_000, description="Full pages that fetch_buy_orders keeps, because they never change."
+    page_cache_bytes_max: int = Field(
+        8_000_000, ge=0, le=2**30, description="Full pages that fetch_buy_orders keeps, because they never change."
     )
 
     feed_interval_seconds: Seconds = Field(15, description="How often prices are asked for.")
-    price_ttl_seconds: Annotated[float, Field(gt=0, le=PRICE_TTL_SECONDS_MAX)] = Field(
-        60, description="How long a price may be used after it was observed."
+    price_ttl_seconds: float = Field(
+        60, gt=0, le=PRICE_TTL_SECONDS_MAX, description="How long a price may be used after it was observed."
     )
     price_signing_key: SigningKey = Field(
         default_factory=lambda: SecretStr(signing_keys.new_signing_key()),
@@ -210,26 +195,16 @@ class Settings(BaseSettings):
     )
     source_cooldown_seconds_max: Seconds = Field(240, description="The longest pause of a source that keeps failing.")
     quote_age_seconds_max: Count = Field(30, description="Older quotes prove no price.")
-    price_sources_min: Annotated[int, Field(ge=SOURCES_MIN, le=5)] = Field(
-        SOURCES_MIN, description="Sources that must agree on a price."
-    )
+    price_sources_min: int = Field(SOURCES_MIN, ge=SOURCES_MIN, le=5, description="Sources that must agree on a price.")
     price_deviation_bp_max: BasisPoints = Field(100, description="How far apart sources that agree may be, in 0.01 %.")
-    price_spread_bp_max: BasisPoints = Field(
-        1000, description="How far a quote's ask may lie above its bid, in 0.01 %."
-    )
-    price_jump_bp_max: BasisPoints = Field(
-        500, description="A price further from the last one has to be seen twice in a row, in 0.01 %."
-    )
+    price_spread_bp_max: BasisPoints = Field(1000, description="How far an ask may lie above its bid, in 0.01 %.")
+    price_jump_bp_max: BasisPoints = Field(500, description="A price that moves more must be seen twice, in 0.01 %.")
     # Faster, one tick of 15 s would now and then move further than a price may jump.
-    replay_speed: Annotated[float, Field(ge=0, le=60)] = Field(1, description="Historic minutes a minute.")
-    sandbox_fault: SandboxFault | None = Field(
-        None, description="How the sandbox's price sources misbehave, to see what the desk does."
-    )
+    replay_speed: float = Field(1, ge=0, le=60, description="Historic minutes a minute.")
+    sandbox_fault: SandboxFault | None = Field(None, description="How the sandbox's price sources are to misbehave.")
     bitfinex_url: HttpUrl = Field("https://api-pub.bitfinex.com", description="Bitfinex's address, or a mirror's.")
     bitstamp_url: HttpUrl = Field("https://www.bitstamp.net", description="Bitstamp's address, or a mirror's.")
-    coinbase_url: HttpUrl = Field(
-        "https://api.exchange.coinbase.com", description="Coinbase Exchange's address, or a mirror's."
-    )
+    coinbase_url: HttpUrl = Field("https://api.exchange.coinbase.com", description="Coinbase's address, or a mirror's.")
     gemini_url: HttpUrl = Field("https://api.gemini.com", description="Gemini's address, or a mirror's.")
     kraken_url: HttpUrl = Field("https://api.kraken.com", description="Kraken's address, or a mirror's.")
 
@@ -244,9 +219,7 @@ class Settings(BaseSettings):
     report_interval_seconds: Seconds = Field(60, description="How often a service says that it is alive.")
     report_retry_seconds: Seconds = Field(2, description="Between two tries to send a report that did not get through.")
     # The ceiling: health.DATA_CHARS_MAX says what has to fit where.
-    reports_kept_max: Annotated[int, Field(ge=1, le=4000)] = Field(
-        4000, description="Verified reports kept; the oldest go."
-    )
+    reports_kept_max: int = Field(4000, ge=1, le=4000, description="Verified reports kept; the oldest go.")
     reports_waiting_max: Count = Field(1000, description="Reports that may wait to be sent; more are dropped, counted.")
     drain_seconds_max: Seconds = Field(10, description="The longest a service takes to finish what it accepted.")
 
@@ -293,14 +266,6 @@ class Settings(BaseSettings):
             raise ValueError("; ".join(f"{each} {detail}" for each in weak))
         return self
 
-    @model_validator(mode="after")
-    def _fill_urls(self) -> Self:
-        for service in _ASKED:
-            if not getattr(self, f"{service}_url"):
-                # Frozen to everybody else; a default that depends on other settings has to be filled in here.
-                self.__dict__[f"{service}_url"] = self.own_url(service)
-        return self
-
     @property
     def accepted_price_keys(self) -> tuple[str, ...]:
         """The public keys whose prices may be published, sold and stored."""
@@ -317,7 +282,7 @@ class Settings(BaseSettings):
 
     def url(self, service: str) -> str:
         """Where the other services find the service, without a trailing slash."""
-        return str(getattr(self, f"{service}_url")).rstrip("/")
+        return (getattr(self, f"{service}_url") or self.own_url(service)).rstrip("/")
 
     def own_url(self, service: str) -> str:
         """Where this host reaches the service when it runs here, without a trailing slash."""

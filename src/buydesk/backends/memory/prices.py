@@ -30,8 +30,7 @@ class MemoryPriceStore(PriceStore):
     def __init__(self, settings: Settings, clock: Clock = CLOCK) -> None:
         self._clock = clock
         self._seen: UsablePrice | None = None
-        self._records_max = settings.price_history_records_max
-        self._skew_seconds_max = settings.clock_skew_seconds_max
+        self._settings = settings
         self._current: PriceRecord | None = None
         self._points: list[PricePoint] = []  # in the order of their observation, no two of the same moment
         self._status: FeedStatus | None = None
@@ -41,14 +40,14 @@ class MemoryPriceStore(PriceStore):
         if current is not None and current.id == record.id:
             return current
         if current is not None and record.as_of < current.as_of <= observed_by(
-            self._clock.now(), self._skew_seconds_max
+            self._clock.now(), self._settings.clock_skew_seconds_max
         ):
             raise superseded(current.as_of)
         self._current = record
         del self._points[bisect_left(self._points, record.as_of, key=_as_of) :]
         self._points.append(record.point())
         too_old = bisect_right(self._points, record.as_of - KEPT_FOR, key=_as_of)
-        del self._points[: max(too_old, len(self._points) - self._records_max)]
+        del self._points[: max(too_old, len(self._points) - self._settings.price_history_records_max)]
         return record
 
     def adopt(self, record: PriceRecord) -> None:
@@ -58,14 +57,14 @@ class MemoryPriceStore(PriceStore):
     async def latest(self) -> PriceRecord:
         now = self._clock.now()
         moment = self._clock.monotonic()
-        record = valid_record(self._current, now, self._skew_seconds_max)
+        record = valid_record(self._current, now, self._settings.clock_skew_seconds_max)
         self._seen = UsablePrice.seen(record, now, moment, self._seen)
         return self._seen.usable(moment)
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         now = self._clock.now()
         first = bisect_right(self._points, now - timedelta(minutes=minutes), key=_as_of)
-        end = bisect_right(self._points, observed_by(now, self._skew_seconds_max), key=_as_of)
+        end = bisect_right(self._points, observed_by(now, self._settings.clock_skew_seconds_max), key=_as_of)
         if end - first <= points:
             return self._points[first:end]
         span = history_span(minutes, points)

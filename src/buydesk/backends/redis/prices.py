@@ -108,8 +108,6 @@ class RedisPriceStore(RedisStore, PriceStore):
         self._settings = settings
         self._clock = clock
         self._seen: UsablePrice | None = None
-        self._records_max = settings.price_history_records_max
-        self._skew_seconds_max = settings.clock_skew_seconds_max
         self._current_key, self._points_key, self._sources_key = kinds(settings)
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
@@ -120,8 +118,8 @@ class RedisPriceStore(RedisStore, PriceStore):
             msgspec.json.encode(record_document(record)),
             msgspec.json.encode(point_document(record.point())),
             int(KEPT_FOR.total_seconds()),
-            self._records_max,
-            _microseconds(observed_by(self._clock.now(), self._skew_seconds_max)),
+            self._settings.price_history_records_max,
+            _microseconds(observed_by(self._clock.now(), self._settings.clock_skew_seconds_max)),
         )
         async with self._answering():
             newer, *documents = await self._run(_PUBLISH, [self._current_key, self._points_key], *arguments)
@@ -144,14 +142,15 @@ class RedisPriceStore(RedisStore, PriceStore):
             except WrongMember as error:
                 detail = f"The stored record is no price of this desk: {error}."
                 raise PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS) from error
-        self._seen = UsablePrice.seen(valid_record(current, now, self._skew_seconds_max), now, moment, self._seen)
+        record = valid_record(current, now, self._settings.clock_skew_seconds_max)
+        self._seen = UsablePrice.seen(record, now, moment, self._seen)
         return self._seen.usable(moment)
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         now = self._clock.now()
         arguments = (
             _microseconds(now - timedelta(minutes=minutes)),
-            _microseconds(observed_by(now, self._skew_seconds_max)),
+            _microseconds(observed_by(now, self._settings.clock_skew_seconds_max)),
             points,
             history_span(minutes, points) // _MICROSECOND,
         )
