@@ -241,11 +241,14 @@ async def test_a_child_that_hangs_is_killed_and_started_again(
 ) -> None:
     monkeypatch.setattr(children, "PROBE_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(children, "PROBE_SECONDS_MAX", 0.02)
-    # It misses twice, answers, and hangs for good; the next one is well.
-    script = [False, None, True, False, None, False]
+    # It misses twice, answers, misses twice, cannot be asked, and hangs for good; the next one is well.
+    broken = OSError("no file descriptor left")
+    script = [False, None, True, False, None, broken, False, None, False]
 
     async def is_alive() -> bool:
         answer = script.pop(0) if script else True
+        if isinstance(answer, OSError):
+            raise answer
         return await never() if answer is None else answer
 
     child = make(*SLEEP, is_alive=is_alive)
@@ -257,6 +260,7 @@ async def test_a_child_that_hangs_is_killed_and_started_again(
     watching.cancel()
     assert script == []
     assert [record.getMessage() for record in caplog.records] == [
+        "sleeper could not be asked whether it works",
         "sleeper hangs, killing it: it did not answer 3 times in a row",
         "sleeper ended (signal SIGKILL), restart in 0.2 s",
     ]

@@ -165,7 +165,7 @@ class RemoteService:
         try:
             await self._safely(_whatever, "/readyz")
         except NotReady as error:
-            raise self._unavailable(_whys(error), retry_after_seconds=1) from error
+            raise self.unavailable(_whys(error), retry_after_seconds=1) from error
         except DeskError as error:
             raise self.unavailable(error.detail, retry_after_seconds=1) from error
 
