@@ -17,6 +17,11 @@ from buydesk.prices.model import RejectedQuote
 from tests.builders import priced_order, record, settings, signed
 from tests.databases import CAP_SATOSHI, DB_PROXY, Databases, as_db_proxy
 
+PLANTED = """
+    CREATE FUNCTION cardinality(uuid[]) RETURNS int LANGUAGE plpgsql
+    AS $$BEGIN UPDATE exposure SET cap_satoshi = 2100000000000000; RETURN 0; END$$
+"""
+
 
 @pytest.fixture(params=[18, 16], ids=["postgres18", "postgres16"])
 async def dsn(request: pytest.FixtureRequest, databases: Databases) -> str:
@@ -88,6 +93,38 @@ async def test_tables_of_its_own_by_our_names_are_not_those_that_orders_go_to(
     await db_proxy.execute("UPDATE pg_temp.exposure SET cap_satoshi = 2100000000000000, livemode = true")
     [row] = await db_proxy.fetch(call)
     assert tuple(row) == (CAP_SATOSHI, False)
+
+
+@pytest.mark.parametrize(
+    ("ids", "satoshi"),
+    [
+        ("'[5:5]={00000000-0000-4000-8000-000000000005}'", -(10**10)),  # what no row can be made of lowers nothing
+        ("'[5:5]={00000000-0000-4000-8000-000000000005}'", 10**9),
+        ("'[2:2][2:2]={{00000000-0000-4000-8000-000000000005}}'", -(10**10)),
+        ("'{00000000-0000-4000-8000-000000000005}'", -(10**10)),
+        ("'{00000000-0000-4000-8000-000000000005}'", 0),
+    ],
+)
+async def test_no_array_makes_room_under_the_cap(
+    dsn: str, db_proxy: "asyncpg.Connection[asyncpg.Record]", ids: str, satoshi: int
+) -> None:
+    owner = await asyncpg.connect(dsn)
+    before = await owner.fetchrow("SELECT * FROM exposure")
+    price = await owner.fetchrow("SELECT id, document FROM price_records LIMIT 1")
+    assert price is not None
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError):
+        await db_proxy.fetch(
+            f"""
+            SELECT outcomes FROM place_batch(
+                {ids}, '{{anonymous}}', '{{NULL}}', '{{EUR}}', '{{100}}', '{{100}}', '{{{satoshi}}}', '{{infinity}}',
+                '{{1}}', '{{1}}', '{{0}}', ARRAY[$1::uuid], ARRAY[now()], '{{infinity}}', ARRAY[$2],
+                1::smallint, '-infinity', 'infinity')
+            """,  # noqa: S608
+            price["id"],
+            price["document"],
+        )
+    assert await owner.fetchrow("SELECT * FROM exposure") == before
+    await owner.close()
 
 
 async def test_price_of_a_key_that_was_never_accepted_is_not_stored(dsn: str) -> None:
@@ -168,19 +205,13 @@ async def test_rights_that_a_restored_backup_has_lost_are_made_again(dsn: str) -
     await owner.close()
 
 
-PLANTED = """
-    CREATE FUNCTION cardinality(uuid[]) RETURNS int LANGUAGE plpgsql
-    AS $$BEGIN UPDATE exposure SET cap_satoshi = 2100000000000000; RETURN 0; END$$
-"""
-
-
 async def test_where_everybody_could_make_functions_it_can_slip_none_under_placing(dsn: str) -> None:
     """Databases from PostgreSQL 14 and older have that grant, through upgrades too."""
     owner = await asyncpg.connect(dsn)
     await owner.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
     thief = await asyncpg.connect(as_db_proxy(dsn))
     await thief.execute(PLANTED)
-    with pytest.raises(CannotStart, match="may make things in the schema of the tables, or has made some"):
+    with pytest.raises(CannotStart, match=r"could have another's function run by place_batch: cardinality\(uuid"):
         await migrate(dsn, livemode=False, cap_satoshi=1, account=DB_PROXY)
     await thief.execute("DROP FUNCTION public.cardinality")
     await migrate(dsn, livemode=False, cap_satoshi=1, account=DB_PROXY)
@@ -193,17 +224,21 @@ async def test_where_everybody_could_make_functions_it_can_slip_none_under_placi
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (f"GRANT {USER} TO thief", "is a superuser or a member of the role that owns the tables"),
-        ("ALTER ROLE thief SUPERUSER", "is a superuser or a member of the role that owns the tables"),
-        ("ALTER ROLE thief CREATEROLE", "is or may become thief, who can change any table or role"),
-        ("ALTER ROLE friend CREATEROLE; GRANT friend TO thief", "is or may become friend"),
-        ("ALTER ROLE friend SUPERUSER; GRANT friend TO thief", "is or may become friend"),
-        ("GRANT pg_execute_server_program TO thief", "is or may become pg_execute_server_program"),
-        ("GRANT pg_write_server_files TO thief", "is or may become pg_write_server_files"),
-        ("GRANT CREATE ON SCHEMA public TO friend; GRANT friend TO thief", "may make things in the schema"),
-        ("GRANT pg_write_all_data TO thief", "may write into the table alembic_version"),
+        (f"GRANT {USER} TO thief", f"is a member of the role {USER}"),
+        ("GRANT friend TO thief; GRANT UPDATE ON exposure TO friend; ALTER ROLE thief NOINHERIT", "is a member of the"),
+        ("ALTER ROLE friend SUPERUSER; GRANT friend TO thief", "is a member of the role friend"),
+        ("GRANT pg_execute_server_program TO thief", "is a member of the role pg_execute_server_program"),
+        ("GRANT pg_write_all_data TO thief", "is a member of the role pg_write_all_data"),
+        ("ALTER ROLE thief SUPERUSER", "is a superuser, or may make roles or replicas"),
+        ("ALTER ROLE thief CREATEROLE", "is a superuser, or may make roles or replicas"),
+        ("ALTER TABLE orders OWNER TO thief", "owns the table orders"),
+        ("ALTER SCHEMA public OWNER TO thief", "owns the database or the schema of the tables"),
         ("GRANT UPDATE (cap_satoshi) ON exposure TO thief", "may write into the table exposure"),
-        ("GRANT TRIGGER ON orders TO friend; GRANT friend TO thief", "may write into the table orders"),
+        ("GRANT TRIGGER ON orders TO thief", "may write into the table orders"),
+        (
+            "GRANT CREATE ON SCHEMA public TO friend; SET ROLE friend; " + PLANTED + "; RESET ROLE",
+            "could have another's",
+        ),
     ],
 )
 async def test_account_that_could_do_more_than_place_and_read_is_refused_unchanged(
@@ -217,12 +252,13 @@ async def test_account_that_could_do_more_than_place_and_read_is_refused_unchang
             await migrate(dsn, livemode=False, cap_satoshi=1, account=Account("thief", "x"))
         assert await owner.fetchval(kept) is None
     finally:
-        await owner.execute("DROP OWNED BY friend, thief; DROP ROLE friend, thief")
+        give_back = f"ALTER TABLE orders OWNER TO {USER}; ALTER SCHEMA public OWNER TO pg_database_owner"
+        await owner.execute(f"{give_back}; DROP OWNED BY friend, thief; DROP ROLE friend, thief")
         await owner.close()
 
 
 async def test_owner_is_no_account_for_db_proxy(dsn: str) -> None:
-    with pytest.raises(CannotStart, match=f"{USER} is a superuser or a member of the role that owns the tables: give"):
+    with pytest.raises(CannotStart, match=f"{USER} is a superuser, or may make roles or replicas: give"):
         await migrate(dsn, livemode=False, cap_satoshi=1, account=Account(USER, "x"))
 
 

@@ -59,26 +59,32 @@ def statements(account: Account, schema: str, *, exists: bool) -> list[str]:
 
 
 # Why the account $1 could change what may be sold in the tables $2, "" when it cannot: by rights beyond those of
-# `statements`, its own or those of a role that it is a member of. Superusers have them all.
+# `statements`. It may become no other role, whatever that one may do, and own nothing.
 EXCESS = """
-WITH owner AS (SELECT relowner AS role, relnamespace AS schema FROM pg_class WHERE oid = 'exposure'::regclass),
-     granted AS (SELECT unnest($2::text[]) AS name)
+WITH account AS (SELECT * FROM pg_roles WHERE rolname = $1),
+     held AS (SELECT oid, relname, relowner, relnamespace FROM pg_class WHERE oid = ANY ($2::text[]::regclass[])),
+     kept_in AS (SELECT * FROM pg_namespace WHERE oid IN (SELECT relnamespace FROM held))
 SELECT coalesce((
-    SELECT 'is a superuser or a member of the role that owns the tables'
-    FROM owner WHERE pg_has_role($1, role, 'MEMBER')
+    SELECT 'is a superuser, or may make roles or replicas' FROM account
+    WHERE rolsuper OR rolcreaterole OR rolreplication OR rolbypassrls
     UNION ALL
-    SELECT 'is or may become ' || rolname || ', who can change any table or role' FROM pg_roles
-    WHERE (rolsuper OR rolcreaterole OR rolname IN ('pg_execute_server_program', 'pg_write_server_files'))
-        AND pg_has_role($1, oid, 'MEMBER')
+    SELECT 'owns the table ' || relname FROM held JOIN account ON relowner = account.oid
     UNION ALL
-    SELECT 'may make things in the schema of the tables, or has made some' FROM owner
-    WHERE has_schema_privilege($1, schema, 'CREATE') OR EXISTS (
-        SELECT FROM pg_proc WHERE pronamespace = schema AND pg_has_role($1, proowner, 'MEMBER')
-    )
+    SELECT 'owns the database or the schema of the tables' FROM account
+    WHERE oid IN (SELECT nspowner FROM kept_in)
+        OR oid = (SELECT datdba FROM pg_database WHERE datname = current_database())
     UNION ALL
-    SELECT 'may write into the table ' || name FROM granted
-    WHERE has_any_column_privilege($1, name, 'INSERT, UPDATE')
-        OR has_table_privilege($1, name, 'DELETE, TRUNCATE, TRIGGER')
+    SELECT 'is a member of the role ' || roleid::regrole FROM pg_auth_members JOIN account ON member = account.oid
+    UNION ALL
+    SELECT 'may make things in the schema of the tables' FROM kept_in WHERE has_schema_privilege($1, oid, 'CREATE')
+    UNION ALL
+    SELECT 'could have another''s function run by place_batch: ' || f.oid::regprocedure
+    FROM pg_proc f JOIN kept_in ON pronamespace = kept_in.oid JOIN pg_roles r ON r.oid = proowner
+    WHERE NOT rolsuper AND proowner NOT IN (SELECT relowner FROM held)
+    UNION ALL
+    SELECT 'may write into the table ' || relname FROM held
+    WHERE has_any_column_privilege($1, oid, 'INSERT, UPDATE')
+        OR has_table_privilege($1, oid, 'DELETE, TRUNCATE, TRIGGER')
     LIMIT 1
 ), '')
 """

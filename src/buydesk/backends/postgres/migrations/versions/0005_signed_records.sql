@@ -27,7 +27,7 @@ DECLARE
     any_stored boolean;
     is_locked boolean := false;
     is_in_time boolean;
-    documents text[];                 -- of the price records that are stored already
+    rows_stored int;
     holders_by_id bigint[];           -- per id slot: the number of the order that has the id
     holders_by_key bigint[];          -- per key slot: the number of the order that has the key
     holders bigint[];
@@ -62,18 +62,6 @@ BEGIN
         EXIT WHEN last = last_seen;
         is_locked := true;
     END LOOP;
-    IF cardinality(price_ids) > 0 THEN
-        SELECT array_agg(p.document ORDER BY i.slot)
-        INTO documents
-        FROM unnest(price_ids) WITH ORDINALITY AS i (id, slot)
-        LEFT JOIN price_records p ON p.id = i.id;
-        FOR i IN 1..cardinality(price_ids) LOOP
-            IF documents[i] <> price_documents[i] THEN
-                RAISE integrity_constraint_violation
-                USING MESSAGE = format('price record %s is stored with another document', price_ids[i]);
-            END IF;
-        END LOOP;
-    END IF;
     moment := clock_timestamp();
     is_in_time := moment BETWEEN not_before AND not_after;
 
@@ -109,22 +97,34 @@ BEGIN
         END IF;
     END LOOP;
 
-    IF last > last_seen THEN
-        IF array_position(documents, NULL) IS NOT NULL THEN
+    IF last > last_seen OR count = 0 THEN
+        IF count = 0 OR EXISTS (
+            SELECT FROM unnest(price_ids) AS given (id)
+            WHERE NOT EXISTS (SELECT FROM price_records p WHERE p.id = given.id)
+        ) THEN
             INSERT INTO price_records (id, document)
             SELECT price_ids[p], price_documents[p]
             FROM generate_subscripts(price_ids, 1) AS p
-            WHERE EXISTS (
-                SELECT FROM generate_subscripts(ids, 1) AS i WHERE price_slots[i] = p AND outcomes[i] = 'placed'
-            )
+            WHERE EXISTS (SELECT FROM generate_series(1, count) AS i WHERE price_slots[i] = p AND outcomes[i] = 'placed')
             ON CONFLICT (id) DO NOTHING;
+        END IF;
+        IF EXISTS (
+            SELECT FROM unnest(price_ids, price_documents) AS given (id, document)
+            JOIN price_records p ON p.id = given.id
+            WHERE p.document IS DISTINCT FROM given.document
+        ) THEN
+            RAISE integrity_constraint_violation USING MESSAGE = 'a price record is stored with another document';
         END IF;
         INSERT INTO orders (number, amount_cents, rate_e8, satoshi, created_at, price_as_of, id, price_id,
                             representation, currency, client, client_order_id)
         SELECT numbers[i], amounts_cents[i], rates_e8[i], satoshis[i], moment, prices_as_of[price_slots[i]], ids[i],
                price_ids[price_slots[i]], new_representation, currencies[i], clients[i], keys[i]
-        FROM generate_subscripts(ids, 1) AS i
+        FROM generate_series(1, count) AS i
         WHERE outcomes[i] = 'placed';
+        GET DIAGNOSTICS rows_stored = ROW_COUNT;
+        IF rows_stored <> last - last_seen THEN
+            RAISE integrity_constraint_violation USING MESSAGE = 'not every order that was placed is stored';
+        END IF;
         UPDATE exposure SET used_satoshi = used, last_number = last;
     END IF;
 END
