@@ -221,7 +221,7 @@ async def let_go(server: Server) -> None:
 def trigger(body: str) -> Act:
     return running(
         f"CREATE FUNCTION hurt() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {body}; RETURN NULL; END$$",
-        "CREATE TRIGGER hurt AFTER INSERT ON orders FOR EACH STATEMENT EXECUTE FUNCTION hurt()",
+        "CREATE TRIGGER hurt AFTER INSERT ON orders FOR EACH ROW EXECUTE FUNCTION hurt()",
     )
 
 

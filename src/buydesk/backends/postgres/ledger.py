@@ -75,11 +75,8 @@ class PostgresLedger:
             return []
         try:
             outcomes = await self._place_holding_lock(items, timeout_seconds)
-        except (LedgerUnavailable, Overloaded) as error:
-            self._storing.note_refusal(error)
-            raise
-        except OutcomeUnknown:
-            self._storing.note_unknown()
+        except (LedgerUnavailable, Overloaded, OutcomeUnknown) as error:
+            self._storing.note_failure(error)
             raise
         self._storing.note_outcomes(outcomes)
         return outcomes
@@ -270,10 +267,14 @@ class PostgresLedger:
     async def _check_storing(self) -> None:
         """Raises LedgerUnavailable when an order would not be stored, as far as that can be known without storing one:
         an empty batch takes all locks, and its commit reaches the disk."""
+        if not self._storing.is_shown and self._write_lock.locked():
+            async with self._hold_write_lock(CHECK_SECONDS_MAX):  # a batch is under way, and will show it
+                pass
         self._storing.require_no_failure()
         if not self._storing.is_shown:
             await self._ask(_fetching("place_nothing"))
             self._storing.note_checked()
+        self._storing.require_progress()
 
     async def close(self) -> None:
         """Closes all sessions; what is under way is cut off."""

@@ -49,7 +49,7 @@ class Session:
         cut = asyncio.get_running_loop().call_later(seconds, self._connection.terminate)
         try:
             rows: list[asyncpg.Record] = await self._connection.fetch(QUERIES[query], *arguments)
-        except asyncpg.PostgresError as error:
+        except Exception as error:  # of whatever kind: what a driver says whose connection is cut depends on the moment
             if cut.when() <= asyncio.get_running_loop().time():
                 raise TimeoutError from error
             raise
