@@ -182,6 +182,7 @@ async def test_newer_price_on_the_store_stays(publisher: PricePublisher, store: 
         await publisher.publish(decided(), 1015)
     assert await store.latest() is newer
     assert publisher.down == ""
+    assert publisher.last == decided().record  # what the next price is compared with
 
 
 async def test_last_rates_are_those_this_updater_published_whatever_else_the_store_has(

@@ -118,6 +118,19 @@ async def test_service_that_was_not_ready_says_at_once_when_it_is_again(
         assert (asked, desk.data()[2:]) == (0, ["ready"])
 
 
+async def test_service_says_how_it_is_soon_after_it_told_of_something(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buydesk.observability.reporter.RECHECK_SECONDS", 0.01)
+    reporter = Reporter("db_proxy", desk, CALM)
+    async with reporter.running(nothing_missing):
+        await until(lambda: desk.data() == ["started"])
+        reporter.report_event("error", 500, "an order could not be stored")
+        await until(lambda: desk.data() == ["started", "an order could not be stored", "ready"])
+        await asyncio.sleep(0.03)
+        assert len(desk.data()) == 3
+
+
 async def test_check_that_breaks_is_reported_and_asked_again(desk: Desk) -> None:
     answers = iter([ZeroDivisionError("by zero")])
 

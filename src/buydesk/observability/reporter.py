@@ -51,7 +51,13 @@ class Reporter:
         self._wake = asyncio.Event()
         self._leaving = asyncio.Event()
         self._is_back = asyncio.Event()
+        self._told_event = False
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def report_event(self, level: Level, status: int, data: str) -> None:
+        """Queues a report of something that happened; soon another one says how the service is."""
+        self._told_event = True
+        self.report(level, status, data)
 
     def report(self, level: Level, status: int, data: str) -> None:
         """Queues a report, from any thread; never waits for the desk, never raises. `data` is masked and cut."""
@@ -96,16 +102,19 @@ class Reporter:
             self.report(*last)
 
     async def _next_state(self, missing: Missing, last: _State) -> _State:
-        """What to say next: after an interval, when a desk is back, or as soon as a service that was not ready is:
-        whoever reads its last report must not take what is over for what is."""
+        """What to say next: after an interval, when a desk is back, soon after something else was reported, or as soon
+        as a service that was not ready is: whoever reads its last report must not take what is over for what is."""
         loop = asyncio.get_running_loop()
         due = loop.time() + self._interval_seconds
         while (left := due - loop.time()) > 0:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_back.wait(), left if last == _READY else min(left, RECHECK_SECONDS))
+                await asyncio.wait_for(self._is_back.wait(), min(left, RECHECK_SECONDS))
+                break
+            if self._told_event:
                 break
             if last != _READY and await _state(missing) == _READY:
                 return _READY
+        self._told_event = False
         return await _state(missing)
 
     async def _send(self) -> None:
@@ -185,7 +194,7 @@ class ReportHandler(logging.Handler):
             if record.levelno >= logging.ERROR:
                 level = "critical" if record.levelno >= logging.CRITICAL else "error"
             status = STATUS_WARNING if level == "warning" else STATUS_ERROR
-            self._reporters.get(service_of(record.name), self._default).report(level, status, text)
+            self._reporters.get(service_of(record.name), self._default).report_event(level, status, text)
         except Exception:  # as every handler of logging: a bad format string fails nobody's request
             self.handleError(record)
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
-from buydesk.errors import DeskError, PriceStoreUnavailable, PriceUnavailable
+from buydesk.errors import DeskError, PriceStoreUnavailable, PriceSuperseded, PriceUnavailable
 from buydesk.money import Currency
 from buydesk.prices.model import HISTORY_MINUTES_MAX, FeedStatus, PriceRecord, PriceStore, UsablePrice, valid_record
 from buydesk.times import CLOCK, Clock
@@ -46,7 +46,11 @@ class PricePublisher:
         Raises PriceStoreUnavailable when `give_up_at` has come, PriceStale when the record has ended before,
         PriceUnavailable when it lies in the future, and what else the store raises.
         """
-        await self._retry_until(partial(self._store.publish, price.record), price, give_up_at)
+        try:
+            await self._retry_until(partial(self._store.publish, price.record), price, give_up_at)
+        except PriceSuperseded:
+            self.last = price.record  # another updater publishes: the market was there all the same
+            raise
         self._price, self.last = price, price.record
 
     async def last_rates(self, price: UsablePrice, give_up_at: float) -> Mapping[Currency, int] | None:

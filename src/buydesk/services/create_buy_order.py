@@ -60,8 +60,12 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
             raise outcome.problem
         return created(outcome.order, orders_url, is_replay=outcome.order.id != order.id)
 
+    async def check_ledger() -> None:
+        await ledger.check()
+        await ledger.place([], seconds_max)  # nothing, but with the token that placing takes
+
     app = service_app(
-        NAME, "Place buy orders: POST /place_order/", {"ledger": ledger.check, "price": price.check}, reporter, lifespan
+        NAME, "Place buy orders: POST /place_order/", {"ledger": check_ledger, "price": price.check}, reporter, lifespan
     )
     app.add_direct_route("/place_order/", "POST", place_order, PLACE_ORDER)
     return app

@@ -24,6 +24,15 @@ _REPLIES = (exceptions.ResponseError, exceptions.AuthenticationError, exceptions
 
 _PROBE_KEY = "buydesk:probe"
 _PROBE_KEPT_SECONDS = 60
+# Prices are published by a script, with these commands.
+_PUBLISH_NOTHING = """
+redis.call('HSET', KEYS[1], 'id', redis.call('HMGET', KEYS[1], 'id')[1] or '')
+redis.call('ZADD', KEYS[2], 0, '')
+redis.call('ZREMRANGEBYSCORE', KEYS[2], 1, 2)
+redis.call('ZREMRANGEBYRANK', KEYS[2], 1, -1)
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+redis.call('EXPIRE', KEYS[2], ARGV[1])
+"""
 
 
 def meaning_of(error: Exception, unavailable: type[DeskError]) -> DeskError:
@@ -66,7 +75,7 @@ class RedisCheck:
                 for key in self._kinds:
                     pipeline.type(key)
                 pipeline.set(_PROBE_KEY, "", ex=_PROBE_KEPT_SECONDS)
-                pipeline.eval("return 1", 0)  # prices are published by a script
+                pipeline.eval(_PUBLISH_NOTHING, 2, f"{_PROBE_KEY}:hash", f"{_PROBE_KEY}:set", _PROBE_KEPT_SECONDS)
                 pipeline.time()
                 asked_at = self._clocks.moment()
                 *found, _, _, time = await pipeline.execute()
