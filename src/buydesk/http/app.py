@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache, partial
 from hashlib import sha256
@@ -54,7 +54,6 @@ class Route(NamedTuple):
     """A route that is called directly; `path` is the documented one. One with a path parameter has it at the end,
     before `suffix`."""
 
-    method: str
     path: str
     endpoint: Endpoint
     suffix: str = ""
@@ -81,8 +80,8 @@ class Service(FastAPI):
         # One registry a service, also when several run in one process.
         self.registry = registry = CollectorRegistry()
         self.operations: dict[str, dict[str, Json]] = {}  # by path and method: what FastAPI does not document itself
-        self._direct: dict[tuple[str, str], Route] = {}  # by method and path, with and without its trailing slash
-        self._with_parameter: dict[tuple[str, str], Route] = {}  # by method and what stands before the parameter
+        # By the path without its trailing slash, or what stands before its parameter; then by method.
+        self._direct: dict[str, dict[str, Route]] = {}
         self._log = logging.getLogger(f"buydesk.services.{name}")
         self._traffic = Traffic(name)
         registry.register(self._traffic)
@@ -92,12 +91,8 @@ class Service(FastAPI):
         if operation is not None:
             self.operations.setdefault(path, {})[method.lower()] = operation
         before, brace, after = path.partition("{")
-        if brace:
-            route = Route(method, path, endpoint, after.partition("}")[2])
-            self._with_parameter[method, before] = route
-        else:
-            route = Route(method, path, endpoint)
-            self._direct |= {(method, path): route, (method, path.rstrip("/")): route}
+        routes = self._direct.setdefault(before if brace else path.rstrip("/"), {})
+        routes[method] = Route(path, endpoint, after.partition("}")[2])
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, with the direct routes in it."""
@@ -109,12 +104,14 @@ class Service(FastAPI):
         path = ""
         try:
             admit(request)
-            route = self._direct.get((request.method, request.path)) or self._find(request)
+            routes, parameter = self._at(request.path)
+            route = routes.get("GET" if request.method == "HEAD" else request.method)
             if route is None:
-                asgi_path, path = self._known(request)
+                asgi_path, path = self._known(request, routes)
                 response = await self._by_asgi(request, asgi_path)
             else:
                 path = route.path
+                request.parameter = parameter.removesuffix(route.suffix)
                 response = await route.endpoint(request)
         except DeskError as error:
             response = problem_response(error, path or request.path)
@@ -127,16 +124,14 @@ class Service(FastAPI):
         self._traffic.count(*counted, response.status_code, time.perf_counter() - started)
         return response
 
-    def _find(self, request: Request) -> Route | None:
-        """The direct route of a request that is not written as the table has it; None if there is none."""
-        bare = request.path.rstrip("/")
-        method = "GET" if request.method == "HEAD" else request.method
+    def _at(self, path: str) -> tuple[Mapping[str, Route], str]:
+        """The direct routes at the path by their methods, and what stands in the place of their parameter."""
+        bare = path.rstrip("/")
+        if routes := self._direct.get(bare):
+            return routes, ""
         before, _, parameter = bare.rpartition("/")
-        route = self._direct.get((method, bare)) or self._with_parameter.get((method, before + "/"))
-        if route is None or not parameter.endswith(route.suffix):
-            return None
-        request.parameter = parameter.removesuffix(route.suffix)
-        return route
+        routes = self._direct.get(before + "/", {})
+        return {method: each for method, each in routes.items() if parameter.endswith(each.suffix)}, parameter
 
     async def _by_asgi(self, request: Request, path: str) -> Response:
         """What FastAPI's route at the path answers, as one body; raises what `body` raises."""
@@ -170,18 +165,13 @@ class Service(FastAPI):
         response.body = bytes(body)
         return response
 
-    def _known(self, request: Request) -> tuple[str, str]:
+    def _known(self, request: Request, direct: Collection[str]) -> tuple[str, str]:
         """The path as FastAPI's route takes it, and the route's pattern; raises NotFound and MethodNotAllowed, which
-        know of the direct routes too."""
+        know of the methods of direct routes too."""
         path = pattern = request.path
         bare = path.rstrip("/")
-        before, _, parameter = bare.rpartition("/")
-        methods = {method for method, known in self._direct if known == bare}
-        methods |= {
-            method
-            for (method, known), route in self._with_parameter.items()
-            if known == before + "/" and parameter.endswith(route.suffix)
-        }
+        before = bare.rpartition("/")[0]
+        methods = set(direct)
         for route in self.routes:
             for each in (bare, bare + "/"):
                 if isinstance(route, APIRoute) and route.path_regex.match(each):
