@@ -228,7 +228,7 @@ def _add_common_routes(app: Service) -> None:
     alive, is_ready = {"status": "alive"}, {"status": "ready"}
 
     def add(path: str, endpoint: Endpoint, summary: str, example: object, *errors: type[DeskError]) -> None:
-        described = operation(summary, ("OK", example), *errors, tag=EVERY_SERVICE)
+        described = operation(summary, ("OK", example), errors=errors, tag=EVERY_SERVICE)
         app.add_direct_route(path, "GET", endpoint, described)
 
     async def about(_: Request) -> Response:

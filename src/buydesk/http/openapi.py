@@ -73,7 +73,8 @@ _PROBLEM_SCHEMA = {
 def operation(
     summary: str,
     answer: tuple[str, object],
-    *errors: type[DeskError],
+    *,
+    errors: Sequence[type[DeskError]] = (),
     description: str = "",
     tag: str = "",
     query: Sequence[Member] = (),

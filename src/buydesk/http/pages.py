@@ -173,10 +173,7 @@ _PAGE_EXAMPLE = {
 GET_ORDERS = operation(
     "A page of orders, newest first, or the order with a client_order_id",
     ("A page", _PAGE_EXAMPLE),
-    InvalidRequest,
-    OrderNotFound,
-    LedgerUnavailable,
-    Overloaded,
+    errors=(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
     description="`start`, `before` and `after` exclude each other. Follow `_links`, or the Link header.",
     tag="orders",
     query=PAGE_MEMBERS,
@@ -185,20 +182,14 @@ GET_ORDERS = operation(
 GET_ORDER = operation(
     "One order by its id",
     ("The order", _ORDER_EXAMPLE),
-    InvalidRequest,
-    OrderNotFound,
-    LedgerUnavailable,
-    Overloaded,
+    errors=(InvalidRequest, OrderNotFound, LedgerUnavailable, Overloaded),
     tag="orders",
     parameters=[id_in_path("order_id")],
 )
 GET_PRICE = operation(
     "The price record that orders were priced with, by an order's `price_id`",
     ("The price record", record_document(EXAMPLE_RECORD)),
-    InvalidRequest,
-    PriceNotFound,
-    LedgerUnavailable,
-    Overloaded,
+    errors=(InvalidRequest, PriceNotFound, LedgerUnavailable, Overloaded),
     description="The proof of a price: every quote there was, used or rejected and why, the rule with its limits, and "
     "the time at which it was applied. It never changes.",
     tag="orders",
@@ -208,8 +199,6 @@ GET_PRICE = operation(
 GET_EXPOSURE = operation(
     "The cap, what is used and what is available, in BTC",
     ("The exposure", EXAMPLE_EXPOSURE),
-    InvalidRequest,
-    LedgerUnavailable,
-    Overloaded,
+    errors=(InvalidRequest, LedgerUnavailable, Overloaded),
     tag="orders",
 )

@@ -79,7 +79,7 @@ _STATUS = feed_status_document(EXAMPLE_STATUS)
 GET_RECORD = operation(
     "The current price record",
     ("The price", _RECORD | currentprice(EXAMPLE_RECORD)),
-    *_NO_PRICE,
+    errors=_NO_PRICE,
     description="Valid until `expires_at` and not longer; never an old price. With its proof: the quotes used and "
     "rejected, the rule and when it was applied. Beside the exact record it has the members of CoinDesk's retired "
     "document.",
@@ -87,13 +87,12 @@ GET_RECORD = operation(
 GET_CURRENTPRICE = operation(
     "The current price, exactly in the shape of CoinDesk's retired document",
     ("The price", currentprice(EXAMPLE_RECORD)),
-    *_NO_PRICE,
+    errors=_NO_PRICE,
 )
 GET_CURRENTPRICE_OF = operation(
     "The current price in dollars and one currency, in the shape of CoinDesk's retired document",
     ("The price", currentprice_of(EXAMPLE_RECORD, Currency.EUR)),
-    NotFound,
-    *_NO_PRICE,
+    errors=(NotFound, *_NO_PRICE),
     parameters=[
         {
             "name": "code",
@@ -108,8 +107,7 @@ GET_CURRENTPRICE_OF = operation(
 GET_HISTORY = operation(
     "Past prices, oldest first",
     ("The prices", {"data": [point_document(EXAMPLE_RECORD.point())]}),
-    InvalidRequest,
-    PriceStoreUnavailable,
+    errors=(InvalidRequest, PriceStoreUnavailable),
     description="Those observed within the last `minutes`, the latest among them. When there are more than "
     "`points`: the last one of each span of `minutes` / `points`. Spans begin at multiples of their length: the points "
     "of a chart stay where they are from one look to the next.",
@@ -118,16 +116,14 @@ GET_HISTORY = operation(
 GET_SOURCES = operation(
     "How the price sources are",
     ("The state of all sources", _STATUS),
-    InvalidRequest,
-    PriceUnavailable,
-    PriceStoreUnavailable,
+    errors=(InvalidRequest, PriceUnavailable, PriceStoreUnavailable),
     description="As they were when they were last asked: the last quotes of each, what is wrong with it, and until "
     "when it is left alone. `problem` says why there was no new price then.",
 )
 POST_SOURCES = operation(
     "Tell how the price sources are (internal)",
     ("The status as stored", _STATUS),
-    PriceStoreUnavailable,
+    errors=(PriceStoreUnavailable,),
     description="Needs `Authorization: Bearer <publishing token>`. Replaces the status before.",
     body={"schema": {"type": "object"}, "example": _STATUS},
     is_internal=True,
@@ -135,8 +131,7 @@ POST_SOURCES = operation(
 POST_RECORD = operation(
     "Publish a price record (internal)",
     ("The record as published", _RECORD),
-    PriceSuperseded,
-    PriceStoreUnavailable,
+    errors=(PriceSuperseded, PriceStoreUnavailable),
     description="Needs `Authorization: Bearer <publishing token>`, and the record a signature by api_updater. "
     "Publishing the current record again is fine and changes nothing.",
     query=(TTL,),

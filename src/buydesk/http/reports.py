@@ -91,9 +91,7 @@ _KEPT_EXAMPLE = {**_EXAMPLE, "verified": True, "arrived_at": _AT}
 POST_REPORT = operation(
     "Report something",
     ("Kept", {"status": "ok"}),
-    Unauthorized,
-    RateLimited,
-    ReportsUnavailable,
+    errors=(Unauthorized, RateLimited, ReportsUnavailable),
     description="Anybody may. With `Authorization: Bearer <reporting token>`, as the desk's own services do, it is "
     f"kept as `verified`. All others are kept apart, the last {health.STRANGERS_KEPT_MAX} of them, change the state of "
     f"no service of the desk, and are taken {STRANGERS_PER_SECOND_MAX} a second, {STRANGERS_AT_ONCE_MAX} at once. What "
@@ -103,8 +101,7 @@ POST_REPORT = operation(
 GET_REPORTS = operation(
     "What was reported, newest first",
     ("The newest reports", {"data": [_KEPT_EXAMPLE]}),
-    InvalidRequest,
-    ReportsUnavailable,
+    errors=(InvalidRequest, ReportsUnavailable),
     query=FILTER,
 )
 GET_STATUS = operation(
@@ -137,7 +134,7 @@ GET_STATUS = operation(
             },
         },
     ),
-    InvalidRequest,
+    errors=(InvalidRequest,),
     description="Always answers 200: `status` is `ok` when every part is and all six services are `alive`, "
     "otherwise `degraded`. A part that is not `ok` says why. A service is `unknown` while nothing was heard of it "
     "since the reports were lost, or while they cannot be read; only `verified` reports tell its state. Of names that "

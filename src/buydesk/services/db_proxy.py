@@ -259,7 +259,7 @@ _REFUSED = Refused(ExposureCapExceeded("Only 0.00100000 BTC can still be sold.")
 _ADD_OPERATION = operation(
     "Settle one item or a list of items",
     ("One result each", [outcome_document(outcome) for outcome in (Placed(EXAMPLE_ORDER), _REFUSED)]),
-    Overloaded,
+    errors=(Overloaded,),
     description="Each item is an order with its price record (or the id of one that an earlier item brought) or with "
     "its price problem. The answer has one result each, in order: placed, replayed or refused.",
     tag="internal",
