@@ -17,7 +17,7 @@ from functools import cache, partial
 from hashlib import sha256
 from http import HTTPStatus
 from importlib.resources import files
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Response
 from fastapi import Request as StarletteRequest
@@ -134,7 +134,8 @@ class Service(FastAPI):
         return {method: each for method, each in routes.items() if parameter.endswith(each.suffix)}, parameter
 
     async def _by_asgi(self, request: Request, path: str) -> Response:
-        """What FastAPI's route at the path answers, as one body; raises what `body` raises."""
+        """What FastAPI's route at the path answers, as one body; raises what the route and `body` raise, InvalidRequest
+        and NotFound."""
         scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -161,7 +162,16 @@ class Service(FastAPI):
                 response.status_code, response.raw_headers = message["status"], list(message["headers"])
             body.extend(message.get("body", b""))
 
-        await self(scope, receive, send)
+        try:
+            await self(scope, receive, send)
+        except RequestValidationError as error:
+            raise InvalidRequest.of_all(
+                [(str(each["loc"][-1]), str(each["msg"])) for each in error.errors()]
+            ) from error
+        except HTTPException as error:  # a body beyond reading, a file of /docs that there is not
+            if error.status_code == HTTPStatus.BAD_REQUEST:
+                raise InvalidRequest.of("body", "cannot be read") from error
+            raise _nothing_there() from error
         response.body = bytes(body)
         return response
 
@@ -181,7 +191,7 @@ class Service(FastAPI):
                     methods |= {"GET"}
                     pattern = route.path
         if not methods:
-            raise NotFound("There is nothing at this path; /docs lists what there is.")
+            raise _nothing_there()
         if "GET" in methods:
             methods.add("HEAD")
         if request.method not in methods:
@@ -214,8 +224,8 @@ def service_app(
     Gauge("buydesk_reports_dropped", "Health reports that were given up.", registry=app.registry).set_function(
         lambda: reporter.dropped
     )
-    for kind, handler in _HANDLERS.items():
-        app.add_exception_handler(kind, handler)
+    for refusal in (RequestValidationError, HTTPException):
+        app.add_exception_handler(refusal, _pass_on)
     _add_common_routes(app)
     return app
 
@@ -319,25 +329,10 @@ async def _run_check(check: Check, for_operators: bool) -> str | None:
     return None
 
 
-async def _on_desk_error(request: StarletteRequest, error: Exception) -> Response:
-    return problem_response(cast("DeskError", error), request.url.path)
+async def _pass_on(_: StarletteRequest, error: Exception) -> Response:
+    """FastAPI's own refusals are made problems where all errors are, in `respond`."""
+    raise error
 
 
-async def _on_validation_error(request: StarletteRequest, error: Exception) -> Response:
-    found = cast("RequestValidationError", error).errors()
-    reasons = [(str(each["loc"][-1]), str(each["msg"])) for each in found]
-    return problem_response(InvalidRequest.of_all(reasons), request.url.path)
-
-
-async def _on_http_exception(request: StarletteRequest, error: Exception) -> Response:
-    """The framework's own refusals: a body beyond reading, a file of /docs that there is not."""
-    if cast("HTTPException", error).status_code == HTTPStatus.BAD_REQUEST:
-        return problem_response(InvalidRequest.of("body", "cannot be read"), request.url.path)
-    return problem_response(NotFound("There is nothing at this path; /docs lists what there is."), request.url.path)
-
-
-_HANDLERS: dict[type[Exception], Callable[[StarletteRequest, Exception], Awaitable[Response]]] = {
-    DeskError: _on_desk_error,
-    RequestValidationError: _on_validation_error,
-    HTTPException: _on_http_exception,
-}
+def _nothing_there() -> NotFound:
+    return NotFound("There is nothing at this path; /docs lists what there is.")

@@ -146,8 +146,12 @@ class Updater:
         price = self._price(found)
         self._pending_e8 = found.verdict.rates_e8  # until it is published
         last_e8 = await self._publisher.last_rates(price, next_tick_at)
-        if jump := self._jump(found.verdict.rates_e8, last_e8, pending_e8):
-            return jump
+        jump_bp_max, deviation_bp_max = self._settings.price_jump_bp_max, self._settings.price_deviation_bp_max
+        rates_e8 = found.verdict.rates_e8
+        jumped = held_back(rates_e8, last_e8, pending_e8, jump_bp_max=jump_bp_max, deviation_bp_max=deviation_bp_max)
+        if jumped:
+            reason = f"more than {percent(jump_bp_max)} from the last price, seen once only"
+            return listed(dict.fromkeys(jumped, reason))
         # A newer price may be published: another updater's, or our own, when a source used now tells an older time.
         with contextlib.suppress(PriceSuperseded):
             await self._publisher.publish(price, next_tick_at)
@@ -165,22 +169,6 @@ class Updater:
             replayed_from=min((each.replayed_from for each in found.answers if each.replayed_from), default=None),
         )
         return UsablePrice.seen(self._signer.sign(record), found.decided_at, found.moment, None)
-
-    def _jump(
-        self,
-        rates_e8: Mapping[Currency, int],
-        last_e8: Mapping[Currency, int] | None,
-        pending_e8: Mapping[Currency, int] | None,
-    ) -> str:
-        jump_bp_max = self._settings.price_jump_bp_max
-        jumped = held_back(
-            rates_e8,
-            last_e8,
-            pending_e8,
-            jump_bp_max=jump_bp_max,
-            deviation_bp_max=self._settings.price_deviation_bp_max,
-        )
-        return listed(dict.fromkeys(jumped, f"more than {percent(jump_bp_max)} from the last price, seen once only"))
 
 
 class StateChangeLog:
