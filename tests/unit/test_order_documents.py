@@ -193,6 +193,13 @@ def test_equal_values_written_otherwise_are_fine() -> None:
     assert (item.order.amount_cents, item.order.client_order_id) == (6900, None)
 
 
+def test_an_item_whose_record_has_no_rate_for_its_currency_has_no_price() -> None:
+    euros_only = replace(RECORD, rates_e8={Currency.EUR: RECORD.rates_e8[Currency.EUR]})
+    item = priced_order_from(of_one(currency="USD", price=sent(record_document(euros_only))), {})
+    assert isinstance(item.price, PriceUnavailable)
+    assert (item.rate_e8, item.satoshi) == (0, 0)
+
+
 def test_a_bad_item_brings_its_record_all_the_same() -> None:
     documents = priced_order_documents([priced_order(100, price=RECORD), priced_order(200, price=RECORD)])
     documents[0]["amount"] = "0"

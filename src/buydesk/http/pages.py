@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
 from cachetools import LRUCache
 from fastapi import Response
 
@@ -162,14 +163,7 @@ def _links(anchor: Anchor, page_size: int, numbers: Sequence[int]) -> dict[str, 
 
 
 _ORDER_EXAMPLE = order_document(EXAMPLE_ORDER)
-_PAGE_EXAMPLE = {
-    "data": [_ORDER_EXAMPLE],
-    "page": {"start": 0, "page_size": 3, "total": 1},
-    "_links": {
-        "self": {"href": "/get_orders/?start=0&page_size=3"},
-        "prev": {"href": "/get_orders/?after=1&page_size=3"},
-    },
-}
+_PAGE_EXAMPLE = msgspec.json.decode(rendered(PageFrom(0), 3, Page([EXAMPLE_ORDER], 1), [_ORDER_EXAMPLE]).body)
 GET_ORDERS = operation(
     "A page of orders, newest first, or the order with a client_order_id",
     ("A page", _PAGE_EXAMPLE),

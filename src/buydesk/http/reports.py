@@ -85,7 +85,6 @@ def parse_report(body: bytes) -> Report:
 
 
 _AT = "2026-01-31T09:05:00.000000Z"
-_SOURCES_EXAMPLE = {"ok": True, **feed_status_document(EXAMPLE_STATUS), "level": "warning"}
 _EXAMPLE = {"level": "info", "service": "db_proxy", "status": 200, "data": "ready"}
 _KEPT_EXAMPLE = {**_EXAMPLE, "verified": True, "arrived_at": _AT}
 POST_REPORT = operation(
@@ -123,7 +122,7 @@ GET_STATUS = operation(
                 "as_of": "2026-01-31T09:04:55.800000Z",
                 "expires_at": "2026-01-31T09:05:55.800000Z",
             },
-            "sources": _SOURCES_EXAMPLE,
+            "sources": {"ok": True, **feed_status_document(EXAMPLE_STATUS), "level": "warning"},
             "host": {
                 "ok": True,
                 "cpu_percent": 12.5,
