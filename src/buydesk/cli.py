@@ -75,16 +75,11 @@ def up(separate: bool, **given: object) -> None:
 
 
 def _settings_help() -> str:
-    lines = [
-        f"  {variable(name)}: {field.description}" + (f"  [{field.default}]" if _has_plain_default(name) else "")
-        for name, field in Settings.model_fields.items()
-    ]
-    return "\b\nSettings (environment variables):\n" + "\n".join(lines)
-
-
-def _has_plain_default(name: str) -> bool:
-    field = Settings.model_fields[name]
-    return field.default not in (None, "", ()) and field.default_factory is None
+    lines = ["\b", "Settings (environment variables):"]
+    for name, field in Settings.model_fields.items():
+        has_plain_default = field.default not in (None, "", ()) and field.default_factory is None
+        lines.append(f"  {variable(name)}: {field.description}" + (f"  [{field.default}]" if has_plain_default else ""))
+    return "\n".join(lines)
 
 
 @main.command(epilog=_settings_help())

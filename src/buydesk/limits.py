@@ -3,10 +3,10 @@ slices of long work."""
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeVar
 
-from buydesk.errors import DeskError, Overloaded, RateLimited
+from buydesk.errors import Overloaded, RateLimited
 from buydesk.times import CLOCK, Clock
 
 
@@ -71,26 +71,18 @@ class Bulkhead:
 class SharedCheck:
     """A check that all who ask while it runs share: however many ask, it takes one connection."""
 
-    def __init__(self, check: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, check: Callable[[], Coroutine[None, None, None]]) -> None:
         self._check = check
-        self._running: asyncio.Task[DeskError | None] | None = None
+        self._running: asyncio.Task[None] | None = None
 
     async def __call__(self) -> None:
-        """Raises the DeskError that the check raises."""
+        """Raises what the check raises."""
         if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._outcome())
+            self._running = asyncio.create_task(self._check())
+            # When all who asked have given up, nobody else fetches its exception.
+            self._running.add_done_callback(lambda check: check.cancelled() or check.exception())
         # Who gives up waiting must not end it for the others.
-        error = await asyncio.shield(self._running)
-        if error is not None:
-            raise error
-
-    async def _outcome(self) -> DeskError | None:
-        # As a value: when all have given up, nobody fetches an exception.
-        try:
-            await self._check()
-        except DeskError as error:
-            return error
-        return None
+        await asyncio.shield(self._running)
 
 
 async def in_slices(make: Callable[[T], U], items: Sequence[T]) -> list[U]:

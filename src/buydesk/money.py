@@ -80,13 +80,17 @@ def parse_amount(text: str) -> int:
 
 def parse_btc(text: str) -> int:
     """The satoshi of a bitcoin amount written as plain decimal text with at most 8 places; raises NotMoney."""
-    return _parse_scaled(text)
+    number = _DECIMAL.fullmatch(text)
+    if number is None:
+        raise NotMoney("must be plain decimal text with at most 8 places, such as 0.00167509")
+    whole, fraction = number.groups(default="")
+    return int(whole) * 10**8 + int(f"{fraction:0<8}")
 
 
 @lru_cache(maxsize=64)
 def parse_rate(text: str) -> int:
     """The ``rate_e8`` of an exchange rate written as plain decimal text with at most 8 places; raises NotMoney."""
-    rate_e8 = _parse_scaled(text)
+    rate_e8 = parse_btc(text)  # written alike, and in units of 10^-8 too
     if not RATE_E8_MIN <= rate_e8 <= RATE_E8_MAX:
         raise NotMoney("must be an exchange rate between 1 and 10000000000")
     return rate_e8
@@ -116,11 +120,3 @@ def satoshi_for(amount_cents: int, rate_e8: int) -> int:
     satoshi = ceil(cents / 100 / (rate_e8 / 10^8) * 10^8) = ceil(cents * 10^14 / rate_e8), in integers: exact.
     """
     return -(-amount_cents * 10**14 // rate_e8)
-
-
-def _parse_scaled(text: str) -> int:
-    number = _DECIMAL.fullmatch(text)
-    if number is None:
-        raise NotMoney("must be plain decimal text with at most 8 places, such as 0.00167509")
-    whole, fraction = number.groups(default="")
-    return int(whole) * 10**8 + int(f"{fraction:0<8}")

@@ -159,12 +159,8 @@ class FallbackReportStore(ReportStore):
             shared = await self._redis.ask("tells no last reports", self._shared.last_of_each())
         except ReportsUnavailable:
             return own
-        last: dict[str, StoredReport] = {}
-        for kept in (*own, *shared):
-            known = last.get(kept.report.service)
-            if known is None or (known.verified, known.arrived_at) < (kept.verified, kept.arrived_at):
-                last[kept.report.service] = kept
-        return list(last.values())
+        best_last = sorted((*own, *shared), key=lambda kept: (kept.verified, kept.arrived_at))
+        return list({kept.report.service: kept for kept in best_last}.values())
 
     async def check(self) -> None:
         """Memory is always there."""

@@ -44,9 +44,8 @@ ORPHANS_SECONDS_MAX = 1.0
 CONNECT_SECONDS_MAX = 5.0
 
 _PORT = "5432"  # only names the socket
-# One pair after the other, for the postmaster and for backends that have none. With those the next start recovers
-# anyway, as after a crash.
-_STOP_SIGNALS = ((signal.SIGINT, signal.SIGQUIT), (signal.SIGQUIT, signal.SIGKILL), (signal.SIGKILL, signal.SIGKILL))
+# One after the other; backends that have no postmaster any more need a stronger one at last.
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
 
 # Durable whatever postgresql.conf says; otherwise modest, one desk's worth.
 _SETTINGS: Mapping[str, str] = {
@@ -244,13 +243,13 @@ async def kill_orphans(cluster: Path, socket_dir: Path, grace_seconds: float = S
     lock_files = [pid_file, socket_dir / f".s.PGSQL.{_PORT}.lock"]
     if not any(file.exists() for file in lock_files):
         return
-    for to_postmaster, to_orphans in _STOP_SIGNALS:
+    for stop_signal in _STOP_SIGNALS:
         left = processes_on(cluster)
         # The postmaster ends its backends in order. Without one they end by themselves, at once, if they can at all.
         postmaster = [process for process in left if [str(process.pid)] == _pid_file_lines(cluster)[:1]]
-        for process in left if to_postmaster is signal.SIGKILL else postmaster or left:
+        for process in left if stop_signal is signal.SIGKILL else postmaster or left:
             with contextlib.suppress(psutil.Error):
-                process.send_signal(to_postmaster if postmaster else to_orphans)
+                process.send_signal(stop_signal)
         with contextlib.suppress(TimeoutError):
             # Not waited for as processes: nobody may ever reap them.
             seconds = grace_seconds if postmaster else min(grace_seconds, ORPHANS_SECONDS_MAX)

@@ -111,7 +111,8 @@ class OrderBatcher:
             if not self._closing:  # then it stays set: every worker has to hear of it
                 self._arrived.clear()
             while batch := self._next_batch():
-                _begin(batch)
+                # A batch of one order goes under the id of its request: then one id leads over all hops.
+                request_ids.begin(batch[0].request if len(batch) == 1 else None)
                 try:
                     await self._send_until_known(batch)
                 except Exception:
@@ -150,12 +151,8 @@ class OrderBatcher:
                 outcomes = [Refused(error)] * len(left)
                 why = error.for_operators
             self._adapt_batch_size(len(left), time.monotonic() - sent_at)
-            unknown = []
-            for each, outcome in zip(left, outcomes, strict=True):
-                if not self._resolve(each, outcome):
-                    unknown.append(each)
-            left = unknown
-            if left:
+            sent = zip(left, outcomes, strict=True)
+            if left := [each for each, outcome in sent if not self._resolve(each, outcome)]:
                 self._mark_unknown(left, why)
                 self._refuse_waiting_if_down(outcomes)
                 await asyncio.sleep(self._settings.resend_pause_seconds)
@@ -220,11 +217,6 @@ class OrderBatcher:
         while True:
             await asyncio.sleep(_LATE_CHECK_SECONDS)
             self._queue = deque(each for each in self._queue if not self._refused_as_late(each))
-
-
-def _begin(batch: Sequence[PendingOrder]) -> None:
-    """A batch of one order goes under the id of the order's request: then one id leads over all hops."""
-    request_ids.begin(batch[0].request if len(batch) == 1 else None)
 
 
 def _named(orders: Iterable[PendingOrder]) -> dict[str, str | None]:

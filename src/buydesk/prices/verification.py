@@ -36,25 +36,21 @@ def require_proven(record: PriceRecord, settings: Settings, now: datetime) -> No
 @lru_cache(maxsize=8)
 def _unproven(record: PriceRecord, limits: Rule, keys: tuple[str, ...]) -> str:
     """Why the record's price is not proven within the limits, "" when it is."""
-    doubts_of_origin = filter(None, [signature_discrepancy(record, keys), _discrepancy_of_sources(record)])
-    return "; ".join(
-        [*doubts_of_origin, *discrepancies_of_record(record), *_discrepancies_of_limits(record.rule or limits, limits)]
-    )
+    of_limits = _discrepancies_of_limits(record.rule or limits, limits)
+    return "; ".join([*_discrepancies_of_origin(record, keys), *discrepancies_of_record(record), *of_limits])
 
 
-def _discrepancy_of_sources(record: PriceRecord) -> str:
+def _discrepancies_of_origin(record: PriceRecord, keys: tuple[str, ...]) -> Iterator[str]:
+    if why := signature_discrepancy(record, keys):
+        yield why
     named = {quote.source for quote in record.used} | {each.source for each in record.rejected}
-    strange = sorted(named.difference(SOURCES[record.feed]))
-    return f"the desk has no source {', '.join(strange)}" if strange else ""
+    if strange := sorted(named.difference(SOURCES[record.feed])):
+        yield f"the desk has no source {', '.join(strange)}"
 
 
 def _discrepancies_of_limits(rule: Rule, limits: Rule) -> Iterator[str]:
-    allowed = {
-        "quote_age_seconds": (rule.quote_age_seconds_max, limits.quote_age_seconds_max),
-        "spread_bp": (rule.spread_bp_max, limits.spread_bp_max),
-        "deviation_bp": (rule.deviation_bp_max, limits.deviation_bp_max),
-    }
-    for name, (most, limit) in allowed.items():
+    for name in ("quote_age_seconds", "spread_bp", "deviation_bp"):
+        most, limit = getattr(rule, f"{name}_max"), getattr(limits, f"{name}_max")
         if most > limit:
             yield f"its rule allows a {name} of {most}, and this desk {limit}"
     if rule.sources_min < limits.sources_min:

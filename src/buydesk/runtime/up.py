@@ -74,8 +74,10 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separa
     data_dir = stack.enter_context(
         locked(settings.data_dir or default_data_dir(settings.port_offset, is_live=settings.price_feed == "live"))
     )
-    # The services of this desk are given its access explicitly.
-    settings = settings.model_copy(update={"data_dir": data_dir, "access": settings.access, **_own_urls(settings)})
+    # The services of this desk ask each other; only to clients an order may be shown at another address.
+    own_urls = {f"{name}_url": settings.own_url(name) for name in ("api_cache_proxy", "db_proxy", "health_check")}
+    # They are given its access explicitly.
+    settings = settings.model_copy(update={"data_dir": data_dir, "access": settings.access, **own_urls})
     made = {
         name: SecretStr(kept_secret(secret_file(data_dir, name), new))
         for name, new in SHARED.items()
@@ -88,8 +90,8 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separa
     # FastAPI and the like take half a second to import, in which PostgreSQL can start.
     importing = asyncio.create_task(asyncio.to_thread(importlib.import_module, "buydesk.runtime.serve"))
     stack.push_async_callback(asyncio.wait, [importing])
-    settings, database = await _start_postgres(settings, stack, say)
-    settings, redis = await _start_redis(settings, stack, separate=separate, say=say)
+    settings, database = await _start_postgres(settings, data_dir, stack, say)
+    settings, redis = await _start_redis(settings, data_dir, stack, separate=separate, say=say)
     await importing
     await _migrate(settings, say)
     say("Starting the services …")
@@ -107,11 +109,6 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separa
         return await startup_report(
             session, settings, Dependencies(database, redis, given), time.monotonic() - started, missing
         )
-
-
-def _own_urls(settings: Settings) -> dict[str, str]:
-    """The services of this desk ask each other. Only to clients an order may be shown at another address."""
-    return {f"{name}_url": settings.own_url(name) for name in ("api_cache_proxy", "db_proxy", "health_check")}
 
 
 def secret_file(data_dir: Path, name: str) -> Path:
@@ -136,12 +133,13 @@ def kept_secret(path: Path, new: Callable[[], str]) -> str:
     return made
 
 
-async def _start_postgres(settings: Settings, stack: contextlib.AsyncExitStack, say: Say) -> tuple[Settings, str]:
+async def _start_postgres(
+    settings: Settings, data_dir: Path, stack: contextlib.AsyncExitStack, say: Say
+) -> tuple[Settings, str]:
     """PostgreSQL, unless a setting says where one is; returns the settings with its address, and what to call it."""
     if settings.database_url is not None:
         return settings, "at DATABASE_URL"
-    assert settings.data_dir is not None  # noqa: S101  # claimed by now
-    postgres = EmbeddedPostgres(settings.data_dir)
+    postgres = EmbeddedPostgres(data_dir)
     settings = settings.model_copy(update={"database_url": SecretStr(postgres.dsn)})
     is_new = postgres.is_new
     say("Making a PostgreSQL 18 database …" if is_new else "Starting PostgreSQL 18 …")
@@ -150,21 +148,20 @@ async def _start_postgres(settings: Settings, stack: contextlib.AsyncExitStack, 
     stack.push_async_callback(_cancelled, migrating)
     await _keep_running(postgres, stack)
     await migrating
-    return settings, f"PostgreSQL 18, embedded, in {settings.data_dir}"
+    return settings, f"PostgreSQL 18, embedded, in {data_dir}"
 
 
 async def _start_redis(
-    settings: Settings, stack: contextlib.AsyncExitStack, *, separate: bool, say: Say
+    settings: Settings, data_dir: Path, stack: contextlib.AsyncExitStack, *, separate: bool, say: Say
 ) -> tuple[Settings, str]:
     """A Redis for separate services, where there is one; one process shares its memory and needs none."""
     if settings.redis_url is not None:
         return settings, "at REDIS_URL"
-    assert settings.data_dir is not None  # noqa: S101  # claimed by now
-    program = find_redis(server_account(settings.data_dir / CLUSTER)) if separate else None
+    program = find_redis(server_account(data_dir / CLUSTER)) if separate else None
     if program is None:
         return settings, "none: prices and reports are kept in memory"
     say(f"Starting {program} …")
-    redis = EmbeddedRedis(settings.data_dir, program)
+    redis = EmbeddedRedis(data_dir, program)
     await _keep_running(redis, stack)
     return settings.model_copy(update={"redis_url": SecretStr(redis.url)}), f"{program}, embedded"
 

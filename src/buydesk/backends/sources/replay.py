@@ -143,19 +143,16 @@ class Replay:
         """Where the replay is now; the same for all who ask within a tick. Never raises."""
         moment = self._clock.monotonic()
         if self._moved_at is None or moment - self._moved_at >= self._same_tick_seconds:
-            self._move(moment)
+            if self._moved_at is not None:
+                self._position_minutes += (moment - self._moved_at) / 60 * self._speed
+            self._moved_at = moment
+            self._position_minutes %= _round(self._series.minutes)
             self._keep_position()
         index = turned(int(self._position_minutes), self._series.minutes)
         return Minute(
             self._series.start + timedelta(minutes=index),
             {currency: closes[index] for currency, closes in self._series.closes_cents.items()},
         )
-
-    def _move(self, moment: float) -> None:
-        if self._moved_at is not None:
-            self._position_minutes += (moment - self._moved_at) / 60 * self._speed
-        self._moved_at = moment
-        self._position_minutes %= _round(self._series.minutes)
 
     def _keep_position(self) -> None:
         """Losing the position harms nobody: a disk that is full must not cost the price."""
