@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from buydesk.embedded import data_dir
 from buydesk.embedded.accounts import Account, can_read, closed_part, server_account
 from buydesk.embedded.data_dir import (
     ROOT_DATA_DIR,
@@ -36,31 +37,43 @@ def open_path(open_directory: Path, request: pytest.FixtureRequest) -> Path:
     return path
 
 
-def test_an_ordinary_user_runs_postgres_as_itself() -> None:
-    assert server_account(uid=1000) is None
+@pytest.fixture
+def accounts_of_root(monkeypatch: pytest.MonkeyPatch) -> dict[str, pwd.struct_passwd]:
+    """This process is root's, and these are the machine's accounts."""
+    found: dict[str, pwd.struct_passwd] = {}
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(pwd, "getpwnam", found.__getitem__)
+    return found
 
 
-def test_root_gives_postgres_to_an_account_that_exists() -> None:
-    accounts = {"postgres": entry("postgres", 70), "nobody": entry("nobody", 65534)}
-    assert server_account(uid=0, find=accounts.__getitem__) == Account("postgres", 70, 71)
-    del accounts["postgres"]
-    assert server_account(uid=0, find=accounts.__getitem__) == Account("nobody", 65534, 65535)
-    del accounts["nobody"]
+def test_an_ordinary_user_runs_postgres_as_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert server_account() is None
+
+
+def test_root_gives_postgres_to_an_account_that_exists(accounts_of_root: dict[str, pwd.struct_passwd]) -> None:
+    accounts_of_root |= {"postgres": entry("postgres", 70), "nobody": entry("nobody", 65534)}
+    assert server_account() == Account("postgres", 70, 71)
+    del accounts_of_root["postgres"]
+    assert server_account() == Account("nobody", 65534, 65535)
+    del accounts_of_root["nobody"]
     with pytest.raises(CannotStart, match="no account postgres or nobody: run as another user"):
-        server_account(uid=0, find=accounts.__getitem__)
+        server_account()
 
 
+@pytest.mark.usefixtures("accounts_of_root")
 def test_a_cluster_stays_with_its_owner(tmp_path: Path) -> None:
-    owner = os.geteuid() or STRANGER.uid
+    owner = os.getuid() or STRANGER.uid
     os.chown(tmp_path, owner, -1)
-    found = server_account(tmp_path, uid=0, find=dict[str, pwd.struct_passwd]().__getitem__)
-    assert found == Account(f"with uid {owner}", owner, tmp_path.stat().st_gid)
+    assert server_account(tmp_path) == Account(f"with uid {owner}", owner, tmp_path.stat().st_gid)
 
 
-def test_a_cluster_that_is_new_or_of_root_has_no_such_owner(tmp_path: Path) -> None:
-    accounts = {"nobody": entry("nobody", 65534)}
+def test_a_cluster_that_is_new_or_of_root_has_no_such_owner(
+    tmp_path: Path, accounts_of_root: dict[str, pwd.struct_passwd]
+) -> None:
+    accounts_of_root["nobody"] = entry("nobody", 65534)
     for cluster in (tmp_path / "new", Path("/")):
-        found = server_account(cluster, uid=0, find=accounts.__getitem__)
+        found = server_account(cluster)
         assert found is not None
         assert found.name == "nobody"
 
@@ -116,15 +129,15 @@ def test_a_file_is_readable_when_its_mode_and_its_way_allow_it(open_path: Path) 
 def test_the_data_directory_is_here_unless_postgres_cannot_get_here(
     open_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert default_data_dir(0, account=STRANGER, working_directory=open_path) == open_path / "data"
-    assert default_data_dir(7, account=STRANGER, working_directory=open_path) == open_path / "data-7"
-    live = default_data_dir(7, is_live=True, account=STRANGER, working_directory=open_path)
-    assert live == open_path / "data-live-7"
     monkeypatch.chdir(open_path)
     assert default_data_dir(0) == open_path / "data"
+    monkeypatch.setattr(data_dir, "server_account", lambda: STRANGER)
+    assert default_data_dir(0) == open_path / "data"
+    assert default_data_dir(7) == open_path / "data-7"
+    assert default_data_dir(7, is_live=True) == open_path / "data-live-7"
     open_path.chmod(0o700)
-    assert default_data_dir(0, account=STRANGER) == ROOT_DATA_DIR / "data"
-    assert default_data_dir(7, account=STRANGER) == ROOT_DATA_DIR / "data-7"
+    assert default_data_dir(0) == ROOT_DATA_DIR / "data"
+    assert default_data_dir(7) == ROOT_DATA_DIR / "data-7"
     assert not ROOT_DATA_DIR.joinpath("data-7").exists()
 
 

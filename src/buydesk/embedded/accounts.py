@@ -7,7 +7,6 @@ is None).
 
 import os
 import pwd
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,20 +27,18 @@ class Account:
     gid: int
 
 
-def server_account(
-    cluster: Path | None = None, *, uid: int | None = None, find: Callable[[str], pwd.struct_passwd] = pwd.getpwnam
-) -> Account | None:
+def server_account(cluster: Path | None = None) -> Account | None:
     """The account that the servers run as, None for the desk's own user.
 
     Who owns the cluster already goes on owning it. Raises CannotStart when the desk is root and there is no account.
     """
-    if (os.geteuid() if uid is None else uid) != 0:
+    if os.geteuid() != 0:
         return None
     if cluster is not None and cluster.exists() and (owner := cluster.stat()).st_uid != 0:
         return Account(f"with uid {owner.st_uid}", owner.st_uid, owner.st_gid)
     for name in ACCOUNT_NAMES:
         try:
-            found = find(name)
+            found = pwd.getpwnam(name)
         except KeyError:
             continue
         return Account(name, found.pw_uid, found.pw_gid)

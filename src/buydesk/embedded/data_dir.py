@@ -26,17 +26,15 @@ SOCKETS = "socket"
 _SYNC_THREADS = 16
 
 
-def default_data_dir(
-    port_offset: int, *, is_live: bool = False, account: Account | None = None, working_directory: Path | None = None
-) -> Path:
+def default_data_dir(port_offset: int, *, is_live: bool = False) -> Path:
     """Where a desk keeps everything by default: ``data`` in the working directory, ``data-live`` of a live desk, with
     ``-N`` for a port offset N.
 
     As root, when PostgreSQL's account cannot get there, the directory of that name in ROOT_DATA_DIR.
     """
     name = "data" + ("-live" if is_live else "") + (f"-{port_offset}" if port_offset else "")
-    nearby = (working_directory or Path.cwd()) / name
-    return nearby if closed_part(account or server_account(), nearby) is None else ROOT_DATA_DIR / name
+    nearby = Path.cwd() / name
+    return nearby if closed_part(server_account(), nearby) is None else ROOT_DATA_DIR / name
 
 
 @contextlib.contextmanager

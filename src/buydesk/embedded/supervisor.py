@@ -127,16 +127,16 @@ class Child:
         if self._process is None:
             return
         for stop_signal in self.stop_signals:
-            if self._process.poll() is not None:
+            if self.pid is None:
                 return
             self._process.send_signal(stop_signal)
             with contextlib.suppress(TimeoutError):
-                await _ended(self._process, self.grace_seconds)
+                await poll_until(lambda: self.pid is None, self.grace_seconds)
                 return
         log.warning("%s did not stop within %g s, killing it", self.name, self.grace_seconds * len(self.stop_signals))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        await _ended(self._process)
+        await poll_until(lambda: self.pid is None)
 
     def _run(self) -> "subprocess.Popen[bytes]":
         switch = switches_account(self.account)
@@ -253,12 +253,8 @@ def switches_account(account: Account | None) -> Account | None:
 async def poll_until(
     done: Callable[[], bool], seconds_max: float | None = None, pause_seconds: float = POLL_SECONDS
 ) -> None:
-    """Asks again and again; raises TimeoutError. For what no loop can tell us in a portable way."""
+    """Asks again and again; raises TimeoutError. For what no loop can tell us in a portable way, such
+    as the end of a child that is not the loop's own."""
     async with asyncio.timeout(seconds_max):
         while not done():  # noqa: ASYNC110
             await asyncio.sleep(pause_seconds)
-
-
-async def _ended(process: "subprocess.Popen[bytes]", seconds_max: float | None = None) -> None:
-    # Asking takes nothing from loops that have children of their own to wait for.
-    await poll_until(lambda: process.poll() is not None, seconds_max)

@@ -64,8 +64,7 @@ class _JsonLines(JsonFormatter):
 
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
         super().add_fields(log_data, record, message_dict)
-        request_id = request_id_of(record)
-        if request_id is not None:
+        if request_id := request_id_of(record):
             log_data["request_id"] = request_id
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802  # logging's name

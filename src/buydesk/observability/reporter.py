@@ -43,9 +43,7 @@ class Reporter:
         self.dropped = 0
         self.failures = 0
         self._report_store = report_store
-        self._interval_seconds = settings.report_interval_seconds
-        self._retry_seconds = settings.report_retry_seconds
-        self._waiting_max = settings.reports_waiting_max
+        self._settings = settings
         self._waiting: deque[Report] = deque()
         self._lock = threading.Lock()
         self._wake = asyncio.Event()
@@ -63,7 +61,7 @@ class Reporter:
         """Queues a report, from any thread; never waits for the desk, never raises. `data` is masked and cut."""
         report = Report(level, self.service, status, redacted(data))
         with self._lock:
-            if len(self._waiting) >= self._waiting_max:
+            if len(self._waiting) >= self._settings.reports_waiting_max:
                 self._waiting.popleft()
                 self.dropped += 1
             self._waiting.append(report)
@@ -78,7 +76,6 @@ class Reporter:
         says that it is ready or what is `missing`: items of {"what", "why"}. Leaving says "stopped" and takes
         at most FINAL_REPORT_SECONDS_MAX."""
         self._loop = asyncio.get_running_loop()
-        self._wake, self._leaving, self._is_back = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self.report("info", STATUS_READY, "started")
         sender = asyncio.create_task(self._send())
         regular = asyncio.create_task(self._report_regularly(missing))
@@ -105,7 +102,7 @@ class Reporter:
         """What to say next: after an interval, when a desk is back, soon after something else was reported, or as soon
         as a service that was not ready is: whoever reads its last report must not take what is over for what is."""
         loop = asyncio.get_running_loop()
-        due = loop.time() + self._interval_seconds
+        due = loop.time() + self._settings.report_interval_seconds
         while (left := due - loop.time()) > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_back.wait(), min(left, RECHECK_SECONDS))
@@ -136,7 +133,7 @@ class Reporter:
                 if self._leaving.is_set():
                     return
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._leaving.wait(), self._retry_seconds)
+                    await asyncio.wait_for(self._leaving.wait(), self._settings.report_retry_seconds)
 
     def _next(self) -> Report | None:
         with self._lock:
@@ -147,7 +144,7 @@ class Reporter:
 
     def _put_back(self, report: Report) -> None:
         with self._lock:
-            if len(self._waiting) < self._waiting_max:
+            if len(self._waiting) < self._settings.reports_waiting_max:
                 self._waiting.appendleft(report)
             else:
                 self.dropped += 1
@@ -187,8 +184,7 @@ class ReportHandler(logging.Handler):
             if record.exc_info and record.exc_info[1] is not None:
                 # A long message leaves room for the exception; redacted first, because half a password shows as such.
                 text = f"{shown(redacted(text), DATA_CHARS_MAX // 2)} ({_described(record.exc_info[1])})"
-            request_id = request_id_of(record)
-            if request_id is not None:
+            if request_id := request_id_of(record):
                 text = f"[{request_id}] {text}"
             level: Level = "warning"
             if record.levelno >= logging.ERROR:

@@ -120,11 +120,9 @@ class SentryHandler(logging.Handler):
         message = record.getMessage()
         # Of other libraries' lines nobody here knows what they quote.
         event["logentry"] = {"message": message if record.name.startswith("buydesk") else scrubbed(message)}
-        tags = {"service": service_of(record.name) or self._default}
-        request_id = request_id_of(record)
-        if request_id is not None:
-            tags["request_id"] = request_id
-        event["tags"] = tags
+        event["tags"] = {"service": service_of(record.name) or self._default}
+        if request_id := request_id_of(record):
+            event["tags"]["request_id"] = request_id
         if self.left_out:
             event["extra"] = {"events_left_out_before": self.left_out}
             self.left_out = 0

@@ -43,7 +43,9 @@ class PriceCache:
         try:
             record = await self._store.latest()
         except DeskError as error:
-            self._problem = _as_price_problem(error)
+            self._problem = error
+            if isinstance(error, PriceStoreUnavailable):
+                self._problem = PriceUnavailable(error.detail, retry_after_seconds=error.retry_after_seconds)
             if isinstance(error, PriceStale) and self._price is not None and error.is_of(self._price.record.as_of):
                 self._price = replace(self._price, until=started)
             return
@@ -94,9 +96,3 @@ class PriceCache:
         price = self.current()
         if isinstance(price, DeskError):
             raise price
-
-
-def _as_price_problem(error: DeskError) -> DeskError:
-    if isinstance(error, PriceStoreUnavailable):
-        return PriceUnavailable(error.detail, retry_after_seconds=error.retry_after_seconds)
-    return error

@@ -32,9 +32,7 @@ class SourcePoller:
         self.name = source.name
         self.failures_total = 0
         self._source = source
-        self._seconds_max = settings.source_seconds_max
-        self._cooldown_seconds_min = settings.source_cooldown_seconds
-        self._cooldown_seconds_max = settings.source_cooldown_seconds_max
+        self._settings = settings
         self._clock = clock
         self._running_call: asyncio.Task[SourceResponse | Exception] | None = None
         self._problem = "has not been asked yet"
@@ -87,11 +85,11 @@ class SourcePoller:
         # A task of its own: not even a call that cannot be cancelled is waited for any longer.
         self._running_call = call = asyncio.create_task(_result_of(self._source))
         try:
-            await asyncio.wait([call], timeout=self._seconds_max)
+            await asyncio.wait([call], timeout=self._settings.source_seconds_max)
         finally:
             call.cancel()
         if not call.done():
-            raise SourceFailed(f"gave no answer within {self._seconds_max:g} s")
+            raise SourceFailed(f"gave no answer within {self._settings.source_seconds_max:g} s")
         self._running_call = None
         outcome = call.result()
         if isinstance(outcome, Exception):
@@ -108,8 +106,8 @@ class SourcePoller:
         self._failures += 1
         self.failures_total += 1
         if self._failures >= FAILURES_BEFORE_OPEN:
-            longer = max(self._cooldown_seconds_min, 2 * self._cooldown_seconds)
-            self._cooldown_seconds = min(longer, self._cooldown_seconds_max)
+            longer = max(self._settings.source_cooldown_seconds, 2 * self._cooldown_seconds)
+            self._cooldown_seconds = min(longer, self._settings.source_cooldown_seconds_max)
             self._open_until = self._clock.monotonic() + self._cooldown_seconds
 
     def _without_quotes(self, reason: str) -> SourceResponse:

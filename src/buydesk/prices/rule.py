@@ -143,7 +143,8 @@ def differs(one_e8: int, other_e8: int, bp_max: int) -> bool:
 
 def is_price(quote: Quote) -> bool:
     """Whether the quote's bid and ask can be what a bitcoin costs: within the bounds of a rate, and no floats."""
-    return _is_rate(quote.bid_e8) and _is_rate(quote.ask_e8)
+    rates_e8 = (quote.bid_e8, quote.ask_e8)
+    return all(type(rate_e8) is int and RATE_E8_MIN <= rate_e8 <= RATE_E8_MAX for rate_e8 in rates_e8)
 
 
 def percent(bp: int) -> str:
@@ -174,10 +175,6 @@ def _fit(quotes: Sequence[Quote], now: datetime, rule: Rule) -> tuple[list[Quote
         else:
             fit.append(quote)
     return fit, dropped
-
-
-def _is_rate(rate_e8: int) -> bool:
-    return type(rate_e8) is int and RATE_E8_MIN <= rate_e8 <= RATE_E8_MAX
 
 
 def _unfit(quote: Quote, now: datetime, rule: Rule) -> str:

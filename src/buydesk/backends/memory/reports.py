@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
+from cachetools import FIFOCache
+
 from buydesk.observability.reports import (
     OTHERS_KEPT_MAX,
     STRANGERS_KEPT_MAX,
@@ -24,7 +26,7 @@ class _Place:
 
     def __init__(self, kept_max: int) -> None:
         self.kept: deque[StoredReport] = deque(maxlen=kept_max)
-        self.last_of_others: dict[str, StoredReport] = {}
+        self.last_of_others: FIFOCache[str, StoredReport] = FIFOCache(OTHERS_KEPT_MAX)
 
 
 class MemoryReportStore(ReportStore):
@@ -40,14 +42,10 @@ class MemoryReportStore(ReportStore):
         kept = StoredReport(report, self._clock.now(), verified)
         place = self._verified if verified else self._strangers
         place.kept.append(kept)
-        if report.service in SERVICES:
-            if verified:
-                self._last_of_ours[report.service] = kept
-            return
-        place.last_of_others.pop(report.service, None)
-        place.last_of_others[report.service] = kept
-        if len(place.last_of_others) > OTHERS_KEPT_MAX:
-            del place.last_of_others[next(iter(place.last_of_others))]
+        if report.service not in SERVICES:
+            place.last_of_others[report.service] = kept
+        elif verified:
+            self._last_of_ours[report.service] = kept
 
     async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[StoredReport]:
         def matching(place: _Place) -> Iterator[StoredReport]:
@@ -58,7 +56,7 @@ class MemoryReportStore(ReportStore):
         return list(islice(newest_first(matching(self._verified), matching(self._strangers)), limit))
 
     async def last_of_each(self) -> Sequence[StoredReport]:
-        last = self._strangers.last_of_others | self._verified.last_of_others | self._last_of_ours
+        last = {**self._strangers.last_of_others, **self._verified.last_of_others, **self._last_of_ours}
         return list(last.values())
 
     async def check(self) -> None:

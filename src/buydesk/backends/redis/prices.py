@@ -5,7 +5,6 @@ points of the last day by the time of their observation, and the status of the s
 memory: whether a record is valid is judged by its `expires_at`.
 """
 
-import asyncio
 from collections.abc import Awaitable, Sequence
 from datetime import datetime, timedelta
 from typing import cast
@@ -16,6 +15,7 @@ from redis.asyncio import Redis
 from buydesk.backends.redis.faults import time_of
 from buydesk.backends.redis.store import UNREADABLE, RedisStore
 from buydesk.errors import PriceStoreUnavailable, PriceUnavailable
+from buydesk.limits import in_slices
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.prices.documents import (
     feed_status_document,
@@ -45,8 +45,6 @@ from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, EPOCH, Clock
 
 _MICROSECOND = timedelta(microseconds=1)
-# This many points take a millisecond to read; other work goes on between slices of them.
-_SLICE_POINTS = 100
 
 # Makes the record the current one unless that is newer and not from the future (later than ARGV[7]); returns the as_of
 # of the newer one, otherwise 0 and, if the record was the current one already, its document. What is newer leaves the
@@ -156,12 +154,8 @@ class RedisPriceStore(RedisStore, PriceStore):
         )
         async with self._answering():
             documents: list[bytes] = await self._run(_HISTORY, [self._points_key], *arguments)
-            found: list[PricePoint] = []
-            for end in range(len(documents), 0, -_SLICE_POINTS):
-                newest_first = documents[max(0, end - _SLICE_POINTS) : end]
-                found += [point for document in reversed(newest_first) if (point := _readable_point(document))]
-                await asyncio.sleep(0)
-        return found
+            found = await in_slices(_readable_point, documents[::-1])
+        return [point for point in found if point is not None]
 
     async def put_feed_status(self, state: FeedStatus) -> None:
         document = msgspec.json.encode(feed_status_document(state))
