@@ -38,7 +38,7 @@ class Desk(MemoryReportStore):
 
     def kept(self) -> list[Report]:
         """What was reported as the services' own, the oldest first."""
-        return [kept.report for kept in self._verified.kept]
+        return [kept.report for kept in self._kept[True]]
 
     def data(self) -> list[str]:
         return [report.data for report in self.kept()]

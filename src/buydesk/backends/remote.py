@@ -199,8 +199,7 @@ class RemoteLedger(RemoteService, OrderLedger):
                 # db_proxy, which has a clock of its own, is told how long, not until when.
                 answer_within_ms=int(timeout_seconds * 1000),
             )
-            outcomes = [outcome_from(answer, item) for answer, item in zip(answers, items, strict=True)]
-            return [self._understood(outcome) for outcome in outcomes]
+            return [self._understood(outcome_from(answer, item)) for answer, item in zip(answers, items, strict=True)]
         except (InvalidRequest, PayloadTooLarge, UnsupportedMediaType) as error:
             raise self._misunderstood(error) from error
         except _NEVER_SENT as error:

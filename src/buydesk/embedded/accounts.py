@@ -12,8 +12,6 @@ from pathlib import Path
 
 from buydesk.errors import CannotStart
 
-ACCOUNT_NAMES = ("postgres", "nobody")
-
 _ENTER = 0o1  # of a program: run
 _READ = 0o4
 
@@ -36,7 +34,7 @@ def server_account(cluster: Path | None = None) -> Account | None:
         return None
     if cluster is not None and cluster.exists() and (owner := cluster.stat()).st_uid != 0:
         return Account(f"with uid {owner.st_uid}", owner.st_uid, owner.st_gid)
-    for name in ACCOUNT_NAMES:
+    for name in ("postgres", "nobody"):
         try:
             found = pwd.getpwnam(name)
         except KeyError:

@@ -239,8 +239,7 @@ async def kill_orphans(cluster: Path, socket_dir: Path, grace_seconds: float = S
     A process counts when it is a postgres that works in the cluster's directory, whatever pid the lock files name: that
     may be another program's by now. Raises CannotStart when one does not end.
     """
-    pid_file = cluster / "postmaster.pid"
-    lock_files = [pid_file, socket_dir / f".s.PGSQL.{_PORT}.lock"]
+    lock_files = [cluster / "postmaster.pid", socket_dir / f".s.PGSQL.{_PORT}.lock"]
     if not any(file.exists() for file in lock_files):
         return
     for stop_signal in _STOP_SIGNALS:

@@ -83,11 +83,10 @@ class Child:
             async with asyncio.timeout(self.ready_seconds_max):
                 if self.is_ready is not None:
                     await self._until_ready(self._process, self.is_ready)
-        except TimeoutError:
+        except BaseException as error:
             await self.stop()
-            raise CannotStart(f"{self.name} was not ready within {self.ready_seconds_max:g} s") from None
-        except BaseException:
-            await self.stop()
+            if isinstance(error, TimeoutError):
+                raise CannotStart(f"{self.name} was not ready within {self.ready_seconds_max:g} s") from None
             raise
 
     async def wait(self) -> str:
@@ -180,13 +179,12 @@ async def supervise(child: Child, *, clock: Clock = CLOCK) -> None:
         pause = min(pause * 2, RESTART_PAUSE_SECONDS_MAX)
         try:
             await child.start()
-        except CannotStart as error:
-            how = str(error)
-            continue
         except Exception as error:
-            # Whatever it is, the next start may do better; nobody would notice that the watching had ended.
-            log.exception("%s could not be started", child.name)
-            how = f"{type(error).__name__}: {error}"
+            how = str(error)
+            if not isinstance(error, CannotStart):
+                # Whatever it is, the next start may do better; nobody would notice that the watching had ended.
+                log.exception("%s could not be started", child.name)
+                how = f"{type(error).__name__}: {error}"
             continue
         started = clock.monotonic()
         how = await child.wait()

@@ -31,7 +31,6 @@ from buydesk.times import format_time
 # A pipelined batch is no smaller than this: each batch has a cost of its own, whatever is in it.
 SMALL_BATCH = 32
 _LATE_CHECK_SECONDS = 0.25
-_NO_REASON = "the ledger gave no reason"
 _DOWN = (LedgerUnavailable, WrongMode)
 
 
@@ -73,8 +72,7 @@ class OrderBatcher:
         self._workers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "OrderBatcher":
-        workers = [self._work() for _ in range(self._ledger.batches_at_once)]
-        self._workers = [asyncio.create_task(worker) for worker in workers]
+        self._workers = [asyncio.create_task(self._work()) for _ in range(self._ledger.batches_at_once)]
         self._refusing_late = asyncio.create_task(self._refuse_late())
         return self
 
@@ -124,12 +122,6 @@ class OrderBatcher:
             if self._closing:
                 return
 
-    def _batch_size(self) -> int:
-        waiting = len(self._queue)
-        if self._pipelined and waiting > SMALL_BATCH:
-            waiting = max(SMALL_BATCH, waiting // 2)
-        return min(waiting, self._batch_max)
-
     def _adapt_batch_size(self, orders: int, seconds: float) -> None:
         """Adapts the size of the next batches to the ledger, which took `seconds` for this many orders."""
         seconds_max = self._ledger.place_seconds / 2
@@ -144,7 +136,7 @@ class OrderBatcher:
         while left := self._still_in_time(left):
             sent_at = time.monotonic()
             seconds = min(min(each.give_up_at for each in left) - sent_at, self._sending_seconds)
-            why = _NO_REASON
+            why = "the ledger gave no reason"
             try:
                 outcomes = await self._ledger.place([each.item for each in left], seconds)
             except DeskError as error:
@@ -198,7 +190,10 @@ class OrderBatcher:
             each.resolve(Refused(outcome_unknown(each.item, self._settings)))
 
     def _next_batch(self) -> list[PendingOrder]:
-        orders = self._batch_size()
+        orders = len(self._queue)
+        if self._pipelined and orders > SMALL_BATCH:
+            orders = max(SMALL_BATCH, orders // 2)
+        orders = min(orders, self._batch_max)
         batch: list[PendingOrder] = []
         while self._queue and len(batch) < orders:
             if not self._refused_as_late(each := self._queue.popleft()):

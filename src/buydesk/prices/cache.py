@@ -1,6 +1,7 @@
 """The price cache of create_buy_order: the current price record, fetched every second, and how long it is valid."""
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import replace
 from datetime import datetime
@@ -74,11 +75,9 @@ class PriceCache:
         give_up_at = self._clock.monotonic() + seconds_max
         await self.refresh()
         while isinstance(self.current(), DeskError) and self._clock.monotonic() < give_up_at:
-            try:
+            with contextlib.suppress(DeskError):  # there is no status yet
                 if (await self._store.feed_status()).problem:
                     return
-            except DeskError:  # there is no status yet
-                pass
             await asyncio.sleep(_FIRST_PRICE_PAUSE_SECONDS)
             await self.refresh()
 

@@ -19,7 +19,6 @@ from buydesk.topology import PORTS
 
 READY_SECONDS_MAX = 10.0
 READY_POLL_SECONDS = 0.05
-_NO_ANSWER = "it does not answer"
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -49,7 +48,7 @@ async def wait_until_ready(
     session: "ClientSession", url: str, seconds_max: float, should_stop_waiting: ShouldStopWaiting | None = None
 ) -> str:
     """Returns "" when the service is ready, or else, in the end, what it says is missing."""
-    reason = _NO_ANSWER
+    reason = "it does not answer"
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds_max):
             while True:

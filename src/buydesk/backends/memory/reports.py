@@ -20,43 +20,37 @@ from buydesk.times import CLOCK, Clock
 from buydesk.topology import SERVICES
 
 
-class _Place:
-    """The newest reports, verified or strangers', oldest first; and of services that are not ours the last one of each,
-    the longest silent first."""
-
-    def __init__(self, kept_max: int) -> None:
-        self.kept: deque[StoredReport] = deque(maxlen=kept_max)
-        self.last_of_others: FIFOCache[str, StoredReport] = FIFOCache(OTHERS_KEPT_MAX)
-
-
 class MemoryReportStore(ReportStore):
     """A filter looks through all that is kept: under 1 ms for 5000 reports."""
 
     def __init__(self, settings: Settings, clock: Clock = CLOCK) -> None:
         self._clock = clock
-        self._verified = _Place(settings.reports_kept_max)
-        self._strangers = _Place(STRANGERS_KEPT_MAX)
         self._last_of_ours: dict[str, StoredReport] = {}
+        # By whether they are verified: the newest reports, and of services that are not ours the last one of each.
+        self._kept: dict[bool, deque[StoredReport]] = {
+            True: deque(maxlen=settings.reports_kept_max),
+            False: deque(maxlen=STRANGERS_KEPT_MAX),
+        }
+        self._last_of_others = {each: FIFOCache[str, StoredReport](OTHERS_KEPT_MAX) for each in (True, False)}
 
     async def report(self, report: Report, *, verified: bool) -> None:
         kept = StoredReport(report, self._clock.now(), verified)
-        place = self._verified if verified else self._strangers
-        place.kept.append(kept)
+        self._kept[verified].append(kept)
         if report.service not in SERVICES:
-            place.last_of_others[report.service] = kept
+            self._last_of_others[verified][report.service] = kept
         elif verified:
             self._last_of_ours[report.service] = kept
 
     async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[StoredReport]:
-        def matching(place: _Place) -> Iterator[StoredReport]:
-            for kept in reversed(place.kept):
+        def matching(verified: bool) -> Iterator[StoredReport]:
+            for kept in reversed(self._kept[verified]):
                 if service in (None, kept.report.service) and level in (None, kept.report.level):
                     yield kept
 
-        return list(islice(newest_first(matching(self._verified), matching(self._strangers)), limit))
+        return list(islice(newest_first(matching(verified=True), matching(verified=False)), limit))
 
     async def last_of_each(self) -> Sequence[StoredReport]:
-        last = {**self._strangers.last_of_others, **self._verified.last_of_others, **self._last_of_ours}
+        last = {**self._last_of_others[False], **self._last_of_others[True], **self._last_of_ours}
         return list(last.values())
 
     async def check(self) -> None:

@@ -104,8 +104,7 @@ class RedisReportStore(RedisStore, ReportStore):
         while newest and len(found) < limit:
             # Without a filter every report counts: no more are read than are wanted.
             slice_reports = _SLICE_REPORTS if service or level else min(limit - len(found), _SLICE_REPORTS)
-            asked = (newest, slice_reports, service or "", level or "")
-            oldest, matching = await self._run(_MATCHING, [stream], *asked)
+            oldest, matching = await self._run(_MATCHING, [stream], newest, slice_reports, service or "", level or "")
             found += matching
             newest = oldest and b"(" + oldest
         return found

@@ -52,14 +52,6 @@ class Series:
         return len(self.closes_cents[Currency.EUR])
 
 
-@dataclass(frozen=True, slots=True)
-class Minute:
-    """The minute that the replay has come to: nothing is interpolated."""
-
-    replayed_from: datetime
-    closes_cents: Mapping[Currency, int]
-
-
 class _State(msgspec.Struct, frozen=True):
     """What the file keeps: how far the replay is, in minutes since it began, there and back counted as one round."""
 
@@ -96,28 +88,28 @@ class SandboxSource(PriceSource):
 
     async def quotes(self) -> SourceResponse:
         """The minute that the replay has come to, as this source sees it now; raises SourceFailed for its fault."""
-        minute = self.replay.minute()
+        replayed_from, closes_cents = self.replay.minute()
         if self.fault == "source-down":
             raise SourceFailed(f"{self.name} gives no answer (a fault that was asked for).")
         quotes_of = self._nonsense if self.fault == "garbage" else self._seen
         observed_at = self.stopped_at or self.clock.now()
-        return SourceResponse(quotes_of(minute, observed_at), replayed_from=minute.replayed_from)
+        return SourceResponse(quotes_of(closes_cents, observed_at), replayed_from=replayed_from)
 
     async def close(self) -> None:
         """There is nothing to close."""
 
-    def _seen(self, minute: Minute, observed_at: datetime) -> tuple[Quote, ...]:
+    def _seen(self, closes_cents: Mapping[Currency, int], observed_at: datetime) -> tuple[Quote, ...]:
         quotes = []
-        for currency, close_cents in minute.closes_cents.items():
+        for currency, close_cents in closes_cents.items():
             middle_cents = close_cents * (PARTS + self.parts) // PARTS
             half_spread_cents = middle_cents // PARTS
             bid_cents, ask_cents = middle_cents - half_spread_cents, middle_cents + half_spread_cents
             quotes.append(Quote(self.name, currency, bid_cents * _E8_PER_CENT, ask_cents * _E8_PER_CENT, observed_at))
         return tuple(quotes)
 
-    def _nonsense(self, minute: Minute, observed_at: datetime) -> tuple[Quote, ...]:
+    def _nonsense(self, closes_cents: Mapping[Currency, int], observed_at: datetime) -> tuple[Quote, ...]:
         """A bid above its ask, 10^30 of a currency for a bitcoin, and a bitcoin for nothing."""
-        close_e8 = minute.closes_cents[Currency.EUR] * _E8_PER_CENT
+        close_e8 = closes_cents[Currency.EUR] * _E8_PER_CENT
         return (
             Quote(self.name, Currency.EUR, close_e8 + RATE_SCALE, close_e8, observed_at),
             Quote(self.name, Currency.GBP, 10**30 * RATE_SCALE, 10**30 * RATE_SCALE, observed_at),
@@ -139,8 +131,9 @@ class Replay:
         self._moved_at: float | None = None
         self._can_write = True
 
-    def minute(self) -> Minute:
-        """Where the replay is now; the same for all who ask within a tick. Never raises."""
+    def minute(self) -> tuple[datetime, Mapping[Currency, int]]:
+        """The minute that the replay has come to and its closes in cents, nothing interpolated; the same for all who
+        ask within a tick. Never raises."""
         moment = self._clock.monotonic()
         if self._moved_at is None or moment - self._moved_at >= self._same_tick_seconds:
             if self._moved_at is not None:
@@ -149,10 +142,8 @@ class Replay:
             self._position_minutes %= _round(self._series.minutes)
             self._keep_position()
         index = turned(int(self._position_minutes), self._series.minutes)
-        return Minute(
-            self._series.start + timedelta(minutes=index),
-            {currency: closes[index] for currency, closes in self._series.closes_cents.items()},
-        )
+        closes_cents = {currency: closes[index] for currency, closes in self._series.closes_cents.items()}
+        return self._series.start + timedelta(minutes=index), closes_cents
 
     def _keep_position(self) -> None:
         """Losing the position harms nobody: a disk that is full must not cost the price."""
