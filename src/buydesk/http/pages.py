@@ -43,13 +43,12 @@ def read_id(request: Request) -> uuid.UUID:
         raise InvalidRequest.of("id", "must be a UUID") from error
 
 
-KEY = Member("client_order_id", parse_key, {"type": "string", "pattern": f"^[!-~]{{1,{KEY_CHARS_MAX}}}$"})
 PAGE_MEMBERS = (
     whole_number("page_size", f"Default {PAGE_SIZE}.", PAGE_SIZE_MAX),
     whole_number("start", "Leave out this many of the newest orders (default 0).", NUMBER_MAX, lowest=0),
     whole_number("before", "The highest numbers below this one.", NUMBER_MAX, lowest=0),
     whole_number("after", "The lowest numbers above this one.", NUMBER_MAX, lowest=0),
-    KEY,
+    Member("client_order_id", parse_key, {"type": "string", "pattern": f"^[!-~]{{1,{KEY_CHARS_MAX}}}$"}),
 )
 
 
