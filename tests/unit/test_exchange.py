@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -12,32 +12,31 @@ import psutil
 import pytest
 from aiohttp import web
 
-from buydesk.backends.sources import EXCHANGES, exchanges
+from buydesk.backends.sources import EXCHANGES, EXTRA_EXCHANGES, exchanges
 from buydesk.backends.sources.exchange import ANSWER_BYTES_MAX, ExchangeSource
 from buydesk.errors import SourceFailed
 from buydesk.money import Currency
 from buydesk.prices.model import Quote, RejectedQuote, SourceResponse
 from buydesk.settings.model import Settings
+from buydesk.settings.types import EXTRA_SOURCES
 from buydesk.times import CLOCK, Clock
 from tests.clock import FakeClock
-from tests.exchanges import StandIns, bitstamp_answer, coinbase_answer, kraken_answer
+from tests.exchanges import Handler, StandIns, answering, bitstamp_answer, coinbase_answer, kraken_answer
 from tests.exchanges import exchanges as all_stand_ins
 from tests.serving import free_port
 
 EUR, GBP, USD = Currency
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
-BY_NAME = {exchange.name: exchange for exchange in EXCHANGES}
+BY_NAME = {exchange.name: exchange for exchange in EXCHANGES + EXTRA_EXCHANGES}
 NAMES = sorted(BY_NAME)
 BOOKS = dict.fromkeys(Currency, ("41191.86", "41191.96"))
 TOO_MUCH = f"an answer of more than {ANSWER_BYTES_MAX} bytes"
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 
 @pytest.fixture
 async def stand_ins() -> AsyncIterator[StandIns]:
-    async with all_stand_ins() as all_five:
-        yield all_five
+    async with all_stand_ins(*EXTRA_SOURCES) as all_of_them:
+        yield all_of_them
 
 
 @contextlib.asynccontextmanager
@@ -48,20 +47,6 @@ async def asking(name: str, url: str, *, clock: Clock | None = None, **settings:
         yield source
     finally:
         await source.close()
-
-
-@contextlib.asynccontextmanager
-async def answering(handler: Handler) -> AsyncIterator[str]:
-    """The address of an exchange that answers whatever it is asked by the handler."""
-    app = web.Application()
-    app.router.add_get("/{path:.*}", handler)
-    runner = web.AppRunner(app, shutdown_timeout=1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 @contextlib.asynccontextmanager
@@ -271,7 +256,7 @@ async def test_redirects_are_not_followed(status: int, location: str) -> None:
         return web.Response(status=status, headers={"Location": location}, body=kraken_answer(BOOKS))
 
     assert (await kraken_failure(answer)).startswith(f"status {status}")
-    assert len(asked) == 1
+    assert len(asked) == len(Currency), "each request once"
 
 
 @pytest.mark.parametrize("head", ["Content-Length: 10000000\r\n", ""])

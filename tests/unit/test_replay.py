@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from buydesk.backends.sources import replay
-from buydesk.backends.sources.replay import SERIES, load_series, sandbox_sources, turned
+from buydesk.backends.sources.replay import SERIES, load_series, turned
+from buydesk.backends.sources.sandbox import sandbox_sources
 from buydesk.errors import SourceFailed
 from buydesk.money import Currency, format_rate
 from buydesk.prices.model import PriceSource, Quote, Rule, SourceResponse
@@ -161,7 +162,7 @@ async def test_five_sources_differ_a_little_and_their_price_is_the_close(clock: 
         verdict = await decided(five, clock)
         [third] = [rates(await five[2].quotes())]
         assert texts(verdict) == third
-        assert (len(verdict.used), verdict.rejected) == (15, ())
+        assert (len(verdict.used), verdict.rejected) == (15, [])
         for currency, rate_e8 in verdict.rates_e8.items():
             mids = {quote.mid_e8 for quote in verdict.used if quote.currency == currency}
             assert len(mids) == 5

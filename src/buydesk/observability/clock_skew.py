@@ -7,7 +7,7 @@ Nobody's clock is right by itself: those that agree with most others are.
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from buydesk.errors import ClockSkewed
@@ -69,11 +69,8 @@ class ClockMonitor:
 
     def hear_date(self, whose: str, header: str | None, asked_at: float) -> None:
         """Takes in the Date of an answer; one that is missing or none says nothing."""
-        try:
-            shown = parsedate_to_datetime(header or "")
-        except ValueError:
-            return
-        if shown.tzinfo is not None:
+        shown = http_date(header or "")
+        if shown is not None:
             self.hear(whose, shown, asked_at, HTTP_DATE_SECONDS)
 
     async def check(self) -> None:
@@ -93,11 +90,25 @@ class ClockMonitor:
             said = verdict(self._own, ahead, self._skew_seconds_max)[1]
             raise ClockSkewed(said, retry_after_seconds=RETRY_AFTER_SECONDS)
 
+    def own_off(self) -> str:
+        """In words, that our own clock is off, "" unless most others say so."""
+        off, said = verdict(self._own, self._ahead(), self._skew_seconds_max)
+        return said if self._own in off else ""
+
     def _ahead(self) -> dict[str, float]:
         """By how many seconds each clock that was heard of lately is ahead of ours."""
         moment, now = self._clock.monotonic(), self._clock.now().timestamp()
         recent = {whose: heard for whose, heard in self._heard.items() if moment - heard.moment <= KEPT_SECONDS}
         return {whose: heard.at(moment).ahead_of(now) for whose, heard in recent.items()}
+
+
+def http_date(written: str) -> datetime | None:
+    """The moment of a date as HTTP writes it, None if it is none."""
+    try:
+        moment = parsedate_to_datetime(written)
+        return None if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def verdict(own: str, ahead: Mapping[str, float], skew_seconds_max: float) -> tuple[Collection[str], str]:

@@ -1,4 +1,4 @@
-"""Polling one price source: its time limit, its circuit breaker, and its status.
+"""Polling one price source: its time limit, its circuit breaker, whether it is alive, and its status.
 
 A source is hostile input: whatever it does, polling it ends within its time limit, costs a bounded amount of memory and
 raises nothing.
@@ -6,6 +6,7 @@ raises nothing.
 
 import asyncio
 import logging
+from collections import deque
 from datetime import UTC, datetime, timedelta
 
 from msgspec.structs import replace
@@ -14,13 +15,15 @@ from buydesk.errors import SourceFailed
 from buydesk.prices.model import PriceSource, Quote, RejectedQuote, SourceResponse, SourceStatus
 from buydesk.prices.rule import is_price
 from buydesk.settings.model import Settings
-from buydesk.times import CLOCK, Clock
+from buydesk.times import CLOCK, EPOCH, Clock
 
 # The circuit breaker opens when a source has failed so often in a row.
 FAILURES_BEFORE_OPEN = 3
 # What a source says ends up in the record: at most this many quotes and rejections, and characters of a reason.
 ANSWER_ITEMS_MAX = 12
 REASON_CHARS_MAX = 200
+# So many different answers are remembered: caches that take turns with old ones show nothing new.
+ANSWERS_REMEMBERED = 8
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ class SourcePoller:
         self.failures_total = 0
         self._source = source
         self._settings = settings
+        self._changes = _Changes(settings.unchanged_seconds_max(source.name))
         self._clock = clock
         self._running_call: asyncio.Task[SourceResponse | Exception] | None = None
         self._problem = "has not been asked yet"
@@ -40,31 +44,39 @@ class SourcePoller:
         self._last_error = ""
         self._failed_at: datetime | None = None
         self._cooldown_seconds = 0.0
-        self._open_until = clock.monotonic()
+        self._open_until = self._wanted_at = clock.monotonic()
+        self._may_rest = True
         self._quotes: tuple[Quote, ...] = ()
 
-    async def poll(self) -> SourceResponse:
+    async def poll(self, *, may_rest: bool = True) -> SourceResponse:
         """What the source says now; without quotes, and with the reason as a rejection, when that is nothing usable.
 
-        While the circuit breaker is open the source is not asked. After the cool-down one call is let through: if that
-        fails too, the next cool-down is twice as long.
+        While the circuit breaker is open the source is not asked if it `may_rest`, because the others made a price
+        without it; without a price every source is asked, except one that said when it wants to be asked again. After
+        the cool-down one call is let through: if that fails too, the next cool-down is twice as long. An answer that
+        has been the same for too long is set aside until it changes; that is no failure of the call.
         """
-        if self._clock.monotonic() < self._open_until:
-            return self._without_quotes(
-                f"is left alone after {self._failures} failures in a row; the last: {self._problem}"
-            )
+        self._may_rest = may_rest
+        if reason := self._left_alone():
+            return self._without_quotes(reason)
         try:
             seen = _checked(self.name, await self._call_source())
         except Exception as error:
             self._record_failure(error)
             return self._without_quotes(self._problem)
-        self._problem, self._failures, self._cooldown_seconds = "", 0, 0.0
+        self._failures, self._cooldown_seconds, self._open_until = 0, 0.0, self._clock.monotonic()
+        self._keep_to(seen.retry_after_seconds)
+        self._problem = self._changes.take(seen.fingerprint, self._clock.monotonic(), self._clock.now())
+        if self._problem:
+            self._last_error, self._failed_at = self._problem, self._clock.now()
+            return self._without_quotes(self._problem)
+        seen = self._changes.dated(seen)
         self._quotes = seen.quotes
         return seen
 
     def state(self, unused: str = "") -> SourceStatus:
         """How the source is; `unused` says why quotes of its last answer were not used."""
-        left_seconds = self._open_until - self._clock.monotonic()
+        left_seconds = self._left_alone_until() - self._clock.monotonic()
         return SourceStatus(
             source=self.name,
             detail=self._problem or unused,
@@ -76,6 +88,27 @@ class SourcePoller:
             failed_at=self._failed_at,
             resting_until=self._clock.now() + timedelta(seconds=left_seconds) if left_seconds > 0 else None,
         )
+
+    def _left_alone(self) -> str:
+        """Why the source is not asked now, "" if it is."""
+        moment = self._clock.monotonic()
+        if moment < self._wanted_at:
+            return f"wants to be asked again in {self._wanted_at - moment:.0f} s" + (
+                f"; the last: {self._problem}" if self._problem else ""
+            )
+        if moment < self._left_alone_until():
+            return f"is left alone after {self._failures} failures in a row; the last: {self._problem}"
+        return ""
+
+    def _left_alone_until(self) -> float:
+        return max(self._open_until, self._wanted_at) if self._may_rest else self._wanted_at
+
+    def _keep_to(self, retry_after_seconds: int | None) -> None:
+        """Leaves the source alone for as long as it said, within the longest rest."""
+        if retry_after_seconds is not None:
+            self._wanted_at = self._clock.monotonic() + min(
+                retry_after_seconds, self._settings.source_cooldown_seconds_max
+            )
 
     async def _call_source(self) -> SourceResponse:
         """The source's answer, in time; raises SourceFailed, and whatever else the source raises."""
@@ -98,20 +131,49 @@ class SourcePoller:
 
     def _record_failure(self, error: Exception) -> None:
         if isinstance(error, SourceFailed):
-            self._problem = _short(error.detail.removeprefix(f"{self.name} ").rstrip("."))
+            self._problem = printable(error.detail.removeprefix(f"{self.name} ").rstrip("."))
+            self._keep_to(error.retry_after_seconds)
         else:
             self._problem = f"failed ({type(error).__name__})"
             _log.info("%s failed in a way that is not foreseen", self.name, exc_info=error)
         self._last_error, self._failed_at = self._problem, self._clock.now()
         self._failures += 1
         self.failures_total += 1
-        if self._failures >= FAILURES_BEFORE_OPEN:
+        is_open = self._clock.monotonic() < self._open_until  # it was asked all the same: that rest is long enough
+        if self._failures >= FAILURES_BEFORE_OPEN and not is_open:
             longer = max(self._settings.source_cooldown_seconds, 2 * self._cooldown_seconds)
             self._cooldown_seconds = min(longer, self._settings.source_cooldown_seconds_max)
             self._open_until = self._clock.monotonic() + self._cooldown_seconds
 
     def _without_quotes(self, reason: str) -> SourceResponse:
         return SourceResponse((), (RejectedQuote(self.name, reason),))
+
+
+class _Changes:
+    """When what a source answers was different last. It says nothing of one with a clock of its own."""
+
+    def __init__(self, unchanged_seconds_max: float) -> None:
+        self._unchanged_seconds_max = unchanged_seconds_max
+        self._known: deque[bytes] = deque(maxlen=ANSWERS_REMEMBERED)
+        self._moment = 0.0
+        self._at = EPOCH
+
+    def take(self, fingerprint: bytes | None, moment: float, now: datetime) -> str:
+        """Takes in an answer, the first of which counts as a change; why it proves nothing any more, "" if it does."""
+        if fingerprint is None:
+            return ""
+        if fingerprint not in self._known:
+            self._known.append(fingerprint)
+            self._moment, self._at = moment, now
+        seconds = moment - self._moment
+        return f"has given the same answer for {seconds:.0f} s" if seconds > self._unchanged_seconds_max else ""
+
+    def dated(self, seen: SourceResponse) -> SourceResponse:
+        """The answer, each quote of which says when what was answered changed: not later than it was observed."""
+        if seen.fingerprint is None:
+            return seen
+        quotes = (replace(quote, changed_at=min(self._at, quote.observed_at)) for quote in seen.quotes)
+        return replace(seen, quotes=tuple(quotes))
 
 
 async def _result_of(source: PriceSource) -> SourceResponse | Exception:
@@ -128,16 +190,16 @@ def _checked(name: str, seen: SourceResponse) -> SourceResponse:
     """The answer, bounded, under the source's own name only; raises SourceFailed, and anything if it is no answer."""
     if len(seen.quotes) + len(seen.rejected) > ANSWER_ITEMS_MAX:
         raise SourceFailed(f"said more than {ANSWER_ITEMS_MAX} things at once")
-    rejected = tuple(RejectedQuote(name, _short(each.reason)) for each in seen.rejected)
+    rejected = tuple(RejectedQuote(name, printable(each.reason)) for each in seen.rejected)
     if not seen.quotes:
         raise SourceFailed("; ".join(["gave no quotes", *(each.reason for each in rejected)]))
     quotes = tuple(replace(quote, source=name, observed_at=_utc(quote.observed_at)) for quote in seen.quotes)
-    return SourceResponse(quotes, rejected, seen.replayed_from)
+    return replace(seen, quotes=quotes, rejected=rejected)
 
 
-def _short(reason: str) -> str:
+def printable(reason: str, chars_max: int = REASON_CHARS_MAX) -> str:
     """A reason that can be written down: an exchange may have sent characters that cannot be shown."""
-    return "".join(char if char.isprintable() else "?" for char in reason[:REASON_CHARS_MAX])
+    return "".join(char if char.isprintable() else "?" for char in reason[:chars_max])
 
 
 def _utc(moment: datetime) -> datetime:

@@ -15,11 +15,16 @@ from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, model_vali
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from buydesk import hosts, signing_keys
+from buydesk.money import Currency
 from buydesk.settings.types import (
+    EXTRA_SOURCES,
+    LIVE_SOURCES,
     Access,
     BasisPoints,
     Count,
+    Currencies,
     DatabaseUrl,
+    ExtraSources,
     HostNames,
     HttpUrl,
     Networks,
@@ -51,7 +56,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "db_proxy_database_url": (),  # only `migrate`
     "redis_url": ("api_cache_proxy", "health_check"),
     "price_signing_key": ("api_updater",),
-    "publishing_tokens": ("api_cache_proxy", "api_updater"),
+    "publishing_tokens": ("api_cache_proxy", "api_updater", "db_proxy"),
     "placing_tokens": ("create_buy_order", "db_proxy"),
     "reading_tokens": ("db_proxy", "fetch_buy_orders"),
     "reporting_tokens": tuple(PORTS),
@@ -81,6 +86,17 @@ def new_token() -> str:
 SharedTokens = Annotated[Tokens, Field(default_factory=lambda: SecretStr(new_token()))]
 
 
+# Beyond these a price proves little: sources that differ by so much, quotes so wide, or moves that nobody looks at.
+_PROVING_BP_MAX = {
+    "price_deviation_bp_max": 300,
+    "price_spread_bp_max": 300,
+    "price_jump_bp_max": 2000,
+    "price_anchor_bp_max": 5000,
+    "price_old_anchor_bp_max": 8000,
+    "price_cross_bp_max": 3000,
+}
+
+
 class Settings(BaseSettings):
     """Every time-out, pool and limit of the desk; times in seconds. An alias has no prefix before it."""
 
@@ -99,7 +115,7 @@ class Settings(BaseSettings):
     db_proxy_database_url: DatabaseUrl | None = Field(
         None,
         description="The DATABASE_URL of db_proxy, if it has an account of its own: `migrate` makes that account, sets "
-        "its password and lets it place and read, and nothing else.",
+        "its password and lets it read, place orders and keep what prices are judged by, and nothing else.",
     )
     redis_url: RedisUrl | None = Field(
         None,
@@ -128,7 +144,10 @@ class Settings(BaseSettings):
     data_dir: Annotated[Path | None, BeforeValidator(not_empty)] = Field(
         None, description="Where the sandbox keeps its position (and `up` everything)."
     )
-    publishing_tokens: SharedTokens = Field(description="What api_updater shows api_cache_proxy to publish prices.")
+    publishing_tokens: SharedTokens = Field(
+        description="What api_updater shows api_cache_proxy to publish prices and db_proxy to keep the last ones, and "
+        "operators to confirm one."
+    )
     placing_tokens: SharedTokens = Field(description="What create_buy_order shows db_proxy to place orders.")
     reading_tokens: SharedTokens = Field(description="What fetch_buy_orders shows db_proxy to read orders.")
     reporting_tokens: SharedTokens = Field(description="What the services show health_check when they report.")
@@ -194,19 +213,34 @@ class Settings(BaseSettings):
         20, description="How long a source that failed three times in a row is not asked at first; doubled each time."
     )
     source_cooldown_seconds_max: Seconds = Field(240, description="The longest pause of a source that keeps failing.")
+    source_unchanged_seconds_max: Seconds = Field(120, description="How long a clockless source may repeat itself.")
+    bitfinex_unchanged_seconds_max: Seconds | None = Field(None, description="The same for Bitfinex alone.")
+    bitvavo_unchanged_seconds_max: Seconds | None = Field(None, description="The same for Bitvavo alone.")
+    gemini_unchanged_seconds_max: Seconds | None = Field(None, description="The same for Gemini alone.")
+    kraken_unchanged_seconds_max: Seconds | None = Field(None, description="The same for Kraken alone.")
     quote_age_seconds_max: Count = Field(30, description="Older quotes prove no price.")
-    price_sources_min: int = Field(SOURCES_MIN, ge=SOURCES_MIN, le=5, description="Sources that must agree on a price.")
+    price_sources_min: int = Field(
+        SOURCES_MIN, ge=SOURCES_MIN, le=len(LIVE_SOURCES + EXTRA_SOURCES), description="Sources that must agree."
+    )
+    extra_sources: ExtraSources = Field((), description="Exchanges to ask beside the five: bitvavo (euros), okx.")
     price_deviation_bp_max: BasisPoints = Field(100, description="How far apart sources that agree may be, in 0.01 %.")
-    price_spread_bp_max: BasisPoints = Field(1000, description="How far an ask may lie above its bid, in 0.01 %.")
+    price_spread_bp_max: BasisPoints = Field(100, description="How far an ask may lie above its bid, in 0.01 %.")
     price_jump_bp_max: BasisPoints = Field(500, description="A price that moves more must be seen twice, in 0.01 %.")
+    price_anchor_bp_max: BasisPoints = Field(2000, description="One that moves more must be confirmed, in 0.01 %.")
+    price_old_anchor_bp_max: BasisPoints = Field(4000, description="The same, after more than a day without a price.")
+    price_cross_bp_max: BasisPoints = Field(1000, description="The same, against the other currencies.")
+    price_limits_wide: bool = Field(False, description="Limits of prices may be so wide that they prove little.")
+    currencies: Currencies = Field(tuple(Currency), description="What is sold for; the others are refused.")
     # Faster, one tick of 15 s would now and then move further than a price may jump.
     replay_speed: float = Field(1, ge=0, le=60, description="Historic minutes a minute.")
     sandbox_fault: SandboxFault | None = Field(None, description="How the sandbox's price sources are to misbehave.")
     bitfinex_url: HttpUrl = Field("https://api-pub.bitfinex.com", description="Bitfinex's address, or a mirror's.")
     bitstamp_url: HttpUrl = Field("https://www.bitstamp.net", description="Bitstamp's address, or a mirror's.")
+    bitvavo_url: HttpUrl = Field("https://api.bitvavo.com", description="Bitvavo's address, or a mirror's.")
     coinbase_url: HttpUrl = Field("https://api.exchange.coinbase.com", description="Coinbase's address, or a mirror's.")
     gemini_url: HttpUrl = Field("https://api.gemini.com", description="Gemini's address, or a mirror's.")
     kraken_url: HttpUrl = Field("https://api.kraken.com", description="Kraken's address, or a mirror's.")
+    okx_url: HttpUrl = Field("https://www.okx.com", description="OKX's address, or a mirror's.")
 
     request_seconds_max: Seconds = Field(10, description="The head of a request comes within this time, then its body.")
     idle_seconds_max: Seconds = Field(75, description="A connection without a request ends after this time.")
@@ -234,6 +268,18 @@ class Settings(BaseSettings):
             broken.append(
                 f"{variable('sandbox_fault')} ({self.sandbox_fault}) needs {variable('price_feed')}=sandbox: "
                 "nothing makes the exchanges misbehave"
+            )
+        broken += [
+            f"{variable(name)} ({getattr(self, name)}) must be at most {most}, or {variable('price_limits_wide')} true"
+            for name, most in _PROVING_BP_MAX.items()
+            if getattr(self, name) > most and not self.price_limits_wide
+        ]
+        # The sandbox has as many as are always asked.
+        sources = len(LIVE_SOURCES) + (len(set(self.extra_sources)) if self.price_feed == "live" else 0)
+        if self.price_sources_min > sources:
+            broken.append(
+                f"{variable('price_sources_min')} ({self.price_sources_min}) must be at most the number of sources "
+                f"({sources}; {variable('extra_sources')} adds some to the live feed's)"
             )
         if broken:
             raise ValueError("; ".join(broken))
@@ -275,6 +321,11 @@ class Settings(BaseSettings):
     def is_beyond_loopback(self) -> bool:
         """Whether other machines may reach the services that run here."""
         return not hosts.is_loopback(self.host)
+
+    def unchanged_seconds_max(self, source: str) -> float:
+        """For how long a source that tells no time may give the same answer."""
+        own: float | None = getattr(self, f"{source}_unchanged_seconds_max", None)
+        return self.source_unchanged_seconds_max if own is None else own
 
     def port(self, service: str) -> int:
         """The port the service listens on."""

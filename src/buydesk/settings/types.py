@@ -10,7 +10,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
 from buydesk import hosts, signing_keys
+from buydesk.money import CURRENCIES_TEXT, Currency, parse_currency
 
+# The sources of the live feed: those that are always asked, and those that are asked where a setting names them.
+LIVE_SOURCES = ("bitfinex", "bitstamp", "coinbase", "gemini", "kraken")
+EXTRA_SOURCES = ("bitvavo", "okx")
 # An old one and a new one, while they are changed.
 TOKENS_MAX = 2
 DATABASE_SCHEMES = ("postgresql://", "postgres://")
@@ -92,8 +96,16 @@ def _listed(one: Callable[[str], T], what: str) -> BeforeValidator:
     return BeforeValidator(read)
 
 
+def _extra_source(text: str) -> str:
+    if text not in EXTRA_SOURCES:
+        raise ValueError(f"is not one of {', '.join(EXTRA_SOURCES)}")
+    return text
+
+
 Access = Literal["open", "proxy"]
-SandboxFault = Literal["source-down", "outlier", "disagree", "stale", "garbage"]
+SandboxFault = Literal[
+    "source-down", "outlier", "disagree", "stale", "garbage", "frozen", "one-currency", "crash", "jump", "swapped"
+]
 SANDBOX_FAULTS: tuple[SandboxFault, ...] = get_args(SandboxFault)
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -103,6 +115,12 @@ PublicKeys = Annotated[
     tuple[str, ...],
     NoDecode,
     _listed(_public_key, f"public keys as `buydesk secrets` shows them ({signing_keys.KEY_BYTES} bytes as base64url)"),
+]
+Currencies = Annotated[
+    tuple[Currency, ...], Field(min_length=1), NoDecode, _listed(parse_currency, f"currencies: {CURRENCIES_TEXT}")
+]
+ExtraSources = Annotated[
+    tuple[str, ...], NoDecode, _listed(_extra_source, f"names of exchanges, of {' and '.join(EXTRA_SOURCES)}")
 ]
 HostNames = Annotated[
     tuple[str, ...], NoDecode, _listed(hosts.host_name, "host names without ports (IP addresses need no name)")

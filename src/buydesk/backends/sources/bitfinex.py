@@ -1,6 +1,7 @@
 """Bitfinex: all our pairs in one request, a row each, prices as JSON numbers. It tells no time."""
 
-from buydesk.backends.sources.exchange import Book, Exchange, Unusable, number, price
+from buydesk.backends.sources.answers import Unusable
+from buydesk.backends.sources.exchange import Book, Exchange, number, price
 from buydesk.money import Currency
 
 # SYMBOL, BID, BID_SIZE, ASK, …

@@ -6,7 +6,8 @@ Its `last` may lie outside bid and ask, when the last trade is long ago; it is n
 import re
 from datetime import UTC, datetime
 
-from buydesk.backends.sources.exchange import Book, Exchange, Unusable, member, price, text
+from buydesk.backends.sources.answers import Unusable
+from buydesk.backends.sources.exchange import Book, Exchange, member, price, text
 from buydesk.money import Currency
 
 _SECONDS = re.compile(r"[0-9]{1,10}", re.ASCII)  # until the year 2286

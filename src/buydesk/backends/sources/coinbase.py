@@ -5,7 +5,8 @@ The book is newer than that trade. Taken for as old, it is left out while nobody
 
 from datetime import datetime
 
-from buydesk.backends.sources.exchange import Book, Exchange, Unusable, member, price, text
+from buydesk.backends.sources.answers import Unusable
+from buydesk.backends.sources.exchange import Book, Exchange, member, price, text
 from buydesk.money import Currency
 from buydesk.times import parse_time
 

@@ -8,44 +8,44 @@ a number in it stays as it was written. Whether a book is too old, too wide or c
 
 import asyncio
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from hashlib import blake2b
 from http.client import responses
 
 import aiohttp
 
 from buydesk import __version__
+from buydesk.backends.sources.answers import Unusable, age, retry_after_seconds, words_in, words_of
+from buydesk.backends.sources.way_out import proxy_for
 from buydesk.errors import SourceFailed
 from buydesk.money import Currency, NotMoney, parse_rate
-from buydesk.observability.clock_skew import ClockMonitor
+from buydesk.observability.clock_skew import ClockMonitor, http_date
 from buydesk.prices.model import PriceSource, Quote, RejectedQuote, SourceResponse
 from buydesk.reading import Number, Repeated, decode_json, is_text
 from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
 
 ANSWER_BYTES_MAX = 64 * 1024
-_SECONDS = re.compile(r"[0-9]+", re.ASCII)
-# What a number of seconds that is larger counts as (RFC 9111, section 1.2.2).
-_SECONDS_MAX = 2**31 - 1
+DIGEST_BYTES = 16
 # How long an exchange's address is kept: a slow name server must not delay the other sources at every tick.
 _DNS_SECONDS = 300
 # A request ends before its source would be given up: one of several that is slow does not cost the others' quotes.
 REQUEST_SHARE_MAX = 0.9
 
 
-class Unusable(ValueError):
-    """An answer, or a book in it, that cannot be used; the message says why in a few words of ours."""
-
-
 @dataclass(frozen=True, slots=True)
 class Book:
-    """The best bid and ask for a bitcoin (`rate_e8` units); `time` is the exchange's own, None if it tells none."""
+    """The best bid and ask for a bitcoin (`rate_e8` units); `time` is the exchange's own, None if it tells none.
+
+    A `warning` of the exchange is told, and the book is used all the same.
+    """
 
     bid_e8: int
     ask_e8: int
     time: datetime | None = None
+    warning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,17 @@ class Exchange:
     name: str
     requests: Mapping[str, tuple[Currency, ...]]
     book: Callable[[object, Currency], Book]
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What one request gave. `wrong` says why a currency has no quote, or what is wrong though it has one; `digest` is
+    of all that was answered, None if that has no book or its own time."""
+
+    quotes: Sequence[Quote]
+    wrong: Mapping[Currency, str]
+    digest: bytes | None = None
+    retry_after_seconds: int | None = None
 
 
 class ExchangeSource(PriceSource):
@@ -79,16 +90,24 @@ class ExchangeSource(PriceSource):
         )
         self._skew = timedelta(seconds=settings.clock_skew_seconds_max)
         self._session: aiohttp.ClientSession | None = None
+        # Of each request's last answer: one that fails is no sign of life.
+        self._digests: dict[str, bytes] = {}
 
     async def quotes(self) -> SourceResponse:
         """The quotes of the currencies that it has a usable book of; raises SourceFailed when there is none at all."""
-        answers = await asyncio.gather(*(self._ask(path, each) for path, each in self._exchange.requests.items()))
-        quotes = tuple(quote for found, _ in answers for quote in found)
-        missing = {currency: reason for _, reasons in answers for currency, reason in reasons.items()}
+        asked = self._exchange.requests
+        answers = await asyncio.gather(*(self._ask(path, currencies) for path, currencies in asked.items()))
+        self._digests |= {path: each.digest for path, each in zip(asked, answers, strict=True) if each.digest}
+        quotes = tuple(quote for answer in answers for quote in answer.quotes)
+        wrong = {currency: reason for answer in answers for currency, reason in answer.wrong.items()}
+        longest = max((each.retry_after_seconds for each in answers if each.retry_after_seconds), default=None)
         if not quotes:
-            raise SourceFailed(f"{self.name} gave no quote: {_listed(missing)}.")
+            raise SourceFailed(f"{self.name} gave no quote: {_listed(wrong)}.", retry_after_seconds=longest)
         return SourceResponse(
-            quotes, tuple(RejectedQuote(self.name, f"{currency}: {reason}") for currency, reason in missing.items())
+            quotes,
+            tuple(RejectedQuote(self.name, f"{currency}: {reason}") for currency, reason in wrong.items()),
+            fingerprint=b"".join(self._digests[path] for path in asked if path in self._digests) or None,
+            retry_after_seconds=longest,
         )
 
     async def close(self) -> None:
@@ -111,29 +130,61 @@ class ExchangeSource(PriceSource):
             )
         return self._session
 
-    async def _ask(self, path: str, currencies: tuple[Currency, ...]) -> tuple[list[Quote], dict[Currency, str]]:
-        """The quotes, and for each currency without one the reason."""
+    async def _ask(self, path: str, currencies: tuple[Currency, ...]) -> _Answer:
         asked_at, moment = self._clock.now(), self._clocks.moment()
         try:
-            async with self._pool().get(self._url + path, timeout=self._timeout, allow_redirects=False) as response:
+            proxy = proxy_for(self._url)
+            async with self._pool().get(
+                self._url + path, timeout=self._timeout, allow_redirects=False, proxy=proxy
+            ) as response:
+                if response.status != 200:
+                    return await self._refused(response, currencies)
                 body = await _body(response)
-                if "Age" not in response.headers:  # or the date is of when a cache got it
+                if not _is_kept(response):  # or the date is of when a cache got it
                     self._clocks.hear_date(self.name, response.headers.get("Date"), moment)
-                asked_at -= _age(response)
+                seen_at = asked_at - self._age(response, asked_at)
         except Unusable as error:
-            return [], dict.fromkeys(currencies, str(error))
+            return _Answer((), dict.fromkeys(currencies, str(error)))
+        except aiohttp.ClientHttpProxyError as error:
+            return _Answer((), dict.fromkeys(currencies, f"the proxy refuses with status {error.status}"))
         except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError
-            return [], dict.fromkeys(currencies, f"no answer ({type(error).__name__})")
-        books, missing = parse(self._exchange, body, currencies)
-        quotes = []
+            return _Answer((), dict.fromkeys(currencies, f"no answer ({type(error).__name__})"))
+        books, wrong = parse(self._exchange, body, currencies)
+        quotes, own_off = [], self._clocks.own_off().rstrip(".")
         for currency, book in books.items():
+            if book.warning:
+                wrong[currency] = f"a warning: {book.warning}"
+            if own_off and seen_at < asked_at:  # or the exchange would be blamed for an old answer
+                wrong[currency] = f"our clock is off: {own_off}"
             if book.time is not None and book.time - asked_at > self._skew:
-                missing[currency] = f"a time more than {self._skew.total_seconds():g} s in the future"
+                ahead = f"a time more than {self._skew.total_seconds():g} s"
+                wrong[currency] = (
+                    f"{ahead} ahead of ours, which is off: {own_off}" if own_off else f"{ahead} in the future"
+                )
             else:
                 # An own time may lie a little ahead of ours, as clocks do: we saw it no later than now.
-                observed_at = asked_at if book.time is None else min(book.time, asked_at)
+                observed_at = seen_at if book.time is None else min(book.time, seen_at)
                 quotes.append(Quote(self.name, currency, book.bid_e8, book.ask_e8, observed_at))
-        return quotes, missing
+        has_clock = not books or any(book.time for book in books.values())
+        return _Answer(quotes, wrong, None if has_clock else blake2b(body, digest_size=DIGEST_BYTES).digest())
+
+    async def _refused(self, response: aiohttp.ClientResponse, currencies: tuple[Currency, ...]) -> _Answer:
+        status = f"status {response.status} {responses.get(response.status, '')}".rstrip()
+        words = await words_of(response)
+        return _Answer(
+            (),
+            dict.fromkeys(currencies, f"{status}: {words}" if words else status),
+            retry_after_seconds=retry_after_seconds(response, self._clock.now()),
+        )
+
+    def _age(self, response: aiohttp.ClientResponse, asked_at: datetime) -> timedelta:
+        """How old the answer was when it was asked for, as far as it says so; raises Unusable.
+
+        Its Date makes it older where clocks that differ as much as allowed do not explain it, and never younger.
+        """
+        date = http_date(response.headers.get("Date", ""))
+        by_date = timedelta(0) if date is None else asked_at - date - self._skew
+        return max(age(response), by_date)
 
 
 def parse(
@@ -151,7 +202,8 @@ def parse(
         try:
             books[currency] = exchange.book(answer, currency)
         except Unusable as error:
-            missing[currency] = str(error)
+            words = words_in(answer)
+            missing[currency] = f"an error: {words}" if words else str(error)
     return books, missing
 
 
@@ -184,19 +236,13 @@ def price(written: str, name: str) -> int:
         raise Unusable(f"the {name} {error}") from error
 
 
-def _age(response: aiohttp.ClientResponse) -> timedelta:
-    """How long a cache on the way has kept the answer, nothing when none has (RFC 9111, section 5.1); raises Unusable
-    when it says so in a way that cannot be read."""
-    written = response.headers.get("Age", "0").partition(",")[0].strip()
-    if not _SECONDS.fullmatch(written):
-        raise Unusable("an Age that is no number")
-    return timedelta(seconds=_SECONDS_MAX if len(written) > len(str(_SECONDS_MAX)) else min(int(written), _SECONDS_MAX))
+def _is_kept(response: aiohttp.ClientResponse) -> bool:
+    """Whether a cache on the way says that it has kept the answer."""
+    return "Age" in response.headers or "HIT" in response.headers.get("X-Cache", "").upper()
 
 
 async def _body(response: aiohttp.ClientResponse) -> bytes:
-    """The body of a 200; raises Unusable, and what aiohttp raises."""
-    if response.status != 200:
-        raise Unusable(f"status {response.status} {responses.get(response.status, '')}".rstrip())
+    """The body; raises Unusable, and what aiohttp raises."""
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
@@ -205,8 +251,8 @@ async def _body(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-def _listed(missing: Mapping[Currency, str]) -> str:
+def _listed(wrong: Mapping[Currency, str]) -> str:
     """The reasons; one that all currencies share is given once."""
-    if len(set(missing.values())) == 1:
-        return next(iter(missing.values()))
-    return "; ".join(f"{currency}: {reason}" for currency, reason in missing.items())
+    if len(set(wrong.values())) == 1:
+        return next(iter(wrong.values()))
+    return "; ".join(f"{currency}: {reason}" for currency, reason in wrong.items())

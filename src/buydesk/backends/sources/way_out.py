@@ -1,0 +1,32 @@
+"""The way out to the exchanges: through a proxy where the environment names one, as most programs do it."""
+
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from buydesk import hosts
+from buydesk.backends.sources.answers import Unusable
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy of HTTPS_PROXY or HTTP_PROXY for an address, None if it is asked directly: because none is named, it is
+    in NO_PROXY, or it is of this machine. May hold a password. Raises Unusable for a proxy that cannot be one, and
+    ValueError for an address that is none.
+
+    aiohttp's own reading (`trust_env`) would also send what a .netrc has for an exchange.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if hosts.is_loopback(host) or proxy_bypass(host):
+        return None
+    proxy = getproxies().get(parts.scheme)
+    if proxy is not None and not _is_usable(proxy):
+        raise Unusable(f"the proxy that {parts.scheme.upper()}_PROXY names is no http:// address")
+    return proxy
+
+
+def _is_usable(proxy: str) -> bool:
+    try:
+        parts = urlsplit(proxy)
+        return parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # would show a password that is taken for a port
+        return False
