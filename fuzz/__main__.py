@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx2
 
-from buydesk.runtime.up import secret_file
+from buydesk.embedded.data_dir import secret_file
 from buydesk.topology import PORTS
 from fuzz.calls import Found
 from fuzz.rounds import Services, fuzz
@@ -51,7 +51,10 @@ async def _on_a_desk(data_dir: Path, asked: argparse.Namespace) -> Found:
 
 def _tokens(data_dir: Path) -> dict[str, list[str]]:
     """What may be shown to each service, other than what makes a report a verified one."""
-    shown = {"api_cache_proxy": ("publishing_tokens",), "db_proxy": ("placing_tokens", "reading_tokens")}
+    shown = {
+        "api_cache_proxy": ("publishing_tokens",),
+        "db_proxy": ("placing_tokens", "publishing_tokens", "reading_tokens"),
+    }
     return {service: [secret_file(data_dir, name).read_text() for name in shown.get(service, ())] for service in PORTS}
 
 

@@ -1,7 +1,7 @@
 """Calls made up from an OpenAPI document: sent to a service, its answers held against the document."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,11 +36,11 @@ NO_FAULTS = {each.code for each in (IdempotencyKeyReused, PriceStale, PriceUnava
 ACCEPTED = ["2xx", "3xx", "401", "404", "409", "429"]
 REJECTED = ["401", "404", "405", "409", "413", "415", "422", "429"]
 # What fits the schema may be refused here, for rules that it does not state.
-STRICTER_THAN_SCHEMA = {
-    "POST /place_order/",  # query or body, not both (see FORMS)
-    "GET /get_orders/",  # one of the parameters only (see FORMS)
-    "POST /add/",  # of api_cache_proxy: what makes a price proven
-    "POST /sources/",  # what a state of the sources consists of
+STRICTER_THAN_SCHEMA: Mapping[str, Collection[str]] = {
+    "create_buy_order": {"POST /place_order/"},  # query or body, not both (see FORMS)
+    "fetch_buy_orders": {"GET /get_orders/"},  # one of the parameters only (see FORMS)
+    "api_cache_proxy": {"POST /add/", "POST /sources/"},  # what makes a price proven, what a state consists of
+    "db_proxy": {"PUT /anchors", "POST /confirmations"},  # what an anchor consists of, and that a range is not empty
 }
 
 
@@ -58,7 +58,7 @@ class Part:
     def stricter_than_schema(self) -> Collection[str]:
         if self.is_form:
             return ()
-        return STRICTER_THAN_SCHEMA if self.service != "db_proxy" else ()
+        return STRICTER_THAN_SCHEMA.get(self.service, ())
 
 
 @dataclass

@@ -22,7 +22,7 @@ _names = itertools.count()
 
 
 def as_db_proxy(dsn: str) -> str:
-    """The same database for the account that may place and read only."""
+    """The same database for the account of db_proxy."""
     scheme, _, rest = dsn.partition(f"{USER}@")
     assert rest
     return f"{scheme}{DB_PROXY.name}:{DB_PROXY.password}@{rest}"

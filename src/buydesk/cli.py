@@ -2,16 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 import click
 
 from buydesk import __version__, signing_keys
 from buydesk.errors import CannotStart
-from buydesk.money import NotMoney, parse_btc
+from buydesk.money import NotMoney, parse_btc, parse_currency, parse_rate
 from buydesk.observability import logs
 from buydesk.observability.sentry import require_sentry
+from buydesk.prices.anchors import CONFIRMED_MINUTES_MAX, NewConfirmation
 from buydesk.settings.model import TOKENS, Settings, new_token, variable
 from buydesk.settings.reading import read_settings, require_access, require_secrets
 from buydesk.settings.types import SANDBOX_FAULTS
@@ -20,6 +21,7 @@ from buydesk.topology import PORTS
 # `up` and `serve` import what they need when they are called: `buydesk --help` answers at once, and the SQLAlchemy that
 # `migrate` loads stays out of the services' memory.
 
+T = TypeVar("T")
 Live = click.Choice(["sandbox", "live"])
 Fault = click.Choice(SANDBOX_FAULTS)
 
@@ -47,6 +49,8 @@ def main() -> None:
     buydesk serve db_proxy        one service, set up by its environment, for containers
     buydesk migrate               bring the database at DATABASE_URL up to date
     buydesk secrets               new ones, for services to share
+    buydesk price show            the last prices that were sold at, and what is confirmed
+    buydesk price confirm EUR …   sell at a price that is far from the last one
 
     Every setting is an environment variable: `buydesk serve --help` lists them.
     """
@@ -111,10 +115,7 @@ def migrate(cap: str, wait_seconds: float) -> None:
     settings = read_settings()
     if settings.database_url is None:
         raise CannotStart("DATABASE_URL is missing: say which database to migrate")
-    try:
-        cap_satoshi = parse_btc(cap)
-    except NotMoney as error:
-        raise CannotStart(f"--cap {error}") from error
+    cap_satoshi = _given("--cap", parse_btc, cap)
     from buydesk.backends.postgres.accounts import account_of  # noqa: PLC0415
     from buydesk.backends.postgres.migrate import migrate as run  # noqa: PLC0415
 
@@ -141,9 +142,75 @@ def new_secrets() -> None:
         click.echo(f"{variable(name)}={value}")
 
 
-def _run(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Runs it in uvloop."""
+@main.group()
+def price() -> None:
+    """See the last prices of a desk that runs, and confirm one that it holds back.
+
+    It is asked where its db_proxy is (BUYDESK_DB_PROXY_URL, or on this machine), with BUYDESK_PUBLISHING_TOKENS, or the
+    token that `up` keeps in the data directory.
+    """
+
+
+def _of_a_desk(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which desk is asked."""
+    for option in (
+        click.option("--feed", "price_feed", type=Live, help="As it was started with.  [default: sandbox]"),
+        click.option("--port-offset", type=int, help="As it was started with."),
+        click.option("--data-dir", type=click.Path(), help="Of the desk.  [default: ./data, or ./data-live]"),
+    ):
+        command = option(command)
+    return command
+
+
+@price.command()
+@_of_a_desk
+def show(**desk: object) -> None:
+    """Show the last price of each currency, and the confirmations that hold."""
+    from buydesk.runtime.operating import last_prices  # noqa: PLC0415
+
+    click.echo(_run(last_prices(_desk_settings(desk))))
+
+
+@price.command()
+@click.argument("currency")
+@click.option("--from", "low", required=True, metavar="RATE", help="The least that a bitcoin may cost.")
+@click.option("--to", "high", required=True, metavar="RATE", help="The most that it may cost.")
+@click.option("--why", required=True, help="How you know; kept for ever.")
+@click.option("--minutes", default=CONFIRMED_MINUTES_MAX, show_default=True, help="How long it holds; 15 at the most.")
+@_of_a_desk
+def confirm(currency: str, low: str, high: str, why: str, minutes: int, **desk: object) -> None:
+    """Let the desk sell at prices from RATE to RATE of CURRENCY, however far from the last one.
+
+    The price itself comes from the sources all the same, and has to fulfil every other rule.
+    """
+    new = NewConfirmation(
+        currency=_given("CURRENCY", parse_currency, currency),
+        low_e8=_given("--from", parse_rate, low),
+        high_e8=_given("--to", parse_rate, high),
+        why=why,
+        minutes=minutes,
+    )
+    from buydesk.runtime.operating import confirm as run  # noqa: PLC0415
+
+    click.echo(_run(run(_desk_settings(desk), new)))
+
+
+def _given(name: str, parse: Callable[[str], T], text: str) -> T:
+    try:
+        return parse(text)
+    except NotMoney as error:
+        raise CannotStart(f"{name} {error}") from error
+
+
+def _desk_settings(desk: Mapping[str, object]) -> Settings:
+    from buydesk.runtime.operating import with_kept_token  # noqa: PLC0415
+
+    return with_kept_token(read_settings(**{name: value for name, value in desk.items() if value is not None}))
+
+
+def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What it returns, run in uvloop."""
     import uvloop  # noqa: PLC0415
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(coroutine)
+        return runner.run(coroutine)

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from buydesk.backends.postgres.accounts import Account, account_of, verifier
+from buydesk.backends.postgres.accounts import FUNCTIONS, Account, account_of, verifier
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.migrate import migrate
 from buydesk.embedded.postgres import USER
@@ -64,6 +64,15 @@ async def test_it_places_and_reads_all_that_a_ledger_does(dsn: str) -> None:
         "price_id, representation, currency, client, 'mine' FROM orders",
         "INSERT INTO price_records (id, document) VALUES (gen_random_uuid(), '{}')",
         "INSERT INTO price_keys VALUES ('mine')",
+        "INSERT INTO price_anchors VALUES ('EUR', 1, now())",
+        "UPDATE price_anchors SET rate_e8 = 1",
+        "DELETE FROM price_anchors",
+        "INSERT INTO price_confirmations (currency, low_e8, high_e8, why, confirmed_at, expires_at) "
+        "VALUES ('EUR', 1, 2, 'mine', now(), now() + interval '1 minute')",
+        "UPDATE price_confirmations SET high_e8 = 9e18",
+        "DELETE FROM price_confirmations",
+        "SELECT nextval('price_confirmations_id_seq')",
+        "ALTER FUNCTION confirm_price SECURITY INVOKER",
         "UPDATE alembic_version SET version_num = '0001'",
         "TRUNCATE orders",
         "DROP TABLE orders CASCADE",
@@ -124,6 +133,55 @@ async def test_no_array_makes_room_under_the_cap(
             price["document"],
         )
     assert await owner.fetchrow("SELECT * FROM exposure") == before
+    await owner.close()
+
+
+async def test_tables_of_its_own_by_our_names_are_not_those_that_anchors_and_confirmations_go_to(
+    db_proxy: "asyncpg.Connection[asyncpg.Record]",
+) -> None:
+    await db_proxy.execute("CREATE TEMPORARY TABLE price_anchors AS SELECT * FROM price_anchors")
+    await db_proxy.execute("CREATE TEMPORARY TABLE price_confirmations AS SELECT * FROM price_confirmations")
+    await db_proxy.execute("SELECT keep_price_anchors('{EUR}', '{7}', '{now}')")
+    await db_proxy.execute("SELECT confirm_price('EUR', 1, 2, 'why', 1)")
+    assert await db_proxy.fetchval("SELECT count(*) FROM pg_temp.price_anchors") == 0
+    assert await db_proxy.fetchval("SELECT count(*) FROM pg_temp.price_confirmations") == 0
+    assert await db_proxy.fetchval("SELECT rate_e8 FROM public.price_anchors") == 7
+    assert await db_proxy.fetchval("SELECT why FROM public.price_confirmations") == "why"
+
+
+@pytest.mark.parametrize(
+    ("call", "constraint"),
+    [
+        ("confirm_price('EUR', 2, 1, 'why', 15)", "price_confirmations_range"),
+        ("confirm_price('EUR', 1, 2, 'why', 16)", "price_confirmations_end"),
+        ("confirm_price('EUR', 1, 2, 'why', 0)", "price_confirmations_end"),
+        ("confirm_price('EUR', 0, 2, 'why', 15)", "price_confirmations_low_e8_check"),
+        ("confirm_price('EUR', 1, 2, '', 15)", "price_confirmations_why_check"),
+        ("confirm_price('EUR', 1, 2, repeat('w', 501), 15)", "price_confirmations_why_check"),
+        ("confirm_price('eur', 1, 2, 'why', 15)", "price_confirmations_currency_check"),
+        ("keep_price_anchors('{EUR}', '{0}', '{now}')", "price_anchors_rate_e8_check"),
+        ("keep_price_anchors('{euro}', '{1}', '{now}')", "price_anchors_currency_check"),
+    ],
+)
+async def test_limits_of_what_it_keeps_hold_in_the_database_too(
+    db_proxy: "asyncpg.Connection[asyncpg.Record]", call: str, constraint: str
+) -> None:
+    with pytest.raises(asyncpg.CheckViolationError) as refused:
+        await db_proxy.execute(f"SELECT {call}")
+    assert refused.value.constraint_name == constraint
+
+
+async def test_confirmations_are_changed_and_deleted_by_nobody(dsn: str) -> None:
+    owner = await asyncpg.connect(dsn)
+    await owner.execute("SELECT confirm_price('EUR', 1, 2, 'why', 15)")
+    for statement in (
+        "UPDATE price_confirmations SET why = 'because'",
+        "DELETE FROM price_confirmations",
+        "TRUNCATE price_confirmations",
+    ):
+        with pytest.raises(asyncpg.RestrictViolationError, match="price confirmations stay as they are"):
+            await owner.execute(statement)
+    assert await owner.fetchval("SELECT why FROM price_confirmations") == "why"
     await owner.close()
 
 
@@ -192,7 +250,8 @@ async def test_password_is_that_of_the_address_from_then_on(dsn: str) -> None:
 
 async def test_rights_that_a_restored_backup_has_lost_are_made_again(dsn: str) -> None:
     owner = await asyncpg.connect(dsn)
-    await owner.execute(f"DROP OWNED BY {DB_PROXY.name}; GRANT EXECUTE ON FUNCTION place_batch TO PUBLIC")
+    functions = ", ".join(FUNCTIONS)
+    await owner.execute(f"DROP OWNED BY {DB_PROXY.name}; GRANT EXECUTE ON FUNCTION {functions} TO PUBLIC")
     ledger = PostgresLedger(as_db_proxy(dsn), settings(), livemode=False)
     with pytest.raises(LedgerUnavailable, match="InsufficientPrivilegeError"):
         await ledger.check()
@@ -200,8 +259,8 @@ async def test_rights_that_a_restored_backup_has_lost_are_made_again(dsn: str) -
     await ledger.check()
     assert isinstance((await ledger.place([priced_order()], 5))[0], Placed)
     await ledger.close()
-    public = "SELECT count(*) FROM pg_proc, aclexplode(proacl) WHERE proname = 'place_batch' AND grantee = 0"
-    assert await owner.fetchval(public) == 0
+    public = "SELECT count(*) FROM pg_proc, aclexplode(proacl) WHERE proname = ANY ($1::text[]) AND grantee = 0"
+    assert await owner.fetchval(public, FUNCTIONS) == 0
     await owner.close()
 
 

@@ -24,6 +24,7 @@ from buydesk.prices.model import PriceRecord
 from buydesk.services.db_proxy import ADD_BYTES_MAX, ITEMS_MAX, ExposureSeen, create_app
 from buydesk.times import format_time, utc_now
 from tests.builders import priced_order, record, settings, shown
+from tests.model_anchors import ModelAnchors
 from tests.model_ledger import ModelLedger
 from tests.problems import assert_problem
 from tests.serving import served
@@ -57,6 +58,7 @@ class Ledger(ModelLedger):
 @dataclass(repr=False)
 class Proxy:
     ledger: Ledger
+    anchors: ModelAnchors
     client: httpx2.AsyncClient
 
     async def post(self, body: object, **headers: str) -> httpx2.Response:
@@ -82,10 +84,10 @@ class Proxy:
 async def proxy_with(**given: Any) -> AsyncIterator[Proxy]:
     """The service with an empty ledger and these settings."""
     configured = settings(price_ttl_seconds=3600, **given)
-    ledger = Ledger()
-    app = create_app(configured, ledger, Reporter("db_proxy", MemoryReportStore(configured), configured))
+    ledger, anchors = Ledger(), ModelAnchors()
+    app = create_app(configured, ledger, anchors, Reporter("db_proxy", MemoryReportStore(configured), configured))
     async with served(app) as url, httpx2.AsyncClient(base_url=url, timeout=20) as client:
-        yield Proxy(ledger, client)
+        yield Proxy(ledger, anchors, client)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,7 @@ async def proxy(service: Proxy) -> Proxy:
     service.ledger.stored, service.ledger.records = [], {}
     service.ledger.fault = service.ledger.gate = None
     service.ledger.place_seconds = 0.001
+    service.anchors.kept, service.anchors.confirmed = {}, []
     return service
 
 
@@ -480,3 +483,121 @@ async def test_a_batch_takes_no_parameters_and_says_what_is_wrong_with_its_encod
 async def test_before_the_first_check_nothing_is_told_of_the_exposure() -> None:
     seen = ExposureSeen(ModelLedger())
     assert list(seen.collect()) == []
+
+
+# --- anchors and confirmations
+
+ANCHORS = {"EUR": {"rate": "41191.91", "as_of": "2026-01-31T12:00:00.123456Z"}}
+NEW = {"currency": "EUR", "from": "15000", "to": "16000.00", "why": "it's the news", "minutes": 15}
+
+
+async def test_anchors_are_put_as_they_are_got(proxy: Proxy) -> None:
+    put = await proxy.client.put("/anchors", json=ANCHORS, headers=TOKEN)
+    assert (put.status_code, put.json()) == (200, ANCHORS)
+    assert (await proxy.read("/anchors/")).json() == ANCHORS
+
+
+async def test_answer_to_an_earlier_anchor_is_the_one_that_stays(proxy: Proxy) -> None:
+    await proxy.client.put("/anchors", json=ANCHORS, headers=TOKEN)
+    earlier = {"EUR": {"rate": "1.00", "as_of": "2026-01-31T12:00:00Z"}}
+    assert (await proxy.client.put("/anchors", json=earlier, headers=TOKEN)).json() == ANCHORS
+
+
+async def test_confirmation_is_answered_with_its_end_and_listed(proxy: Proxy) -> None:
+    answer = await proxy.client.post("/confirmations", json=NEW, headers=TOKEN)
+    [kept] = proxy.anchors.confirmed
+    shown = {"currency": "EUR", "from": "15000.00", "to": "16000.00", "why": "it's the news"}
+    shown["expires_at"] = format_time(kept.expires_at)
+    assert (answer.status_code, answer.json()) == (200, shown)
+    assert (await proxy.read("/confirmations")).json() == {"data": [shown]}
+
+
+@pytest.mark.parametrize(
+    ("change", "member"),
+    [
+        ({"currency": "CHF"}, "currency"),
+        ({"currency": "eur"}, "currency"),
+        ({"currency": 1}, "currency"),
+        ({"from": 15000}, "from"),
+        ({"from": "1.5e4"}, "from"),
+        ({"from": "0"}, "from"),
+        ({"to": "14999.99"}, "to"),
+        ({"to": None}, "to"),
+        ({"why": ""}, "why"),
+        ({"why": 1}, "why"),
+        ({"minutes": 0}, "minutes"),
+        ({"minutes": 16}, "minutes"),
+        ({"minutes": 1.5}, "minutes"),
+        ({"minutes": "15"}, "minutes"),
+        ({"minutes": True}, "minutes"),
+        ({"until": "tomorrow"}, "until"),
+    ],
+)
+async def test_bad_confirmations_are_named_and_not_kept(proxy: Proxy, change: Document, member: str) -> None:
+    answer = await proxy.client.post("/confirmations", json=NEW | change, headers=TOKEN)
+    document = assert_problem(answer, 422, "invalid_request")
+    assert [each["member"] for each in document["errors"]] == [member]
+    assert proxy.anchors.confirmed == []
+
+
+@pytest.mark.parametrize("missing", NEW)
+async def test_member_of_a_confirmation_that_is_missing_is_named(proxy: Proxy, missing: str) -> None:
+    sent = {name: value for name, value in NEW.items() if name != missing}
+    document = assert_problem(
+        await proxy.client.post("/confirmations", json=sent, headers=TOKEN), 422, "invalid_request"
+    )
+    assert document["errors"] == [{"member": missing, "reason": "is missing"}]
+
+
+@pytest.mark.parametrize(
+    ("sent", "member"),
+    [
+        ({"CHF": ANCHORS["EUR"]}, "CHF"),
+        ({"eur": ANCHORS["EUR"]}, "eur"),
+        ({"EUR": "41191.91"}, "EUR"),
+        ({"EUR": {"rate": "0", "as_of": "2026-01-31T12:00:00Z"}}, "EUR.rate"),
+        ({"EUR": {"rate": 41191.91, "as_of": "2026-01-31T12:00:00Z"}}, "EUR.rate"),
+        ({"EUR": {"rate": "41191.91"}}, "EUR.as_of"),
+        ({"EUR": {"rate": "41191.91", "as_of": "2026-01-31T12:00:00"}}, "EUR.as_of"),
+        ({"EUR": {"rate": "41191.91", "as_of": 0}}, "EUR.as_of"),
+    ],
+)
+async def test_bad_anchors_are_named_and_none_is_kept(proxy: Proxy, sent: Document, member: str) -> None:
+    sent = {"USD": ANCHORS["EUR"]} | sent
+    answer = await proxy.client.put("/anchors", json=sent, headers=TOKEN)
+    document = assert_problem(answer, 422, "invalid_request")
+    assert [each["member"] for each in document["errors"]] == [member]
+    assert proxy.anchors.kept == {}
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[]", b"[" * 10_000, b"1"])
+@pytest.mark.parametrize(("method", "path"), [("PUT", "/anchors"), ("POST", "/confirmations")])
+async def test_body_that_is_no_object_is_refused(proxy: Proxy, method: str, path: str, body: bytes) -> None:
+    answer = await proxy.client.request(method, path, content=body, headers=TOKEN | JSON)
+    document = assert_problem(answer, 422, "invalid_request")
+    assert [each["member"] for each in document["errors"]] == ["body"]
+    assert_problem(await proxy.client.request(method, path, content=body, headers=TOKEN), 415, "unsupported_media_type")
+    large = await proxy.client.request(method, path, content=b" " * 20_000, headers=TOKEN | JSON)
+    assert_problem(large, 413, "payload_too_large")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "sent"),
+    [
+        ("GET", "/anchors", None),
+        ("PUT", "/anchors", ANCHORS),
+        ("GET", "/confirmations", None),
+        ("POST", "/confirmations", NEW),
+    ],
+)
+async def test_anchors_and_confirmations_need_the_token_that_publishes(
+    method: str, path: str, sent: Document | None
+) -> None:
+    async with proxy_with(publishing_tokens="of-publishers") as proxy:
+        for headers in ({}, TOKEN):
+            assert_problem(await proxy.client.request(method, path, json=sent, headers=headers), 401, "unauthorized")
+        assert (proxy.anchors.kept, proxy.anchors.confirmed) == ({}, [])
+        right = {"Authorization": "Bearer of-publishers"}
+        assert (await proxy.client.request(method, path, json=sent, headers=right)).status_code == 200
+        wrong = await proxy.client.request(method, f"{path}?x=1", json=sent, headers=right)
+        assert_problem(wrong, 422, "invalid_request")

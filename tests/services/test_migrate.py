@@ -17,10 +17,11 @@ from buydesk.backends.postgres.accounts import TABLES
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.migrate import migrate
 from buydesk.backends.postgres.rows import place_arguments
-from buydesk.backends.postgres.sql import REVISION
+from buydesk.backends.postgres.sql import QUERIES, REVISION
 from buydesk.errors import CannotStart
+from buydesk.money import Currency
 from buydesk.orders.model import PageFrom, Placed, Replayed
-from tests.builders import priced_order, record, settings
+from tests.builders import new_order, priced_order, record, settings
 from tests.conftest import PostgresServers
 from tests.databases import ANY_TIME, CAP_SATOSHI
 
@@ -132,6 +133,21 @@ async def test_orders_placed_before_an_upgrade_are_kept_and_repeated(dsn: str, m
         assert [order.number for order in (await ledger.page(PageFrom(0), 9)).orders] == [4, 3, 2, 1]
     finally:
         await ledger.close()
+
+
+async def test_desk_that_has_sold_has_a_history_from_the_upgrade_on(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade = command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "upgrade", lambda config, _, sql: upgrade(config, "base:0005", sql=sql))
+        await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI, price_keys=settings().accepted_price_keys)
+    first, last = record(10_000 * 10**8, age=2), record(30_000 * 10**8, age=3)  # by its number, not by its price's time
+    in_dollars = replace(new_order(), currency=Currency.USD)
+    items = [priced_order(price=first), priced_order(order=in_dollars, price=first), priced_order(price=last)]
+    [placed] = await run(dsn, QUERIES["place_batch"], *place_arguments(items, ANY_TIME))
+    assert placed["outcomes"] == ["placed"] * 3
+    await migrate(dsn, livemode=False, cap_satoshi=1)
+    found = await run(dsn, "SELECT currency, rate_e8, as_of FROM price_anchors ORDER BY currency")
+    assert [tuple(row) for row in found] == [("EUR", 30_000 * 10**8, last.as_of), ("USD", 10_000 * 10**8, first.as_of)]
 
 
 async def test_several_at_once_on_one_new_database_do_not_collide(dsn: str) -> None:

@@ -13,11 +13,13 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
+from buydesk.backends.postgres import ledger as postgres
 from buydesk.backends.postgres import storing
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.rows import place_arguments
 from buydesk.backends.postgres.sql import QUERIES, REVISION
 from buydesk.errors import LedgerUnavailable, OutcomeUnknown, Overloaded, PriceNotFound, PriceUnavailable, WrongMode
+from buydesk.http import app
 from buydesk.money import Currency
 from buydesk.orders.model import NewOrder, Order, Outcome, PageFrom, PricedOrder, Refused, Replayed, new_order_id
 from buydesk.orders.pricing import price_order
@@ -300,6 +302,14 @@ async def test_nothing_stored_between_two_batches_that_took_too_long_is_a_failur
         with pytest.raises(LedgerUnavailable) as raised:  # which being overloaded does not hide
             await ledger.check()
         assert "never" in raised.value.server_said
+
+
+async def test_check_ends_before_whoever_asks_gives_up(own_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert postgres.CHECK_SECONDS_MAX < app.CHECK_SECONDS_MAX
+    monkeypatch.setattr(postgres, "CHECK_SECONDS_MAX", 0.05)
+    async with ledger_at(own_dsn) as ledger, row_held(own_dsn):
+        with pytest.raises(LedgerUnavailable, match="TimeoutError"):
+            await ledger.check()
 
 
 async def test_check_waits_for_the_batch_that_is_under_way(dsn: str) -> None:

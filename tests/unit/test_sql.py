@@ -78,13 +78,13 @@ async def plan_of(connection: "asyncpg.Connection[asyncpg.Record]", name: str, m
     return plan
 
 
-def goes_by(index: str, plan: Plan, blocks_max: int) -> None:
-    """The plan seeks in the index, reads in its order, and touches few blocks."""
+def goes_by(index: str, plan: Plan, blocks_max: int, table: str = "orders") -> None:
+    """The plan seeks in the table's index, reads in its order, and touches few blocks."""
     found = list(nodes(plan))
     kinds = {node["Node Type"] for node in found}
-    on_orders = [node for node in found if node.get("Relation Name") == "orders"]
-    assert [(node["Node Type"], node["Index Name"]) for node in on_orders] == [("Index Scan", index)], kinds
-    assert "Index Cond" in on_orders[0]
+    on_table = [node for node in found if node.get("Relation Name") == table]
+    assert [(node["Node Type"], node["Index Name"]) for node in on_table] == [("Index Scan", index)], kinds
+    assert "Index Cond" in on_table[0]
     assert not kinds & {"Sort", "Incremental Sort", "Bitmap Heap Scan", "Hash Join", "Merge Join"}
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= blocks_max
 
@@ -110,6 +110,21 @@ async def test_every_page_is_an_index_seek_without_a_sort_whatever_the_planner_k
     await assert_plans(connection)
     await connection.execute("ANALYZE")
     await assert_plans(connection)
+
+
+async def test_anchors_and_confirmations_go_by_index_however_many_have_ended(
+    connection: "asyncpg.Connection[asyncpg.Record]",
+) -> None:
+    await connection.execute(
+        "INSERT INTO price_confirmations (currency, low_e8, high_e8, why, confirmed_at, expires_at) "
+        "SELECT 'EUR', 1, 2, 'w', now() - interval '1 hour', now() - interval '1 hour' + n * interval '1 millisecond' "
+        "FROM generate_series(1, 10000) AS n"
+    )
+    for mode in ("force_generic_plan", "force_custom_plan"):
+        plan = await plan_of(connection, "price_anchors", mode, "'{EUR,USD}'")
+        goes_by("price_anchors_pkey", plan, 20, "price_anchors")
+        plan = await plan_of(connection, "price_confirmations", mode, "'{EUR,USD}'", "100")
+        goes_by("price_confirmations_by_end", plan, 20, "price_confirmations")
 
 
 async def test_a_page_of_a_thousand_orders_is_read_the_same_way(

@@ -37,6 +37,11 @@ def default_data_dir(port_offset: int, *, is_live: bool = False) -> Path:
     return nearby if closed_part(server_account(), nearby) is None else ROOT_DATA_DIR / name
 
 
+def secret_file(data_dir: Path, name: str) -> Path:
+    """Where a secret that services share is kept."""
+    return data_dir / name.replace("_", "-")
+
+
 @contextlib.contextmanager
 def locked(data_dir: Path) -> Iterator[Path]:
     """The data directory, absolute, made when it is new and locked while this desk uses it; raises CannotStart."""

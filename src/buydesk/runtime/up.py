@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from buydesk.embedded.accounts import server_account
-from buydesk.embedded.data_dir import CLUSTER, default_data_dir, locked, touch_private
+from buydesk.embedded.data_dir import CLUSTER, default_data_dir, locked, secret_file, touch_private
 from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.embedded.programs import find_redis
 from buydesk.embedded.redis import EmbeddedRedis
@@ -109,11 +109,6 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separa
         return await startup_report(
             session, settings, Dependencies(database, redis, given), time.monotonic() - started, missing
         )
-
-
-def secret_file(data_dir: Path, name: str) -> Path:
-    """Where a secret that services share is kept."""
-    return data_dir / name.replace("_", "-")
 
 
 def kept_secret(path: Path, new: Callable[[], str]) -> str:

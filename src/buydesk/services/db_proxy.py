@@ -1,4 +1,5 @@
-"""db_proxy: the only service that talks to PostgreSQL. Places batches for create_buy_order and reads for the others."""
+"""db_proxy: the only service that talks to PostgreSQL. Places batches for create_buy_order, keeps what api_updater
+judges prices by, and reads for the others."""
 
 import contextlib
 import time
@@ -27,6 +28,14 @@ from buydesk.errors import (
     PriceUnavailable,
     Unauthorized,
 )
+from buydesk.http.anchors import (
+    GET_ANCHORS,
+    GET_CONFIRMATIONS,
+    POST_CONFIRMATION,
+    PUT_ANCHORS,
+    parse_anchors,
+    parse_confirmation,
+)
 from buydesk.http.app import Service, service_app
 from buydesk.http.examples import EXAMPLE_EXPOSURE, EXAMPLE_ORDER, EXAMPLE_PRICED_ORDER, EXAMPLE_RECORD
 from buydesk.http.members import decode_body, read_query, whole_number
@@ -53,6 +62,8 @@ from buydesk.orders.model import (
 )
 from buydesk.orders.paging import PageReader
 from buydesk.orders.pricing import price_order
+from buydesk.prices.anchor_documents import anchors_document, confirmation_document
+from buydesk.prices.anchors import AnchorStore
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import RETRY_AFTER_SECONDS, PriceRecord
 from buydesk.prices.verification import require_proven
@@ -103,8 +114,8 @@ class ExposureSeen(Collector):
             yield GaugeMetricFamily("buydesk_exposure_cap_satoshi", "May be sold in all.", self._seen.cap_satoshi)
 
 
-def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> Service:
-    """The service over a ledger."""
+def create_app(settings: Settings, ledger: OrderLedger, anchors: AnchorStore, reporter: Reporter) -> Service:
+    """The service over a ledger and the anchors that are kept in it. Its caller closes them."""
     queue = OrderBatcher(ledger, settings, NAME)
 
     @asynccontextmanager
@@ -132,6 +143,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> S
 
     app.add_direct_route("/add/", "POST", add, _ADD_OPERATION)
     _add_reads(app, ledger, settings)
+    _add_anchors(app, anchors, settings)
     return app
 
 
@@ -253,6 +265,38 @@ def _add_order_reads(read: Read, ledger: OrderLedger, pages: PageReader) -> None
     @read("/order", "An order by its client's key", order_or_none)
     async def order_by_key(client: Key, client_order_id: Key) -> Response:
         return MsgspecResponse(stored_document(await ledger.order_by_key(client, client_order_id)))
+
+
+def _add_anchors(app: Service, anchors: AnchorStore, settings: Settings) -> None:
+    may_publish = tokens(settings.publishing_tokens)
+
+    def require_publisher(request: Request) -> None:
+        require_token(request, may_publish)
+        read_query(request)
+
+    async def get_anchors(request: Request) -> Response:
+        require_publisher(request)
+        return MsgspecResponse(anchors_document(await anchors.anchors()))
+
+    async def put_anchors(request: Request) -> Response:
+        require_publisher(request)
+        require_json(request)
+        await anchors.keep_anchors(parse_anchors(await request.body()))
+        return MsgspecResponse(anchors_document(await anchors.anchors()))
+
+    async def get_confirmations(request: Request) -> Response:
+        require_publisher(request)
+        return MsgspecResponse({"data": [confirmation_document(each) for each in await anchors.confirmations()]})
+
+    async def confirm(request: Request) -> Response:
+        require_publisher(request)
+        require_json(request)
+        return MsgspecResponse(confirmation_document(await anchors.confirm(parse_confirmation(await request.body()))))
+
+    app.add_direct_route("/anchors", "GET", get_anchors, GET_ANCHORS)
+    app.add_direct_route("/anchors", "PUT", put_anchors, PUT_ANCHORS)
+    app.add_direct_route("/confirmations", "GET", get_confirmations, GET_CONFIRMATIONS)
+    app.add_direct_route("/confirmations", "POST", confirm, POST_CONFIRMATION)
 
 
 _REFUSED = Refused(ExposureCapExceeded("Only 0.00100000 BTC can still be sold."))

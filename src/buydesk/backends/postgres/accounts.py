@@ -1,4 +1,5 @@
-"""The account of db_proxy in PostgreSQL: it may place orders and read, and nothing that changes what may be sold."""
+"""The account of db_proxy in PostgreSQL: it may read, place orders and keep what prices are judged by (anchors and
+confirmations), and change nothing that is stored in any other way."""
 
 import hashlib
 import hmac
@@ -9,7 +10,17 @@ from urllib.parse import unquote, urlsplit
 
 from buydesk.errors import CannotStart
 
-TABLES = ("alembic_version", "exposure", "orders", "price_keys", "price_records")
+TABLES = (
+    "alembic_version",
+    "exposure",
+    "orders",
+    "price_anchors",
+    "price_confirmations",
+    "price_keys",
+    "price_records",
+)
+# All of its writing.
+FUNCTIONS = ("place_batch", "keep_price_anchors", "confirm_price")
 # As many iterations as PostgreSQL itself makes (scram_iterations).
 _TURNS = 4096
 
@@ -43,9 +54,11 @@ def verifier(password: str, salt: bytes) -> str:
 
 
 def statements(account: Account, schema: str, *, exists: bool) -> list[str]:
-    """What makes the account, or gives one that exists this password, and lets it place and read in the schema."""
+    """What makes the account, or gives one that exists this password, and lets it read and call our functions in the
+    schema."""
     name, within = _identifier(account.name), _identifier(schema)
     # Only verbs of ours and names in quotes; a verifier has none of the characters that end a text.
+    functions = ", ".join(FUNCTIONS)
     password = verifier(account.password, secrets.token_bytes(16))
     return [
         f"{'ALTER' if exists else 'CREATE'} ROLE {name} LOGIN PASSWORD '{password}'",
@@ -53,8 +66,8 @@ def statements(account: Account, schema: str, *, exists: bool) -> list[str]:
         f"REVOKE CREATE ON SCHEMA {within} FROM PUBLIC, {name}",
         f"GRANT USAGE ON SCHEMA {within} TO {name}",
         f"GRANT SELECT ON {', '.join(TABLES)} TO {name}",
-        "REVOKE EXECUTE ON FUNCTION place_batch FROM PUBLIC",  # again: a backup may be restored without its rights
-        f"GRANT EXECUTE ON FUNCTION place_batch TO {name}",
+        f"REVOKE EXECUTE ON FUNCTION {functions} FROM PUBLIC",  # again: a backup may be restored without its rights
+        f"GRANT EXECUTE ON FUNCTION {functions} TO {name}",
     ]
 
 

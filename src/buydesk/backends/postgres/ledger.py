@@ -174,15 +174,15 @@ class PostgresLedger:
         """See OrderLedger."""
         places = self._large_pages if page_size > SLICE_ITEMS else self._short_reads
         if isinstance(anchor, PageFrom):
-            rows = await self._read("page_from", anchor.start, page_size, places=places)
+            rows = await self.fetch("page_from", anchor.start, page_size, places=places)
             orders = [order_of(row) for row in rows if row["number"] is not None]
             # They come in this order already, but SQL does not promise it.
             orders.sort(key=lambda order: order.number, reverse=True)
             return Page(orders, rows[0]["total"])
         if isinstance(anchor, PageBefore):
-            rows = await self._read("page_before", anchor.number, page_size, places=places)
+            rows = await self.fetch("page_before", anchor.number, page_size, places=places)
             return Page([order_of(row) for row in rows], None)
-        rows = await self._read("page_after", anchor.number, page_size, places=places)
+        rows = await self.fetch("page_after", anchor.number, page_size, places=places)
         return Page([order_of(row) for row in reversed(rows)], None)
 
     async def order(self, order_id: uuid.UUID) -> Order:
@@ -215,12 +215,12 @@ class PostgresLedger:
 
     async def exposure(self) -> Exposure:
         """See OrderLedger."""
-        row = (await self._read("exposure"))[0]
+        row = (await self.fetch("exposure"))[0]
         return Exposure(row["cap_satoshi"], row["used_satoshi"], row["last_number"])
 
     async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
         """See OrderLedger."""
-        rows = await self._read("price_record", price_id)
+        rows = await self.fetch("price_record", price_id)
         if not rows:
             raise PriceNotFound(f"No order was priced with a record of the id {price_id}.")
         return record_from(msgspec.json.decode(rows[0]["document"]))
@@ -276,6 +276,14 @@ class PostgresLedger:
             self._storing.note_checked()
         self._storing.require_progress()
 
+    async def fetch(self, query: str, *arguments: object, places: Bulkhead | None = None) -> list[asyncpg.Record]:
+        """The rows of a named query, short unless `places` says otherwise, after waiting for a turn.
+
+        For queries that may run twice: one whose answer was lost is asked again. Raises Overloaded, LedgerUnavailable.
+        """
+        async with places or self._short_reads:
+            return await self._ask(_fetching(query, *arguments))
+
     async def close(self) -> None:
         """Closes all sessions; what is under way is cut off."""
         self._is_closed = True
@@ -283,12 +291,6 @@ class PostgresLedger:
             self._write_session.end()
         for session in self._reading:
             session.end()
-
-    async def _read(self, query: str, *arguments: object, places: Bulkhead | None = None) -> list[asyncpg.Record]:
-        """The rows of a named query for a reader, who waits for a turn; raises Overloaded, LedgerUnavailable."""
-
-        async with places or self._short_reads:
-            return await self._ask(_fetching(query, *arguments))
 
     async def _ask(self, ask: Ask) -> list[asyncpg.Record]:
         """What a session is asked for; once more when a kept one turns out to be dead. Raises LedgerUnavailable."""

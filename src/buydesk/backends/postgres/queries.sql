@@ -72,6 +72,24 @@ SELECT cap
 FROM place_batch('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1::smallint,
                  '-infinity', 'infinity')
 
+-- name: price_anchors
+-- The last published prices in the currencies $1.
+SELECT currency, rate_e8, as_of FROM price_anchors WHERE currency = ANY ($1::text[])
+
+-- name: keep_price_anchors
+-- Keeps prices of the currencies $1, unless a later one is kept: $2 are the rates, $3 when they were observed.
+SELECT keep_price_anchors($1::text[], $2::bigint[], $3::timestamptz[])
+
+-- name: price_confirmations
+-- The confirmations of prices in the currencies $1 that have not ended, the one that ends last first: $2 of them.
+SELECT currency, low_e8, high_e8, why, expires_at FROM price_confirmations
+WHERE expires_at > statement_timestamp() AND currency = ANY ($1::text[])
+ORDER BY expires_at DESC LIMIT $2::int
+
+-- name: confirm_price
+-- Confirms that a bitcoin may cost from $2 to $3 of the currency $1, because of $4, for $5 minutes; until when that is.
+SELECT ends_at FROM confirm_price($1::text, $2::bigint, $3::bigint, $4::text, $5::int)
+
 -- name: livemode
 -- Whether the database holds real orders.
 SELECT livemode FROM exposure

@@ -1,0 +1,116 @@
+"""Anchors and confirmations over HTTP: how they are read from a request, and documented."""
+
+from datetime import UTC, datetime
+
+from buydesk.errors import InvalidRequest, LedgerUnavailable, Overloaded
+from buydesk.http.examples import EXAMPLE_RECORD
+from buydesk.http.members import Member, body_schema, decode_body, json_members, read_members, unknown
+from buydesk.http.openapi import operation
+from buydesk.http.prices import wrong_members_named
+from buydesk.money import CURRENCIES, CURRENCIES_TEXT, RATE_SCALE, Currency, parse_rate
+from buydesk.prices.anchor_documents import (
+    anchors_document,
+    anchors_from,
+    confirmation_document,
+    new_confirmation_document,
+)
+from buydesk.prices.anchors import CONFIRMED_MINUTES_MAX, WHY_CHARS_MAX, Anchor, Confirmation, NewConfirmation
+from buydesk.reading import Number, is_text
+
+
+def parse_anchors(body: bytes) -> dict[Currency, Anchor]:
+    """The anchors that a JSON body is; raises InvalidRequest naming what is wrong."""
+    with wrong_members_named():
+        return anchors_from(decode_body(body))
+
+
+def _text(value: object) -> str:
+    if not is_text(value):
+        raise ValueError("must be text")
+    return value
+
+
+def _currency(value: object) -> Currency:
+    if not is_text(value) or value not in CURRENCIES:
+        raise ValueError(f"must be one of {CURRENCIES_TEXT}")
+    return CURRENCIES[value]
+
+
+def _rate_e8(value: object) -> int:
+    return parse_rate(_text(value))
+
+
+def _whole_number(value: object) -> int:
+    if not isinstance(value, Number) or not value.isdecimal():
+        raise ValueError("must be a whole number")
+    return int(value)
+
+
+_RATE_SCHEMA = {"type": "string", "description": "Decimal text, both ends included.", "examples": ["15000.00"]}
+_MEMBERS = (
+    Member("currency", _currency, {"type": "string", "enum": list(Currency)}, is_required=True),
+    Member("from", _rate_e8, _RATE_SCHEMA, is_required=True),
+    Member("to", _rate_e8, _RATE_SCHEMA, is_required=True),
+    Member("why", _text, {"type": "string", "minLength": 1, "maxLength": WHY_CHARS_MAX}, is_required=True),
+    Member(
+        "minutes", _whole_number, {"type": "integer", "minimum": 1, "maximum": CONFIRMED_MINUTES_MAX}, is_required=True
+    ),
+)
+
+
+def parse_confirmation(body: bytes) -> NewConfirmation:
+    """The confirmation that a JSON body asks for; raises InvalidRequest naming every member that is wrong. Whether it
+    may be kept, `require_confirmable` says."""
+    given = json_members(body)
+    reasons = unknown(given, _MEMBERS, "a confirmation")
+    found = read_members(given, _MEMBERS, reasons)
+    if reasons:
+        raise InvalidRequest.of_all(reasons)
+    return NewConfirmation(found["currency"], found["from"], found["to"], found["why"], found["minutes"])
+
+
+_ANCHORS = anchors_document(
+    {currency: Anchor(rate_e8, EXAMPLE_RECORD.as_of) for currency, rate_e8 in EXAMPLE_RECORD.rates_e8.items()}
+)
+_NEW = NewConfirmation(Currency.EUR, 15_000 * RATE_SCALE, 16_000 * RATE_SCALE, "Kraken and the news say so", 15)
+_CONFIRMATION = confirmation_document(
+    Confirmation(_NEW.currency, _NEW.low_e8, _NEW.high_e8, _NEW.why, datetime(2026, 1, 31, 9, 20, tzinfo=UTC))
+)
+_FAILURES = (LedgerUnavailable, Overloaded)
+GET_ANCHORS = operation(
+    "The last published price of each currency",
+    ("The anchors", _ANCHORS),
+    errors=(InvalidRequest, *_FAILURES),
+    description="Needs `Authorization: Bearer <publishing token>`. A price far from it is sold at only when an "
+    "operator has confirmed it.",
+    tag="internal",
+    is_internal=True,
+)
+PUT_ANCHORS = operation(
+    "Keep the last published price of each currency",
+    ("The anchors as they are kept now", _ANCHORS),
+    errors=_FAILURES,
+    description="Needs `Authorization: Bearer <publishing token>`. A later one that is kept already stays, and so do "
+    "those of other currencies.",
+    tag="internal",
+    body={"schema": {"type": "object"}, "example": _ANCHORS},
+    is_internal=True,
+)
+GET_CONFIRMATIONS = operation(
+    "What operators have confirmed that a bitcoin may cost now",
+    ("The confirmations", {"data": [_CONFIRMATION]}),
+    errors=(InvalidRequest, *_FAILURES),
+    description="Needs `Authorization: Bearer <publishing token>`. Those that have not ended.",
+    tag="internal",
+    is_internal=True,
+)
+POST_CONFIRMATION = operation(
+    "Confirm what a bitcoin may cost",
+    ("The confirmation as it is kept", _CONFIRMATION),
+    errors=_FAILURES,
+    description="Needs `Authorization: Bearer <publishing token>`. It holds from now on for so many minutes, and is "
+    "kept for ever.",
+    tag="internal",
+    body={"schema": body_schema(_MEMBERS), "example": new_confirmation_document(_NEW)},
+    is_internal=True,
+)

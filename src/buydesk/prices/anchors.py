@@ -1,0 +1,91 @@
+"""Anchors: the last price of each currency that the desk published, which no restart forgets.
+
+A price far from it is more likely a fault that all sources share than news: it is not sold at until an operator
+confirms it. Pure, but for the port.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from buydesk.errors import InvalidRequest
+from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
+from buydesk.prices.model import Written
+from buydesk.reading import Moment, RateE8
+
+CONFIRMED_MINUTES_MAX = 15
+WHY_CHARS_MAX = 500
+# Nobody confirms so many within CONFIRMED_MINUTES_MAX; the ones that end last are given.
+CONFIRMATIONS_MAX = 100
+
+
+class Anchor(Written, frozen=True):
+    """The last published price of a currency (`rate_e8` units) and when it was observed."""
+
+    rate_e8: RateE8
+    as_of: Moment
+
+
+class NewConfirmation(msgspec.Struct, frozen=True):
+    """What an operator says that a bitcoin may cost (`rate_e8` units, both ends included), for how long from now, and
+    why."""
+
+    currency: Currency
+    low_e8: int
+    high_e8: int
+    why: str
+    minutes: int
+
+
+class Confirmation(msgspec.Struct, frozen=True, rename={"low_e8": "from", "high_e8": "to"}):
+    """What an operator said that a bitcoin may cost (`rate_e8` units, both ends included), until when, and why."""
+
+    currency: Currency
+    low_e8: RateE8
+    high_e8: RateE8
+    why: str
+    expires_at: Moment
+
+
+class AnchorStore(Protocol):
+    """Where anchors and confirmations are kept for ever: in the ledger. Everything raises LedgerUnavailable and
+    Overloaded; what was to be kept may then be kept all the same, and keeping it again does no harm."""
+
+    async def anchors(self) -> Mapping[Currency, Anchor]:
+        """Those that there are."""
+        ...
+
+    async def keep_anchors(self, anchors: Mapping[Currency, Anchor]) -> None:
+        """Keeps the anchors of these currencies, unless a later one is kept. One that was observed in the future, by
+        the ledger's clock, counts as observed now: it must not stand in the way of later ones."""
+        ...
+
+    async def confirmations(self) -> Sequence[Confirmation]:
+        """Those that have not ended by the ledger's clock, the one that ends last first: CONFIRMATIONS_MAX at the
+        most."""
+        ...
+
+    async def confirm(self, new: NewConfirmation) -> Confirmation:
+        """Keeps a confirmation, which ends by the ledger's clock; raises InvalidRequest as `require_confirmable`."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def require_confirmable(new: NewConfirmation) -> None:
+    """Raises InvalidRequest, naming every member of the confirmation's document that is wrong."""
+    reasons = [
+        (member, "must be an exchange rate between 1 and 10000000000")
+        for member, rate_e8 in (("from", new.low_e8), ("to", new.high_e8))
+        if not RATE_E8_MIN <= rate_e8 <= RATE_E8_MAX
+    ]
+    if new.low_e8 > new.high_e8:
+        reasons.append(("to", "must not be less than from"))
+    # It is shown on terminals, where control characters do things.
+    if not 1 <= len(new.why) <= WHY_CHARS_MAX or not new.why.isprintable() or not new.why.strip():
+        reasons.append(("why", f"must be 1 to {WHY_CHARS_MAX} printable characters on one line"))
+    if not 1 <= new.minutes <= CONFIRMED_MINUTES_MAX:
+        reasons.append(("minutes", f"must be a whole number from 1 to {CONFIRMED_MINUTES_MAX}"))
+    if reasons:
+        raise InvalidRequest.of_all(reasons)
