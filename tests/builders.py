@@ -1,16 +1,18 @@
 """What tests are made of: settings, price records, orders."""
 
 import uuid
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from buydesk.errors import DeskError
 from buydesk.money import Currency
 from buydesk.orders.model import ANONYMOUS, NewOrder, Order, PricedOrder, new_order_id, order_document
 from buydesk.orders.pricing import price_order
-from buydesk.prices.model import SOURCES, PriceRecord, Quote, Rule
+from buydesk.prices.model import SOURCES, PriceRecord, Quote, Rule, UnsettledRate
 from buydesk.prices.signing import Signer
 from buydesk.settings.model import TOKENS, Settings, variable
 from buydesk.signing_keys import KEY_BYTES, to_text
@@ -18,6 +20,8 @@ from buydesk.times import utc_now
 
 SIGNING_KEY = to_text(bytes(range(KEY_BYTES)))
 TOKEN = "test-token"
+NOT_QUOTED = "only 0 of at least 2 sources agree"
+JUMPED = "is more than 5 % from the last price, and was not seen twice yet"
 _signer = Signer(SIGNING_KEY)
 
 
@@ -53,8 +57,29 @@ def record(rate_e8: int = 20_000 * 10**8, *, age: float = 0, ttl: float = 60, **
                 for currency, rate in rates_e8.items()
                 for source in SOURCES["sandbox"][:2]
             ),
-            rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
+            rule=Rule(quote_age_seconds_max=30, spread_bp_max=100, deviation_bp_max=100, sources_min=2),
             decided_at=as_of,
+            bids_e8=rates_e8,
+            asks_e8=rates_e8,
+        )
+    )
+
+
+def without(base: PriceRecord, *, missing: Sequence[Currency] = (), unsettled: Sequence[Currency] = ()) -> PriceRecord:
+    """The record, signed, as it is when nobody quotes some currencies, and the prices of others are doubted."""
+
+    def left(rates_e8: Mapping[Currency, int], *out: Currency) -> dict[Currency, int]:
+        return {currency: rate_e8 for currency, rate_e8 in rates_e8.items() if currency not in out}
+
+    return signed(
+        replace(
+            base,
+            rates_e8=left(base.rates_e8, *missing, *unsettled),
+            bids_e8=left(base.bids_e8, *missing),
+            asks_e8=left(base.asks_e8, *missing),
+            used=tuple(quote for quote in base.used if quote.currency not in missing),
+            missing=dict.fromkeys(missing, NOT_QUOTED),
+            unsettled={currency: UnsettledRate(base.rates_e8[currency], JUMPED) for currency in unsettled},
         )
     )
 

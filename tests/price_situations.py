@@ -9,10 +9,11 @@ import uuid
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
-from itertools import chain
+from itertools import chain, combinations
 
 from msgspec.structs import replace
 
+from buydesk.errors import PriceUnavailable, PriceUnsettled
 from buydesk.money import Currency
 from buydesk.orders.model import NewOrder
 from buydesk.orders.pricing import placed_order, price_order
@@ -26,7 +27,7 @@ TICKS_PER_MARKET = 200
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
 TTL = timedelta(seconds=60)
-RULE = Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2)
+RULE = Rule(quote_age_seconds_max=30, spread_bp_max=100, deviation_bp_max=100, sources_min=2)
 OTHER_RULES = [
     replace(RULE, sources_min=3),
     replace(RULE, sources_min=4),
@@ -51,7 +52,10 @@ def market(dice: random.Random, currency: Currency, rule: Rule) -> Market:
 
 def quote(dice: random.Random, source: str, currency: Currency, close_e8: int, rule: Rule) -> Quote:
     bid_e8, ask_e8 = bid_and_ask(dice, around(dice, close_e8, rule.deviation_bp_max), rule.spread_bp_max)
-    return Quote(source, currency, bid_e8, ask_e8, NOON - age(dice, timedelta(seconds=rule.quote_age_seconds_max)))
+    age_max = timedelta(seconds=rule.quote_age_seconds_max)
+    # Half of the sources have no clock; every second one of these has stood still for longer than is proven.
+    changed_at = NOON - age_max * 4 * dice.random() ** 2 if source in SOURCES[3:] else None
+    return Quote(source, currency, bid_e8, ask_e8, NOON - age(dice, age_max), changed_at)
 
 
 def around(dice: random.Random, close_e8: int, bp: int) -> int:
@@ -120,15 +124,23 @@ def price_by_hand(quotes: list[Quote], rule: Rule) -> tuple[Decimal, list[Quote]
         bid, ask = Decimal(each.bid_e8), Decimal(each.ask_e8)
         if names.count(each.source) == 1 and oldest <= each.observed_at <= NOON and bid <= ask <= bid * spread_max:
             fit.append((middle_of([bid, ask]), each))
-    if not fit:
+    agreed = largest_that_agree(fit, Decimal(rule.deviation_bp_max) / 100)
+    if len(agreed) < rule.sources_min or len(agreed) <= len(fit) / 2:
         return None
-    percent_max = Decimal(rule.deviation_bp_max) / 100
-    middle = middle_of([mid for mid, _ in fit])
-    agreed = [(mid, each) for mid, each in fit if near(mid, middle, percent_max)]
-    mids = [mid for mid, _ in agreed]
-    if len(agreed) < rule.sources_min or not mids or not near(max(mids), min(mids), percent_max):
+    proven = [each for each in fit if each[1].changed_at is None or each[1].changed_at >= oldest]
+    if len([each for each in proven if each in agreed]) < len(proven) / 2:
         return None
-    return middle_of(mids), [each for _, each in agreed]
+    return middle_of([mid for mid, _ in agreed]), [each for _, each in agreed]
+
+
+def largest_that_agree(fit: list[tuple[Decimal, Quote]], percent_max: Decimal) -> list[tuple[Decimal, Quote]]:
+    """Of all sets of quotes those that agree, of these the largest, then the tightest, then the highest."""
+    ordered = sorted(fit, key=lambda each: (each[0], each[1].source))
+    for size in range(len(ordered), 0, -1):
+        chosen = map(list, combinations(ordered, size))
+        if sets := [each for each in chosen if near(each[-1][0], each[0][0], percent_max)]:
+            return min(sets, key=lambda each: (each[-1][0] - each[0][0], -each[0][0]))
+    return []
 
 
 def near(one: Decimal, other: Decimal, percent_max: Decimal) -> bool:
@@ -159,7 +171,7 @@ def check(seed: int, situations: int) -> Counter[str]:
 
 
 def check_tick(quotes: list[list[Quote]], rule: Rule, seen: Counter[str]) -> None:
-    """One application of the rule: a situation of each currency, and the record if all have a price."""
+    """One application of the rule: a situation of each currency, and the record if one of them has a price."""
     verdict = decide(list(chain(*quotes)), NOON, rule)
     by_hand = [price_by_hand(each, rule) for each in quotes]
     assert list(verdict.used) == [each for priced in by_hand if priced for each in priced[1]]
@@ -173,7 +185,7 @@ def check_tick(quotes: list[list[Quote]], rule: Rule, seen: Counter[str]) -> Non
             assert currency not in verdict.missing
             check_price(verdict.rates_e8[currency], *priced, rule)
             seen["prices"] += 1
-    if not verdict.missing:
+    if verdict.rates_e8:
         check_record(verdict, rule)
         seen["records"] += 1
     for rejected in verdict.rejected:
@@ -190,13 +202,18 @@ def check_price(rate_e8: int, price: Decimal, agreed: list[Quote], rule: Rule) -
 
 def check_record(verdict: Verdict, rule: Rule) -> None:
     """What is published is fresh, and the orders priced with it can be proven."""
-    record = record_of(verdict, [], "live", rule=rule, decided_at=NOON, ttl=TTL)
+    unsettled = {each: "moved" for each in verdict.rates_e8 if verdict.rates_e8[each] % 7 == 0}
+    record = record_of(verdict, [], "live", unsettled=unsettled, rule=rule, decided_at=NOON, ttl=TTL)
     assert NOON - timedelta(seconds=rule.quote_age_seconds_max) <= record.as_of <= NOON
     assert record.expires_at - record.as_of == TTL
     assert valid_record(record, NOON, 0) is record
-    currency = CURRENCIES[record.as_of.microsecond % 3]
-    new = NewOrder(uuid.UUID(int=1), "anonymous", None, currency, record.as_of.microsecond + 1)
-    assert discrepancies(placed_order(price_order(new, record, NOON), 1, NOON, livemode=True), record) == []
+    for currency in CURRENCIES:
+        new = NewOrder(uuid.UUID(int=1), "anonymous", None, currency, record.as_of.microsecond + 1)
+        priced = price_order(new, record, NOON)
+        if currency in record.rates_e8:
+            assert discrepancies(placed_order(priced, 1, NOON, livemode=True), record) == []
+        else:
+            assert isinstance(priced.price, PriceUnsettled if currency in unsettled else PriceUnavailable)
 
 
 if __name__ == "__main__":

@@ -156,6 +156,16 @@ class PriceStale(DeskError):
         return str(self.facts.get("as_of")) >= format_time(as_of)
 
 
+class PriceUnsettled(DeskError):
+    """Facts: `as_of`, and `currencies`: by currency why its price is not sold at yet."""
+
+    code, status, title = "price_unsettled", 503, "The price has moved too far to be sold at yet"
+    example_facts: ClassVar[Mapping[str, Any]] = {
+        "as_of": "2026-03-09T17:00:00.000000Z",
+        "currencies": {"EUR": "is more than 5 % from the last price, and was not seen twice yet"},
+    }
+
+
 class PriceStoreUnavailable(DeskError):
     code, status, title = "price_board_unavailable", 503, "The prices cannot be reached"
 

@@ -266,13 +266,17 @@ def test_an_answer_that_is_not_the_one_shown_is_found(shown: Any, real: Any) -> 
     assert list(_differences(shown, real)) != []
 
 
+def shown_default(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def test_every_setting_is_documented_as_it_is() -> None:
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\| `(\w+)` \| (?:`(.+?)` )?\| (.+) \|$", page, re.MULTILINE)
     settings = [
         (
             variable(name),
-            "" if field.default_factory or field.default in (None, ()) else str(field.default),
+            "" if field.default_factory or field.default in (None, ()) else shown_default(field.default),
             field.description,
         )
         for name, field in Settings.model_fields.items()

@@ -13,10 +13,10 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from buydesk.backends.redis.prices import kinds
+from buydesk.embedded.data_dir import secret_file
 from buydesk.orders.documents import priced_order_documents
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import PriceRecord
-from buydesk.runtime.up import secret_file
 from buydesk.settings.model import Settings
 from buydesk.times import EPOCH
 from tests.builders import new_order, priced_order, record

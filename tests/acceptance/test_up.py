@@ -180,3 +180,21 @@ async def test_stopped_while_it_starts_it_leaves_nothing_running(data_dir: Path)
         assert await desk.stop() == 0
     assert "Traceback" not in desk.printed
     assert not (data_dir / "postgres" / "postmaster.pid").exists()
+
+
+@pytest.mark.parametrize("how", [[], ["--separate"]], ids=["one process", "six processes"])
+async def test_price_is_confirmed_on_the_machine_of_the_desk_without_a_token_by_hand(
+    data_dir: Path, how: list[str]
+) -> None:
+    async with desk_up(data_dir, *how) as desk:
+        which = ("--data-dir", str(data_dir), "--port-offset", str(desk.offset))
+        rates = ("--from", "15000", "--to", "16000", "--why", "seen elsewhere")
+        async with buydesk("price", "confirm", "EUR", *rates, *which) as confirming:
+            assert await confirming.process.wait() == 0
+        assert confirming.printed.startswith("Confirmed: EUR 15000.00 to 16000.00 until ")
+        async with buydesk("price", "show", *which) as showing:
+            assert await showing.process.wait() == 0
+        assert showing.lines[-1] == confirming.printed
+        async with buydesk("price", "show", "--data-dir", str(data_dir.parent / "none")) as elsewhere:
+            assert await elsewhere.process.wait() == 2
+        assert elsewhere.printed.startswith("buydesk: no desk has been started in ")

@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from buydesk.backends.memory.reports import MemoryReportStore
+from buydesk.backends.postgres.anchors import PostgresAnchors
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.remote import RemoteLedger
 from buydesk.errors import DeskError, OrderNotFound, PriceNotFound, PriceStale, PriceUnavailable
@@ -48,7 +49,8 @@ async def opened(kind: str, databases: Databases) -> AsyncIterator[OrderLedger]:
     version = 16 if kind == "postgres16" else 18
     own = PostgresLedger(as_db_proxy(await databases.new(version)), settings(), livemode=False)
     if kind == "remote":
-        app = db_proxy.create_app(settings(), own, Reporter("db_proxy", MemoryReportStore(settings()), settings()))
+        reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
+        app = db_proxy.create_app(settings(), own, PostgresAnchors(own), reporter)
         async with served(app) as url:
             remote = RemoteLedger(url, settings())
             yield remote

@@ -123,8 +123,10 @@ def record(as_of: datetime = NOON, rate_e8: int = 20_572_78 * 10**6) -> PriceRec
                 RejectedQuote("sandbox-4", "is too far off", Quote("sandbox-4", Currency.GBP, 10**8, 10**8, as_of)),
             ),
             replayed_from=datetime(2023, 3, 9, tzinfo=UTC),
-            rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
+            rule=Rule(quote_age_seconds_max=30, spread_bp_max=100, deviation_bp_max=100, sources_min=2),
             decided_at=as_of + MOMENT,
+            bids_e8={currency: rate_e8 - 3 for currency, rate_e8 in rates_e8.items()},
+            asks_e8={currency: rate_e8 + 3 for currency, rate_e8 in rates_e8.items()},
         )
     )
 

@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.redis.prices import RedisPriceStore
+from buydesk.backends.remote import RemotePriceStore
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.prices.coindesk import currentprice, currentprice_of
@@ -25,7 +26,7 @@ from buydesk.prices.model import SOURCES, FeedStatus, PriceRecord, Quote, Reject
 from buydesk.services.api_cache_proxy import RECORD_BYTES_MAX, STATE_BYTES_MAX, create_app
 from buydesk.settings.model import Settings
 from tests import builders
-from tests.builders import signed
+from tests.builders import JUMPED, NOT_QUOTED, signed, without
 from tests.clock import FakeClock
 from tests.problems import assert_problem
 from tests.serving import free_port, served
@@ -62,6 +63,7 @@ async def client(settings: Settings, store: MemoryPriceStore, clock: FakeClock) 
 
 def record(as_of: datetime = NOON, **members: Any) -> PriceRecord:
     rates_e8 = {Currency.EUR: 20_572_78 * 10**6, Currency.GBP: 18_271_51 * 10**6, Currency.USD: 21_712_51 * 10**6 + 1}
+    half_e8 = 78 * 10**6
     made = PriceRecord(
         id=uuid.uuid4(),
         as_of=as_of,
@@ -69,7 +71,7 @@ def record(as_of: datetime = NOON, **members: Any) -> PriceRecord:
         feed="sandbox",
         rates_e8=rates_e8,
         used=tuple(
-            Quote(source, currency, rate_e8 - 78 * 10**6, rate_e8 + 78 * 10**6, as_of)
+            Quote(source, currency, rate_e8 - half_e8, rate_e8 + half_e8, as_of)
             for currency, rate_e8 in rates_e8.items()
             for source in SOURCES["sandbox"][:2]
         ),
@@ -78,8 +80,10 @@ def record(as_of: datetime = NOON, **members: Any) -> PriceRecord:
             RejectedQuote("sandbox-4", "is older than 30 s", Quote("sandbox-4", Currency.EUR, 10**12, 10**12, as_of)),
         ),
         replayed_from=datetime(2023, 3, 9, tzinfo=UTC),
-        rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
+        rule=Rule(quote_age_seconds_max=30, spread_bp_max=100, deviation_bp_max=100, sources_min=2),
         decided_at=as_of + TTL / 60,
+        bids_e8={currency: rate_e8 - half_e8 for currency, rate_e8 in rates_e8.items()},
+        asks_e8={currency: rate_e8 + half_e8 for currency, rate_e8 in rates_e8.items()},
     )
     return signed(replace(made, **members))
 
@@ -154,9 +158,9 @@ async def test_record_shows_its_proof(client: httpx2.AsyncClient, store: MemoryP
         ],
     }
     assert document["rule"] == {
-        "version": 1,
+        "version": 2,
         "quote_age_seconds_max": 30,
-        "spread_bp_max": 1000,
+        "spread_bp_max": 100,
         "deviation_bp_max": 100,
         "sources_min": 2,
     }
@@ -217,6 +221,71 @@ async def test_program_written_for_the_retired_service_needs_only_another_addres
         "€ 20,572.78 (Euro, EUR)",
         "12:00 1.0554 20572.78",
     ]
+
+
+ALL = tuple(Currency)
+NEEDED = {
+    "/v1/bpi/currentprice.json": ("EUR", "GBP", "USD"),
+    "/v1/bpi/currentprice/eur.json": ("EUR", "USD"),
+    "/v1/bpi/currentprice/gbp.json": ("GBP", "USD"),
+    "/v1/bpi/currentprice/usd.json": ("USD",),
+}
+
+
+@pytest.mark.parametrize("gone", ALL)
+@pytest.mark.parametrize("is_doubted", [False, True], ids=["missing", "unsettled"])
+async def test_retired_documents_are_refused_unless_all_of_their_currencies_have_a_price(
+    client: httpx2.AsyncClient, store: MemoryPriceStore, gone: Currency, is_doubted: bool
+) -> None:
+    current = without(record(), **{"unsettled" if is_doubted else "missing": [gone]})
+    await store.publish(current)
+    for path, needed in NEEDED.items():
+        response = await client.get(path)
+        if gone not in needed:
+            assert response.status_code == 200
+            continue
+        problem = assert_problem(response, 503, "price_unsettled" if is_doubted else "price_unavailable")
+        told = f"The price is not sold at yet: {gone} {JUMPED}."
+        assert problem["detail"] == (told if is_doubted else f"There is no price in {gone}: {NOT_QUOTED}.")
+        assert response.headers["Retry-After"] == "5"
+    answer = await client.get("/record")
+    assert answer.status_code == 200
+    assert answer.json() == record_document(current), "and no members of the retired document"
+    assert gone not in answer.json()["rates"]
+
+
+async def test_record_says_why_a_currency_has_no_price(client: httpx2.AsyncClient, store: MemoryPriceStore) -> None:
+    await store.publish(without(record(), missing=[Currency.GBP], unsettled=[Currency.USD]))
+    document = (await client.get("/record")).json()
+    assert document["rates"] == {"EUR": "20572.78"}
+    assert document["bids"] == {"EUR": "20572.00", "USD": "21711.73000001"}
+    assert document["asks"] == {"EUR": "20573.56", "USD": "21713.29000001"}
+    assert document["missing"] == {"GBP": NOT_QUOTED}
+    assert document["unsettled"] == {"USD": {"rate": "21712.51000001", "reason": JUMPED}}
+
+
+async def test_record_without_any_price_to_sell_at_is_a_problem_that_brings_it(
+    client: httpx2.AsyncClient, store: MemoryPriceStore, settings: Settings
+) -> None:
+    doubted = without(record(), missing=[Currency.GBP], unsettled=[Currency.EUR, Currency.USD])
+    assert (await add(client, record_document(doubted))).status_code == 200
+    response = await client.get("/record")
+    problem = assert_problem(response, 503, "price_unsettled")
+    assert response.headers["Retry-After"] == "5"
+    assert problem["currencies"] == {"EUR": JUMPED, "USD": JUMPED}
+    assert problem["as_of"] == "2026-01-31T12:00:00.123456Z"
+    assert problem["record"] == record_document(doubted)
+    far = RemotePriceStore(str(client.base_url).rstrip("/"), settings)
+    assert await far.latest() == doubted
+    await far.close()
+
+
+async def test_record_whose_missing_currency_has_a_price_by_the_rule_is_refused(client: httpx2.AsyncClient) -> None:
+    lying = signed(replace(without(record(), missing=[Currency.GBP]), used=record().used))
+    assert_invalid(await add(client, record_document(lying)), "record")
+    hiding = without(record(), unsettled=ALL)
+    wrong = {each: replace(rate, rate_e8=rate.rate_e8 + 1) for each, rate in hiding.unsettled.items()}
+    assert_invalid(await add(client, record_document(signed(replace(hiding, unsettled=wrong)))), "record")
 
 
 PRICE_PATHS = ["/record", "/v1/bpi/currentprice.json", "/v1/bpi/currentprice/eur.json", "/history"]
@@ -430,7 +499,7 @@ def drop(*path: str | int) -> Change:
         (put("live", "feed"), "feed: must be sandbox, the feed of this desk"),
         (put(1678320000, "replayed_from"), "replayed_from: must be text"),
         (put([], "rates"), "rates: must be an object"),
-        (drop("rates", "GBP"), "rates.GBP: is missing"),
+        (drop("rates", "GBP"), "record: the signature is not one of this record"),
         (put(18271.51, "rates", "GBP"), "rates.GBP: must be text"),
         (put("0", "rates", "GBP"), "rates.GBP: must be an exchange rate between"),
         (put("NaN", "rates", "GBP"), "rates.GBP: must be plain decimal text"),
@@ -620,12 +689,18 @@ async def test_documentation_has_every_path_with_examples_of_success_and_of_each
 ) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
     codes = {
-        ("/record", "get"): {"price_unavailable", "price_stale", "price_board_unavailable"},
-        ("/v1/bpi/currentprice.json", "get"): {"price_unavailable", "price_stale", "price_board_unavailable"},
+        ("/record", "get"): {"price_unavailable", "price_stale", "price_unsettled", "price_board_unavailable"},
+        ("/v1/bpi/currentprice.json", "get"): {
+            "price_unavailable",
+            "price_stale",
+            "price_unsettled",
+            "price_board_unavailable",
+        },
         ("/v1/bpi/currentprice/{code}.json", "get"): {
             "not_found",
             "price_unavailable",
             "price_stale",
+            "price_unsettled",
             "price_board_unavailable",
         },
         ("/history", "get"): {"invalid_request", "price_board_unavailable"},

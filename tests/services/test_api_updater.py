@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,9 +15,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.remote import RemotePriceStore
-from buydesk.errors import PriceStale, PriceStoreUnavailable, PriceUnavailable, SourceFailed
+from buydesk.errors import (
+    LedgerUnavailable,
+    Overloaded,
+    PriceStale,
+    PriceStoreUnavailable,
+    PriceUnavailable,
+    SourceFailed,
+)
 from buydesk.money import RATE_SCALE, Currency
 from buydesk.observability.reporter import Reporter
+from buydesk.prices.anchors import Anchor, AnchorStore, Confirmation, NewConfirmation
 from buydesk.prices.model import (
     SOURCES,
     FeedStatus,
@@ -29,17 +37,21 @@ from buydesk.prices.model import (
     RejectedQuote,
     Rule,
     SourceResponse,
+    UnsettledRate,
 )
+from buydesk.prices.verification import discrepancies_of_record
 from buydesk.services import api_cache_proxy, api_updater
 from buydesk.services.api_updater import FeedMetrics, Updater, next_tick, rejection_reason
 from buydesk.settings.model import Settings
 from tests.clock import FakeClock
+from tests.model_anchors import ModelAnchors
 from tests.serving import free_port, served
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 HISTORIC = datetime(2023, 3, 9, tzinfo=UTC)
 EUR, GBP, USD = Currency
 ALL = tuple(Currency)
+HALF_E8 = 10**8
 
 
 Behaviour = Callable[["Exchange"], Awaitable[SourceResponse]]
@@ -65,7 +77,7 @@ class Exchange:
 def seen(by: Exchange, units: float, currencies: Sequence[Currency], observed_at: datetime) -> SourceResponse:
     mid_e8 = int(units * RATE_SCALE)
     return SourceResponse(
-        tuple(Quote(by.name, currency, mid_e8 - 10**8, mid_e8 + 10**8, observed_at) for currency in currencies)
+        tuple(Quote(by.name, currency, mid_e8 - HALF_E8, mid_e8 + HALF_E8, observed_at) for currency in currencies)
     )
 
 
@@ -102,6 +114,12 @@ closed = failing(SourceFailed("The exchange is closed."))
 well = at_price(1000)
 
 
+def no_price(why: str) -> str:
+    """What is logged when there is none."""
+    refused = "orders at it are refused, at the latest when the last one ends"
+    return f"CRITICAL A price is missing or in doubt; {refused}: {why}"
+
+
 class UnreliableStore(MemoryPriceStore):
     """A real store that remembers what it was told, and is away when a test says so."""
 
@@ -135,7 +153,12 @@ class UnreliableStore(MemoryPriceStore):
         return await super().history(minutes, points)
 
     def prices(self) -> list[float]:
-        return [record.rates_e8[EUR] / RATE_SCALE for record in self.published]
+        """Of the euro, where there was one to sell at."""
+        return [record.rates_e8[EUR] / RATE_SCALE for record in self.published if EUR in record.rates_e8]
+
+    def unsettled(self) -> list[float]:
+        """Prices of the euro that were published and not to be sold at."""
+        return [record.unsettled[EUR].rate_e8 / RATE_SCALE for record in self.published if EUR in record.unsettled]
 
 
 @pytest.fixture
@@ -166,8 +189,22 @@ def exchanges(clock: FakeClock, *behaviours: Sequence[Behaviour]) -> list[Exchan
     return [Exchange(clock, name, *each) for name, each in zip(names, behaviours, strict=False)]
 
 
-def updater(clock: FakeClock, sources: Sequence[PriceSource], store: PriceStore, **settings: Any) -> Updater:
-    return Updater(Settings(**settings), sources, store, clock=clock)
+def updater(
+    clock: FakeClock,
+    sources: Sequence[PriceSource],
+    store: PriceStore,
+    *,
+    anchors: AnchorStore | None = None,
+    **settings: Any,
+) -> Updater:
+    """One whose ledger has the last prices of `anchors`: without, that each currency was sold at 1000."""
+    kept = ModelAnchors(last_prices(), now=clock.now) if anchors is None else anchors
+    return Updater(Settings(**settings), sources, store, anchors=kept, clock=clock)
+
+
+def last_prices(units: float = 1000, age: timedelta = timedelta(), **others: float) -> dict[Currency, Anchor]:
+    """That so many units of each currency, or of the one named, were the last price of a bitcoin."""
+    return {each: Anchor(int(others.get(each.value, units) * RATE_SCALE), NOON - age) for each in ALL}
 
 
 async def run(updater: Updater) -> None:
@@ -176,11 +213,16 @@ async def run(updater: Updater) -> None:
 
 
 async def run_ticks(
-    clock: FakeClock, store: PriceStore, ticks: int, *behaviours: Sequence[Behaviour], **settings: Any
+    clock: FakeClock,
+    store: PriceStore,
+    ticks: int,
+    *behaviours: Sequence[Behaviour],
+    anchors: AnchorStore | None = None,
+    **settings: Any,
 ) -> Updater:
     """A desk's updater over exchanges that behave so, after that many ticks."""
     clock.seconds_max = 15 * ticks
-    running = updater(clock, exchanges(clock, *behaviours), store, **settings)
+    running = updater(clock, exchanges(clock, *behaviours), store, anchors=anchors, **settings)
     await run(running)
     return running
 
@@ -200,19 +242,22 @@ async def test_first_price_is_published_at_once_with_its_proof(clock: FakeClock,
     record = await store.latest()
     assert (record.as_of, record.expires_at, record.decided_at) == (NOON, NOON + timedelta(seconds=45), NOON)
     assert record.rates_e8 == dict.fromkeys(Currency, 1000 * RATE_SCALE)
-    assert [each.source for each in record.used] == ["one", "two", "three"] * 3
+    assert record.bids_e8 == dict.fromkeys(Currency, 999 * RATE_SCALE)
+    assert record.asks_e8 == dict.fromkeys(Currency, 1001 * RATE_SCALE)
+    assert (record.missing, record.unsettled) == ({}, {})
+    assert [each.source for each in record.used] == ["three", "two", "one"] * 3
     assert [(each.source, each.reason) for each in record.rejected] == [
-        *[("four", "is more than 1 % from the median")] * 3,
+        *[("four", "is more than 1 % from those that agree")] * 3,
         ("five", "The exchange is closed"),
     ]
     assert (record.feed, record.replayed_from) == ("sandbox", None)
-    assert record.rule == Rule(30, 1000, 100, 2)
+    assert record.rule == Rule(30, 100, 100, 2)
     await running.check()
     assert running.published is record
 
 
 async def test_limits_of_the_rule_are_settings(clock: FakeClock, store: UnreliableStore) -> None:
-    limits = {
+    limits: dict[str, Any] = {
         "quote_age_seconds_max": 5,
         "price_spread_bp_max": 25,
         "price_deviation_bp_max": 50,
@@ -250,8 +295,8 @@ async def test_source_that_lacks_one_currency_is_used_for_the_others(clock: Fake
 
     await run_ticks(clock, store, 1, [without_pounds], [well], [well])
     record = await store.latest()
-    assert [each.source for each in record.used if each.currency != GBP] == ["one", "two", "three"] * 2
-    assert [each.source for each in record.used if each.currency == GBP] == ["two", "three"]
+    assert [each.source for each in record.used if each.currency != GBP] == ["one", "three", "two"] * 2
+    assert [each.source for each in record.used if each.currency == GBP] == ["three", "two"]
     assert record.rejected == (RejectedQuote("one", "GBP: no bid"),)
     assert store.told[0].sources[0].detail == "GBP: no bid"
 
@@ -314,17 +359,17 @@ async def test_stopping_the_sources_one_by_one_it_sells_with_two_and_not_with_on
     running = await run_ticks(clock, store, 5, *over)
     assert [(each.as_of - NOON).total_seconds() for each in store.published] == [0, 15, 30, 60]
     assert [len(each.used) // 3 for each in store.published] == [4, 3, 2, 3]
-    no_price = "EUR, GBP, USD: only 1 of at least 2 sources agree"
-    assert [each.problem for each in store.told] == ["", "", "", no_price, ""]
+    alone = "EUR, GBP, USD: only 1 of at least 2 sources agree"
+    assert [each.problem for each in store.told] == ["", "", "", alone, ""]
     await running.check()
     assert logged() == [
         "WARNING The price source four is not used as it should be: The exchange is closed",
         "WARNING The price source three is not used as it should be: The exchange is closed",
         "WARNING The price source two is not used as it should be: The exchange is closed",
-        f"CRITICAL There is no price, and no orders are taken when the last one has ended: {no_price}",
+        no_price(alone),
         "INFO The price source two is all right again.",
         "INFO The price source three is all right again.",
-        "INFO There is a price again.",
+        "INFO All prices are there again.",
     ]
 
 
@@ -334,7 +379,7 @@ async def test_no_price_is_critical_at_the_tick_it_happens_and_again_only_when_i
     running = await run_ticks(clock, store, 3, [well], [closed, closed, well], [closed])
     critical = [line for line in logged() if line.startswith("CRITICAL")]
     assert critical == [
-        "CRITICAL There is no price, and no orders are taken when the last one has ended: "
+        "CRITICAL A price is missing or in doubt; orders at it are refused, at the latest when the last one ends: "
         "EUR, GBP, USD: only 1 of at least 2 sources agree"
     ]
     await running.check()
@@ -348,14 +393,51 @@ async def test_no_price_is_critical_at_the_tick_it_happens_and_again_only_when_i
 async def test_two_sources_that_disagree_publish_nothing(clock: FakeClock, store: UnreliableStore) -> None:
     running = await run_ticks(clock, store, 1, [well], [at_price(1012)])
     assert store.published == []
-    assert await failure_of(running) == "EUR, GBP, USD: the sources are more than 1 % apart"
+    assert await failure_of(running) == "EUR, GBP, USD: only 1 of at least 2 sources agree"
 
 
-async def test_currency_without_a_price_holds_back_the_others(clock: FakeClock, store: UnreliableStore) -> None:
+async def test_currency_without_a_price_does_not_hold_back_the_others(
+    clock: FakeClock, store: UnreliableStore, logged: Callable[[], list[str]]
+) -> None:
     euros = at_price(1000, currencies=(EUR,))
-    running = await run_ticks(clock, store, 1, [well], [euros])
-    assert store.published == []
-    assert await failure_of(running) == "GBP, USD: only 1 of at least 2 sources agree"
+    anchors = ModelAnchors(now=clock.now)
+    running = await run_ticks(clock, store, 2, [well], [euros, well], anchors=anchors)
+    first, second = store.published
+    alone = "only 1 of at least 2 sources agree"
+    assert (first.rates_e8, first.missing) == ({EUR: 1000 * RATE_SCALE}, {GBP: alone, USD: alone})
+    assert (set(second.rates_e8), second.missing) == (set(ALL), {})
+    assert [each.problem for each in store.told] == [f"GBP, USD: {alone}", ""]
+    assert logged()[-2:] == [no_price(f"GBP, USD: {alone}"), "INFO All prices are there again."]
+    assert set(anchors.kept) == set(ALL)
+    await running.check()
+
+
+async def test_sources_may_rest_only_while_all_currencies_have_a_price(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
+    euros = at_price(1000, currencies=(EUR,))
+    clock.seconds_max = 15 * 8
+    sources = exchanges(clock, [closed], [euros], [well])
+    running = updater(clock, sources, store, source_cooldown_seconds=3600, source_cooldown_seconds_max=3600)
+    await run(running)
+    assert not running.has_quorum
+    assert len(sources[0].asked_at) == 8, "each may be the one that is missing"
+    assert len(store.published) == 8
+
+
+async def test_has_quorum_though_a_price_is_unsettled(clock: FakeClock, store: UnreliableStore) -> None:
+    """No source that is left alone could settle it."""
+    running = await run_ticks(clock, store, 1, [at_price(1300)], [at_price(1300)])
+    assert store.unsettled() == [1300]
+    assert running.has_quorum
+
+
+async def test_currencies_that_are_switched_off_are_not_in_the_record(clock: FakeClock, store: UnreliableStore) -> None:
+    sources = [well], [at_price(1000, currencies=(EUR, USD))]
+    running = await run_ticks(clock, store, 1, *sources, currencies=(EUR, USD))
+    record = await store.latest()
+    assert (set(record.rates_e8), record.missing) == ({EUR, USD}, {})
+    await running.check()
 
 
 async def test_source_that_is_left_alone_with_a_good_quote_is_not_at_fault(
@@ -373,7 +455,8 @@ async def test_source_whose_quotes_are_set_aside_is_one_warning_and_one_word_whe
 ) -> None:
     await run_ticks(clock, store, 4, [well], [well], [well, at_price(700), at_price(700), well])
     assert logged() == [
-        "WARNING The price source three is not used as it should be: EUR, GBP, USD: is more than 1 % from the median",
+        "WARNING The price source three is not used as it should be: EUR, GBP, USD: "
+        "is more than 1 % from those that agree",
         "INFO The price source three is all right again.",
     ]
 
@@ -392,7 +475,7 @@ async def test_old_price_is_never_published_again_while_the_sources_fail(
 async def test_source_that_keeps_failing_is_left_alone_for_a_while(clock: FakeClock, store: UnreliableStore) -> None:
     clock.seconds_max = 15 * 12
     sources = exchanges(clock, [closed], [well], [well])
-    settings = {"source_cooldown_seconds": 15, "source_cooldown_seconds_max": 60}
+    settings: dict[str, Any] = {"source_cooldown_seconds": 15, "source_cooldown_seconds_max": 60}
     await run(updater(clock, sources, store, **settings))
     assert sources[0].asked_at == [0, 15, 30, 45, 75, 135]
     assert len(store.published) == 12
@@ -408,65 +491,77 @@ def jump_of(*units: float) -> list[Behaviour]:
     return [at_price(each) for each in units]
 
 
-JUMPED = "EUR, GBP, USD: more than 5 % from the last price, seen once only"
+JUMPED = "is more than 5 % from the last price, and was not seen twice yet"
+JUMPED_ALL = f"EUR, GBP, USD: {JUMPED}"
 
 
-async def test_jump_is_published_only_when_the_next_tick_agrees(
+async def test_jump_is_published_as_unsettled_at_once_and_settled_by_the_next_tick_that_agrees(
     clock: FakeClock, store: UnreliableStore, logged: Callable[[], list[str]]
 ) -> None:
     prices = jump_of(1000, 1060, 1065)
-    await run_ticks(clock, store, 3, prices, prices)
-    assert store.prices() == [1000, 1065]
-    assert [each.problem for each in store.told] == ["", JUMPED, ""]
-    assert logged() == [
-        f"CRITICAL There is no price, and no orders are taken when the last one has ended: {JUMPED}",
-        "INFO There is a price again.",
-    ]
+    running = await run_ticks(clock, store, 3, prices, prices)
+    first, doubted, settled = store.published
+    assert first.rates_e8 == dict.fromkeys(ALL, 1000 * RATE_SCALE)
+    assert doubted.rates_e8 == {}
+    assert doubted.unsettled == dict.fromkeys(ALL, UnsettledRate(1060 * RATE_SCALE, JUMPED))
+    assert doubted.bids_e8 == dict.fromkeys(ALL, 1059 * RATE_SCALE)
+    assert (settled.rates_e8, settled.unsettled) == (dict.fromkeys(ALL, 1065 * RATE_SCALE), {})
+    assert [each.problem for each in store.told] == ["", JUMPED_ALL, ""]
+    assert logged() == [no_price(JUMPED_ALL), "INFO All prices are there again."]
+    for each in store.published:
+        assert list(discrepancies_of_record(each)) == []
+    await running.check()
+
+
+async def test_one_currency_that_jumps_is_unsettled_and_the_others_sell(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
+    async def pounds_jump(by: Exchange) -> SourceResponse:
+        quotes = seen(by, 1000, (EUR, USD), by.clock.at).quotes + seen(by, 1060, (GBP,), by.clock.at).quotes
+        return SourceResponse(quotes)
+
+    running = await run_ticks(clock, store, 1, [pounds_jump], [pounds_jump])
+    [record] = store.published
+    assert (set(record.rates_e8), set(record.unsettled)) == ({EUR, USD}, {GBP})
+    assert await failure_of(running) == f"GBP: {JUMPED}"
 
 
 @pytest.mark.parametrize(
-    ("prices", "published"),
+    ("prices", "published", "unsettled"),
     [
-        ((1000, 1050), [1000, 1050]),
-        ((1000, 1050.01), [1000]),
-        ((1000, 950), [1000, 950]),
-        ((1000, 949.99), [1000]),
-        ((1000, 1060, 1000, 1060, 1000), [1000, 1000, 1000]),
-        ((1000, 1060, 1080, 1081), [1000, 1081]),
-        ((1000, 1060, 1100, 1150), [1000]),
+        ((1000, 1050), [1000, 1050], []),
+        ((1000, 1050.01), [1000], [1050.01]),
+        ((1000, 950), [1000, 950], []),
+        ((1000, 949.99), [1000], [949.99]),
+        ((1000, 1060, 1000, 1060, 1000), [1000, 1000, 1000], [1060, 1060]),
+        ((1000, 1060, 1080, 1081), [1000, 1081], [1060, 1080]),
+        ((1000, 1060, 1100, 1150), [1000], [1060, 1100, 1150]),
     ],
 )
-async def test_jump_is_pending_until_it_is_seen_twice_in_a_row(
-    clock: FakeClock, store: UnreliableStore, prices: tuple[float, ...], published: list[float]
+async def test_jump_is_unsettled_until_it_is_seen_twice_in_a_row(
+    clock: FakeClock, store: UnreliableStore, prices: tuple[float, ...], published: list[float], unsettled: list[float]
 ) -> None:
     await run_ticks(clock, store, len(prices), jump_of(*prices), jump_of(*prices))
     assert store.prices() == published
+    assert store.unsettled() == unsettled
 
 
-async def test_tick_without_a_price_drops_the_pending_one(clock: FakeClock, store: UnreliableStore) -> None:
+async def test_tick_without_a_price_is_between_two_that_see_the_same(clock: FakeClock, store: UnreliableStore) -> None:
     prices = [*jump_of(1000, 1060), closed, *jump_of(1060, 1060)]
     await run_ticks(clock, store, 5, prices, prices)
     assert store.prices() == [1000, 1060]
+    assert store.unsettled() == [1060, 1060]
     assert [bool(each.problem) for each in store.told] == [False, True, True, True, False]
 
 
-async def test_old_record_ends_at_its_own_time_while_a_jump_is_pending(
-    clock: FakeClock, store: UnreliableStore
-) -> None:
-    prices = jump_of(1000, 1060)
-    await run_ticks(clock, store, 2, prices, prices)
-    assert (await store.latest()).expires_at == NOON + timedelta(seconds=60)
-
-
-async def test_first_price_after_a_start_is_compared_with_the_stores_history(
-    clock: FakeClock, store: UnreliableStore
-) -> None:
-    await run_ticks(clock, store, 1, [well], [well])
+async def test_jump_held_back_is_held_back_after_a_restart_too(clock: FakeClock, store: UnreliableStore) -> None:
+    anchors = ModelAnchors(now=clock.now)
+    before = jump_of(1000, 1060)
+    await run_ticks(clock, store, 2, before, before, anchors=anchors)
     restarted = jump_of(1060, 1061)
-    clock.seconds_max = 45
-    clock.seconds += 10
-    await run(updater(clock, exchanges(clock, restarted, restarted), store))
-    assert store.prices() == [1000, 1061]
+    clock.seconds_max = clock.seconds - 1000 + 30
+    await run(updater(clock, exchanges(clock, restarted, restarted), store, anchors=anchors))
+    assert (store.prices(), store.unsettled()) == ([1000, 1061], [1060, 1060])
 
 
 async def test_limit_of_a_jump_is_a_setting(clock: FakeClock, store: UnreliableStore) -> None:
@@ -478,16 +573,16 @@ async def test_limit_of_a_jump_is_a_setting(clock: FakeClock, store: UnreliableS
 async def test_how_far_two_sightings_of_a_jump_may_differ_is_a_setting(
     clock: FakeClock, store: UnreliableStore
 ) -> None:
-    prices = jump_of(1000, 1060, 1120)
-    await run_ticks(clock, store, 3, prices, prices, price_deviation_bp_max=600)
-    assert store.prices() == [1000, 1120]
+    prices = jump_of(1000, 1060, 1090)
+    await run_ticks(clock, store, 3, prices, prices, price_deviation_bp_max=300)
+    assert store.prices() == [1000, 1090]
 
 
-async def test_published_price_is_no_pending_one(clock: FakeClock, store: UnreliableStore) -> None:
-    """Where a jump may be smaller than what sources agree within."""
+async def test_price_before_a_jump_is_not_the_sighting_of_it(clock: FakeClock, store: UnreliableStore) -> None:
+    """Unless a jump may be smaller than what sources agree within: then that is enough."""
     prices = jump_of(1000, 1008, 1008)
     await run_ticks(clock, store, 3, prices, prices, price_jump_bp_max=50)
-    assert store.prices() == [1000, 1008]
+    assert store.prices() == [1000, 1008, 1008]
 
 
 async def test_price_that_could_not_be_published_counts_as_seen(clock: FakeClock, store: UnreliableStore) -> None:
@@ -500,6 +595,179 @@ async def test_price_that_could_not_be_published_counts_as_seen(clock: FakeClock
     assert store.prices() == [1000, 1055]
 
 
+# --- the last prices, which the ledger keeps
+
+
+class UnreliableAnchors(ModelAnchors):
+    """The model, which fails as it is told, and counts how often it was asked."""
+
+    fault: Exception | None = None
+    asked = 0
+
+    async def anchors(self) -> Mapping[Currency, Anchor]:
+        self.asked += 1
+        self._fail()
+        return await super().anchors()
+
+    async def keep_anchors(self, anchors: Mapping[Currency, Anchor]) -> None:
+        self._fail()
+        await super().keep_anchors(anchors)
+
+    async def confirmations(self) -> Sequence[Confirmation]:
+        self._fail()
+        return await super().confirmations()
+
+    def _fail(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+
+
+AWAY = LedgerUnavailable("PostgreSQL is away.", retry_after_seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (AWAY, "PostgreSQL is away."),
+        (Overloaded("Too many.", retry_after_seconds=1), "Too many."),
+        (ZeroDivisionError("a fault"), "something went wrong here (ZeroDivisionError)."),
+    ],
+    ids=["away", "overloaded", "fault"],
+)
+async def test_nothing_is_published_before_the_ledger_told_the_last_prices(
+    clock: FakeClock, store: UnreliableStore, logged: Callable[[], list[str]], fault: Exception, told: str
+) -> None:
+    anchors = UnreliableAnchors(last_prices(), now=clock.now)
+    anchors.fault = fault
+    sources = exchanges(clock, [well], [well])
+    running = updater(clock, sources, store, anchors=anchors)
+    failures: list[str] = []
+
+    async def come_back() -> None:
+        if anchors.fault is not None:
+            failures.append(await failure_of(running))
+            assert (sources[0].asked_at, store.published) == ([], [])
+        if clock.seconds == 1003:
+            anchors.fault = None
+
+    clock.meanwhile = come_back
+    await run(running)
+    assert failures == [f"The last prices are not known: {told}"] * 3
+    assert sources[0].asked_at == [3]
+    assert len(store.published) == 1
+    assert anchors.asked == 4, "and not again at every tick"
+    assert logged() == [no_price(f"The last prices are not known: {told}"), "INFO All prices are there again."]
+    await running.check()
+
+
+async def test_first_prices_of_a_desk_without_history_are_believed_and_logged(
+    clock: FakeClock, store: UnreliableStore, logged: Callable[[], list[str]]
+) -> None:
+    anchors = ModelAnchors(now=clock.now)
+    await run_ticks(clock, store, 1, [at_price(69)], [at_price(69)], anchors=anchors, price_spread_bp_max=300)
+    assert store.prices() == [69]
+    assert logged() == ["INFO There are no last prices: the first ones are believed."]
+    assert anchors.kept == dict.fromkeys(ALL, Anchor(69 * RATE_SCALE, NOON))
+
+
+async def test_last_prices_are_kept_after_each_publication_and_only_those_that_are_sold_at(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
+    anchors = ModelAnchors(now=clock.now)
+    prices = jump_of(1000, 1001, 1100)
+    await run_ticks(clock, store, 3, prices, prices, anchors=anchors)
+    assert store.unsettled() == [1100]
+    assert anchors.kept == dict.fromkeys(ALL, Anchor(1001 * RATE_SCALE, NOON + timedelta(seconds=15)))
+
+
+async def test_price_that_was_not_published_is_no_last_price(clock: FakeClock, store: UnreliableStore) -> None:
+    store.is_away = True
+    anchors = ModelAnchors(now=clock.now)
+    await run_ticks(clock, store, 2, [well], [well], anchors=anchors)
+    assert anchors.kept == {}
+
+
+async def test_ledger_that_fails_only_delays_that_the_last_prices_are_kept(
+    clock: FakeClock, store: UnreliableStore, logged: Callable[[], list[str]]
+) -> None:
+    anchors = UnreliableAnchors(last_prices(), now=clock.now)
+
+    async def be_away_at_the_second_tick() -> None:
+        anchors.fault = AWAY if 1010 <= clock.seconds < 1020 else None
+
+    clock.meanwhile = be_away_at_the_second_tick
+    prices = jump_of(1000, 1040, 1085)
+    running = await run_ticks(clock, store, 3, prices, prices, anchors=anchors)
+    assert store.prices() == [1000, 1040, 1085], "the next price is compared with what was published all the same"
+    assert anchors.kept == dict.fromkeys(ALL, Anchor(1085 * RATE_SCALE, NOON + timedelta(seconds=30)))
+    assert {each.problem for each in store.told} == {""}
+    assert logged() == []
+    await running.check()
+
+
+FAR = "is more than 20 % from the price of 2026-01-31T12:00:00.000000Z, until an operator confirms it"
+
+
+async def test_price_far_from_the_last_one_is_settled_only_by_a_confirmation(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
+    anchors = ModelAnchors(last_prices(), now=clock.now)
+    confirmed = NewConfirmation(EUR, 1290 * RATE_SCALE, 1310 * RATE_SCALE, "It is in the news.", 5)
+
+    async def confirm() -> None:
+        if clock.seconds == 1040:
+            await anchors.confirm(confirmed)
+
+    clock.meanwhile = confirm
+    running = await run_ticks(clock, store, 5, [at_price(1300)], [at_price(1300)], anchors=anchors)
+    assert store.unsettled() == [1300] * 3
+    assert store.prices() == [1300] * 2
+    assert store.published[0].unsettled[EUR].reason == FAR
+    assert set(store.published[-1].unsettled) == {GBP, USD}
+    assert anchors.kept[EUR] == Anchor(1300 * RATE_SCALE, NOON + timedelta(seconds=60))
+    assert anchors.kept[USD] == last_prices()[USD]
+    assert await failure_of(running) == f"GBP, USD: {FAR}"
+
+
+async def test_confirmations_that_cannot_be_asked_for_settle_nothing(
+    clock: FakeClock, store: UnreliableStore, logged: Callable[[], list[str]]
+) -> None:
+    anchors = UnreliableAnchors(last_prices(), now=clock.now)
+    await anchors.confirm(NewConfirmation(EUR, 700 * RATE_SCALE, 800 * RATE_SCALE, "Why not.", 15))
+
+    async def be_away() -> None:
+        anchors.fault = AWAY
+
+    clock.meanwhile = be_away
+    prices = jump_of(1000, 790)
+    await run_ticks(clock, store, 2, prices, prices, anchors=anchors)
+    assert (store.prices(), store.unsettled()) == ([1000], [790])
+    assert logged()[0] == "WARNING Nobody can say whether the prices are confirmed: PostgreSQL is away."
+
+
+@pytest.mark.parametrize(("hours", "price", "is_far"), [(23, 1201, True), (25, 1201, False), (25, 1401, True)])
+async def test_last_price_that_is_older_than_a_day_binds_less(
+    clock: FakeClock, store: UnreliableStore, hours: int, price: float, is_far: bool
+) -> None:
+    anchors = ModelAnchors(last_prices(age=timedelta(hours=hours)), now=clock.now)
+    await run_ticks(clock, store, 2, jump_of(price, price), jump_of(price, price), anchors=anchors)
+    assert (store.prices() == []) is is_far
+    assert store.unsettled() == [price] * (2 if is_far else 1)
+
+
+async def test_currencies_that_all_show_one_number_are_unsettled(clock: FakeClock, store: UnreliableStore) -> None:
+    anchors = ModelAnchors(last_prices(1000, EUR=860, GBP=760), now=clock.now)
+    running = await run_ticks(clock, store, 2, [well], [well], anchors=anchors)
+    assert store.prices() == []
+    crossed = "has moved more than 10 % against {}, until an operator confirms it"
+    assert {currency: each.reason for currency, each in store.published[-1].unsettled.items()} == {
+        EUR: crossed.format("USD"),
+        GBP: FAR,
+        USD: crossed.format("EUR and GBP"),
+    }
+    assert "USD: has moved" in await failure_of(running)
+
+
 # --- what the store is told, and stores that are down
 
 
@@ -509,7 +777,7 @@ async def test_store_is_told_after_every_tick_how_each_source_is(clock: FakeCloc
     assert {each.feed for each in store.told} == {"sandbox"}
     first, second = (each.sources for each in store.told)
     assert [each.source for each in first] == ["one", "two", "three"]
-    assert [each.detail for each in first] == ["", "", "EUR, GBP, USD: is more than 1 % from the median"]
+    assert [each.detail for each in first] == ["", "", "EUR, GBP, USD: is more than 1 % from those that agree"]
     assert [each.detail for each in second] == ["", "", "The exchange is closed"]
     assert [each.failures for each in second] == [0, 0, 1]
     assert [each.quoted_at for each in second] == [NOON + timedelta(seconds=15)] * 2 + [NOON]
@@ -540,10 +808,7 @@ async def test_store_that_stays_away_gets_the_next_price_when_it_is_due(
     running = await run_ticks(clock, store, 3, [well], [well])
     assert await failure_of(running) == "The store is away."
     assert store.told == []
-    assert logged() == [
-        "WARNING The price store is down: The store is away.",
-        "CRITICAL There is no price, and no orders are taken when the last one has ended: The store is away.",
-    ]
+    assert logged() == ["WARNING The price store is down: The store is away.", no_price("The store is away.")]
 
 
 async def test_service_is_not_ready_while_the_store_is_away_between_two_ticks(
@@ -645,11 +910,7 @@ async def test_fault_that_is_not_foreseen_ends_one_tick_only(clock: FakeClock, l
     assert store.told[1].problem == ""
     await running.check()
     fault = "Something went wrong here (RuntimeError)."
-    assert logged() == [
-        "ERROR No price was published",
-        f"CRITICAL There is no price, and no orders are taken when the last one has ended: {fault}",
-        "INFO There is a price again.",
-    ]
+    assert logged() == ["ERROR No price was published", no_price(fault), "INFO All prices are there again."]
 
 
 def test_what_was_wrong_with_a_source_is_listed_by_currency() -> None:
@@ -670,7 +931,7 @@ def test_what_was_wrong_with_a_source_is_listed_by_currency() -> None:
 def app_of(sources: Sequence[PriceSource], store: PriceStore, **settings: Any) -> Any:
     chosen = Settings(**settings)
     reporter = Reporter("api_updater", MemoryReportStore(chosen), chosen)
-    return api_updater.create_app(chosen, sources, store, reporter)
+    return api_updater.create_app(chosen, sources, store, reporter, anchors=ModelAnchors())
 
 
 @contextlib.asynccontextmanager
@@ -711,7 +972,7 @@ async def test_service_publishes_to_a_store_far_away_once_it_is_there_and_tells_
     sources = exchanges(clock, [now_well], [now_well], [closed])
     for each, name in zip(sources, SOURCES["sandbox"], strict=False):
         each.name = name  # others are not believed far away
-    app = api_updater.create_app(settings, sources, far, reporter)
+    app = api_updater.create_app(settings, sources, far, reporter, anchors=ModelAnchors())
     async with asyncio.timeout(30), served(app) as url, asking(url) as client:
         while "gave no answer" not in (await client.get("/readyz")).text:
             await asyncio.sleep(0.01)

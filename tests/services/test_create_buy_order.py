@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import time
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,10 +13,18 @@ from typing import Any
 
 import httpx2
 import pytest
+from msgspec.structs import replace
 
 from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.reports import MemoryReportStore
-from buydesk.errors import LedgerUnavailable, OutcomeUnknown, PriceStale, PriceStoreUnavailable, PriceUnavailable
+from buydesk.errors import (
+    DeskError,
+    LedgerUnavailable,
+    OutcomeUnknown,
+    PriceStale,
+    PriceStoreUnavailable,
+    PriceUnavailable,
+)
 from buydesk.http.orders import misspelt_keys
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
@@ -24,13 +33,14 @@ from buydesk.prices.cache import PriceCache
 from buydesk.prices.model import FeedStatus, PriceRecord, stale
 from buydesk.services.create_buy_order import create_app
 from buydesk.times import utc_now
-from tests.builders import record, settings
+from tests.builders import JUMPED, NOT_QUOTED, record, settings, signed, without
 from tests.clock import FakeClock
 from tests.model_ledger import ModelLedger
 from tests.problems import assert_problem
 from tests.serving import served
 
 JSON = {"Content-Type": "application/json"}
+EUR, GBP, USD = ALL = tuple(Currency)
 PRICE = record(EUR=4119191 * 10**6, GBP=3533089 * 10**6, USD=4847888 * 10**6, ttl=3600)
 
 
@@ -149,7 +159,10 @@ async def test_amounts_are_judged_by_their_exact_value(desk: Desk, amount: bytes
     assert (desk.ledger.stored[0].amount_cents, desk.ledger.stored[0].currency) == (cents, Currency.GBP)
 
 
-CODES_503 = ["price_unavailable", "price_stale", "ledger_unavailable", "wrong_mode", "overloaded", "outcome_unknown"]
+CODES_503 = [
+    *("price_unavailable", "price_stale", "price_unsettled"),
+    *("ledger_unavailable", "wrong_mode", "overloaded", "outcome_unknown"),
+]
 BAD_AMOUNTS = [
     b"0", b"-1", b"1000000000", b"1000000000.00", b"0.001", b'"1e400"', b"1e400", b"1e-400", b'"NaN"', b'"Infinity"',
     b"true", b"null", b'""', b'"69,00"', b'" 69"', b'"+1"', b'"0x10"', b'"\xd9\xa1"', b"[]", b"{}", b'".5"', b'"5."',
@@ -486,10 +499,65 @@ async def test_the_hot_path_is_documented_with_examples(desk: Desk) -> None:
     assert set(shown) == set(CODES_503)
 
 
+async def test_a_currency_that_is_missing_or_unsettled_is_refused_with_its_reason_and_the_others_sell() -> None:
+    async with desk_of() as desk:
+        doubted = without(record(30_000 * 10**8, ttl=3600), unsettled=[GBP])
+        await desk.store.publish(doubted)
+        await asyncio.sleep(0.15)
+        refused = await desk.post({"currency": "GBP", "amount": 1})
+        document = assert_problem(refused, 503, "price_unsettled")
+        assert document["detail"] == f"The price is not sold at yet: GBP {JUMPED}."
+        assert document["currencies"] == {"GBP": JUMPED}
+        assert 1 <= int(refused.headers["retry-after"]) <= 16
+        sold = await desk.post({"currency": "EUR", "amount": 1})
+        assert sold.json()["order"]["price_id"] == str(doubted.id)
+        assert (await desk.client.get("/readyz")).status_code == 200
+        # Gone, but not settled: the price before the doubt is not back.
+        await desk.store.publish(without(record(30_000 * 10**8, ttl=3600), missing=[GBP, USD]))
+        await asyncio.sleep(0.15)
+        document = assert_problem(await desk.post({"currency": "GBP", "amount": 1}), 503, "price_unavailable")
+        assert document["detail"] == f"There is no price in GBP: {NOT_QUOTED}."
+        sold = await desk.post({"currency": "USD", "amount": 1})  # at the record before, which is still valid
+        assert sold.json()["order"]["price_id"] == str(doubted.id)
+
+
+async def test_a_repeat_is_answered_though_its_currency_is_unsettled(desk: Desk) -> None:
+    first = await desk.post({"currency": "EUR", "amount": 69}, Idempotency_Key="k")
+    await desk.store.publish(without(record(ttl=3600), unsettled=ALL))
+    await asyncio.sleep(0.15)
+    assert_problem(await desk.post({"currency": "EUR", "amount": 69}), 503, "price_unsettled")
+    again = await desk.post({"currency": "EUR", "amount": 69}, Idempotency_Key="k")
+    assert (again.status_code, again.content) == (201, first.content)
+    missing = assert_problem(await desk.client.get("/readyz"), 503, "not_ready")["missing"]
+    assert [each["what"] for each in missing] == ["price"]
+
+
+async def test_currencies_that_are_switched_off_are_refused() -> None:
+    async with desk_of(currencies=(EUR, USD)) as desk:
+        document = assert_problem(await desk.post({"currency": "GBP", "amount": 1}), 422, "invalid_request")
+        assert document["errors"] == [{"member": "currency", "reason": "must be one of EUR, USD"}]
+        assert desk.ledger.stored == []
+        for currency in ("EUR", "USD"):
+            assert (await desk.post({"currency": currency, "amount": 1})).status_code == 201
+        # The desk is ready while it can sell for one of its own.
+        await desk.store.publish(without(record(ttl=3600), unsettled=[EUR, USD]))
+        await asyncio.sleep(0.15)
+        assert_problem(await desk.client.get("/readyz"), 503, "not_ready")
+
+
 LOG = logging.getLogger("buydesk.services.create_buy_order")
 
 
-class CountingStore(MemoryPriceStore):
+def later(base: PriceRecord, seconds: float) -> PriceRecord:
+    """Another record, all of whose times are so much later."""
+    by = timedelta(seconds=seconds)
+    used = tuple(replace(quote, observed_at=quote.observed_at + by) for quote in base.used)
+    as_of = base.as_of + by
+    made = replace(base, id=uuid.uuid4(), as_of=as_of, expires_at=base.expires_at + by, decided_at=as_of, used=used)
+    return signed(made)
+
+
+class Faulty(MemoryPriceStore):
     fault: Exception | None = None
 
     async def latest(self) -> PriceRecord:
@@ -510,45 +578,45 @@ async def test_an_older_price_replaces_only_one_that_is_from_the_future() -> Non
     await price.refresh()
     latest.append(record(age=28, ttl=60))  # of a store that lost the newer one, say
     await price.refresh()
-    assert price.current() == latest[0]
+    assert price.price(EUR) == latest[0]
     clock.at -= timedelta(hours=1)
     latest.append(record(age=3600, ttl=60))
     await price.refresh()
-    assert price.current() == latest[2]
+    assert price.price(EUR) == latest[2]
 
 
 async def test_the_price_at_hand_ends_at_its_own_time_whatever_the_clock_and_the_store_do() -> None:
     clock = FakeClock()
-    store = CountingStore(settings())
+    store = Faulty(settings())
     price = PriceCache(store, settings(), LOG, clock)
-    assert price.current().code == "price_unavailable"  # type: ignore[union-attr]
+    assert price.price(EUR).code == "price_unavailable"  # type: ignore[union-attr]
     store.fault = PriceStoreUnavailable("away", retry_after_seconds=1)
     await price.refresh()
-    assert price.current().code == "price_unavailable"  # type: ignore[union-attr]
+    assert price.price(EUR).code == "price_unavailable"  # type: ignore[union-attr]
     store.fault = None
     at_hand = record(ttl=60)
     clock.at = at_hand.as_of
     await store.publish(at_hand)
     await price.refresh()
-    assert price.current() == at_hand
+    assert price.price(EUR) == at_hand
     # The wall clock steps back an hour; the same record is read again.
     clock.at -= timedelta(hours=1)
     clock.seconds += 59.9
     await price.refresh()
-    assert price.current() == at_hand
+    assert price.price(EUR) == at_hand
     await price.check()
     # The store goes away: what is at hand stays good to its end, and not a moment longer.
     store.fault = PriceStoreUnavailable("away")
     await price.refresh()
-    assert price.current() == at_hand
+    assert price.price(EUR) == at_hand
     clock.seconds += 0.1
-    assert price.current().code == "price_stale"  # type: ignore[union-attr]
+    assert price.price(EUR).code == "price_stale"  # type: ignore[union-attr]
     with pytest.raises(PriceStale):
         await price.check()
 
 
 async def test_the_first_price_is_waited_for() -> None:
-    store = CountingStore(settings())
+    store = Faulty(settings())
     await store.put_feed_status(
         FeedStatus(utc_now(), "sandbox", "", ())
     )  # of a price that is not on the store any more
@@ -559,36 +627,36 @@ async def test_the_first_price_is_waited_for() -> None:
     at_hand = record()
     await store.publish(at_hand)
     await waiting
-    assert price.current() == at_hand
+    assert price.price(EUR) == at_hand
 
 
 @pytest.mark.parametrize("told", ["fewer than 2 sources agree", None], ids=["none", "nothing"])
 async def test_a_first_price_that_will_not_come_soon_is_not_waited_for(told: str | None) -> None:
-    store = CountingStore(settings())
+    store = Faulty(settings())
     price = PriceCache(store, settings(), LOG)
     if told is not None:
         await store.put_feed_status(FeedStatus(utc_now(), "sandbox", told, ()))
     async with asyncio.timeout(30):
         await price.wait_for_first(60 if told else 0.1)
-    assert isinstance(price.current(), PriceUnavailable)
+    assert isinstance(price.price(EUR), PriceUnavailable)
 
 
 async def test_a_price_at_hand_that_has_ended_on_the_store_ends() -> None:
-    store = CountingStore(settings())
+    store = Faulty(settings())
     price = PriceCache(store, settings(), LOG)
     at_hand = record()
     await store.publish(at_hand)
     await price.refresh()
     store.fault = stale(at_hand.as_of - timedelta(seconds=1), at_hand.expires_at)  # of a record before it
     await price.refresh()
-    assert price.current() == at_hand
+    assert price.price(EUR) == at_hand
     store.fault = stale(at_hand.as_of, at_hand.expires_at)
     await price.refresh()
-    assert isinstance(price.current(), PriceStale)
+    assert isinstance(price.price(EUR), PriceStale)
 
 
 async def test_a_fault_of_one_look_at_the_store_does_not_end_the_looking(caplog: pytest.LogCaptureFixture) -> None:
-    store = CountingStore(settings())
+    store = Faulty(settings())
     store.fault = ZeroDivisionError("a fault")
     price = PriceCache(store, settings(price_refresh_seconds=0.001), LOG)
     looking = asyncio.create_task(price.refresh_forever())
@@ -597,9 +665,108 @@ async def test_a_fault_of_one_look_at_the_store_does_not_end_the_looking(caplog:
             await asyncio.sleep(0.001)
         store.fault = None
         await store.publish(record())
-        while not isinstance(price.current(), PriceRecord):
+        while not isinstance(price.price(EUR), PriceRecord):
             await asyncio.sleep(0.001)
     looking.cancel()
+
+
+def problem_in(price: PriceCache, currency: Currency) -> tuple[str, str, int | None]:
+    """Code, detail and Retry-After of why nothing is sold for the currency."""
+    problem = price.price(currency)
+    assert isinstance(problem, DeskError)
+    return problem.code, problem.detail, problem.retry_after_seconds
+
+
+async def test_a_currency_that_is_missing_is_sold_at_the_record_before_while_that_is_valid() -> None:
+    before = record(ttl=60)
+    clock = FakeClock(before.as_of)
+    store = MemoryPriceStore(settings(), clock)
+    price = PriceCache(store, settings(), LOG, clock)
+    await store.publish(before)
+    await price.refresh()
+    clock.seconds += 15
+    newer = without(later(before, 15), missing=[GBP])
+    await store.publish(newer)
+    await price.refresh()
+    assert [price.price(each) for each in ALL] == [newer, before, newer]
+    clock.seconds += 44.9
+    assert price.price(GBP) == before
+    clock.seconds += 0.1
+    assert problem_in(price, GBP)[:2] == ("price_unavailable", f"There is no price in GBP: {NOT_QUOTED}.")
+    assert price.price(EUR) == newer
+    await price.check()
+    clock.seconds += 15
+    assert {problem_in(price, each)[0] for each in ALL} == {"price_stale"}
+
+
+@pytest.mark.parametrize("missing", [[], [USD]], ids=["there", "missing"])
+async def test_a_currency_that_is_unsettled_is_refused_at_once_until_a_record_settles_it(
+    missing: list[Currency],
+) -> None:
+    before = record(ttl=60)
+    clock = FakeClock(before.as_of)
+    store = MemoryPriceStore(settings(), clock)
+    price = PriceCache(store, settings(), LOG, clock)
+    doubted = without(later(before, 15), missing=missing, unsettled=[GBP])
+    gone = without(later(before, 30), missing=[GBP])
+    settled = later(before, 45)
+    for each, seconds in ((before, 0), (doubted, 15), (gone, 15)):
+        clock.seconds += seconds
+        await store.publish(each)
+        await price.refresh()
+        if each is doubted:
+            assert problem_in(price, GBP) == ("price_unsettled", f"The price is not sold at yet: GBP {JUMPED}.", 16)
+            assert [price.price(EUR), price.price(USD)] == [doubted, before if missing else doubted]
+    assert problem_in(price, GBP)[0] == "price_unavailable"  # not at the price that was doubted
+    clock.seconds += 15
+    await store.publish(settled)
+    await price.refresh()
+    assert [price.price(each) for each in ALL] == [settled] * 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "retry_after"), [(0, 16), (0.5, 16), (1, 15), (14, 2), (14.9, 2), (15, 16), (31, 15), (-1, 2)]
+)
+async def test_clients_are_told_to_come_back_after_the_next_tick(seconds: float, retry_after: int) -> None:
+    doubted = without(record(ttl=60), unsettled=ALL)
+    ticked_at = doubted.as_of + timedelta(seconds=4)  # its oldest quote was that old
+    at_hand = signed(replace(doubted, decided_at=ticked_at))
+    clock = FakeClock(ticked_at)
+    store = MemoryPriceStore(settings(), clock)
+    await store.publish(at_hand)
+    price = PriceCache(store, settings(), LOG, clock)
+    await price.refresh()
+    clock.at += timedelta(seconds=seconds)
+    assert [problem_in(price, each)[2] for each in ALL] == [retry_after] * 3
+    clock.seconds += 60  # the record has ended: the ticks go on
+    assert problem_in(price, EUR)[::2] == ("price_stale", retry_after)
+
+
+async def test_an_ended_price_on_the_store_ends_those_before_it_and_not_those_after() -> None:
+    before = record(ttl=60)
+    clock = FakeClock(before.as_of)
+    store = Faulty(settings(), clock)
+    price = PriceCache(store, settings(), LOG, clock)
+    newer = without(later(before, 1), missing=[GBP])
+    for each in (before, newer):
+        await store.publish(each)
+        await price.refresh()
+    store.fault = stale(before.as_of, before.expires_at)
+    await price.refresh()
+    assert [isinstance(price.price(each), PriceRecord) for each in ALL] == [True, False, True]
+    store.fault = stale(newer.as_of, newer.expires_at)
+    await price.refresh()
+    assert {problem_in(price, each)[0] for each in ALL} == {"price_stale"}
+
+
+async def test_a_start_with_unsettled_prices_only_does_not_wait_for_them() -> None:
+    store = Faulty(settings())
+    await store.publish(without(record(), unsettled=ALL))
+    await store.put_feed_status(FeedStatus(utc_now(), "sandbox", f"EUR, GBP, USD: {JUMPED}", ()))
+    price = PriceCache(store, settings(), LOG)
+    async with asyncio.timeout(30):
+        await price.wait_for_first(60)
+    assert problem_in(price, EUR)[0] == "price_unsettled"
 
 
 async def test_the_other_feed_s_price_is_none() -> None:
@@ -607,6 +774,6 @@ async def test_the_other_feed_s_price_is_none() -> None:
     await store.publish(record())
     price = PriceCache(store, settings(price_feed="live"), LOG)
     await price.refresh()
-    problem = price.current()
+    problem = price.price(EUR)
     assert isinstance(problem, PriceUnavailable)
     assert problem.detail.endswith("no price of this desk: feed: must be live, the feed of this desk.")

@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
+from msgspec.structs import replace
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -33,9 +34,11 @@ from buydesk.services import health_check
 from buydesk.services.health_check import create_app
 from buydesk.settings.model import Settings
 from buydesk.topology import SERVICES
+from tests.builders import JUMPED, NOT_QUOTED, record, without
 from tests.clock import FakeClock
 from tests.serving import free_port, served
 
+EUR, GBP, USD = Currency
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 ALIVE: dict[str, object] = {"level": "info", "service": "db_proxy", "status": 200, "data": "ready"}
 QUOTED = SourceStatus("kraken", "", 0, dict.fromkeys(Currency, 20_000 * 10**8), NOON)
@@ -404,6 +407,7 @@ async def test_desk_of_which_all_is_fine_is_ok(bench: Bench, client: httpx2.Asyn
         "age_seconds": 4.5,
         "as_of": "2026-01-31T12:00:00.000000Z",
         "expires_at": "2026-01-31T12:01:00.000000Z",
+        "missing": {},
     }
 
 
@@ -510,6 +514,23 @@ async def test_price_that_is_missing_or_stale_is_told_by_its_code(bench: Bench, 
     assert (status["price"]["ok"], status["price"]["code"]) == (False, "price_stale")
     assert status["price"]["as_of"] == "2026-01-31T12:00:00.000000Z"
     assert status["status"] == "degraded"
+
+
+async def test_price_tells_which_currencies_are_missing_and_is_ok_while_there_is_one(
+    bench: Bench, client: httpx2.AsyncClient
+) -> None:
+    await bench.all_alive()
+    whole = replace(record(), as_of=NOON, expires_at=NOON + timedelta(seconds=60))
+    for number, (missing, unsettled) in enumerate((([GBP], []), ([GBP], [USD]), ([GBP], [EUR, USD]))):
+        moment = NOON + timedelta(seconds=number)
+        partial = without(whole, missing=missing, unsettled=unsettled)
+        await bench.store.publish(replace(partial, id=uuid.uuid4(), as_of=moment))
+        status = (await client.get("/status")).json()
+        is_ok = EUR not in unsettled
+        assert status["price"]["ok"] is is_ok
+        assert status["price"]["missing"] == {"GBP": NOT_QUOTED} | {each.value: JUMPED for each in unsettled}
+        assert status["price"]["expires_at"] == "2026-01-31T12:01:00.000000Z"
+        assert status["status"] == ("ok" if is_ok else "degraded")
 
 
 async def test_sources_that_all_are_fine_are_told_one_by_one(bench: Bench, client: httpx2.AsyncClient) -> None:

@@ -28,6 +28,7 @@ from buydesk.errors import (
     PayloadTooLarge,
     PriceStale,
     PriceStoreUnavailable,
+    PriceUnsettled,
     ReportsUnavailable,
     Unauthorized,
     UnsupportedMediaType,
@@ -35,14 +36,17 @@ from buydesk.errors import (
     problem,
 )
 from buydesk.http.responses import MsgspecResponse, problem_response
+from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import Report, StoredReport
 from buydesk.orders.documents import outcome_document
 from buydesk.orders.model import Outcome, PageAfter, PageBefore, PageFrom, Placed, Refused, Replayed
+from buydesk.prices.documents import record_document
 from buydesk.prices.model import FeedStatus
 from buydesk.services import db_proxy
-from tests.builders import at, priced_order, record, settings
+from tests.builders import at, priced_order, record, settings, without
 from tests.lines import Line, line_to_url
+from tests.model_anchors import ModelAnchors
 from tests.model_ledger import ModelLedger
 from tests.serving import free_port, served
 
@@ -188,7 +192,9 @@ class Proxy:
 @pytest.fixture
 async def proxy() -> AsyncIterator[Proxy]:
     model = ModelLedger()
-    app = db_proxy.create_app(settings(), model, Reporter("db_proxy", MemoryReportStore(settings()), settings()))
+    app = db_proxy.create_app(
+        settings(), model, ModelAnchors(), Reporter("db_proxy", MemoryReportStore(settings()), settings())
+    )
     async with served(app) as url, line_to_url(url) as (through, line), opened(RemoteLedger, through) as remote:
         await remote.check()  # the next request finds a kept connection
         yield Proxy(model, remote, line)
@@ -321,6 +327,7 @@ async def test_more_or_fewer_outcomes_than_items_are_no_answer(
         Overloaded("full", retry_after_seconds=7),
         LedgerUnavailable("away", retry_after_seconds=1),
         WrongMode("live"),
+        PriceUnsettled("moved", retry_after_seconds=9, as_of="x", currencies={"EUR": "jumped"}),
         InvalidRequest.of("body", "is not JSON"),
         NotReady("Missing: database.", retry_after_seconds=1, missing=[{"what": "database", "why": "away"}]),
     ],
@@ -472,6 +479,28 @@ async def test_putting_and_reporting_need_only_be_taken(answering: tuple[Answers
     async with opened(RemotePriceStore, url) as store, opened(RemoteReportStore, url) as desk:
         await WRITES["put_feed_status"](store)
         await WRITES["report"](desk)
+
+
+async def test_a_record_without_any_price_to_sell_at_comes_with_the_problem(answering: tuple[Answers, str]) -> None:
+    answers, url = answering
+    doubted = without(record(), unsettled=tuple(Currency))
+    error = doubted.unsettled_problem(doubted.unsettled)
+    error.facts["record"] = msgspec.to_builtins(record_document(doubted))
+    answers.respond = lambda: problem_response(error, "/record")
+    async with opened(RemotePriceStore, url) as store:
+        assert await store.latest() == doubted
+
+
+@pytest.mark.parametrize("document", [None, 5, {}, {"id": "7"}], ids=str)
+async def test_prices_that_are_unsettled_without_a_record_are_no_answer(
+    answering: tuple[Answers, str], document: object
+) -> None:
+    answers, url = answering
+    told: dict[str, Any] = {} if document is None else {"record": document}
+    answers.respond = lambda: problem_response(PriceUnsettled("moved", retry_after_seconds=5, **told), "/record")
+    async with opened(RemotePriceStore, url) as store:
+        error = await failure_of(store.latest())
+    assert (type(error), error.retry_after_seconds) == (PriceStoreUnavailable, 1)
 
 
 async def test_token_that_health_check_does_not_know_makes_it_unavailable_and_nobody_a_stranger(

@@ -23,6 +23,7 @@ from buydesk.orders.model import Outcome, PricedOrder, Refused
 from buydesk.services import create_buy_order, db_proxy
 from tests.builders import record, settings
 from tests.logged import logged
+from tests.model_anchors import ModelAnchors
 from tests.model_ledger import ModelLedger
 from tests.serving import served
 
@@ -166,7 +167,9 @@ class TwoHops:
 async def hops() -> AsyncIterator[TwoHops]:
     ledger, store, desk = Ledger(), MemoryPriceStore(CALM), MemoryReportStore(CALM)
     await store.publish(record())
-    async with served(db_proxy.create_app(CALM, ledger, Reporter("db_proxy", desk, CALM))) as ledger_url:
+    async with served(
+        db_proxy.create_app(CALM, ledger, ModelAnchors(), Reporter("db_proxy", desk, CALM))
+    ) as ledger_url:
         remote = RemoteLedger(ledger_url, CALM)
         edge = create_buy_order.create_app(CALM, remote, store, Reporter("create_buy_order", desk, CALM))
         async with served(edge) as url, httpx2.AsyncClient(base_url=url) as client:

@@ -11,6 +11,7 @@ from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.remote import RemoteLedger, RemotePriceStore, RemoteReportStore
 from buydesk.errors import DeskError, LedgerUnavailable, PriceStoreUnavailable, ReportsUnavailable
+from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import Report
 from buydesk.orders.model import Placed
@@ -23,6 +24,7 @@ from buydesk.settings.model import TOKENS, Settings
 from buydesk.signing_keys import KEY_BYTES, new_signing_key, public_key, to_text
 from buydesk.times import utc_now
 from tests.builders import priced_order, record, settings
+from tests.model_anchors import ModelAnchors
 from tests.model_ledger import ModelLedger
 from tests.serving import served
 
@@ -55,7 +57,7 @@ async def clients_of(theirs: Settings, ours: Settings) -> AsyncIterator[Clients]
     async def ready() -> None: ...
 
     apps = (
-        db_proxy.create_app(ours, ModelLedger(), reporter("db_proxy")),
+        db_proxy.create_app(ours, ModelLedger(), ModelAnchors(), reporter("db_proxy")),
         api_cache_proxy.create_app(ours, store, reporter("api_cache_proxy")),
         health_check.create_app(ours, desk, ready, store, redis_check=None, reporter=reporter("health_check")),
     )
@@ -140,7 +142,7 @@ async def test_price_is_taken_while_its_key_is_accepted(signing_key: str, stage:
     await store.publish(price)
     at_hand = PriceCache(store, ours, logging.getLogger("tests"))
     await at_hand.refresh()
-    assert (at_hand.current() == price) is is_taken
+    assert (at_hand.price(Currency.EUR) == price) is is_taken
     if is_taken:
         require_proven(price, ours, utc_now())
     else:

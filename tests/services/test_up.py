@@ -15,22 +15,26 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import asyncpg
 import httpx2
 import psutil
 import pytest
 from click.testing import CliRunner
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
+from redis.asyncio import Redis
 
 from buydesk import cli
 from buydesk.backends.fallback import FallbackPriceStore, FallbackReportStore
 from buydesk.backends.postgres.accounts import Account
+from buydesk.backends.postgres.anchors import PostgresAnchors
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.redis.faults import RedisCheck
-from buydesk.backends.remote import RemoteLedger
+from buydesk.backends.remote import RemoteAnchorStore, RemoteLedger
 from buydesk.backends.sources import EXCHANGES
 from buydesk.backends.sources.exchange import ExchangeSource
-from buydesk.backends.sources.replay import SandboxSource
+from buydesk.backends.sources.sandbox import SandboxSource
+from buydesk.embedded.data_dir import secret_file
 from buydesk.errors import CannotStart
 from buydesk.http import listeners
 from buydesk.http.app import Service
@@ -49,7 +53,7 @@ from buydesk.runtime.startup_report import (
     wait_until_ready,
     wait_until_selling,
 )
-from buydesk.runtime.up import SHARED, environment, kept_secret, secret_file, up
+from buydesk.runtime.up import SHARED, environment, kept_secret, up
 from buydesk.runtime.wiring import wire
 from buydesk.settings.model import OWNERS, PORT_OFFSET_MAX, Settings, variable
 from buydesk.settings.reading import read_settings
@@ -179,6 +183,30 @@ async def test_servers_elsewhere_are_used_and_none_started(
     assert "PostgreSQL" not in "".join(said[:1])
 
 
+@pytest.mark.parametrize("separate", [False, True], ids=["one", "six"])
+async def test_prices_far_from_the_last_ones_sell_nothing_after_a_restart_either(
+    data_dir: Path, databases: Databases, redis_url: str, separate: bool
+) -> None:
+    dsn = await databases.new()
+    given = settings(data_dir=data_dir, port_offset=free_offset(), database_url=dsn, redis_url=redis_url)
+    async with running_up(given, separate=separate):
+        assert (await buy(given)).status_code == 201
+        ledger = await asyncpg.connect(dsn)
+        kept = await ledger.fetch("SELECT currency FROM price_anchors ORDER BY currency")
+    assert [each["currency"] for each in kept] == ["EUR", "GBP", "USD"]
+    # The feed's first prices after the restart are a third of the last ones.
+    await ledger.execute("UPDATE price_anchors SET rate_e8 = 3 * rate_e8, as_of = as_of - interval '1 hour'")
+    await ledger.close()
+    async with Redis.from_url(redis_url) as board:
+        await board.flushdb()  # as one that lost what it had
+    async with running_up(given, separate=separate) as said:
+        refused = await buy(given)
+    assert (refused.status_code, refused.json()["code"]) == (503, "price_unsettled")
+    assert "is more than 20 % from the price of" in refused.json()["currencies"]["EUR"]
+    assert 1 <= int(refused.headers["retry-after"]) <= 16
+    assert "until an operator confirms it" in "".join(said)
+
+
 def at_closed_ports() -> dict[str, str]:
     """Exchanges that cannot be reached."""
     url = f"http://127.0.0.1:{free_port()}"
@@ -294,7 +322,7 @@ def test_a_child_gets_every_setting_given_and_no_secret_that_is_not_its_own(monk
     assert known == {
         "create_buy_order": {"placing_tokens", "reporting_tokens"},
         "fetch_buy_orders": {"reading_tokens", "reporting_tokens"},
-        "db_proxy": {"database_url", "placing_tokens", "reading_tokens", "reporting_tokens"},
+        "db_proxy": {"database_url", "placing_tokens", "publishing_tokens", "reading_tokens", "reporting_tokens"},
         "api_cache_proxy": {"redis_url", "publishing_tokens", "reporting_tokens"},
         "api_updater": {"price_signing_key", "publishing_tokens", "reporting_tokens"},
         "health_check": {"redis_url", "reporting_tokens"},
@@ -519,11 +547,12 @@ async def test_wiring_takes_own_backends_for_own_ports_and_remote_ones_for_the_o
     given = settings(redis_url=redis_url, price_feed="live", database_url="postgresql://x")
     wired = wire(given, PORTS)
     kinds = [type(backend) for backend in wired.backends]
-    assert kinds[:6] == [ExchangeSource] * 5 + [PostgresLedger]
-    assert kinds[6:] == [FallbackPriceStore, FallbackReportStore, RedisCheck]
+    assert kinds[:7] == [ExchangeSource] * 5 + [PostgresLedger, PostgresAnchors]
+    assert kinds[7:] == [FallbackPriceStore, FallbackReportStore, RedisCheck]
     await wired.close()
     alone = wire(settings(), ["api_updater"])
-    assert [type(backend) for backend in alone.backends][:6] == [SandboxSource] * 5 + [RemoteLedger]
+    kinds = [type(backend) for backend in alone.backends]
+    assert kinds[:7] == [SandboxSource] * 5 + [RemoteLedger, RemoteAnchorStore]
     assert SandboxSource not in map(type, wire(settings(), ["health_check"]).backends)
     with pytest.raises(CannotStart, match="REDIS_URL"):
         wire(settings(redis_url="redis://x?db=nonsense&socket_timeout=nonsense"), ["health_check"])
@@ -591,7 +620,8 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
     [
         (
             ["serve", "db_proxy"],
-            "BUYDESK_PLACING_TOKENS, BUYDESK_READING_TOKENS, BUYDESK_REPORTING_TOKENS, BUYDESK_PRICE_KEYS are missing",
+            "BUYDESK_PUBLISHING_TOKENS, BUYDESK_PLACING_TOKENS, BUYDESK_READING_TOKENS, BUYDESK_REPORTING_TOKENS, "
+            "BUYDESK_PRICE_KEYS are missing",
         ),
         (
             ["serve", "api_updater"],

@@ -219,6 +219,15 @@ def test_a_record_that_comes_again_with_other_rates_changes_nothing() -> None:
         )
 
 
+def test_order_in_a_currency_that_the_record_has_no_price_in_is_priced_with_the_reason() -> None:
+    rates_e8 = {each: rate for each, rate in RECORD.rates_e8.items() if each != Currency.EUR}
+    price = record_document(replace(RECORD, rates_e8=rates_e8, missing={Currency.EUR: "none agree"}))
+    item = priced_order_from(of_one(price=price), {})
+    assert isinstance(item.price, PriceUnavailable)
+    assert item.price.detail == "There is no price in EUR: none agree."
+    assert (item.rate_e8, item.satoshi) == (0, 0)
+
+
 def test_a_copy_of_a_record_that_was_shortened_keeps_its_own_end() -> None:
     records: dict[uuid.UUID, PriceRecord] = {}
     priced_order_from(of_one(), records)

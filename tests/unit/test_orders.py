@@ -70,7 +70,7 @@ def test_an_order_in_a_currency_that_the_record_has_no_rate_for_has_no_price() -
     euros_only = PriceRecord(uuid.UUID(int=8), NOW, NOW + timedelta(seconds=60), "sandbox", {Currency.EUR: 10**12})
     item = price_order(replace(NEW, currency=Currency.USD), euros_only, NOW)
     assert isinstance(item.price, PriceUnavailable)
-    assert item.price.detail == "The price record has no rate for USD."
+    assert item.price.detail == "There is no price in USD: it is none of the record's currencies."
     assert (item.rate_e8, item.satoshi) == (0, 0)
 
 

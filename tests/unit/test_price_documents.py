@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
 from buydesk.prices.documents import (
@@ -20,8 +21,18 @@ from buydesk.prices.documents import (
     record_document,
     record_from,
 )
-from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord, Quote, RejectedQuote, Rule, SourceStatus
+from buydesk.prices.model import (
+    FeedStatus,
+    PricePoint,
+    PriceRecord,
+    Quote,
+    RejectedQuote,
+    Rule,
+    SourceStatus,
+    UnsettledRate,
+)
 from buydesk.reading import WrongMember
+from buydesk.times import format_time
 
 NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
 RATES = dict.fromkeys(Currency, 2_000_000_000_000)
@@ -92,11 +103,38 @@ def as_sent(document: object) -> Any:
 
 
 DOCUMENT: Any = as_sent(record_document(RECORD))
+# Of later versions: records by the first version of the rule have fewer members.
+OF_VERSION_2 = {"bids", "asks", "missing", "unsettled"}
+OPTIONAL = {"replayed_from", "rule", "decided_at", "signature", *OF_VERSION_2}
 
 
 @given(records)
 def test_record_survives_its_json(record: PriceRecord) -> None:
     assert record_from(as_sent(record_document(record))) == record
+
+
+def test_records_by_the_first_version_of_the_rule_are_written_as_they_were_signed() -> None:
+    for rule in (None, Rule(30, 1000, 100, 2, version=1)):
+        assert not OF_VERSION_2 & as_sent(record_document(replace(RECORD, rule=rule))).keys()
+    assert as_sent(record_document(RECORD)).keys() >= OF_VERSION_2
+
+
+def test_what_is_unsettled_or_missing_is_written_with_its_reason() -> None:
+    record = replace(
+        RECORD, missing={Currency.GBP: "none agree"}, unsettled={Currency.USD: UnsettledRate(10**12, "has moved")}
+    )
+    document = as_sent(record_document(record))
+    assert document["missing"] == {"GBP": "none agree"}
+    assert document["unsettled"] == {"USD": {"rate": "10000.00", "reason": "has moved"}}
+
+
+def test_quote_of_a_source_without_a_clock_says_when_its_answer_changed() -> None:
+    changed = RECORD.as_of - timedelta(seconds=3)
+    for changed_at in (None, changed):
+        record = replace(RECORD, used=(replace(QUOTES[0], changed_at=changed_at),))
+        [quote] = as_sent(record_document(record))["sources"]["used"]
+        assert quote.get("changed_at") == (changed_at and format_time(changed_at))
+        assert record_from(as_sent(record_document(record))) == record
 
 
 @given(points)
@@ -115,7 +153,7 @@ def test_record_says_what_an_order_can_be_proven_with() -> None:
         "spread_bp_max": 1000,
         "deviation_bp_max": 100,
         "sources_min": 2,
-        "version": 1,
+        "version": 2,
     }
     assert DOCUMENT["decided_at"] == "2026-01-31T09:05:00.000000Z"
     assert DOCUMENT["rates"]["EUR"] == "20000.00"
@@ -249,7 +287,7 @@ def test_what_is_no_state_of_the_sources_is_refused_by_its_member(path: str, val
 @pytest.mark.parametrize(
     ("read", "document", "optional"),
     [
-        (record_from, DOCUMENT, {"replayed_from", "rule", "decided_at", "signature"}),
+        (record_from, DOCUMENT, OPTIONAL),
         (point_from, point_document(POINT), {"replayed_from"}),
         (feed_status_from, feed_status_document(STATE), set()),
     ],

@@ -182,33 +182,6 @@ async def test_newer_price_on_the_store_stays(publisher: PricePublisher, store: 
         await publisher.publish(decided(), 1015)
     assert await store.latest() is newer
     assert publisher.down == ""
-    assert publisher.last == decided().record  # what the next price is compared with
-
-
-async def test_last_rates_are_those_this_updater_published_whatever_else_the_store_has(
-    publisher: PricePublisher, store: UnreliableStore
-) -> None:
-    """A point that somebody writes into Redis by hand must not make the next price a jump."""
-    other = replace(RECORD, id=uuid.UUID(int=2), as_of=NOON + timedelta(seconds=1), rates_e8=OLD_RATES)
-    await publisher.publish(decided(), 1015)
-    await store.publish(other)
-    assert await publisher.last_rates(decided(), 1015) == RATES
-    store.forget()
-    assert await publisher.last_rates(decided(), 1015) == RATES
-
-
-async def test_last_rates_after_a_start_are_the_newest_of_the_stores_history(
-    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore
-) -> None:
-    assert await publisher.last_rates(decided(), 1015) is None
-    for minutes, rates_e8 in ((600, RATES), (500, OLD_RATES)):
-        as_of = NOON - timedelta(minutes=minutes)
-        await store.publish(replace(RECORD, id=uuid.uuid4(), as_of=as_of, rates_e8=rates_e8))
-    assert await publisher.last_rates(decided(), 1015) == OLD_RATES
-    store.failure = AWAY
-    at(clock, 2, lambda: setattr(store, "failure", None))
-    assert await publisher.last_rates(decided(), 1015) == OLD_RATES
-    assert clock.slept == [1, 1]
 
 
 async def test_price_that_the_store_has_lost_hangs_again_within_a_second_as_it_was_and_word_of_the_sources_too(

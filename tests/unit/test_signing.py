@@ -16,7 +16,7 @@ from msgspec.structs import fields, replace
 from buydesk.http.examples import EXAMPLE_RECORD
 from buydesk.money import Currency
 from buydesk.prices.documents import record_document, record_from
-from buydesk.prices.model import PriceRecord, RejectedQuote, Signature
+from buydesk.prices.model import PriceRecord, RejectedQuote, Signature, UnsettledRate
 from buydesk.prices.signing import Signer, signature_discrepancy
 from buydesk.signing_keys import new_signing_key, public_key, to_bytes, to_text
 from tests.builders import SIGNING_KEY, record, signed
@@ -101,6 +101,10 @@ def test_whatever_else_is_changed_is_seen() -> None:
         "replayed_from": RECORD.as_of,
         "rule": None,
         "decided_at": RECORD.as_of + MOMENT,
+        "bids_e8": {},
+        "asks_e8": {Currency.GBP: 1},
+        "missing": {Currency.GBP: "is gone"},
+        "unsettled": {Currency.GBP: UnsettledRate(1, "has moved")},
     }
     assert changes.keys() | {"expires_at", "signature"} == {field.name for field in fields(RECORD)}
     for name, value in changes.items():

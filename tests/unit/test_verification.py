@@ -24,7 +24,7 @@ from tests.proof import discrepancies
 
 NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
-RULE = Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2)
+RULE = Rule(quote_age_seconds_max=30, spread_bp_max=100, deviation_bp_max=100, sources_min=2)
 EUR, GBP, USD = Currency
 MIDS = {"kraken": 2_000_000_000_000, "gemini": 2_000_000_000_007, "bitstamp": 2_000_000_000_013, "coinbase": 10**12}
 QUOTES = [
@@ -36,9 +36,9 @@ QUOTES = [
 
 def decided(quotes: list[Quote]) -> PriceRecord:
     unanswered = [RejectedQuote("bitfinex", "gave no answer")]
-    return record_of(
-        decide(quotes, NOW, RULE), unanswered, "live", rule=RULE, decided_at=NOW, ttl=timedelta(seconds=60)
-    )
+    ttl = timedelta(seconds=60)
+    verdict = decide(quotes, NOW, RULE)
+    return record_of(verdict, unanswered, "live", unsettled={}, rule=RULE, decided_at=NOW, ttl=ttl)
 
 
 RECORD = decided(QUOTES)
@@ -134,7 +134,7 @@ RATES = dict(RECORD.rates_e8)
         ),
         (
             with_changes(used=RECORD.used[:4]),
-            "by the rule there is no price: GBP: only 0 of at least 2 sources agree; USD: only 1",
+            "by the rule there is no price: GBP, USD: only 1 of at least 2 sources agree",
         ),
         (with_changes(used=()), "the record has no quotes"),
         (with_changes(used=RECORD.used * 2), "by the rule there is no price"),
@@ -150,7 +150,7 @@ RATES = dict(RECORD.rates_e8)
         (with_changes(expires_at=RECORD.as_of), "the record is valid for 0 s"),
         (with_changes(expires_at=RECORD.as_of + timedelta(seconds=3600)), ""),
         (with_changes(expires_at=RECORD.as_of + timedelta(seconds=3600) + TICK), "the record is valid for 3600 s"),
-        (with_rule(version=2), "version 2 of the pricing rule is not known"),
+        (with_rule(version=3), "version 3 of the pricing rule is not known"),
         (with_rule(sources_min=4), "only 3 of at least 4 sources agree"),
         (with_rule(quote_age_seconds_max=1), "by the rule other quotes are used"),
         (with_rule(deviation_bp_max=0), "by the rule there is no price"),
@@ -169,7 +169,7 @@ def test_what_of_the_record_does_not_follow_from_its_quotes_is_named(
     assert doubt in "; ".join(found)
 
 
-SETTINGS = settings(price_feed="live", price_spread_bp_max=1000, price_ttl_seconds=60)
+SETTINGS = settings(price_feed="live", price_ttl_seconds=60)
 
 
 def test_proven_record_may_become_a_price() -> None:
@@ -179,6 +179,7 @@ def test_proven_record_may_become_a_price() -> None:
         decide([quote for quote in QUOTES if quote.source != "coinbase"], NOW, stricter),
         [],
         "live",
+        unsettled={},
         rule=stricter,
         decided_at=NOW,
         ttl=timedelta(seconds=60),
@@ -188,8 +189,54 @@ def test_proven_record_may_become_a_price() -> None:
 
 def test_record_from_before_a_currency_was_added_proves_its_orders_all_the_same() -> None:
     euros = [quote for quote in QUOTES if quote.currency == EUR]
-    older = replace(RECORD, rates_e8={EUR: RATES[EUR]}, used=tuple(each for each in RECORD.used if each in euros))
+    older = replace(
+        RECORD,
+        rates_e8={EUR: RATES[EUR]},
+        bids_e8={EUR: RECORD.bids_e8[EUR]},
+        asks_e8={EUR: RECORD.asks_e8[EUR]},
+        used=tuple(each for each in RECORD.used if each in euros),
+    )
     assert discrepancies(ORDER, older) == []
+
+
+def of_first_version(*middles_e8: int) -> PriceRecord:
+    """A record with as many euro quotes; by that version those near the median have to agree with each other."""
+    used = tuple(Quote(f"source-{each}", EUR, each, each, NOW) for each in middles_e8)
+    rates_e8 = {EUR: sorted(middles_e8)[len(middles_e8) // 2]}
+    rule = Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2, version=1)
+    return PriceRecord(RECORD.id, NOW, NOW + timedelta(seconds=60), "live", rates_e8, used, rule=rule, decided_at=NOW)
+
+
+def doubts_of_first_version(*middles_e8: int) -> str:
+    record = of_first_version(*middles_e8)
+    order = placed_order(price_order(NEW, record, NOW), 12, NOW, livemode=True)
+    return "; ".join(discrepancies(order, record))
+
+
+def test_records_by_the_first_version_of_the_rule_are_proven_by_it() -> None:
+    assert doubts_of_first_version(10**12, 10**12 + 1, 10**12 + 2) == ""
+    edge = 10**12 + 10**10  # which by that version denied the price, and by this one is set aside
+    assert "the sources are more than 1 % apart" in doubts_of_first_version(10**12 - 10**9, 10**12, 10**12, edge)
+    assert "only 1 of at least 2 sources agree" in doubts_of_first_version(10**12)
+    assert "other quotes are used" in doubts_of_first_version(10**12, 10**12, 2 * 10**12)
+
+
+def test_record_of_the_first_version_without_quotes_of_its_currency_has_no_price() -> None:
+    record = replace(of_first_version(10**12, 10**12), rates_e8={EUR: 10**12, USD: 10**12})
+    assert "USD: only 0 of at least 2 sources agree" in "; ".join(discrepancies(ORDER, record))
+
+
+def test_record_with_some_currencies_unsettled_and_others_missing_is_proven() -> None:
+    verdict = decide([each for each in QUOTES if each.currency != GBP or each.source == "kraken"], NOW, RULE)
+    ttl = timedelta(seconds=60)
+    record = record_of(verdict, [], "live", unsettled={USD: "has moved"}, rule=RULE, decided_at=NOW, ttl=ttl)
+    assert record.missing == {GBP: "only 1 of at least 2 sources agree"}
+    require_proven(signed(record), SETTINGS, NOW)
+    stored = record_from(msgspec.json.decode(msgspec.json.encode(record_document(record))))
+    assert stored == record
+    settled = replace(record, rates_e8=RATES, unsettled={})
+    with pytest.raises(WrongMember, match="the rates are"):
+        require_proven(signed(settled), SETTINGS, NOW)
 
 
 @pytest.mark.parametrize(
@@ -200,13 +247,16 @@ def test_record_from_before_a_currency_was_added_proves_its_orders_all_the_same(
             with_changes(rates_e8={currency: 2 * rate_e8 for currency, rate_e8 in RATES.items()}),
             "record: the rates are",
         ),
-        (with_changes(rates_e8={EUR: RATES[EUR]}), "rates.GBP: is missing"),
+        (with_changes(rates_e8={EUR: RATES[EUR]}), "record: by the rule other quotes are used"),
+        (with_changes(missing={GBP: "is made up"}), "by the rule no price is missing that is said to be"),
+        (with_changes(bids_e8={}), "by the rule the bids and asks are others"),
         (with_changes(rule=None), "record: the record tells no rule"),
         (with_changes(used=()), "record: the record has no quotes"),
         (with_changes(as_of=NOW), "which is not when its oldest quote was observed"),
-        (with_rule(version=2), "version 2 of the pricing rule is not known"),
+        (with_rule(version=3), "version 3 of the pricing rule is not known"),
         (with_rule(quote_age_seconds_max=31), "its rule allows a quote_age_seconds of 31, and this desk 30"),
-        (with_rule(spread_bp_max=1001), "its rule allows a spread_bp of 1001, and this desk 1000"),
+        (with_rule(spread_bp_max=101), "its rule allows a spread_bp of 101, and this desk 100"),
+        (with_rule(version=1), "it was made by version 1 of the rule, and this desk sells by version 2"),
         (with_rule(deviation_bp_max=101), "its rule allows a deviation_bp of 101, and this desk 100"),
         (with_quote(0, source="mine"), "record: the desk has no source mine$"),
         (with_changes(rejected=(*RECORD.rejected, RejectedQuote("mine", "x"))), "record: the desk has no source mine$"),
@@ -238,7 +288,7 @@ quotes = st.lists(
 @given(quotes, st.integers(1, 10**11 - 1), st.sampled_from(Currency))
 def test_every_order_at_every_price_of_the_rule_is_proven(further: list[Quote], cents: int, currency: Currency) -> None:
     verdict = decide([*QUOTES, *further], NOW, RULE)
-    if not verdict.missing:
+    if currency in verdict.rates_e8:
         record = decided([*QUOTES, *further])
         new = msgspec.structs.replace(NEW, amount_cents=cents, currency=currency)
         assert discrepancies(placed_order(price_order(new, record, NOW), 1, NOW, livemode=True), record) == []

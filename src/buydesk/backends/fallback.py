@@ -121,7 +121,9 @@ def _is_newer(own: PriceRecord | DeskError, shared: PriceRecord | DeskError) -> 
         return isinstance(own, PriceStale) and isinstance(shared, PriceUnavailable)
     # A published record never changes: of the same one memory's copy counts, whatever a hand did to the one in Redis.
     # Nor does what ended there, or is no price, end a record that is valid here.
-    return not isinstance(shared, PriceRecord) or own.id == shared.id or own.as_of > shared.as_of
+    if not isinstance(shared, PriceRecord) or own.id == shared.id:
+        return True
+    return own.as_of > shared.as_of and not shared.unsettled  # which another process's doubt may have replaced
 
 
 async def _outcome(call: Awaitable[T]) -> T | DeskError:

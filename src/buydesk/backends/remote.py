@@ -24,13 +24,14 @@ from buydesk.errors import (
     OutcomeUnknown,
     PayloadTooLarge,
     PriceStoreUnavailable,
+    PriceUnsettled,
     ReportsUnavailable,
     Unauthorized,
     UnsupportedMediaType,
     rebuild,
 )
 from buydesk.limits import Bulkhead, SharedCheck
-from buydesk.money import parse_btc
+from buydesk.money import Currency, parse_btc
 from buydesk.observability import request_ids
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.observability.reports import Level, Report, ReportStore, StoredReport, stored_report_from
@@ -47,6 +48,9 @@ from buydesk.orders.model import (
     PricedOrder,
     Refused,
 )
+from buydesk.prices.anchor_documents import anchors_document, anchors_from, confirmation_from, new_confirmation_document
+from buydesk.prices.anchors import Anchor as PriceAnchor
+from buydesk.prices.anchors import AnchorStore, Confirmation, NewConfirmation
 from buydesk.prices.documents import feed_status_document, feed_status_from, point_from, record_document, record_from
 from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord, PriceStore
 from buydesk.settings.model import Settings
@@ -77,7 +81,7 @@ class RemoteService:
     service: ClassVar[str]
     # What it means when no answer of the service's own comes back.
     unavailable: ClassVar[type[DeskError]]
-    # The settings whose first token a GET and a POST show.
+    # The settings whose first token is shown, by method.
     tokens: ClassVar[Mapping[str, str]]
 
     def __init__(self, url: str, settings: Settings, clocks: ClockMonitor | None = None) -> None:
@@ -102,13 +106,20 @@ class RemoteService:
         return self._session
 
     async def call(
-        self, path: str, *, body: object = None, timeout_seconds: float, shows_token: bool = True, **query: str | int
+        self,
+        path: str,
+        *,
+        body: object = None,
+        method: str = "POST",
+        timeout_seconds: float,
+        shows_token: bool = True,
+        **query: str | int,
     ) -> Any:
-        """The JSON of a 200, by POST if there is a body; raises the error that a problem document names.
+        """The JSON of a 200, by GET if there is no body; raises the error that a problem document names.
 
         Raises aiohttp.ClientError or TimeoutError when there is no answer and ValueError when it is not one of ours.
         """
-        method, data = ("GET", None) if body is None else ("POST", msgspec.json.encode(body))
+        method, data = ("GET", None) if body is None else (method, msgspec.json.encode(body))
         headers = {}
         if shows_token and method in self.tokens:
             headers["Authorization"] = f"Bearer {tokens(getattr(self._settings, self.tokens[method]))[0]}"
@@ -137,9 +148,11 @@ class RemoteService:
         async with self._bulkhead:
             return await self._safely(shape, path, **query)
 
-    async def write(self, shape: Callable[[Any], T], path: str, body: object, *, shows_token: bool = True) -> T:
-        """What `shape` makes of the answer to a POST that may be repeated without harm."""
-        return await self._safely(shape, path, body=body, shows_token=shows_token)
+    async def write(
+        self, shape: Callable[[Any], T], path: str, body: object, *, method: str = "POST", shows_token: bool = True
+    ) -> T:
+        """What `shape` makes of the answer to a POST, or PUT, that may be repeated without harm."""
+        return await self._safely(shape, path, body=body, method=method, shows_token=shows_token)
 
     async def _safely(self, shape: Callable[[Any], T], path: str, **asked: Any) -> T:
         """Calls, and once more on a fresh connection when a kept one turns out to be cut."""
@@ -243,6 +256,28 @@ class RemoteLedger(RemoteService, OrderLedger):
         return await self.read(record_from, f"/price/{price_id}")
 
 
+class RemoteAnchorStore(RemoteService, AnchorStore):
+    """The anchors at db_proxy."""
+
+    service = "db_proxy"
+    unavailable = LedgerUnavailable
+    tokens: ClassVar = dict.fromkeys(("GET", "POST", "PUT"), "publishing_tokens")
+
+    async def anchors(self) -> Mapping[Currency, PriceAnchor]:
+        return await self.read(anchors_from, "/anchors")
+
+    async def keep_anchors(self, anchors: Mapping[Currency, PriceAnchor]) -> None:
+        await self.write(_whatever, "/anchors", anchors_document(anchors), method="PUT")
+
+    async def confirmations(self) -> Sequence[Confirmation]:
+        return await self.read(
+            lambda document: [confirmation_from(each) for each in document["data"]], "/confirmations"
+        )
+
+    async def confirm(self, new: NewConfirmation) -> Confirmation:
+        return await self.write(confirmation_from, "/confirmations", new_confirmation_document(new))
+
+
 class RemotePriceStore(RemoteService, PriceStore):
     """The price store at api_cache_proxy."""
 
@@ -255,7 +290,13 @@ class RemotePriceStore(RemoteService, PriceStore):
         return await self.write(record_from, "/add/", record_document(record))
 
     async def latest(self) -> PriceRecord:
-        return await self.read(record_from, "/record")
+        try:
+            return await self.read(record_from, "/record")
+        except PriceUnsettled as error:  # of a record without any price to sell at
+            try:
+                return record_from(error.facts.get("record"))
+            except ValueError as wrong:
+                raise self._without_answer(wrong, self.unavailable) from wrong
 
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         return await self.read(

@@ -22,31 +22,35 @@ def _quotes(currency: Currency, *mids_cents: int) -> list[Quote]:
     ]
 
 
+def _beside(cents: int) -> dict[Currency, int]:
+    """What an example's bitcoin costs, and so many cents."""
+    middles = {Currency.EUR: 20_572_78, Currency.GBP: 18_271_51, Currency.USD: 21_712_51}
+    return {currency: (middle + cents) * RATE_SCALE // 100 for currency, middle in middles.items()}
+
+
 _FAR = replace(_quotes(Currency.EUR, 20_572_78, 20_572_78, 20_990_00)[2], source="gemini")
 EXAMPLE_RECORD = PriceRecord(
     id=uuid.UUID("0b6f3a52-3c1e-4f0a-9a55-0d8a2f1c7e11"),
     as_of=_AT,
     expires_at=_AT + timedelta(seconds=60),
     feed="live",
-    rates_e8={
-        Currency.EUR: 20_572_78 * RATE_SCALE // 100,
-        Currency.GBP: 18_271_51 * RATE_SCALE // 100,
-        Currency.USD: 21_712_51 * RATE_SCALE // 100,
-    },
+    rates_e8=_beside(0),
     used=(
         *_quotes(Currency.EUR, 20_572_78, 20_570_12, 20_574_40),
         *_quotes(Currency.GBP, 18_271_51, 18_269_03, 18_272_95),
         *_quotes(Currency.USD, 21_712_51, 21_709_88, 21_714_07),
     ),
     rejected=(
-        RejectedQuote("gemini", "is more than 1 % from the median", _FAR),
+        RejectedQuote("gemini", "is more than 1 % from those that agree", _FAR),
         RejectedQuote("bitfinex", "gave no answer within 5 s"),
     ),
-    rule=Rule(quote_age_seconds_max=30, spread_bp_max=1000, deviation_bp_max=100, sources_min=2),
+    rule=Rule(quote_age_seconds_max=30, spread_bp_max=100, deviation_bp_max=100, sources_min=2),
     decided_at=_AT + timedelta(seconds=1),
+    bids_e8=_beside(-5),
+    asks_e8=_beside(5),
     signature=Signature(
         "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
-        "XukwEvSOq9VKI4P6P4pd7quaRtowdKBXtfr92cIZD55gQve2kTKecu9gFxz9xSez6yHPUO0fqVE3dlEAeKeZAg",
+        "-wwCFEYZJ3_FMgDjhnLlFUVcJq95-JvYe51p_ocObKOuUIKj4H_Kulir7PqFeVsYRMbHfjuFt2igThyA40MECA",
         expires_at=_AT + timedelta(seconds=60),
     ),
 )

@@ -15,6 +15,7 @@ from buydesk.errors import (
     Overloaded,
     PriceStale,
     PriceUnavailable,
+    PriceUnsettled,
     RequestTimeout,
 )
 from buydesk.http.examples import EXAMPLE_ORDER
@@ -173,6 +174,7 @@ PLACE_ORDER = operation(
         ExposureCapExceeded,
         PriceUnavailable,
         PriceStale,
+        PriceUnsettled,
         LedgerUnavailable,
         Overloaded,
         OutcomeUnknown,

@@ -11,6 +11,7 @@ from buydesk.errors import (
     PriceStoreUnavailable,
     PriceSuperseded,
     PriceUnavailable,
+    PriceUnsettled,
 )
 from buydesk.http.examples import EXAMPLE_RECORD, EXAMPLE_STATUS
 from buydesk.http.members import decode_body, whole_number
@@ -41,7 +42,7 @@ def parse_record(body: bytes, settings: Settings, now: datetime) -> PriceRecord:
 
     A record that is no proven price here (`require_proven`) is wrong too.
     """
-    with _wrong_members_named():
+    with wrong_members_named():
         record = record_from(decode_body(body))
         require_proven(record, settings, now)
         return record
@@ -52,14 +53,15 @@ def parse_state(body: bytes, settings: Settings, now: datetime) -> FeedStatus:
 
     One that is not plausible here (`require_plausible_status`) is wrong too.
     """
-    with _wrong_members_named():
+    with wrong_members_named():
         state = feed_status_from(decode_body(body))
         require_plausible_status(state, settings.price_feed, settings.clock_skew_seconds_max, now)
         return state
 
 
 @contextmanager
-def _wrong_members_named() -> Iterator[None]:
+def wrong_members_named() -> Iterator[None]:
+    """Makes InvalidRequest of WrongMember."""
     try:
         yield
     except WrongMember as error:
@@ -73,7 +75,7 @@ TTL = whole_number(
     "Seconds from now after which the record is not valid any more. Only ever shortens, and only a new record.",
     PRICE_TTL_SECONDS_MAX,
 )
-_NO_PRICE = (PriceUnavailable, PriceStale, PriceStoreUnavailable)
+_NO_PRICE = (PriceUnavailable, PriceStale, PriceUnsettled, PriceStoreUnavailable)
 _RECORD = record_document(EXAMPLE_RECORD)
 _STATUS = feed_status_document(EXAMPLE_STATUS)
 GET_RECORD = operation(

@@ -121,6 +121,7 @@ GET_STATUS = operation(
                 "age_seconds": 4.2,
                 "as_of": "2026-01-31T09:04:55.800000Z",
                 "expires_at": "2026-01-31T09:05:55.800000Z",
+                "missing": {},
             },
             "sources": {"ok": True, **feed_status_document(EXAMPLE_STATUS), "level": "warning"},
             "host": {
@@ -138,5 +139,6 @@ GET_STATUS = operation(
     "otherwise `degraded`. A part that is not `ok` says why. A service is `unknown` while nothing was heard of it "
     "since the reports were lost, or while they cannot be read; only `verified` reports tell its state. Of names that "
     "are not the desk's the last reports are shown too, and change no `status`. Of the `sources` one that is down is a "
-    "`warning`; when they prove no price it is `critical`, and `problem` says why.",
+    "`warning`; when they prove no price it is `critical`, and `problem` says why. The `price` is `ok` while there is "
+    "one in some currency; `missing` says, by currency, why there is none in another.",
 )

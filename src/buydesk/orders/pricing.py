@@ -2,10 +2,10 @@
 
 from datetime import datetime
 
-from buydesk.errors import DeskError, PriceUnavailable
+from buydesk.errors import DeskError
 from buydesk.money import satoshi_for
 from buydesk.orders.model import REPRESENTATION, NewOrder, Order, PricedOrder
-from buydesk.prices.model import RETRY_AFTER_SECONDS, PriceRecord
+from buydesk.prices.model import PriceRecord
 
 
 def price_order(order: NewOrder, price: PriceRecord | DeskError, deadline: datetime) -> PricedOrder:
@@ -15,8 +15,7 @@ def price_order(order: NewOrder, price: PriceRecord | DeskError, deadline: datet
         return PricedOrder(order, price, deadline, 0, 0)
     rate_e8 = price.rates_e8.get(order.currency)
     if rate_e8 is None:
-        detail = f"The price record has no rate for {order.currency}."
-        return PricedOrder(order, PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS), deadline, 0, 0)
+        return PricedOrder(order, price.problem_of(order.currency), deadline, 0, 0)
     return PricedOrder(order, price, deadline, rate_e8, satoshi_for(order.amount_cents, rate_e8))
 
 

@@ -7,7 +7,15 @@ from dataclasses import replace
 from datetime import datetime
 
 from buydesk.errors import DeskError, PriceStale, PriceStoreUnavailable, PriceUnavailable
-from buydesk.prices.model import RETRY_AFTER_SECONDS, PriceRecord, PriceStore, UsablePrice, observed_by
+from buydesk.money import Currency
+from buydesk.prices.model import (
+    RETRY_AFTER_SECONDS,
+    PriceRecord,
+    PriceStore,
+    UsablePrice,
+    observed_by,
+    seconds_to_next_tick,
+)
 from buydesk.prices.verification import require_proven
 from buydesk.reading import WrongMember
 from buydesk.settings.model import Settings
@@ -18,28 +26,46 @@ _FIRST_PRICE_PAUSE_SECONDS = 0.05
 
 
 class PriceCache:
-    """The price to sell at. Once a record is here, nothing makes it valid for longer: not a wall clock that steps back,
-    and not the store. `log` gets what goes wrong without anybody being refused for it."""
+    """The prices to sell at. Once a record is here, nothing makes it valid for longer: not a wall clock that steps
+    back, and not the store. `log` gets what goes wrong without anybody being refused for it.
+
+    Where the newest record has no price in a currency, the one before goes on being valid; where it doubts the price,
+    nothing is sold in that currency from then on.
+    """
 
     def __init__(self, store: PriceStore, settings: Settings, log: logging.Logger, clock: Clock = CLOCK) -> None:
         self._store = store
         self._settings = settings
         self._log = log
         self._clock = clock
-        self._price: UsablePrice | None = None
+        self._latest: UsablePrice | None = None
+        self._prices: dict[Currency, UsablePrice] = {}
         self._problem: DeskError = PriceUnavailable("No price has been looked up yet.", retry_after_seconds=1)
+        self._ticked_at: datetime | None = None
 
-    def current(self) -> PriceRecord | DeskError:
-        """The record to price with now or, when there is none, why."""
-        if self._price is None:
+    def price(self, currency: Currency) -> PriceRecord | DeskError:
+        """The record to price with now in a currency or, when there is none, why."""
+        moment = self._clock.monotonic()
+        own = self._prices.get(currency)
+        if own is not None and moment < own.until:
+            return own.record
+        problem = self._problem_of(currency, moment)
+        if self._ticked_at is not None:
+            interval_seconds = self._settings.feed_interval_seconds
+            problem.retry_after_seconds = seconds_to_next_tick(self._ticked_at, interval_seconds, self._clock.now())
+        return problem
+
+    def _problem_of(self, currency: Currency, moment: float) -> DeskError:
+        if self._latest is None:
             return self._problem
         try:
-            return self._price.usable(self._clock.monotonic())
+            return self._latest.usable(moment).problem_of(currency)
         except PriceStale as error:
             return error
 
     async def refresh(self) -> None:
-        """Fetches the record once. What is here stays until it expires, unless the store says that it has."""
+        """Fetches the record once. What is here stays until it expires, unless the store says that it has, or that
+        prices are unsettled."""
         started = self._clock.monotonic()
         try:
             record = await self._store.latest()
@@ -47,8 +73,8 @@ class PriceCache:
             self._problem = error
             if isinstance(error, PriceStoreUnavailable):
                 self._problem = PriceUnavailable(error.detail, retry_after_seconds=error.retry_after_seconds)
-            if isinstance(error, PriceStale) and self._price is not None and error.is_of(self._price.record.as_of):
-                self._price = replace(self._price, until=started)
+            if isinstance(error, PriceStale):
+                self._end(error, started)
             return
         now = self._clock.now()
         try:
@@ -58,14 +84,29 @@ class PriceCache:
             self._problem = PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS)
             return
         if not self._has_newer(record, now, started):
-            self._price = UsablePrice.seen(record, now, started, self._price)
+            self._take(UsablePrice.seen(record, now, started, self._latest))
+
+    def _take(self, price: UsablePrice) -> None:
+        self._latest, self._ticked_at = price, price.record.decided_at
+        self._prices |= dict.fromkeys(price.record.rates_e8, price)
+        for currency in price.record.unsettled:
+            self._prices.pop(currency, None)
+
+    def _end(self, stale: PriceStale, moment: float) -> None:
+        """The store says that a price has ended, and with it all before."""
+        for currency, price in self._prices.items():
+            if stale.is_of(price.record.as_of):
+                self._prices[currency] = replace(price, until=moment)
+        if self._latest is not None and stale.is_of(self._latest.record.as_of):
+            self._latest = replace(self._latest, until=moment)
 
     def _has_newer(self, record: PriceRecord, now: datetime, moment: float) -> bool:
         """Whether what is here is valid and newer: an older record comes from a store that lost the newer one, or from
-        a hand. One from the future is not newer (`observed_by`)."""
-        own = self._price
+        a hand. One from the future is not newer (`observed_by`), and none is that a record doubts."""
+        own = self._latest
         return (
             own is not None
+            and not record.unsettled
             and moment < own.until
             and record.as_of < own.record.as_of <= observed_by(now, self._settings.clock_skew_seconds_max)
         )
@@ -74,7 +115,7 @@ class PriceCache:
         """Returns once a price is here or the store says that the sources prove none, or after so many seconds."""
         give_up_at = self._clock.monotonic() + seconds_max
         await self.refresh()
-        while isinstance(self.current(), DeskError) and self._clock.monotonic() < give_up_at:
+        while not self._prices and self._clock.monotonic() < give_up_at:
             with contextlib.suppress(DeskError):  # there is no status yet
                 if (await self._store.feed_status()).problem:
                     return
@@ -91,7 +132,8 @@ class PriceCache:
             await asyncio.sleep(self._settings.price_refresh_seconds)
 
     async def check(self) -> None:
-        """Raises what stands in the way of pricing an order now."""
-        price = self.current()
-        if isinstance(price, DeskError):
-            raise price
+        """Raises what stands in the way of pricing an order now, in whatever currency."""
+        found = [self.price(currency) for currency in self._settings.currencies]
+        problems = [each for each in found if isinstance(each, DeskError)]
+        if len(problems) == len(found):
+            raise problems[0]

@@ -3,6 +3,7 @@
 Programs written for them keep working. Their price is a float as well as text: nowhere else does a client get one.
 """
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
@@ -23,6 +24,14 @@ _CURRENCIES = {
 
 # The codes that `currentprice_of` knows.
 CODES = frozenset(currency.value for currency in _CURRENCIES)
+
+
+def require_rates(record: PriceRecord, currencies: Iterable[Currency] = tuple(_CURRENCIES)) -> None:
+    """Raises PriceUnavailable or PriceUnsettled unless the record has a price in each of these currencies: the
+    documents have no word for one that is missing."""
+    for currency in currencies:
+        if currency not in record.rates_e8:
+            raise record.problem_of(currency)
 
 
 def currentprice(record: PriceRecord) -> dict[str, object]:

@@ -28,6 +28,9 @@ def record_document(record: PriceRecord) -> dict[str, object]:
     """The record as JSON members; `record_from` reads them back."""
     document = _document(record)
     document["sources"] = {name: document.pop(name) for name in ("used", "rejected")}
+    if record.rule is None or record.rule.version == 1:  # as they were signed
+        for name in ("bids", "asks", "missing", "unsettled"):
+            del document[name]
     return document
 
 
@@ -64,7 +67,10 @@ def feed_status_from(document: object) -> FeedStatus:
 def _document(written: Written) -> dict[str, Any]:
     """All members under their names in documents, values as text."""
     names = zip(written.__struct_fields__, written.__struct_encode_fields__, strict=True)
-    return {shown: _value(getattr(written, name), name) for name, shown in names}
+    members = {shown: _value(getattr(written, name), name) for name, shown in names}
+    if written.__struct_config__.omit_defaults:
+        return {name: value for name, value in members.items() if value is not None}
+    return members
 
 
 def _value(value: Any, name: str) -> object:
@@ -78,8 +84,9 @@ def _value(value: Any, name: str) -> object:
     return _document(value) if isinstance(value, Written) else value
 
 
-def _rates_document(rates_e8: Mapping[Currency, int]) -> dict[str, str]:
-    return {currency.value: format_rate(rate_e8) for currency, rate_e8 in rates_e8.items()}
+def _by_currency(values: Mapping[Currency, Any]) -> dict[str, object]:
+    """Rates, or what else there is for each currency."""
+    return {currency.value: _value(value, "rate_e8") for currency, value in values.items()}
 
 
 _WRITERS: dict[type, Callable[[Any], object]] = {
@@ -87,5 +94,5 @@ _WRITERS: dict[type, Callable[[Any], object]] = {
     Currency: str,
     uuid.UUID: str,
     datetime: format_time,
-    dict: _rates_document,
+    dict: _by_currency,
 }

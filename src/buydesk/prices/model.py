@@ -3,27 +3,30 @@
 How quotes become a record is `rule`'s, how a record is written as JSON `documents`'.
 """
 
+import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Literal, Protocol
 
 import msgspec
 
-from buydesk.errors import PriceStale, PriceSuperseded, PriceUnavailable
+from buydesk.errors import DeskError, PriceStale, PriceSuperseded, PriceUnavailable, PriceUnsettled
 from buydesk.money import Currency
 from buydesk.reading import Moment, RateE8, Rates, WrongMember
+from buydesk.settings.types import EXTRA_SOURCES, LIVE_SOURCES
 from buydesk.times import format_time
 
 Feed = Literal["sandbox", "live"]
-# Nobody else's quotes are in a price, whoever signed it.
+# Nobody else's quotes are in a price, whoever signed it. Those that are asked only where a setting names them count
+# everywhere: a service whose setting differs would otherwise sell nothing.
 SOURCES: Mapping[Feed, tuple[str, ...]] = {
-    "live": ("bitfinex", "bitstamp", "coinbase", "gemini", "kraken"),
+    "live": (*LIVE_SOURCES, *EXTRA_SOURCES),
     "sandbox": ("sandbox-1", "sandbox-2", "sandbox-3", "sandbox-4", "sandbox-5"),
 }
 
-RULE_VERSION = 1
+RULE_VERSION = 2
 HISTORY_MINUTES_MAX = 24 * 60
 HISTORY_POINTS_MAX = 1000
 # No setting allows more, and dates can still be computed with this many seconds.
@@ -38,14 +41,19 @@ class Written(msgspec.Struct, frozen=True, rename=lambda name: name.removesuffix
     """What is written as JSON and read again (`documents`): rates as decimal text, without the name's suffix."""
 
 
-class Quote(Written, frozen=True):
-    """What one source asked and bid for a bitcoin (`rate_e8` units) and when that was observed."""
+class Quote(Written, frozen=True, omit_defaults=True):
+    """What one source asked and bid for a bitcoin (`rate_e8` units) and when that was observed.
+
+    A source that tells no time of its own proves that it is alive only by change: `changed_at` is when what it answers
+    was different last; None for one with a clock, and in records by the first version of the rule.
+    """
 
     source: str
     currency: Currency
     bid_e8: RateE8
     ask_e8: RateE8
     observed_at: Moment
+    changed_at: Moment | None = None
 
     @property
     def mid_e8(self) -> int:
@@ -83,13 +91,22 @@ class Signature(Written, frozen=True):
     expires_at: Moment
 
 
+class UnsettledRate(Written, frozen=True):
+    """A price (`rate_e8` units) that the quotes prove and that is not sold at, and why."""
+
+    rate_e8: RateE8
+    reason: str
+
+
 class PriceRecord(Written, frozen=True):
     """The market price at one moment, with its proof: all quotes there were, the rule and when it was applied.
 
-    `as_of` is when the oldest quote used was observed. The record may be used until `expires_at` and not longer.
-    `replayed_from` is the historic minute a sandbox record shows; None on the live feed. `rule` and `decided_at` are
-    None for records of the time before there was a rule, `signature` for those from before they were signed: these
-    prove nothing.
+    `rates_e8` are of the currencies that may be sold at; `missing` and `unsettled` say why another one may not be.
+    `bids_e8` and `asks_e8` are the medians of the quotes used. In records by the first version of the rule the last
+    four are empty. `as_of` is when the oldest quote used was observed. The record may be used until `expires_at` and
+    not longer. `replayed_from` is the historic minute a sandbox record shows; None on the live feed. `rule` and
+    `decided_at` are None for records of the time before there was a rule, `signature` for those from before they were
+    signed: these prove nothing.
     """
 
     id: uuid.UUID
@@ -103,9 +120,32 @@ class PriceRecord(Written, frozen=True):
     rule: Rule | None = None
     decided_at: Moment | None = None
     signature: Signature | None = None
+    bids_e8: Rates = msgspec.field(default_factory=dict)
+    asks_e8: Rates = msgspec.field(default_factory=dict)
+    missing: Mapping[Currency, str] = msgspec.field(default_factory=dict)
+    unsettled: Mapping[Currency, UnsettledRate] = msgspec.field(default_factory=dict)
 
     def __hash__(self) -> int:
         return hash(self.id)  # its rates are a mapping, which has none
+
+    def problem_of(self, currency: Currency) -> DeskError:
+        """Why nothing is sold at this record in a currency that it has no rate of."""
+        if currency in self.unsettled:
+            return self.unsettled_problem([currency])
+        reason = self.missing.get(currency, "it is none of the record's currencies")
+        detail = f"There is no price in {currency}: {reason}."
+        return PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS)
+
+    def unsettled_problem(self, currencies: Collection[Currency]) -> PriceUnsettled:
+        """The refusal to sell at the prices of these currencies, which are unsettled."""
+        reasons = {each.value: self.unsettled[each].reason for each in currencies}
+        said = "; ".join(f"{each} {reason}" for each, reason in reasons.items())
+        return PriceUnsettled(
+            f"The price is not sold at yet: {said}.",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+            as_of=format_time(self.as_of),
+            currencies=reasons,
+        )
 
     def shortened(self, ttl: timedelta, now: datetime) -> "PriceRecord":
         """The record, valid for at most `ttl` from now; nothing ever makes it valid for longer than it was."""
@@ -119,12 +159,16 @@ class PriceRecord(Written, frozen=True):
 class SourceResponse(msgspec.Struct, frozen=True):
     """What a source says when it is asked: its quotes, and what of its answer could not be used.
 
-    `replayed_from` is the historic minute it replays; None for a market.
+    `replayed_from` is the historic minute it replays; None for a market. `fingerprint` is the same as long as all that
+    the source said is the same; None for one with a clock of its own. For `retry_after_seconds`, if it said so, it does
+    not want to be asked again.
     """
 
     quotes: tuple[Quote, ...]
     rejected: tuple[RejectedQuote, ...] = ()
     replayed_from: datetime | None = None
+    fingerprint: bytes | None = None
+    retry_after_seconds: int | None = None
 
 
 class PricePoint(Written, frozen=True):
@@ -141,7 +185,7 @@ class SourceStatus(Written, frozen=True):
 
     `mids_e8` are of its last quotes, observed at `quoted_at`, however long ago: None before the first. `failures`
     counts the last calls in a row that failed; `last_error` is what was wrong the last time one did, at `failed_at`,
-    however long ago. Until `resting_until` it is left alone (its breaker is open).
+    however long ago. Until `resting_until` it is left alone: its breaker is open, or it asked for that.
     """
 
     source: str
@@ -169,7 +213,7 @@ class PriceSource(Protocol):
     name: str
 
     async def quotes(self) -> SourceResponse:
-        """The present quotes; raises SourceFailed."""
+        """The present quotes; raises SourceFailed, with `retry_after_seconds` if it said when to ask again."""
         ...
 
     async def close(self) -> None: ...
@@ -183,7 +227,9 @@ class PriceStore(Protocol):
         PriceStoreUnavailable.
 
         One from the future (`observed_by`) is not newer: it gives way, and leaves the history. So does another one of
-        the same moment. The current record may be published again, and stays as it was.
+        the same moment, and whatever there is to a record with unsettled prices: a source that was not used before may
+        tell an older time, and doubt must stop the sales at once. The current record may be published again, and stays
+        as it was.
         """
         ...
 
@@ -268,6 +314,13 @@ class UsablePrice:
         if moment >= self.until:
             raise stale(self.record.as_of, self.record.expires_at)
         return self.record
+
+
+def seconds_to_next_tick(last_tick_at: datetime, interval_seconds: float, now: datetime) -> int:
+    """How long a client that was refused for the lack of a price does well to wait: until the price of the next tick
+    is at create_buy_order, about a second after it. At least 1."""
+    into_interval = (now - last_tick_at).total_seconds() % interval_seconds
+    return math.ceil(interval_seconds - into_interval) + 1
 
 
 def recent_feed_status(status: FeedStatus | None, now: datetime) -> FeedStatus:

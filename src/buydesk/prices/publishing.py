@@ -5,13 +5,12 @@ price was decided, so that a wall clock that steps back adds nothing to it.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
-from buydesk.errors import DeskError, PriceStoreUnavailable, PriceSuperseded, PriceUnavailable
-from buydesk.money import Currency
-from buydesk.prices.model import HISTORY_MINUTES_MAX, FeedStatus, PriceRecord, PriceStore, UsablePrice, valid_record
+from buydesk.errors import DeskError, PriceStoreUnavailable, PriceUnavailable
+from buydesk.prices.model import FeedStatus, PriceRecord, PriceStore, UsablePrice, valid_record
 from buydesk.times import CLOCK, Clock
 
 # A price store that was restarted, with or without its data, gets the price again at once, not at the next tick: this
@@ -46,20 +45,8 @@ class PricePublisher:
         Raises PriceStoreUnavailable when `give_up_at` has come, PriceStale when the record has ended before,
         PriceUnavailable when it lies in the future, and what else the store raises.
         """
-        try:
-            await self._retry_until(partial(self._store.publish, price.record), price, give_up_at)
-        except PriceSuperseded:
-            self.last = price.record  # another updater publishes: the market was there all the same
-            raise
+        await self._retry_until(partial(self._store.publish, price.record), price, give_up_at)
         self._price, self.last = price, price.record
-
-    async def last_rates(self, price: UsablePrice, give_up_at: float) -> Mapping[Currency, int] | None:
-        """The rates that this updater published last; after a start, those of the last day that the store has, by
-        whomever: None if there are none. Raises as `publish`."""
-        if self.last is not None:  # what else the store has since may be anybody's: its history is not signed
-            return self.last.rates_e8
-        points = await self._retry_until(partial(self._store.history, HISTORY_MINUTES_MAX, 1), price, give_up_at)
-        return points[-1].rates_e8 if points else None
 
     async def put_feed_status(self, status: FeedStatus) -> None:
         """Stores how the sources are. Raises nothing: a failure is logged."""

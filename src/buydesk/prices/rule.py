@@ -1,47 +1,61 @@
 """The pricing rule: how the quotes of several independent sources become one price, or none. Pure, in integers.
 
-For each currency:
+For each currency by itself:
 
 1. Quotes that no market shows are dropped: older than allowed or from the future, with a bid or ask outside the bounds
    of a rate, a bid above the ask, an ask too far above the bid. So are all of a source that gives more than one: it
    contradicts itself, and must not count twice.
-2. Those further from the median of the rest than `deviation_bp_max` are set aside: a single wrong source, however far
-   off, cannot move the median beyond its neighbours, so it is the wrong one that is found.
-3. At least `sources_min` must be left, no two of them further apart than `deviation_bp_max`: two sources that disagree
-   prove nothing, and neither does one.
-4. The price is their median, which always lies between two quotes that agree.
+2. The largest cluster of those that are left is found: quotes no two of which are further apart than
+   `deviation_bp_max`. Of clusters of one size the tightest counts, of equally tight ones the highest: the desk sells.
+3. The cluster must hold more than half of the quotes that are left, and at least `sources_min`: no minority makes a
+   price, and no quote at the edge keeps the others from making one.
+4. Quotes that prove their time outrank those that do not. A quote proves it by its source's own clock or, without one,
+   by an answer that changed within `quote_age_seconds_max`. If more of them lie outside the cluster than in it, there
+   is no price: what the others repeat may have stood still.
+5. The price is the median of the cluster's middles of bid and ask. It lies between two quotes that agree.
 
-This is all that five quotes allow, and anybody can check it by hand. A record is made only when every currency has a
-price: a lasting fault in one should be noticed and fixed, not worked around, and one that lasts a tick or two costs
-nothing, because the last record is still valid.
-
-A price far from the last one is either news or a fault that all sources share: it has to be seen twice (`held_back`).
+Anybody can check this by hand. Whether a price may be sold at is another question (`suspension`).
 """
 
 import uuid
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
-from buydesk.prices.model import Feed, PriceRecord, Quote, RejectedQuote, Rule
+from buydesk.prices.model import Feed, PriceRecord, Quote, RejectedQuote, Rule, UnsettledRate
 from buydesk.settings.model import Settings
 
 _BP = 10_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Verdict:
     """What the rule makes of quotes: prices of some currencies, and for each other one why it has `missing` from them.
 
-    Every quote is in `used` or, with its reason, in `rejected`; there without the quote if it is no rate at all.
+    `bids_e8` and `asks_e8` are the medians of the quotes used. Every quote is in `used` or, with its reason, in
+    `rejected`; there without the quote if it is no rate at all.
     """
 
-    rates_e8: Mapping[Currency, int]
-    missing: Mapping[Currency, str]
-    used: tuple[Quote, ...]
-    rejected: tuple[RejectedQuote, ...]
+    rates_e8: dict[Currency, int] = field(default_factory=dict)
+    bids_e8: dict[Currency, int] = field(default_factory=dict)
+    asks_e8: dict[Currency, int] = field(default_factory=dict)
+    missing: dict[Currency, str] = field(default_factory=dict)
+    used: list[Quote] = field(default_factory=list)
+    rejected: list[RejectedQuote] = field(default_factory=list)
+
+    def price(self, currency: Currency, agreed: Sequence[Quote]) -> None:
+        """The quotes make the price of the currency."""
+        self.rates_e8[currency] = median([quote.mid_e8 for quote in agreed])
+        self.bids_e8[currency] = median([quote.bid_e8 for quote in agreed])
+        self.asks_e8[currency] = median([quote.ask_e8 for quote in agreed])
+        self.used += agreed
+
+    def leave_out(self, currency: Currency, problem: str, quotes: Sequence[Quote]) -> None:
+        """The quotes make no price of the currency."""
+        self.missing[currency] = problem
+        self.rejected += [RejectedQuote(quote.source, problem, quote) for quote in quotes]
 
 
 def rule_of(settings: Settings) -> Rule:
@@ -58,46 +72,28 @@ def decide(
     quotes: Sequence[Quote], now: datetime, rule: Rule, currencies: Collection[Currency] = tuple(Currency)
 ) -> Verdict:
     """The rule, applied to the quotes of the currencies at a time. The order of the quotes does not matter."""
-    rates_e8: dict[Currency, int] = {}
-    missing: dict[Currency, str] = {}
-    used: list[Quote] = []
-    rejected: list[RejectedQuote] = []
+    verdict = Verdict()
     for currency in currencies:
-        fit, dropped = _fit([quote for quote in quotes if quote.currency == currency], now, rule)
-        near, far = _near(fit, rule)
-        rejected += dropped + far
-        problem = _disagreement(near, rule)
-        if problem:
-            missing[currency] = problem
-            rejected += [RejectedQuote(quote.source, problem, quote) for quote in near]
-        else:
-            rates_e8[currency] = median([quote.mid_e8 for quote in near])
-            used += near
-    return Verdict(rates_e8, missing, tuple(used), tuple(rejected))
+        fit, dropped = fit_quotes([quote for quote in quotes if quote.currency == currency], now, rule)
+        verdict.rejected += dropped
+        agreed = largest_cluster(fit, rule.deviation_bp_max)
+        if problem := _doubt(agreed, fit, now, rule):
+            verdict.leave_out(currency, problem, fit)
+            continue
+        verdict.price(currency, agreed)
+        reason = f"is more than {percent(rule.deviation_bp_max)} from those that agree"
+        verdict.rejected += [RejectedQuote(quote.source, reason, quote) for quote in fit if quote not in agreed]
+    return verdict
 
 
-def held_back(
-    rates_e8: Mapping[Currency, int],
-    last_e8: Mapping[Currency, int] | None,
-    pending_e8: Mapping[Currency, int] | None,
-    *,
-    jump_bp_max: int,
-    deviation_bp_max: int,
-) -> list[Currency]:
-    """The currencies whose rate jumps from the `last` one and was not seen before; empty when the rates may be used.
-
-    `pending` are the rates of the tick before if they were held back too or could not be published, None otherwise;
-    `last` is None before the first record.
-    """
-    if last_e8 is None or (pending_e8 is not None and not moved(rates_e8, pending_e8, deviation_bp_max)):
-        return []
-    return moved(rates_e8, last_e8, jump_bp_max)
-
-
-def moved(rates_e8: Mapping[Currency, int], before_e8: Mapping[Currency, int], bp_max: int) -> list[Currency]:
-    """The currencies whose rate is further from what it was before, if it was, than allowed."""
-    both = rates_e8.keys() & before_e8.keys()
-    return [each for each in rates_e8 if each in both and differs(rates_e8[each], before_e8[each], bp_max)]
+def largest_cluster(fit: Sequence[Quote], deviation_bp_max: int) -> list[Quote]:
+    """Step 2: the most quotes no two of which are further apart than allowed, in basis points of the lower one."""
+    ordered = sorted(fit, key=lambda quote: (quote.mid_e8, quote.source))
+    clusters = [
+        [quote for quote in ordered[start:] if not differs(quote.mid_e8, lowest.mid_e8, deviation_bp_max)]
+        for start, lowest in enumerate(ordered)
+    ]
+    return max(clusters, key=lambda each: (len(each), each[0].mid_e8 - each[-1].mid_e8, each[0].mid_e8), default=[])
 
 
 def record_of(
@@ -105,12 +101,14 @@ def record_of(
     unanswered: Sequence[RejectedQuote],
     feed: Feed,
     *,
+    unsettled: Mapping[Currency, str],
     rule: Rule,
     decided_at: datetime,
     ttl: timedelta,
     replayed_from: datetime | None = None,
 ) -> PriceRecord:
-    """The record of a verdict in which no currency is missing; `unanswered` says which sources gave no quotes.
+    """The record of a verdict in which a currency has a price; `unsettled` says which are not to be sold at and why,
+    `unanswered` which sources gave no quotes.
 
     It keeps every quote that was decided on and no other, so that everybody can decide again (`verification`).
     """
@@ -120,8 +118,12 @@ def record_of(
         as_of=as_of,
         expires_at=as_of + ttl,
         feed=feed,
-        rates_e8=verdict.rates_e8,
-        used=verdict.used,
+        rates_e8={each: rate_e8 for each, rate_e8 in verdict.rates_e8.items() if each not in unsettled},
+        bids_e8=verdict.bids_e8,
+        asks_e8=verdict.asks_e8,
+        missing=verdict.missing,
+        unsettled={each: UnsettledRate(verdict.rates_e8[each], reason) for each, reason in unsettled.items()},
+        used=tuple(verdict.used),
         rejected=(*verdict.rejected, *(RejectedQuote(each.source, each.reason) for each in unanswered)),
         replayed_from=replayed_from,
         rule=rule,
@@ -160,7 +162,7 @@ def listed(reasons: Mapping[Currency, str]) -> str:
     return "; ".join(f"{', '.join(each)}: {reason}" for reason, each in currencies.items())
 
 
-def _fit(quotes: Sequence[Quote], now: datetime, rule: Rule) -> tuple[list[Quote], list[RejectedQuote]]:
+def fit_quotes(quotes: Sequence[Quote], now: datetime, rule: Rule) -> tuple[list[Quote], list[RejectedQuote]]:
     """Step 1, for the quotes of one currency: those that are fit by themselves, and the others."""
     fit: list[Quote] = []
     dropped: list[RejectedQuote] = []
@@ -190,22 +192,19 @@ def _unfit(quote: Quote, now: datetime, rule: Rule) -> str:
     return ""
 
 
-def _near(fit: Sequence[Quote], rule: Rule) -> tuple[list[Quote], list[RejectedQuote]]:
-    """Step 2: the quotes near their median, and the others."""
-    if not fit:
-        return [], []
-    middle_e8 = median([quote.mid_e8 for quote in fit])
-    far = [quote for quote in fit if differs(quote.mid_e8, middle_e8, rule.deviation_bp_max)]
-    reason = f"is more than {percent(rule.deviation_bp_max)} from the median"
-    near = [quote for quote in fit if quote not in far]
-    return near, [RejectedQuote(quote.source, reason, quote) for quote in far]
-
-
-def _disagreement(near: Sequence[Quote], rule: Rule) -> str:
-    """Step 3: why these quotes prove no price, "" when they do."""
-    if not near or len(near) < rule.sources_min:
-        return f"only {len(near)} of at least {rule.sources_min} sources agree"
-    mids_e8 = [quote.mid_e8 for quote in near]
-    if differs(max(mids_e8), min(mids_e8), rule.deviation_bp_max):
-        return f"the sources are more than {percent(rule.deviation_bp_max)} apart"
+def _doubt(agreed: Sequence[Quote], fit: Sequence[Quote], now: datetime, rule: Rule) -> str:
+    """Steps 3 and 4: why these quotes, of those that are fit, prove no price, "" when they do."""
+    if len(agreed) < rule.sources_min:
+        return f"only {len(agreed)} of at least {rule.sources_min} sources agree"
+    if 2 * len(agreed) <= len(fit):
+        return f"only {len(agreed)} of {len(fit)} sources agree, which is no majority"
+    proven = [quote for quote in fit if _proves_time(quote, now, rule)]
+    against = [quote.source for quote in proven if quote not in agreed]
+    if 2 * len(against) > len(proven):
+        return f"what most sources say is contradicted by {', '.join(sorted(against))}, which prove their time"
     return ""
+
+
+def _proves_time(quote: Quote, now: datetime, rule: Rule) -> bool:
+    """Whether the quote is known to be no older than allowed: by its source's clock, or a change of its answer."""
+    return quote.changed_at is None or now - quote.changed_at <= timedelta(seconds=rule.quote_age_seconds_max)

@@ -8,12 +8,15 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 
 from buydesk.money import Currency, format_rate
-from buydesk.prices.model import RULE_VERSION, SOURCES, PriceRecord, Rule, require_plausible
+from buydesk.prices.model import SOURCES, PriceRecord, Rule, require_plausible
 from buydesk.prices.rule import decide, listed, rule_of
+from buydesk.prices.rule_v1 import decide_by_first_version
 from buydesk.prices.signing import signature_discrepancy
 from buydesk.reading import WrongMember
 from buydesk.settings.model import PRICE_TTL_SECONDS_MAX, SOURCES_MIN, Settings
 from buydesk.times import format_time
+
+_DECIDE = {1: decide_by_first_version, 2: decide}
 
 
 def require_proven(record: PriceRecord, settings: Settings, now: datetime) -> None:
@@ -25,9 +28,6 @@ def require_proven(record: PriceRecord, settings: Settings, now: datetime) -> No
     or got wrong, sells nothing.
     """
     require_plausible(record, settings.price_feed, settings.price_ttl_seconds, settings.clock_skew_seconds_max, now)
-    for currency in Currency:
-        if currency not in record.rates_e8:  # a stored record may be older than a currency, but none is sold at
-            raise WrongMember(f"rates.{currency}", "is missing")
     if why := _unproven(record, rule_of(settings), settings.accepted_price_keys):
         raise WrongMember("record", why)
 
@@ -53,6 +53,8 @@ def _discrepancies_of_limits(rule: Rule, limits: Rule) -> Iterator[str]:
         most, limit = getattr(rule, f"{name}_max"), getattr(limits, f"{name}_max")
         if most > limit:
             yield f"its rule allows a {name} of {most}, and this desk {limit}"
+    if rule.version != limits.version:
+        yield f"it was made by version {rule.version} of the rule, and this desk sells by version {limits.version}"
     if rule.sources_min < limits.sources_min:
         yield f"its rule is content with {rule.sources_min} sources, and this desk needs {limits.sources_min}"
 
@@ -70,7 +72,7 @@ def discrepancies_of_record(record: PriceRecord) -> Iterator[str]:
         yield "the record tells no rule, and not when it was applied"
     elif record.rule.sources_min < SOURCES_MIN:
         yield f"by the record's rule {record.rule.sources_min} source is enough, which proves nothing"
-    elif record.rule.version != RULE_VERSION:
+    elif record.rule.version not in _DECIDE:
         yield f"version {record.rule.version} of the pricing rule is not known"
     else:
         yield from _discrepancies_of_rule(record, record.rule, record.decided_at)
@@ -78,14 +80,21 @@ def discrepancies_of_record(record: PriceRecord) -> Iterator[str]:
 
 def _discrepancies_of_rule(record: PriceRecord, rule: Rule, decided_at: datetime) -> Iterator[str]:
     rejected = [each.quote for each in record.rejected if each.quote is not None]
-    # Of the currencies that it has: the desk may have got another one since.
-    verdict = decide([*record.used, *rejected], decided_at, rule, record.rates_e8.keys())
-    if verdict.missing:
-        yield f"by the rule there is no price: {listed(verdict.missing)}"
-    elif verdict.rates_e8 != record.rates_e8:
-        yield f"the rates are {_written(record.rates_e8)}, and by the rule {_written(verdict.rates_e8)}"
+    rates_e8 = {**record.rates_e8, **{each: unsettled.rate_e8 for each, unsettled in record.unsettled.items()}}
+    # Of the currencies that it tells of: the desk may have got another one since.
+    currencies = dict.fromkeys([*rates_e8, *record.missing])
+    verdict = _DECIDE[rule.version]([*record.used, *rejected], decided_at, rule, currencies)
+    unexpected = {each: why for each, why in verdict.missing.items() if each not in record.missing}
+    if unexpected:
+        yield f"by the rule there is no price: {listed(unexpected)}"
+    elif verdict.rates_e8 != rates_e8:
+        yield f"the rates are {_written(rates_e8)}, and by the rule {_written(verdict.rates_e8)}"
+    elif verdict.missing.keys() != record.missing.keys():
+        yield "by the rule no price is missing that is said to be"
     if set(verdict.used) != set(record.used):
         yield "by the rule other quotes are used"
+    if rule.version > 1 and (verdict.bids_e8, verdict.asks_e8) != (record.bids_e8, record.asks_e8):
+        yield "by the rule the bids and asks are others"
 
 
 def _written(rates_e8: Mapping[Currency, int]) -> str:

@@ -26,7 +26,7 @@ from buydesk.http.responses import MsgspecResponse
 from buydesk.limits import in_slices
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
-from buydesk.prices.coindesk import CODES, currentprice, currentprice_of
+from buydesk.prices.coindesk import CODES, currentprice, currentprice_of, require_rates
 from buydesk.prices.documents import feed_status_document, point_document, record_document
 from buydesk.prices.model import PriceStore
 from buydesk.settings.model import Settings
@@ -47,16 +47,27 @@ def create_app(settings: Settings, store: PriceStore, reporter: Reporter, clock:
 
     async def record(_: Request) -> Response:
         latest = await store.latest()
-        return MsgspecResponse(record_document(latest) | currentprice(latest), headers=_PRICE_HEADERS)
+        document = record_document(latest)
+        if not latest.rates_e8:  # the other services learn of it by the record
+            problem = latest.unsettled_problem(latest.unsettled)
+            problem.facts["record"] = document
+            raise problem
+        if latest.rates_e8.keys() >= {Currency(code) for code in CODES}:
+            document |= currentprice(latest)
+        return MsgspecResponse(document, headers=_PRICE_HEADERS)
 
     async def coindesk(_: Request) -> Response:
-        return MsgspecResponse(currentprice(await store.latest()), headers=_PRICE_HEADERS)
+        latest = await store.latest()
+        require_rates(latest)
+        return MsgspecResponse(currentprice(latest), headers=_PRICE_HEADERS)
 
     async def coindesk_of(request: Request) -> Response:
         code = request.parameter.upper()
         if code not in CODES:
             raise NotFound(f"There are prices in {', '.join(sorted(CODES))} only.")
-        return MsgspecResponse(currentprice_of(await store.latest(), Currency(code)), headers=_PRICE_HEADERS)
+        latest = await store.latest()
+        require_rates(latest, (Currency.USD, Currency(code)))
+        return MsgspecResponse(currentprice_of(latest, Currency(code)), headers=_PRICE_HEADERS)
 
     async def history(request: Request) -> Response:
         found = await store.history(**read_query(request, MINUTES, POINTS))

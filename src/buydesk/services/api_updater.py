@@ -16,6 +16,8 @@ from buydesk.errors import DeskError, PriceSuperseded, PriceUnavailable
 from buydesk.http.app import Service, service_app
 from buydesk.money import RATE_SCALE, Currency
 from buydesk.observability.reporter import Reporter
+from buydesk.prices.anchors import AnchorStore
+from buydesk.prices.guard import PriceGuard
 from buydesk.prices.model import (
     FeedStatus,
     PriceRecord,
@@ -27,8 +29,8 @@ from buydesk.prices.model import (
     UsablePrice,
 )
 from buydesk.prices.polling import SourcePoller
-from buydesk.prices.publishing import PricePublisher
-from buydesk.prices.rule import Verdict, decide, held_back, listed, percent, record_of, rule_of
+from buydesk.prices.publishing import STORE_RETRY_SECONDS, PricePublisher
+from buydesk.prices.rule import Verdict, decide, listed, record_of, rule_of
 from buydesk.prices.signing import Signer
 from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
@@ -36,9 +38,11 @@ from buydesk.times import CLOCK, Clock
 _log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, sources: Sequence[PriceSource], store: PriceStore, reporter: Reporter) -> Service:
-    """The service. Its caller closes the sources and the store."""
-    updater = Updater(settings, sources, store)
+def create_app(
+    settings: Settings, sources: Sequence[PriceSource], store: PriceStore, reporter: Reporter, *, anchors: AnchorStore
+) -> Service:
+    """The service. Its caller closes the sources and the stores."""
+    updater = Updater(settings, sources, store, anchors=anchors)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -70,7 +74,13 @@ class Updater:
     """The loop."""
 
     def __init__(
-        self, settings: Settings, sources: Sequence[PriceSource], store: PriceStore, *, clock: Clock = CLOCK
+        self,
+        settings: Settings,
+        sources: Sequence[PriceSource],
+        store: PriceStore,
+        *,
+        anchors: AnchorStore,
+        clock: Clock = CLOCK,
     ) -> None:
         self.sources = [SourcePoller(source, settings, clock=clock) for source in sources]
         self.statuses: tuple[SourceStatus, ...] = ()
@@ -79,11 +89,11 @@ class Updater:
         self._rule = rule_of(settings)
         self._signer = Signer(settings.price_signing_key.get_secret_value())
         self._publisher = PricePublisher(store, settings.clock_skew_seconds_max, _log, clock=clock)
+        self._guard = PriceGuard(anchors, settings, _log)
         self._changes = StateChangeLog()
         self._clock = clock
         self._problem = "No price has been published yet."
         self._decided_at = clock.now()
-        self._pending_e8: Mapping[Currency, int] | None = None
 
     @property
     def published(self) -> PriceRecord | None:
@@ -93,11 +103,25 @@ class Updater:
     async def run(self) -> None:
         """Asks, decides and publishes every interval, the first time at once, until cancelled."""
         interval_seconds = self._settings.feed_interval_seconds
+        await self._load_last_prices()
         due = self._clock.monotonic()
         while True:
             await self._tick(due + interval_seconds)
             due = next_tick(due, self._clock.monotonic(), interval_seconds)
             await self._publisher.keep_published(due)
+
+    async def _load_last_prices(self) -> None:
+        """Nothing is published before the ledger has said what was published last."""
+        while True:
+            try:
+                return await self._guard.load()
+            except DeskError as error:
+                self._problem = f"The last prices are not known: {error.detail}"
+            except Exception as error:  # a fault of one look must not end the updater for good
+                self._problem = f"The last prices are not known: something went wrong here ({type(error).__name__})."
+                _log.debug("The last prices could not be asked for", exc_info=True)
+            self._changes.price(self._problem)
+            await self._clock.sleep(STORE_RETRY_SECONDS)
 
     async def check(self) -> None:
         """Raises PriceUnavailable unless the last tick published a price and the store can be used."""
@@ -121,11 +145,11 @@ class Updater:
 
     async def _poll(self) -> Tick:
         """Asks all sources at once and applies the rule to what they say."""
-        answers = await asyncio.gather(*(source.poll() for source in self.sources))
+        answers = await asyncio.gather(*(source.poll(may_rest=self.has_quorum) for source in self.sources))
         quotes = [quote for answer in answers for quote in answer.quotes]
         moment, decided_at = self._clock.monotonic(), self._clock.now()
         self._decided_at = decided_at
-        verdict = decide(quotes, decided_at, self._rule)
+        verdict = decide(quotes, decided_at, self._rule, self._settings.currencies)
         self.has_quorum = not verdict.missing
         self._note_sources(answers, verdict)
         return Tick(answers, verdict, moment, decided_at)
@@ -139,30 +163,26 @@ class Updater:
         self._changes.sources({source.name: rejection_reason(source.name, own) for source in self.sources})
 
     async def _publish(self, found: Tick, next_tick_at: float) -> str:
-        """Publishes the price that was found; returns why there is none to publish, "" if it is published."""
-        pending_e8, self._pending_e8 = self._pending_e8, None
-        if found.verdict.missing:
-            return listed(found.verdict.missing)
-        price = self._price(found)
-        self._pending_e8 = found.verdict.rates_e8  # until it is published
-        last_e8 = await self._publisher.last_rates(price, next_tick_at)
-        jump_bp_max, deviation_bp_max = self._settings.price_jump_bp_max, self._settings.price_deviation_bp_max
-        rates_e8 = found.verdict.rates_e8
-        jumped = held_back(rates_e8, last_e8, pending_e8, jump_bp_max=jump_bp_max, deviation_bp_max=deviation_bp_max)
-        if jumped:
-            reason = f"more than {percent(jump_bp_max)} from the last price, seen once only"
-            return listed(dict.fromkeys(jumped, reason))
+        """Publishes the prices that were found, and which of them are unsettled; returns why there is none to sell at,
+        by currency, "" if there is one in each."""
+        verdict = found.verdict
+        # Of a tick without prices too: what was seen before it is not seen twice in a row.
+        unsettled = await self._guard.unsettled(verdict.rates_e8, found.decided_at)
+        if not verdict.rates_e8:
+            return listed(verdict.missing)
+        price = self._price(found, unsettled)
         # A newer price may be published: another updater's, or our own, when a source used now tells an older time.
         with contextlib.suppress(PriceSuperseded):
             await self._publisher.publish(price, next_tick_at)
-        self._pending_e8 = None
-        return ""
+        await self._guard.note_published(price.record)
+        return listed({**verdict.missing, **unsettled})
 
-    def _price(self, found: Tick) -> UsablePrice:
+    def _price(self, found: Tick, unsettled: Mapping[Currency, str]) -> UsablePrice:
         record = record_of(
             found.verdict,
             [each for answer in found.answers for each in answer.rejected],
             self._settings.price_feed,
+            unsettled=unsettled,
             rule=self._rule,
             decided_at=found.decided_at,
             ttl=timedelta(seconds=self._settings.price_ttl_seconds),
@@ -190,9 +210,12 @@ class StateChangeLog:
     def price(self, problem: str) -> None:
         """Why there is no price, "" when there is one."""
         if problem and problem != self._problem:
-            _log.critical("There is no price, and no orders are taken when the last one has ended: %s", problem)
+            _log.critical(
+                "A price is missing or in doubt; orders at it are refused, at the latest when the last one ends: %s",
+                problem,
+            )
         elif self._problem and not problem:
-            _log.info("There is a price again.")
+            _log.info("All prices are there again.")
         self._problem = problem
 
 

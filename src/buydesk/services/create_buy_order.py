@@ -27,7 +27,7 @@ NAME = "create_buy_order"
 
 def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, reporter: Reporter) -> Service:
     """The service over a ledger and a price store."""
-    price = PriceCache(store, settings, logging.getLogger(f"buydesk.services.{NAME}"))
+    prices = PriceCache(store, settings, logging.getLogger(f"buydesk.services.{NAME}"))
     queue = OrderBatcher(ledger, settings, NAME, pipelined=True)
     seconds_max = settings.order_seconds_max
     storable_for = timedelta(seconds=seconds_max + settings.clock_skew_seconds_max)
@@ -36,8 +36,8 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         # A client that comes while the desk starts rather waits than is refused because there is no price yet.
-        await price.wait_for_first(FIRST_PRICE_SECONDS_MAX)
-        refreshing = asyncio.create_task(price.refresh_forever())
+        await prices.wait_for_first(FIRST_PRICE_SECONDS_MAX)
+        refreshing = asyncio.create_task(prices.refresh_forever())
         async with queue:
             yield
         refreshing.cancel()
@@ -45,14 +45,16 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
     async def place_order(request: Request) -> Response:
         """The order of a request, placed: 201, or what refused it as a problem."""
         order = await read_order(request)
+        if order.currency not in settings.currencies:
+            raise InvalidRequest.of("currency", f"must be one of {', '.join(settings.currencies)}")
         if order.client_order_id is None and settings.idempotency_keys_required:
             raise InvalidRequest.of("Idempotency-Key", "is missing, and this desk takes no order without one")
         give_up_at = time.monotonic() + seconds_max
-        priced = price_order(order, price.current(), utc_now() + storable_for)
+        priced = price_order(order, prices.price(order.currency), utc_now() + storable_for)
         [waiting] = queue.put([priced], give_up_at)
         outcome = await waiting.outcome
         if isinstance(outcome, Refused) and _expired_on_the_way(waiting, outcome.problem, priced):
-            again = price_order(order, price.current(), priced.deadline)
+            again = price_order(order, prices.price(order.currency), priced.deadline)
             if again.price != priced.price:
                 [waiting] = queue.put([again], give_up_at)
                 outcome = await waiting.outcome
@@ -64,9 +66,8 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
         await ledger.check()
         await ledger.place([], seconds_max)  # nothing, but with the token that placing takes
 
-    app = service_app(
-        NAME, "Place buy orders: POST /place_order/", {"ledger": check_ledger, "price": price.check}, reporter, lifespan
-    )
+    checks = {"ledger": check_ledger, "price": prices.check}
+    app = service_app(NAME, "Place buy orders: POST /place_order/", checks, reporter, lifespan)
     app.add_direct_route("/place_order/", "POST", place_order, PLACE_ORDER)
     return app
 

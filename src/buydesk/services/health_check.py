@@ -151,6 +151,8 @@ async def _price(store: PriceStore, clock: Clock) -> Part:
         "age_seconds": round((clock.now() - record.as_of).total_seconds(), 3),
         "as_of": format_time(record.as_of),
         "expires_at": format_time(record.expires_at),
+        "ok": bool(record.rates_e8),
+        "missing": {**record.missing, **{each: unsettled.reason for each, unsettled in record.unsettled.items()}},
     }
 
 

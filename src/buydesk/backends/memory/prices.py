@@ -40,7 +40,7 @@ class MemoryPriceStore(PriceStore):
         if current is not None and current.id == record.id:
             return current
         latest = observed_by(self._clock.now(), self._settings.clock_skew_seconds_max)
-        if current is not None and record.as_of < current.as_of <= latest:
+        if current is not None and record.as_of < current.as_of <= latest and not record.unsettled:
             raise superseded(current.as_of)
         self._current = record
         del self._points[bisect_left(self._points, record.as_of, key=_as_of) :]

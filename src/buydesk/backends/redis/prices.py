@@ -46,17 +46,18 @@ from buydesk.times import CLOCK, EPOCH, Clock
 
 _MICROSECOND = timedelta(microseconds=1)
 
-# Makes the record the current one unless that is newer and not from the future (later than ARGV[7]); returns the as_of
-# of the newer one, otherwise 0 and, if the record was the current one already, its document. What is newer leaves the
-# history: it is from the future, or was published before it. One script, so that no other updater writes between the
-# comparison and the writing. Times are whole microseconds, which are exact in Lua's numbers until the year 2255.
+# Makes the record the current one unless that is newer and not from the future (later than ARGV[7]), which does not
+# count for one with unsettled prices (ARGV[8] is their number); returns the as_of of the newer one, otherwise 0 and, if
+# the record was the current one already, its document. What is newer leaves the history: it is from the future, is
+# doubted, or was published before it. One script, so that no other updater writes between the comparison and the
+# writing. Times are whole microseconds, which are exact in Lua's numbers until the year 2255.
 _PUBLISH = """
 local id, as_of, document, point = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local kept_for, records_max, observed_by = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local current = redis.call('HMGET', KEYS[1], 'id', 'as_of')
 if current[1] == id then
   return {0, redis.call('HGET', KEYS[1], 'document')}
-elseif current[1] and as_of < tonumber(current[2]) and tonumber(current[2]) <= observed_by then
+elseif ARGV[8] == '0' and current[1] and as_of < tonumber(current[2]) and tonumber(current[2]) <= observed_by then
   return {tonumber(current[2])}
 end
 redis.call('HSET', KEYS[1], 'id', id, 'as_of', ARGV[2], 'document', document)
@@ -118,6 +119,7 @@ class RedisPriceStore(RedisStore, PriceStore):
             int(KEPT_FOR.total_seconds()),
             self._settings.price_history_records_max,
             _microseconds(observed_by(self._clock.now(), self._settings.clock_skew_seconds_max)),
+            len(record.unsettled),
         )
         async with self._answering():
             newer, *documents = await self._run(_PUBLISH, [self._current_key, self._points_key], *arguments)

@@ -1,0 +1,160 @@
+"""The price guard: which prices that the quotes prove are not sold at yet, because they are far from the last ones.
+
+A currency's price is unsettled when, compared with its anchor (the last price that was published),
+
+1. it is further away than `anchor_bp_max`, or `old_anchor_bp_max` from an anchor older than a day: a fault that all
+   sources share looks like that. It stays unsettled until an operator confirms it, or it comes back;
+2. or the exchange rate to the dollar that it implies, for the dollar those to all others, differs by more than
+   `cross_bp_max` from before: two currencies that show one number look like that. It stays unsettled likewise;
+3. or it is further away than `jump_bp_max`, and the tick before did not see the same: news are seen twice.
+
+A confirmation settles a price within its range. Where there is no anchor, nothing can be compared.
+"""
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from buydesk.errors import LedgerUnavailable, Overloaded
+from buydesk.money import Currency
+from buydesk.prices.anchors import Anchor, AnchorStore, Confirmation
+from buydesk.prices.model import PriceRecord
+from buydesk.prices.rule import differs, percent
+from buydesk.settings.model import Settings
+from buydesk.times import format_time
+
+_OLD = timedelta(days=1)
+_BP = 10_000
+_UNTIL_CONFIRMED = "until an operator confirms it"
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeLimits:
+    """How far a price may be from the last one, in basis points of that; `deviation_bp_max` is how far two ticks that
+    see the same may be apart."""
+
+    jump_bp_max: int
+    deviation_bp_max: int
+    anchor_bp_max: int
+    old_anchor_bp_max: int
+    cross_bp_max: int
+
+
+def change_limits(settings: Settings) -> ChangeLimits:
+    """The limits of the settings."""
+    return ChangeLimits(
+        jump_bp_max=settings.price_jump_bp_max,
+        deviation_bp_max=settings.price_deviation_bp_max,
+        anchor_bp_max=settings.price_anchor_bp_max,
+        old_anchor_bp_max=settings.price_old_anchor_bp_max,
+        cross_bp_max=settings.price_cross_bp_max,
+    )
+
+
+class PriceGuard:
+    """The last prices of one updater, and what is said of the next ones. `store` keeps them, and confirmations."""
+
+    def __init__(self, store: AnchorStore, settings: Settings, log: logging.Logger) -> None:
+        self._store = store
+        self._limits = change_limits(settings)
+        self._log = log
+        self._anchors: dict[Currency, Anchor] = {}
+        self._before_e8: Mapping[Currency, int] = {}
+        self._is_loaded = False
+
+    async def load(self) -> None:
+        """Asks for the last prices, once; raises LedgerUnavailable and Overloaded."""
+        if self._is_loaded:
+            return
+        self._anchors = dict(await self._store.anchors())
+        self._is_loaded = True
+        if not self._anchors:
+            self._log.info("There are no last prices: the first ones are believed.")
+
+    async def unsettled(self, rates_e8: Mapping[Currency, int], now: datetime) -> dict[Currency, str]:
+        """Why each of the prices of a tick that are unsettled is."""
+        before_e8, self._before_e8 = self._before_e8, rates_e8
+        reasons = unsettled_reasons(rates_e8, self._anchors, before_e8, (), now=now, limits=self._limits)
+        if any(reason.endswith(_UNTIL_CONFIRMED) for reason in reasons.values()):
+            try:
+                confirmations = await self._store.confirmations()
+            except (LedgerUnavailable, Overloaded) as error:
+                self._log.warning("Nobody can say whether the prices are confirmed: %s", error.detail)
+            else:
+                reasons = unsettled_reasons(
+                    rates_e8, self._anchors, before_e8, confirmations, now=now, limits=self._limits
+                )
+        return reasons
+
+    async def note_published(self, record: PriceRecord) -> None:
+        """Compares the next prices with those of this record. Where they cannot be kept, the next ones will be."""
+        anchors = {each: Anchor(rate_e8, record.as_of) for each, rate_e8 in record.rates_e8.items()}
+        self._anchors |= anchors
+        try:
+            await self._store.keep_anchors(anchors)
+        except (LedgerUnavailable, Overloaded) as error:
+            self._log.debug("The last prices could not be kept: %s", error.detail)
+
+
+def unsettled_reasons(
+    rates_e8: Mapping[Currency, int],
+    anchors: Mapping[Currency, Anchor],
+    before_e8: Mapping[Currency, int],
+    confirmations: Collection[Confirmation],
+    *,
+    now: datetime,
+    limits: ChangeLimits,
+) -> dict[Currency, str]:
+    """Why each of the prices that are unsettled is; `before_e8` are those of the tick before. Pure, in integers."""
+    reasons = {}
+    for currency, rate_e8 in rates_e8.items():
+        anchor = anchors.get(currency)
+        if anchor is None or is_confirmed(currency, rate_e8, confirmations):
+            continue
+        reason = _far(rate_e8, anchor, now, limits) or _crossed(currency, rates_e8, anchors, confirmations, limits)
+        if reason := reason or _jumped(rate_e8, anchor, before_e8.get(currency), limits):
+            reasons[currency] = reason
+    return reasons
+
+
+def is_confirmed(currency: Currency, rate_e8: int, confirmations: Collection[Confirmation]) -> bool:
+    """Whether an operator said that a bitcoin may cost that."""
+    return any(each.currency == currency and each.low_e8 <= rate_e8 <= each.high_e8 for each in confirmations)
+
+
+def _far(rate_e8: int, anchor: Anchor, now: datetime, limits: ChangeLimits) -> str:
+    bp_max = limits.old_anchor_bp_max if now - anchor.as_of > _OLD else limits.anchor_bp_max
+    if not differs(rate_e8, anchor.rate_e8, bp_max):
+        return ""
+    return f"is more than {percent(bp_max)} from the price of {format_time(anchor.as_of)}, {_UNTIL_CONFIRMED}"
+
+
+def _crossed(
+    currency: Currency,
+    rates_e8: Mapping[Currency, int],
+    anchors: Mapping[Currency, Anchor],
+    confirmations: Collection[Confirmation],
+    limits: ChangeLimits,
+) -> str:
+    others = [each for each in rates_e8 if each != currency and each in anchors]
+    if not others:
+        return ""
+    if Currency.USD in others:  # the implied EUR/USD and GBP/USD rates
+        others = [Currency.USD]
+    for other in others:
+        before = anchors[currency].rate_e8 * rates_e8[other]
+        after = rates_e8[currency] * anchors[other].rate_e8
+        is_crossed = abs(after - before) * _BP > before * limits.cross_bp_max
+        if not is_crossed or is_confirmed(other, rates_e8[other], confirmations):
+            return ""
+    named = " and ".join(sorted(others))
+    return f"has moved more than {percent(limits.cross_bp_max)} against {named}, {_UNTIL_CONFIRMED}"
+
+
+def _jumped(rate_e8: int, anchor: Anchor, before_e8: int | None, limits: ChangeLimits) -> str:
+    if not differs(rate_e8, anchor.rate_e8, limits.jump_bp_max):
+        return ""
+    if before_e8 is not None and not differs(rate_e8, before_e8, limits.deviation_bp_max):
+        return ""
+    return f"is more than {percent(limits.jump_bp_max)} from the last price, and was not seen twice yet"

@@ -1,0 +1,243 @@
+"""The price guard: each sentence by example, both sides of each limit; and what it asks of the ledger."""
+
+import logging
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from buydesk.errors import LedgerUnavailable
+from buydesk.money import Currency
+from buydesk.prices.anchors import Anchor, Confirmation, NewConfirmation
+from buydesk.prices.guard import PriceGuard, change_limits, unsettled_reasons
+from tests.builders import record, settings
+from tests.model_anchors import ModelAnchors
+
+NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
+TICK = timedelta(microseconds=1)
+EUR, GBP, USD = Currency
+LAST = {EUR: 100_000, GBP: 90_000, USD: 110_000}
+LIMITS = change_limits(settings())
+SOON = NOW + timedelta(minutes=5)
+
+
+def anchors(age: timedelta = timedelta(seconds=15)) -> dict[Currency, Anchor]:
+    return {currency: Anchor(rate_e8, NOW - age) for currency, rate_e8 in LAST.items()}
+
+
+def by(factor: float) -> dict[Currency, int]:
+    """All currencies moved together."""
+    return {currency: round(rate_e8 * factor) for currency, rate_e8 in LAST.items()}
+
+
+def unsettled(
+    rates_e8: dict[Currency, int],
+    before_e8: dict[Currency, int] | None = None,
+    *confirmed: Confirmation,
+    age: timedelta = timedelta(seconds=15),
+) -> dict[Currency, str]:
+    return unsettled_reasons(rates_e8, anchors(age), before_e8 or {}, confirmed, now=NOW, limits=LIMITS)
+
+
+ONCE = "is more than 5 % from the last price, and was not seen twice yet"
+FAR = "is more than 20 % from the price of 2026-01-31T09:04:45.000000Z, until an operator confirms it"
+
+
+@pytest.mark.parametrize("factor", [1.05, 0.95, 1.0])
+def test_price_near_the_last_one_is_sold_at(factor: float) -> None:
+    assert unsettled(by(factor)) == {}
+
+
+@pytest.mark.parametrize(
+    ("factor", "before", "is_settled"),
+    [
+        (1.0501, None, False),
+        (0.9499, None, False),
+        (1.1, 1.1, True),
+        (1.1, 1.0892, True),  # within a percent of what the tick before saw
+        (1.1, 1.0890, False),
+        (1.1, 1.0, False),
+    ],
+)
+def test_jump_is_sold_at_once_the_tick_before_saw_the_same(
+    factor: float, before: float | None, is_settled: bool
+) -> None:
+    reasons = unsettled(by(factor), None if before is None else by(before))
+    assert reasons == ({} if is_settled else dict.fromkeys(Currency, ONCE))
+
+
+def test_each_currency_is_judged_by_itself() -> None:
+    assert unsettled(LAST | {GBP: 96_000}) == {GBP: ONCE}
+
+
+@pytest.mark.parametrize(
+    ("factor", "age", "is_settled"),
+    [
+        (1.2, timedelta(days=1), True),
+        (1.2001, timedelta(seconds=15), False),
+        (0.7999, timedelta(seconds=15), False),
+        (0.00001, timedelta(seconds=15), False),
+        (1.4, timedelta(days=1) + TICK, True),
+        (1.4001, timedelta(days=900), False),
+        (1.3, timedelta(days=1), False),
+    ],
+)
+def test_price_beyond_the_anchor_is_never_believed_however_often_it_is_seen(
+    factor: float, age: timedelta, is_settled: bool
+) -> None:
+    reasons = unsettled(by(factor), by(factor), age=age)
+    assert bool(reasons) is not is_settled
+    assert all(reason.endswith("until an operator confirms it") for reason in reasons.values())
+    if age == timedelta(seconds=15):
+        assert reasons == dict.fromkeys(Currency, FAR)
+
+
+def confirmation(currency: Currency, low_e8: int, high_e8: int) -> Confirmation:
+    return Confirmation(currency, low_e8, high_e8, "the news", SOON)
+
+
+@pytest.mark.parametrize(("low_e8", "high_e8"), [(200_000, 200_000), (1, 10**18)])
+def test_confirmed_price_is_sold_at_at_once(low_e8: int, high_e8: int) -> None:
+    rates_e8 = LAST | {EUR: 200_000}
+    assert EUR not in unsettled(rates_e8, None, confirmation(EUR, low_e8, high_e8))
+
+
+@pytest.mark.parametrize(
+    "other", [confirmation(EUR, 200_001, 10**18), confirmation(EUR, 1, 199_999), confirmation(GBP, 1, 10**18)]
+)
+def test_confirmation_is_of_one_currency_within_its_range(other: Confirmation) -> None:
+    assert EUR in unsettled(LAST | {EUR: 200_000}, None, other)
+
+
+CROSSED = "has moved more than 10 % against USD, until an operator confirms it"
+
+
+def test_currency_that_moves_against_all_others_is_unsettled() -> None:
+    rates_e8 = by(1.04) | {GBP: round(90_000 * 0.93)}
+    assert unsettled(rates_e8, rates_e8) == {GBP: CROSSED}
+    assert unsettled(rates_e8, rates_e8, confirmation(GBP, 1, 10**18)) == {}
+
+
+def test_currencies_that_all_show_the_dollars_number_are_not_sold_for() -> None:
+    before = {EUR: Anchor(86_000, NOW), GBP: Anchor(84_000, NOW), USD: Anchor(100_000, NOW)}
+    rates_e8 = dict.fromkeys(Currency, 100_000)
+    reasons = unsettled_reasons(rates_e8, before, rates_e8, (), now=NOW, limits=LIMITS)
+    assert reasons == {
+        EUR: CROSSED,
+        GBP: CROSSED,
+        USD: "has moved more than 10 % against EUR and GBP, until an operator confirms it",
+    }
+
+
+def test_euro_that_moves_by_itself_stops_neither_pound_nor_dollar() -> None:
+    rates_e8 = LAST | {EUR: 88_000}
+    assert unsettled(rates_e8, rates_e8) == {EUR: CROSSED}
+
+
+def test_of_two_currencies_that_move_against_each_other_neither_is_sold_for() -> None:
+    rates_e8 = {EUR: 100_000, USD: 97_000}
+    assert set(unsettled(rates_e8, rates_e8)) == {EUR, USD}
+    assert unsettled(rates_e8, rates_e8, confirmation(USD, 1, 10**18)) == {}
+
+
+def test_currency_by_itself_is_compared_with_no_other() -> None:
+    assert unsettled({USD: 97_000}, {USD: 97_000}) == {}
+
+
+def test_where_nothing_was_published_nothing_can_be_compared() -> None:
+    assert unsettled_reasons(by(7), {}, {}, (), now=NOW, limits=LIMITS) == {}
+
+
+def test_limits_are_those_of_the_settings() -> None:
+    wide = change_limits(settings(price_jump_bp_max=1000, price_anchor_bp_max=3000))
+    assert unsettled_reasons(by(1.1), anchors(), {}, (), now=NOW, limits=wide) == {}
+    assert unsettled_reasons(by(1.3), anchors(), by(1.3), (), now=NOW, limits=wide) == {}
+
+
+class Ledger(ModelAnchors):
+    """May be away."""
+
+    is_away = False
+
+    def _require_there(self) -> None:
+        if self.is_away:
+            raise LedgerUnavailable("It is away.")
+
+    async def anchors(self) -> dict[Currency, Anchor]:
+        self._require_there()
+        return dict(await super().anchors())
+
+    async def keep_anchors(self, anchors) -> None:  # type: ignore[no-untyped-def]
+        self._require_there()
+        await super().keep_anchors(anchors)
+
+    async def confirmations(self):  # type: ignore[no-untyped-def]
+        self._require_there()
+        return await super().confirmations()
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+@pytest.fixture
+def guard(ledger: Ledger) -> PriceGuard:
+    return PriceGuard(ledger, settings(), logging.getLogger("guard"))
+
+
+async def test_first_prices_of_all_are_believed_and_said_to_be(
+    guard: PriceGuard, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        await guard.load()
+    assert caplog.messages == ["There are no last prices: the first ones are believed."]
+    assert await guard.unsettled(by(1), NOW) == {}
+    published = record()
+    await guard.note_published(published)
+    assert {each: anchor.rate_e8 for each, anchor in (await ledger.anchors()).items()} == published.rates_e8
+
+
+async def test_what_was_published_is_remembered_by_the_next_guard(ledger: Ledger) -> None:
+    await ledger.keep_anchors(anchors())
+    restarted = PriceGuard(ledger, settings(), logging.getLogger("guard"))
+    await restarted.load()
+    assert set(await restarted.unsettled(by(1.1), NOW)) == set(Currency)
+    assert await restarted.unsettled(by(1.1), NOW) == {}  # seen twice
+
+
+async def test_ledger_that_is_away_at_the_start_is_asked_again(guard: PriceGuard, ledger: Ledger) -> None:
+    await ledger.keep_anchors(anchors())
+    ledger.is_away = True
+    with pytest.raises(LedgerUnavailable):
+        await guard.load()
+    ledger.is_away = False
+    await guard.load()
+    assert set(await guard.unsettled(by(1.1), NOW)) == set(Currency)
+
+
+async def test_ledger_that_is_away_later_delays_nothing_and_confirms_nothing(
+    guard: PriceGuard, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    await ledger.keep_anchors(anchors())
+    await guard.load()
+    ledger.is_away = True
+    published = record(by(1)[EUR] * 10**6)
+    await guard.note_published(published)
+    near = dict.fromkeys(Currency, published.rates_e8[EUR])
+    assert await guard.unsettled(near, NOW) == {}
+    far = dict.fromkeys(Currency, 2 * published.rates_e8[EUR])
+    assert set(await guard.unsettled(far, NOW)) == set(Currency)
+    assert "Nobody can say whether the prices are confirmed: It is away." in caplog.text
+
+
+async def test_price_is_sold_at_as_soon_as_it_is_confirmed(guard: PriceGuard, ledger: Ledger) -> None:
+    await guard.load()
+    await guard.note_published(record(10**12))
+    far = {EUR: 2 * 10**12}
+    for _ in range(3):
+        assert set(await guard.unsettled(far, NOW)) == {EUR}
+    await ledger.confirm(NewConfirmation(EUR, 10**12, 2 * 10**12 - 1, "another range", 15))
+    assert set(await guard.unsettled(far, NOW)) == {EUR}
+    await ledger.confirm(NewConfirmation(EUR, 2 * 10**12, 2 * 10**12, "this one", 15))
+    assert await guard.unsettled(far, NOW) == {}
