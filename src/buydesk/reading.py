@@ -105,7 +105,7 @@ def _wrong_member(message: str, whole: str) -> WrongMember:
         reason = "must be a UUID"
     member = re.sub(r"\[(\d+)\]", r".\1", path).removeprefix(".") or whole
     if reason.startswith("Invalid enum value"):
-        reason = _CHOICES[member.rpartition(".")[2]]
+        reason = _CHOICES.get(member.rpartition(".")[2], _CHOICES["currency"])  # also as the name of a member
     return WrongMember(member, reason)
 
 

@@ -421,8 +421,19 @@ async def test_ttl_outside_an_hour_is_refused_and_nothing_published(client: http
 
 async def test_older_record_is_refused_as_superseded(client: httpx2.AsyncClient, store: MemoryPriceStore) -> None:
     await store.publish(record())
-    problem = assert_problem(await add(client, record_document(record(NOON - TTL))), 409, "price_superseded")
+    problem = assert_problem(await add(client, record_document(record(NOON - TTL / 2))), 409, "price_superseded")
     assert problem["as_of"] == "2026-01-31T12:00:00.123456Z"
+
+
+async def test_record_that_has_ended_is_refused_whatever_it_doubts(
+    client: httpx2.AsyncClient, store: MemoryPriceStore
+) -> None:
+    """Doubt replaces a newer record: one of yesterday would do so for ever."""
+    await store.publish(record())
+    ended = without(record(NOON - 2 * TTL), unsettled=[Currency.EUR])
+    problem = assert_problem(await add(client, record_document(ended)), 422, "invalid_request")
+    assert problem["errors"] == [{"member": "expires_at", "reason": "has passed: what it says may be over too"}]
+    assert (await store.latest()).as_of == record().as_of
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer another"}, {"Authorization": "the-token"}])

@@ -133,6 +133,19 @@ def test_euro_that_moves_by_itself_stops_neither_pound_nor_dollar() -> None:
     assert unsettled(rates_e8, rates_e8) == {EUR: CROSSED}
 
 
+def test_confirmation_of_one_currency_says_nothing_of_another() -> None:
+    rates_e8 = LAST | {EUR: 85_000}
+    assert unsettled(rates_e8, rates_e8, confirmation(GBP, 1, 10**18)) == {EUR: CROSSED}
+
+
+def test_currencies_that_were_published_at_other_times_are_not_compared() -> None:
+    """One that was away, or not confirmed, while the others moved must not stop these when it is back."""
+    old = anchors() | {GBP: Anchor(LAST[GBP], NOW - timedelta(minutes=30)), USD: Anchor(1, NOW - timedelta(days=9))}
+    rates_e8 = {EUR: LAST[EUR], GBP: LAST[GBP] * 115 // 100}
+    reasons = unsettled_reasons(rates_e8, old, rates_e8, (), now=NOW, limits=LIMITS)
+    assert reasons == {}
+
+
 def test_of_two_currencies_that_move_against_each_other_neither_is_sold_for() -> None:
     rates_e8 = {EUR: 100_000, USD: 97_000}
     assert set(unsettled(rates_e8, rates_e8)) == {EUR, USD}
@@ -231,13 +244,21 @@ async def test_ledger_that_is_away_later_delays_nothing_and_confirms_nothing(
     assert "Nobody can say whether the prices are confirmed: It is away." in caplog.text
 
 
+async def test_what_another_updater_published_meanwhile_is_what_counts(guard: PriceGuard, ledger: Ledger) -> None:
+    await ledger.keep_anchors(anchors())
+    await guard.load()
+    await ledger.keep_anchors({each: Anchor(rate_e8, NOW) for each, rate_e8 in by(1.3).items()})
+    assert await guard.unsettled(by(1.31), NOW) == {}
+    assert set(await guard.unsettled(by(1.0), NOW)) == set(Currency)
+
+
 async def test_price_is_sold_at_as_soon_as_it_is_confirmed(guard: PriceGuard, ledger: Ledger) -> None:
     await guard.load()
     await guard.note_published(record(10**12))
     far = {EUR: 2 * 10**12}
     for _ in range(3):
         assert set(await guard.unsettled(far, NOW)) == {EUR}
-    await ledger.confirm(NewConfirmation(EUR, 10**12, 2 * 10**12 - 1, "another range", 15))
+    await ledger.confirm(NewConfirmation(EUR, 15 * 10**11, 2 * 10**12 - 1, "another range", 15))
     assert set(await guard.unsettled(far, NOW)) == {EUR}
     await ledger.confirm(NewConfirmation(EUR, 2 * 10**12, 2 * 10**12, "this one", 15))
     assert await guard.unsettled(far, NOW) == {}

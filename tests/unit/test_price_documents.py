@@ -128,6 +128,12 @@ def test_what_is_unsettled_or_missing_is_written_with_its_reason() -> None:
     assert document["unsettled"] == {"USD": {"rate": "10000.00", "reason": "has moved"}}
 
 
+@pytest.mark.parametrize("member", ["missing", "unsettled"])
+def test_currency_that_is_not_known_is_refused_by_name(member: str) -> None:
+    with pytest.raises(WrongMember, match="must be one of EUR, GBP, USD"):
+        record_from({**DOCUMENT, member: {"CHF": "none agree"}})
+
+
 def test_quote_of_a_source_without_a_clock_says_when_its_answer_changed() -> None:
     changed = RECORD.as_of - timedelta(seconds=3)
     for changed_at in (None, changed):

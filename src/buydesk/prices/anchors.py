@@ -82,6 +82,8 @@ def require_confirmable(new: NewConfirmation) -> None:
     ]
     if new.low_e8 > new.high_e8:
         reasons.append(("to", "must not be less than from"))
+    elif not reasons and 2 * new.high_e8 > 3 * new.low_e8:
+        reasons.append(("to", "must be at most half as much again as from: it cannot be taken back"))
     # It is shown on terminals, where control characters do things.
     if not 1 <= len(new.why) <= WHY_CHARS_MAX or not new.why.isprintable() or not new.why.strip():
         reasons.append(("why", f"must be 1 to {WHY_CHARS_MAX} printable characters on one line"))

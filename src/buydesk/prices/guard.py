@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from buydesk.errors import LedgerUnavailable, Overloaded
+from buydesk.errors import DeskError
 from buydesk.money import Currency
 from buydesk.prices.anchors import Anchor, AnchorStore, Confirmation
 from buydesk.prices.model import PriceRecord
@@ -25,6 +25,7 @@ from buydesk.settings.model import Settings
 from buydesk.times import format_time
 
 _OLD = timedelta(days=1)
+_SAME_TIME = timedelta(minutes=1)
 _BP = 10_000
 _UNTIL_CONFIRMED = "until an operator confirms it"
 
@@ -76,16 +77,19 @@ class PriceGuard:
         """Why each of the prices of a tick that are unsettled is."""
         before_e8, self._before_e8 = self._before_e8, rates_e8
         reasons = unsettled_reasons(rates_e8, self._anchors, before_e8, (), now=now, limits=self._limits)
-        if any(reason.endswith(_UNTIL_CONFIRMED) for reason in reasons.values()):
-            try:
-                confirmations = await self._store.confirmations()
-            except (LedgerUnavailable, Overloaded) as error:
-                self._log.warning("Nobody can say whether the prices are confirmed: %s", error.detail)
-            else:
-                reasons = unsettled_reasons(
-                    rates_e8, self._anchors, before_e8, confirmations, now=now, limits=self._limits
-                )
-        return reasons
+        if not reasons:
+            return {}
+        try:
+            # Another updater may have gone on, and an operator may have said something.
+            kept, confirmations = await self._store.anchors(), await self._store.confirmations()
+        except DeskError as error:
+            self._log.warning("Nobody can say whether the prices are confirmed: %s", error.detail)
+            return reasons
+        for currency, anchor in kept.items():
+            own = self._anchors.get(currency)
+            if own is None or own.as_of < anchor.as_of:
+                self._anchors[currency] = anchor
+        return unsettled_reasons(rates_e8, self._anchors, before_e8, confirmations, now=now, limits=self._limits)
 
     async def note_published(self, record: PriceRecord) -> None:
         """Compares the next prices with those of this record. Where they cannot be kept, the next ones will be."""
@@ -93,7 +97,7 @@ class PriceGuard:
         self._anchors |= anchors
         try:
             await self._store.keep_anchors(anchors)
-        except (LedgerUnavailable, Overloaded) as error:
+        except DeskError as error:
             self._log.debug("The last prices could not be kept: %s", error.detail)
 
 
@@ -137,18 +141,25 @@ def _crossed(
     confirmations: Collection[Confirmation],
     limits: ChangeLimits,
 ) -> str:
-    others = [each for each in rates_e8 if each != currency and each in anchors]
-    if not others:
-        return ""
+    own = anchors[currency]
+    # What was published at another time may differ for that reason.
+    others = {
+        each: anchors[each]
+        for each in rates_e8
+        if each != currency and each in anchors and abs(anchors[each].as_of - own.as_of) <= _SAME_TIME
+    }
     if Currency.USD in others:  # the implied EUR/USD and GBP/USD rates
-        others = [Currency.USD]
-    for other in others:
-        before = anchors[currency].rate_e8 * rates_e8[other]
-        after = rates_e8[currency] * anchors[other].rate_e8
-        is_crossed = abs(after - before) * _BP > before * limits.cross_bp_max
-        if not is_crossed or is_confirmed(other, rates_e8[other], confirmations):
+        others = {Currency.USD: others[Currency.USD]}
+    against = []
+    for other, anchor in others.items():
+        before, after = own.rate_e8 * rates_e8[other], rates_e8[currency] * anchor.rate_e8
+        if abs(after - before) * _BP <= before * limits.cross_bp_max:
             return ""
-    named = " and ".join(sorted(others))
+        if not is_confirmed(other, rates_e8[other], confirmations):  # or it is the other that has moved
+            against.append(other)
+    if not against:
+        return ""
+    named = " and ".join(sorted(against))
     return f"has moved more than {percent(limits.cross_bp_max)} against {named}, {_UNTIL_CONFIRMED}"
 
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from fastapi import Response
 
-from buydesk.errors import NotFound
+from buydesk.errors import InvalidRequest, NotFound
 from buydesk.http.app import Service, service_app
 from buydesk.http.members import read_query
 from buydesk.http.prices import (
@@ -82,6 +82,8 @@ def create_app(settings: Settings, store: PriceStore, reporter: Reporter, clock:
         require_json(request)
         ttl_seconds = read_query(request, TTL)["ttl"]
         new = parse_record(await request.body(RECORD_BYTES_MAX), settings, clock.now())
+        if new.expires_at <= clock.now():
+            raise InvalidRequest.of("expires_at", "has passed: what it says may be over too")
         if ttl_seconds is not None:
             new = new.shortened(timedelta(seconds=ttl_seconds), clock.now())
         return MsgspecResponse(record_document(await store.publish(new)))
