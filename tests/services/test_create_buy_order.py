@@ -699,6 +699,22 @@ async def test_a_currency_that_is_missing_is_sold_at_the_record_before_while_tha
     assert {problem_in(price, each)[0] for each in ALL} == {"price_stale"}
 
 
+async def test_a_currency_that_is_missing_is_not_sold_at_a_record_before_one_that_was_not_seen() -> None:
+    """That one may have doubted the price."""
+    before = record(ttl=60)
+    clock = FakeClock(before.as_of)
+    store = MemoryPriceStore(settings(), clock)
+    price = PriceCache(store, settings(), LOG, clock)
+    newer = without(later(before, 30), missing=[GBP])
+    for each, seconds in ((before, 0), (newer, 30)):
+        clock.seconds += seconds
+        await store.publish(each)
+        for _ in range(2):
+            await price.refresh()
+    assert problem_in(price, GBP)[0] == "price_unavailable"
+    assert price.price(EUR) == newer
+
+
 @pytest.mark.parametrize("missing", [[], [USD]], ids=["there", "missing"])
 async def test_a_currency_that_is_unsettled_is_refused_at_once_until_a_record_settles_it(
     missing: list[Currency],

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from buydesk.errors import DeskError, PriceStale, PriceStoreUnavailable, PriceUnavailable
 from buydesk.money import Currency
@@ -42,6 +42,7 @@ class PriceCache:
         self._prices: dict[Currency, UsablePrice] = {}
         self._problem: DeskError = PriceUnavailable("No price has been looked up yet.", retry_after_seconds=1)
         self._ticked_at: datetime | None = None
+        self._ticks_missed_after = timedelta(seconds=1.5 * settings.feed_interval_seconds)
 
     def price(self, currency: Currency) -> PriceRecord | DeskError:
         """The record to price with now in a currency or, when there is none, why."""
@@ -87,7 +88,10 @@ class PriceCache:
             self._take(UsablePrice.seen(record, now, started, self._latest))
 
     def _take(self, price: UsablePrice) -> None:
-        self._latest, self._ticked_at = price, price.record.decided_at
+        before, self._latest = self._ticked_at, price
+        self._ticked_at = price.record.decided_at
+        if before is None or self._ticked_at is None or self._ticked_at - before > self._ticks_missed_after:
+            self._prices.clear()  # a record between that was not seen may have had doubts
         self._prices |= dict.fromkeys(price.record.rates_e8, price)
         for currency in price.record.unsettled:
             self._prices.pop(currency, None)
