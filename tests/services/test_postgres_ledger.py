@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from asyncpg import ConnectionDoesNotExistError
 from msgspec.structs import replace
 
 from buydesk.backends.postgres import ledger as postgres
@@ -565,6 +566,26 @@ async def test_a_driver_that_lost_its_footing_leaves_the_outcome_unknown_and_its
             await ledger.exposure()
         assert (await ledger.exposure()).orders == 2
         assert wire.calls == calls + 3
+
+
+@pytest.mark.parametrize("error", [asyncpg.InternalClientError("cannot switch"), ConnectionDoesNotExistError("gone")])
+async def test_read_is_made_again_whatever_the_driver_says_of_a_connection_that_died(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It depends on how much of the end the driver has seen."""
+    async with ledger_at(dsn) as ledger:
+        await ledger.check()
+        [kept] = ledger._idle
+        fetch = asyncpg.Connection.fetch
+
+        async def fail_once(connection: Any, *arguments: Any) -> Any:
+            if connection is kept._connection:
+                raise error
+            return await fetch(connection, *arguments)
+
+        monkeypatch.setattr(asyncpg.Connection, "fetch", fail_once)
+        assert (await ledger.exposure()).orders == 0
+        assert kept.is_closed
 
 
 async def test_a_kept_connection_that_died_does_not_fail_the_next_read(dsn: str, line: tuple[str, Line]) -> None:

@@ -297,6 +297,10 @@ class PostgresLedger:
         try:
             try:
                 return await self._ask_once(ask)
+            except asyncpg.InternalClientError as error:
+                if isinstance(error, asyncpg.ProtocolError):
+                    raise
+                return await self._ask_once(ask)  # the driver was about to find out
             except asyncpg.PostgresError as error:
                 if is_definite(error):
                     raise
