@@ -409,7 +409,7 @@ async def one_currency_stops_no_other(stand_ins: StandIns, client: Client) -> No
     record = await client.record()
     assert (record["missing"], record["rates"].keys()) == ({"GBP": why}, {"EUR", "USD"})
     assert "bpi" not in record
-    assert "There is no price" in await client.reports("critical")
+    assert "A price is missing or in doubt" in await client.reports("critical")
     stand_ins.heal()
     await until(client.sells_at, GBP, "gbp")
 

@@ -39,6 +39,7 @@ class Market:
     def __init__(self, clock: FakeClock, name: str = "kraken") -> None:
         self.name = name
         self.fingerprint: bytes | None = b"first"
+        self.bid_e8 = 10**11
         self.fails = False
         self.age = timedelta(0)
         self._clock = clock
@@ -46,7 +47,7 @@ class Market:
     async def quotes(self) -> SourceResponse:
         if self.fails:
             raise OSError
-        quote = Quote(self.name, Currency.EUR, 10**11, 10**11, self._clock.at - self.age)
+        quote = Quote(self.name, Currency.EUR, self.bid_e8, 10**11, self._clock.at - self.age)
         return SourceResponse((quote,), fingerprint=self.fingerprint)
 
     async def close(self) -> None:
@@ -72,8 +73,18 @@ async def test_answer_that_does_not_change_says_since_when_until_its_time_is_up(
     frozen = RejectedQuote("kraken", "has given the same answer for 135 s")
     assert await source.poll() == SourceResponse((), (frozen,))
     clock.seconds += 15
-    market.fingerprint = b"second"
+    market.fingerprint, market.bid_e8 = b"second", 10**11 - 1
     assert [quote.changed_at for quote in (await source.poll()).quotes] == [clock.at]
+
+
+async def test_that_other_pairs_move_does_not_prove_a_book_that_stands_still(clock: FakeClock) -> None:
+    market = Market(clock)
+    source = polled(market, clock)
+    for number in range(9):
+        market.fingerprint = b"%d" % number
+        seen = await source.poll()
+        assert [(quote.observed_at, quote.changed_at) for quote in seen.quotes] == [(clock.at, NOON)]
+        clock.seconds += 15
 
 
 async def test_frozen_source_is_told_but_has_not_failed_and_is_asked_on(clock: FakeClock) -> None:

@@ -44,8 +44,8 @@ class Written(msgspec.Struct, frozen=True, rename=lambda name: name.removesuffix
 class Quote(Written, frozen=True, omit_defaults=True):
     """What one source asked and bid for a bitcoin (`rate_e8` units) and when that was observed.
 
-    A source that tells no time of its own proves that it is alive only by change: `changed_at` is when what it answers
-    was different last; None for one with a clock, and in records by the first version of the rule.
+    A source that tells no time of its own proves that it is alive only by change: `changed_at` is when its book of
+    the currency was different last; None for one with a clock, and in records by the first version of the rule.
     """
 
     source: str

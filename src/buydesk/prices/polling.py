@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from msgspec.structs import replace
 
 from buydesk.errors import SourceFailed
+from buydesk.money import Currency
 from buydesk.prices.model import PriceSource, Quote, RejectedQuote, SourceResponse, SourceStatus
 from buydesk.prices.rule import is_price
 from buydesk.settings.model import Settings
@@ -157,6 +158,7 @@ class _Changes:
         self._known: deque[bytes] = deque(maxlen=ANSWERS_REMEMBERED)
         self._moment = 0.0
         self._at = EPOCH
+        self._books: dict[Currency, tuple[tuple[int, int], datetime]] = {}
 
     def take(self, fingerprint: bytes | None, moment: float, now: datetime) -> str:
         """Takes in an answer, the first of which counts as a change; why it proves nothing any more, "" if it does."""
@@ -169,10 +171,17 @@ class _Changes:
         return f"has given the same answer for {seconds:.0f} s" if seconds > self._unchanged_seconds_max else ""
 
     def dated(self, seen: SourceResponse) -> SourceResponse:
-        """The answer, each quote of which says when what was answered changed: not later than it was observed."""
+        """The answer, each quote of which says when the source's book of the currency changed: not later than it was
+        observed. That another pair moves says nothing of this one."""
         if seen.fingerprint is None:
             return seen
-        quotes = (replace(quote, changed_at=min(self._at, quote.observed_at)) for quote in seen.quotes)
+        quotes = []
+        for quote in seen.quotes:
+            book = quote.bid_e8, quote.ask_e8
+            before = self._books.get(quote.currency)
+            if before is None or before[0] != book:
+                self._books[quote.currency] = before = book, quote.observed_at
+            quotes.append(replace(quote, changed_at=min(before[1], self._at, quote.observed_at)))
         return replace(seen, quotes=tuple(quotes))
 
 

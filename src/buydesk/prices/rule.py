@@ -10,7 +10,7 @@ For each currency by itself:
 3. The cluster must hold more than half of the quotes that are left, and at least `sources_min`: no minority makes a
    price, and no quote at the edge keeps the others from making one.
 4. Quotes that prove their time outrank those that do not. A quote proves it by its source's own clock or, without one,
-   by an answer that changed within `quote_age_seconds_max`. If more of them lie outside the cluster than in it, there
+   by a book that changed within `quote_age_seconds_max`. If more of them lie outside the cluster than in it, there
    is no price: what the others repeat may have stood still.
 5. The price is the median of the cluster's middles of bid and ask. It lies between two quotes that agree.
 
