@@ -425,14 +425,16 @@ async def test_older_record_is_refused_as_superseded(client: httpx2.AsyncClient,
     assert problem["as_of"] == "2026-01-31T12:00:00.123456Z"
 
 
-async def test_record_that_has_ended_is_refused_whatever_it_doubts(
+async def test_record_that_has_ended_is_not_published_for_its_doubt(
     client: httpx2.AsyncClient, store: MemoryPriceStore
 ) -> None:
     """Doubt replaces a newer record: one of yesterday would do so for ever."""
     await store.publish(record())
     ended = without(record(NOON - 2 * TTL), unsettled=[Currency.EUR])
     problem = assert_problem(await add(client, record_document(ended)), 422, "invalid_request")
-    assert problem["errors"] == [{"member": "expires_at", "reason": "has passed: what it says may be over too"}]
+    assert problem["errors"] == [
+        {"member": "expires_at", "reason": "has passed: what the record doubts may be over too"}
+    ]
     assert (await store.latest()).as_of == record().as_of
 
 

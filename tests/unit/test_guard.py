@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from buydesk.errors import LedgerUnavailable
+from buydesk.errors import InvalidRequest, LedgerUnavailable
 from buydesk.money import Currency
-from buydesk.prices.anchors import Anchor, Confirmation, NewConfirmation
+from buydesk.prices.anchors import Anchor, Confirmation, NewConfirmation, require_confirmable
 from buydesk.prices.guard import PriceGuard, change_limits, unsettled_reasons
 from tests.builders import record, settings
 from tests.model_anchors import ModelAnchors
@@ -99,6 +99,13 @@ def confirmation(currency: Currency, low_e8: int, high_e8: int) -> Confirmation:
 def test_confirmed_price_is_sold_at_at_once(low_e8: int, high_e8: int) -> None:
     rates_e8 = LAST | {EUR: 200_000}
     assert EUR not in unsettled(rates_e8, None, confirmation(EUR, low_e8, high_e8))
+
+
+def test_range_that_is_confirmed_is_no_wider_than_half_its_lower_end() -> None:
+    """It cannot be taken back, and within it nothing else is asked."""
+    require_confirmable(NewConfirmation(EUR, 10**12, 15 * 10**11, "the news", 15))
+    with pytest.raises(InvalidRequest, match="to: must be at most half as much again as from"):
+        require_confirmable(NewConfirmation(EUR, 10**12, 15 * 10**11 + 1, "the news", 15))
 
 
 @pytest.mark.parametrize(

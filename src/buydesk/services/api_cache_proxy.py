@@ -82,8 +82,8 @@ def create_app(settings: Settings, store: PriceStore, reporter: Reporter, clock:
         require_json(request)
         ttl_seconds = read_query(request, TTL)["ttl"]
         new = parse_record(await request.body(RECORD_BYTES_MAX), settings, clock.now())
-        if new.expires_at <= clock.now():
-            raise InvalidRequest.of("expires_at", "has passed: what it says may be over too")
+        if new.unsettled and new.expires_at <= clock.now():
+            raise InvalidRequest.of("expires_at", "has passed: what the record doubts may be over too")
         if ttl_seconds is not None:
             new = new.shortened(timedelta(seconds=ttl_seconds), clock.now())
         return MsgspecResponse(record_document(await store.publish(new)))
