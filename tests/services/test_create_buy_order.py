@@ -33,7 +33,7 @@ from buydesk.prices.cache import PriceCache
 from buydesk.prices.model import FeedStatus, PriceRecord, stale
 from buydesk.services.create_buy_order import create_app
 from buydesk.times import utc_now
-from tests.builders import JUMPED, NOT_QUOTED, record, settings, signed, without
+from tests.builders import JUMPED, NOT_QUOTED, new_order, priced_order, record, settings, signed, without
 from tests.clock import FakeClock
 from tests.model_ledger import ModelLedger
 from tests.problems import assert_problem
@@ -530,6 +530,16 @@ async def test_a_repeat_is_answered_though_its_currency_is_unsettled(desk: Desk)
     assert (again.status_code, again.content) == (201, first.content)
     missing = assert_problem(await desk.client.get("/readyz"), 503, "not_ready")["missing"]
     assert [each["what"] for each in missing] == ["price"]
+
+
+async def test_a_repeat_is_answered_though_its_currency_was_switched_off_meanwhile() -> None:
+    """A 422 would say that the order is not stored."""
+    stored = priced_order(100, "k", price=PRICE, order=replace(new_order(100, "k"), currency=GBP))
+    async with desk_of(currencies=(EUR, USD)) as desk:
+        await desk.ledger.place([stored], 5)
+        again = await desk.post({"currency": "GBP", "amount": 1}, Idempotency_Key="k")
+        assert (again.status_code, again.json()["order"]["id"]) == (201, str(stored.order.id))
+        assert_problem(await desk.post({"currency": "GBP", "amount": 1}, Idempotency_Key="new"), 422, "invalid_request")
 
 
 async def test_currencies_that_are_switched_off_are_refused() -> None:

@@ -376,6 +376,16 @@ async def test_an_item_that_db_proxy_does_not_understand_is_no_fault_of_a_client
     assert outcome.problem.detail == "db_proxy answered invalid_request: deadline: is missing"
 
 
+async def test_what_the_ledger_refuses_as_invalid_is_the_client_s_fault(told: tuple[Answers, RemoteLedger]) -> None:
+    answers, ledger = told
+    refused = Refused(InvalidRequest.of("currency", "must be one of EUR, USD"), by_ledger=True)
+    answers.respond = lambda: MsgspecResponse([outcome_document(refused)])
+    [outcome] = await ledger.place([priced_order(price=refused.problem)], SECONDS)
+    assert isinstance(outcome, Refused)
+    assert isinstance(outcome.problem, InvalidRequest)
+    assert (outcome.problem.facts, outcome.by_ledger) == (refused.problem.facts, True)
+
+
 async def test_reads_leave_connections_to_orders_and_checks_and_one_too_many_is_overloaded(
     answering: tuple[Answers, str],
 ) -> None:

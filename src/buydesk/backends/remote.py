@@ -223,8 +223,9 @@ class RemoteLedger(RemoteService, OrderLedger):
             raise self._without_answer(error, OutcomeUnknown) from error
 
     def _understood(self, outcome: Outcome) -> Outcome:
-        """The outcome; what db_proxy finds wrong with an item is the desk's fault, not its client's."""
-        if isinstance(outcome, Refused) and isinstance(outcome.problem, InvalidRequest):
+        """The outcome; what db_proxy finds wrong with an item is the desk's fault, not its client's. What the ledger
+        refuses as such came with the item."""
+        if isinstance(outcome, Refused) and isinstance(outcome.problem, InvalidRequest) and not outcome.by_ledger:
             return Refused(self._misunderstood(outcome.problem))
         return outcome
 

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from buydesk.errors import DeskError, PriceStale, PriceStoreUnavailable, PriceUnavailable
+from buydesk.errors import DeskError, InvalidRequest, PriceStale, PriceStoreUnavailable, PriceUnavailable
 from buydesk.money import Currency
 from buydesk.prices.model import (
     RETRY_AFTER_SECONDS,
@@ -45,7 +45,13 @@ class PriceCache:
         self._ticks_missed_after = timedelta(seconds=1.5 * settings.feed_interval_seconds)
 
     def price(self, currency: Currency) -> PriceRecord | DeskError:
-        """The record to price with now in a currency or, when there is none, why."""
+        """The record to price with now in a currency or, when there is none, why.
+
+        InvalidRequest where nothing is sold for the currency: like every such reason it goes to the ledger with the
+        order, which answers one that it has already.
+        """
+        if currency not in self._settings.currencies:
+            return InvalidRequest.of("currency", f"must be one of {', '.join(self._settings.currencies)}")
         moment = self._clock.monotonic()
         own = self._prices.get(currency)
         if own is not None and moment < own.until:
