@@ -18,6 +18,7 @@ from buydesk.backends.postgres import ledger as postgres
 from buydesk.backends.postgres import storing
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.rows import place_arguments
+from buydesk.backends.postgres.sessions import Session
 from buydesk.backends.postgres.sql import QUERIES, REVISION
 from buydesk.errors import LedgerUnavailable, OutcomeUnknown, Overloaded, PriceNotFound, PriceUnavailable, WrongMode
 from buydesk.http import app
@@ -313,15 +314,28 @@ async def test_check_ends_before_whoever_asks_gives_up(own_dsn: str, monkeypatch
             await ledger.check()
 
 
-async def test_check_waits_for_the_batch_that_is_under_way(dsn: str) -> None:
-    async with ledger_at(dsn) as ledger, session(dsn) as other:
-        batch = asyncio.create_task(ledger.place([priced_order()], SECONDS))
-        while not ledger._write_lock.locked():
-            await asyncio.sleep(0)
-        await ledger.check()
-        assert batch.done()
+async def test_check_waits_for_the_batch_that_is_under_way_and_takes_it_for_the_proof(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    fetch = Session.fetch
+
+    async def noted(self: Session, query: str, *arguments: object, seconds: float) -> list[Any]:
+        asked.append(query)
+        return await fetch(self, query, *arguments, seconds=seconds)
+
+    monkeypatch.setattr(Session, "fetch", noted)
+    async with ledger_at(dsn, lock_seconds_max=5, statement_seconds_max=5) as ledger:
+        async with row_held(dsn):
+            batch = asyncio.create_task(ledger.place([priced_order()], SECONDS))
+            while "place_batch" not in asked:
+                await asyncio.sleep(0.001)
+            checking = asyncio.create_task(ledger.check())
+            await asyncio.sleep(0.05)
+            assert not checking.done()
+        await checking
         assert codes(await batch) == ["placed"]
-        assert await other.fetchval("SELECT last_number FROM exposure") == 1
+    assert "place_nothing" not in asked
 
 
 async def test_that_orders_are_refused_and_stored_again_is_logged_once(

@@ -206,5 +206,5 @@ def _doubt(agreed: Sequence[Quote], fit: Sequence[Quote], now: datetime, rule: R
 
 
 def _proves_time(quote: Quote, now: datetime, rule: Rule) -> bool:
-    """Whether the quote is known to be no older than allowed: by its source's clock, or a change of its answer."""
+    """Whether the quote is known to be no older than allowed: by its source's clock, or a change of its book."""
     return quote.changed_at is None or now - quote.changed_at <= timedelta(seconds=rule.quote_age_seconds_max)

@@ -52,7 +52,7 @@ def create_app(settings: Settings, store: PriceStore, reporter: Reporter, clock:
             problem = latest.unsettled_problem(latest.unsettled)
             problem.facts["record"] = document
             raise problem
-        if latest.rates_e8.keys() >= {Currency(code) for code in CODES}:
+        if latest.rates_e8.keys() >= CODES:
             document |= currentprice(latest)
         return MsgspecResponse(document, headers=_PRICE_HEADERS)
 

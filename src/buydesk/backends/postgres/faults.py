@@ -8,7 +8,7 @@ from buydesk.errors import InternalError, LedgerUnavailable, OutcomeUnknown, Ove
 # SQLSTATE classes in which PostgreSQL says that no item can be placed now: read-only, not our tables or rights, out of
 # resources, I/O errors.
 _CANNOT_WORK = ("25", "42", "53", "58")
-# It is said of a batch that it might well be stored the next time.
+# After these a batch may well be stored the next time.
 _TOOK_TOO_LONG = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError, asyncpg.TransactionRollbackError)
 
 
