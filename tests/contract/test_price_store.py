@@ -104,7 +104,7 @@ async def store(
             yield redis
 
 
-def record(as_of: datetime = NOON, rate_e8: int = 20_572_78 * 10**6) -> PriceRecord:
+def record(as_of: datetime = NOON, rate_e8: int = 20_572_78 * 10**6, decided_at: datetime | None = None) -> PriceRecord:
     rates_e8 = {Currency.EUR: rate_e8, Currency.GBP: 18_271_51 * 10**6, Currency.USD: 21_712_51 * 10**6 + 1}
     return signed(
         PriceRecord(
@@ -124,7 +124,7 @@ def record(as_of: datetime = NOON, rate_e8: int = 20_572_78 * 10**6) -> PriceRec
             ),
             replayed_from=datetime(2023, 3, 9, tzinfo=UTC),
             rule=Rule(quote_age_seconds_max=30, spread_bp_max=100, deviation_bp_max=100, sources_min=2),
-            decided_at=as_of + MOMENT,
+            decided_at=decided_at or as_of,
             bids_e8={currency: rate_e8 - 3 for currency, rate_e8 in rates_e8.items()},
             asks_e8={currency: rate_e8 + 3 for currency, rate_e8 in rates_e8.items()},
         )
@@ -174,12 +174,24 @@ async def test_newest_record_is_the_latest(store: PriceStore) -> None:
     assert await whole_history(store) == points_of([first, second])
 
 
+async def test_record_that_was_decided_later_is_newer_though_its_oldest_quote_is_older(store: PriceStore) -> None:
+    first = record(decided_at=NOON + 2 * MOMENT)
+    later = record(NOON - TTL / 4, decided_at=NOON + 3 * MOMENT)
+    await store.publish(first)
+    await store.publish(later)
+    assert await store.latest() == later
+    assert await whole_history(store) == points_of([later])
+    with pytest.raises(PriceSuperseded):
+        await store.publish(record(NOON + MOMENT))
+    assert await store.latest() == later
+
+
 async def test_older_record_is_refused_and_changes_nothing(store: PriceStore) -> None:
     current = record()
     await store.publish(current)
     with pytest.raises(PriceSuperseded) as refusal:
         await store.publish(record(NOON - MOMENT))
-    assert refusal.value.facts == {"as_of": "2026-01-31T12:00:00.123456Z"}
+    assert refusal.value.facts == {"decided_at": "2026-01-31T12:00:00.123456Z"}
     assert await store.latest() == current
     assert await whole_history(store) == points_of([current])
 
@@ -353,12 +365,12 @@ class NaiveHistory:
         self.current: PriceRecord | None = None
         self.points: list[PricePoint] = []
 
-    def observed_by(self) -> datetime:
+    def latest_time(self) -> datetime:
         return self.clock.at + timedelta(seconds=self.settings.clock_skew_seconds_max)
 
     def publish(self, new: PriceRecord) -> bool:
         """Whether the record is taken."""
-        if self.current is not None and new.as_of < self.current.as_of <= self.observed_by():
+        if self.current is not None and new.made_at < self.current.made_at <= self.latest_time():
             return False
         self.current = new
         kept = [each for each in self.points if new.as_of - timedelta(days=1) < each.as_of < new.as_of]
@@ -367,7 +379,7 @@ class NaiveHistory:
 
     def history(self, minutes: int, points: int) -> list[PricePoint]:
         since = self.clock.at - timedelta(minutes=minutes)
-        recent = [each for each in self.points if since < each.as_of <= self.observed_by()]
+        recent = [each for each in self.points if since < each.as_of <= self.latest_time()]
         if len(recent) <= points:
             return recent
         span = timedelta(minutes=minutes) / points
@@ -385,7 +397,9 @@ async def play(store: PriceStore, naive: NaiveHistory, draw: st.DataObject | ran
         for _ in range(pick(0, 12)):
             # Mostly as an updater does, sometimes of the same moment, older or ahead by a stepped clock.
             naive.clock.at += timedelta(seconds=(1, 15, 15, 900, 7200, -30)[pick(0, 5)], microseconds=pick(-1, 1))
-            new = record(naive.clock.at - timedelta(seconds=(0, 0, 0, 1, 20, 100)[pick(0, 5)]))
+            as_of = naive.clock.at - timedelta(seconds=(0, 0, 0, 1, 20, 100)[pick(0, 5)])
+            decided_at = as_of + timedelta(seconds=(0, 0, 0, 1, 20, 30)[pick(0, 5)])
+            new = record(as_of, decided_at=min(decided_at, naive.latest_time()))
             if naive.publish(new):
                 await store.publish(new)
             else:
@@ -632,9 +646,7 @@ async def test_what_an_earlier_version_left_in_redis_is_no_price_and_no_history(
             await store.latest()
         assert refused.value.retry_after_seconds is not None
         assert await whole_history(store) == []
-        with pytest.raises(PriceSuperseded):
-            await store.publish(record(NOON - MOMENT))
-        newer = record(NOON + MOMENT)
-        await store.publish(newer)
-        assert await store.latest() == newer
-        assert await whole_history(store) == points_of([newer])
+        first = record(NOON - MOMENT)  # whatever is older than what nobody can sell at
+        await store.publish(first)
+        assert await store.latest() == first
+        assert await whole_history(store) == points_of([first])

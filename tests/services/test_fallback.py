@@ -28,13 +28,14 @@ from buydesk.backends.redis.prices import RedisPriceStore
 from buydesk.backends.redis.reports import RedisReportStore
 from buydesk.embedded.redis import EmbeddedRedis
 from buydesk.errors import PriceStale, PriceUnavailable, ReportsUnavailable
+from buydesk.money import Currency
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.observability.reports import Report
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import FeedStatus
 from buydesk.runtime.wiring import wire
 from buydesk.times import utc_now
-from tests.builders import TOKEN, record, settings
+from tests.builders import TOKEN, record, settings, without
 from tests.databases import Databases
 from tests.serving import served
 
@@ -295,6 +296,22 @@ async def test_another_process_s_newer_price_is_told(bench: Bench) -> None:
     assert await bench.store.latest() == own
     await bench.redis.publish(others)
     assert await bench.store.latest() == others
+
+
+async def test_a_doubt_that_redis_did_not_take_counts_for_more_than_the_price_before_it(
+    bench: Bench, server: Server
+) -> None:
+    before = record(age=1)
+    await bench.store.publish(before)
+    doubt = without(replace(record(age=5), decided_at=utc_now()), unsettled=list(Currency))  # its quotes are older
+    await forbid(server)
+    await bench.store.publish(doubt)
+    await server.say("ACL", "SETUSER", "default", "+@write")
+    assert await bench.redis.latest() == before
+    assert await bench.store.latest() == doubt
+    settled = record()
+    await bench.redis.publish(settled)
+    assert await bench.store.latest() == settled
 
 
 async def test_a_price_that_redis_has_for_a_shorter_time_ends_then(bench: Bench) -> None:

@@ -100,13 +100,13 @@ def test_a_record_that_was_shortened_ends_earlier() -> None:
 
 
 def test_a_record_from_further_in_the_future_than_clocks_differ_is_none() -> None:
-    assert valid_record(RECORD, RECORD.as_of - timedelta(seconds=10), 10) is RECORD
+    assert valid_record(RECORD, RECORD.made_at - timedelta(seconds=10), 10) is RECORD
     with pytest.raises(PriceUnavailable):
-        valid_record(RECORD, RECORD.as_of - timedelta(seconds=10) - TICK, 10)
+        valid_record(RECORD, RECORD.made_at - timedelta(seconds=10) - TICK, 10)
 
 
 def test_a_record_within_all_bounds_is_plausible() -> None:
-    require_plausible(RECORD, "sandbox", 60, 10, RECORD.as_of - timedelta(seconds=10))
+    require_plausible(RECORD, "sandbox", 60, 10, RECORD.made_at - timedelta(seconds=10))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,7 @@ def test_a_record_within_all_bounds_is_plausible() -> None:
     [
         ({"feed": "live"}, "feed", "must be sandbox, the feed of this desk"),
         ({"as_of": NOW + timedelta(seconds=10) + TICK}, "as_of", "must not lie more than 10 s in the future"),
+        ({"decided_at": NOW + timedelta(seconds=10) + TICK}, "decided_at", "must not lie more than 10 s in the future"),
         ({"expires_at": RECORD.as_of}, "expires_at", "must be later than as_of"),
         ({"expires_at": RECORD.expires_at + TICK}, "expires_at", "must not be more than 60 s after as_of"),
     ],
@@ -132,8 +133,8 @@ def test_none_within_a_day_is_told_from_stale(current: PriceRecord | None) -> No
 
 
 def test_an_older_record_is_told_what_hangs() -> None:
-    assert isinstance(superseded(RECORD.as_of), PriceSuperseded)
-    assert superseded(RECORD.as_of).facts == {"as_of": format_time(RECORD.as_of)}
+    assert isinstance(superseded(RECORD.made_at), PriceSuperseded)
+    assert superseded(RECORD.made_at).facts == {"decided_at": format_time(RECORD.made_at)}
 
 
 def test_records_can_be_kept_in_a_set() -> None:

@@ -197,6 +197,18 @@ async def test_price_that_the_store_has_lost_hangs_again_within_a_second_as_it_w
     assert logged() == ["INFO The price store had lost the price, which is published again."]
 
 
+async def test_price_in_whose_place_an_older_one_is_back_is_published_again(
+    clock: FakeClock, publisher: PricePublisher, store: UnreliableStore
+) -> None:
+    """A store that took no writes for a while has one of before, which may be what ours doubts."""
+    older = replace(RECORD, id=uuid.UUID(int=2), decided_at=RECORD.made_at - timedelta(microseconds=1))
+    await store.publish(older)
+    await publisher.publish(decided(), 1015)
+    at(clock, 5, lambda: store.adopt(older))
+    await publisher.keep_published(1015)
+    assert store.published == [older, RECORD, RECORD]
+
+
 async def test_price_that_was_lost_before_anything_was_told_hangs_again(
     clock: FakeClock, publisher: PricePublisher, store: UnreliableStore
 ) -> None:

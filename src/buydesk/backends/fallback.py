@@ -123,7 +123,7 @@ def _is_newer(own: PriceRecord | DeskError, shared: PriceRecord | DeskError) -> 
     # Nor does what ended there, or is no price, end a record that is valid here.
     if not isinstance(shared, PriceRecord) or own.id == shared.id:
         return True
-    return own.as_of > shared.as_of and not shared.unsettled  # which another process's doubt may have replaced
+    return own.made_at > shared.made_at
 
 
 async def _outcome(call: Awaitable[T]) -> T | DeskError:

@@ -13,7 +13,7 @@ from buydesk.prices.model import (
     PriceRecord,
     PriceStore,
     UsablePrice,
-    observed_by,
+    latest_time,
     seconds_to_next_tick,
 )
 from buydesk.prices.verification import require_proven
@@ -90,7 +90,7 @@ class PriceCache:
             detail = f"The price store holds what is no price of this desk: {error}."
             self._problem = PriceUnavailable(detail, retry_after_seconds=RETRY_AFTER_SECONDS)
             return
-        if not self._has_newer(record, now, started):
+        if not self._has_newer(record, now):
             self._take(UsablePrice.seen(record, now, started, self._latest))
 
     def _take(self, price: UsablePrice) -> None:
@@ -110,16 +110,11 @@ class PriceCache:
         if self._latest is not None and stale.is_of(self._latest.record.as_of):
             self._latest = replace(self._latest, until=moment)
 
-    def _has_newer(self, record: PriceRecord, now: datetime, moment: float) -> bool:
-        """Whether what is here is valid and newer: an older record comes from a store that lost the newer one, or from
-        a hand. One from the future is not newer (`observed_by`), and none is that a record doubts."""
-        own = self._latest
-        return (
-            own is not None
-            and not record.unsettled
-            and moment < own.until
-            and record.as_of < own.record.as_of <= observed_by(now, self._settings.clock_skew_seconds_max)
-        )
+    def _has_newer(self, record: PriceRecord, now: datetime) -> bool:
+        """Whether what is here is newer: an older record comes from a store that lost the newer one, or from a hand.
+        One from the future is not newer (`latest_time`)."""
+        latest = latest_time(now, self._settings.clock_skew_seconds_max)
+        return self._latest is not None and record.made_at < self._latest.record.made_at <= latest
 
     async def wait_for_first(self, seconds_max: float) -> None:
         """Returns once a price is here or the store says that the sources prove none, or after so many seconds."""

@@ -128,6 +128,12 @@ class PriceRecord(Written, frozen=True):
     def __hash__(self) -> int:
         return hash(self.id)  # its rates are a mapping, which has none
 
+    @property
+    def made_at(self) -> datetime:
+        """When the price was decided: by this records are newer or older. `as_of` may step back from one to the next,
+        when a source that was not used before tells an older time."""
+        return self.decided_at or self.as_of
+
     def problem_of(self, currency: Currency) -> DeskError:
         """Why nothing is sold at this record in a currency that it has no rate of."""
         if currency in self.unsettled:
@@ -223,13 +229,12 @@ class PriceStore(Protocol):
     """Holds the current price record, and those of the last day."""
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
-        """Makes a record the current one and returns it as stored; raises PriceSuperseded if the current one is newer,
-        PriceStoreUnavailable.
+        """Makes a record the current one and returns it as stored; raises PriceSuperseded if the current one is newer
+        (`made_at`), PriceStoreUnavailable.
 
-        One from the future (`observed_by`) is not newer: it gives way, and leaves the history. So does another one of
-        the same moment, and whatever there is to a record with unsettled prices: a source that was not used before may
-        tell an older time, and doubt must stop the sales at once. The current record may be published again, and stays
-        as it was.
+        One from the future (`latest_time`) is not newer: it gives way, and so does another one of the same moment. The
+        history keeps no point observed later than the current record. The current record may be published again, and
+        stays as it was.
         """
         ...
 
@@ -241,7 +246,7 @@ class PriceStore(Protocol):
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         """Records observed within the last `minutes` (1 to HISTORY_MINUTES_MAX), oldest first, the latest among them.
 
-        Those from the future (`observed_by`) are left out. When there are more than `points` (1 to
+        Those from the future (`latest_time`) are left out. When there are more than `points` (1 to
         HISTORY_POINTS_MAX): the last one of each `history_span`, of as many spans, the newest. Costs as much as the
         points returned, however many records there are. Raises PriceStoreUnavailable.
         """
@@ -272,18 +277,18 @@ def stale(as_of: datetime, expires_at: datetime) -> PriceStale:
     )
 
 
-def superseded(current_as_of: datetime) -> PriceSuperseded:
+def superseded(current_made_at: datetime) -> PriceSuperseded:
     """The refusal to publish a record in the place of a newer one."""
-    text = format_time(current_as_of)
-    return PriceSuperseded(f"A record observed at {text} is published already.", as_of=text)
+    text = format_time(current_made_at)
+    return PriceSuperseded(f"A record that was decided at {text} is published already.", decided_at=text)
 
 
 def valid_record(current: PriceRecord | None, now: datetime, skew_seconds_max: float) -> PriceRecord:
     """The current record, if it may be used now; raises PriceUnavailable if there is none, or PriceStale.
 
-    One from the future (`observed_by`) is none: the clock was set back since, and its `expires_at` means nothing.
+    One from the future (`latest_time`) is none: the clock was set back since, and its `expires_at` means nothing.
     """
-    if current is None or now - current.as_of >= KEPT_FOR or current.as_of > observed_by(now, skew_seconds_max):
+    if current is None or now - current.as_of >= KEPT_FOR or current.made_at > latest_time(now, skew_seconds_max):
         raise PriceUnavailable("No price has been proven within the last day.", retry_after_seconds=RETRY_AFTER_SECONDS)
     if now >= current.expires_at:
         raise stale(current.as_of, current.expires_at)
@@ -340,8 +345,9 @@ def history_span(minutes: int, points: int) -> timedelta:
     return timedelta(minutes=minutes) / points
 
 
-def observed_by(now: datetime, skew_seconds_max: float) -> datetime:
-    """The latest `as_of` that a record can have now. A later one is from the future, and any record replaces it."""
+def latest_time(now: datetime, skew_seconds_max: float) -> datetime:
+    """The latest time that a record can bear now. One with a later one is from the future, and any record replaces
+    it."""
     return now + timedelta(seconds=skew_seconds_max)
 
 
@@ -354,8 +360,9 @@ def require_plausible(
     """
     if record.feed != feed:
         raise WrongMember("feed", f"must be {feed}, the feed of this desk")
-    if record.as_of > observed_by(now, skew_seconds_max):
-        raise WrongMember("as_of", f"must not lie more than {skew_seconds_max:g} s in the future")
+    for member, moment in (("as_of", record.as_of), ("decided_at", record.made_at)):
+        if moment > latest_time(now, skew_seconds_max):
+            raise WrongMember(member, f"must not lie more than {skew_seconds_max:g} s in the future")
     if record.expires_at <= record.as_of:
         raise WrongMember("expires_at", "must be later than as_of")
     if record.expires_at - record.as_of > timedelta(seconds=ttl_seconds_max):
@@ -366,5 +373,5 @@ def require_plausible_status(state: FeedStatus, feed: Feed, skew_seconds_max: fl
     """Raises WrongMember for the state of another feed, and for one from the future."""
     if state.feed != feed:
         raise WrongMember("feed", f"must be {feed}, the feed of this desk")
-    if state.at > observed_by(now, skew_seconds_max):
+    if state.at > latest_time(now, skew_seconds_max):
         raise WrongMember("at", f"must not lie more than {skew_seconds_max:g} s in the future")

@@ -73,7 +73,7 @@ class PricePublisher:
         try:
             self._require_usable(price)
             current = await self._current_record()
-            if current is None:
+            if current is None or current.made_at < price.record.made_at:
                 # As it was first published: never valid for longer.
                 await self._call_store(partial(self._store.publish, price.record))
                 self._log.info("The price store had lost the price, which is published again.")

@@ -13,7 +13,7 @@ from buydesk.prices.model import (
     PriceStore,
     UsablePrice,
     history_span,
-    observed_by,
+    latest_time,
     recent_feed_status,
     superseded,
     valid_record,
@@ -39,9 +39,9 @@ class MemoryPriceStore(PriceStore):
         current = self._current
         if current is not None and current.id == record.id:
             return current
-        latest = observed_by(self._clock.now(), self._settings.clock_skew_seconds_max)
-        if current is not None and record.as_of < current.as_of <= latest and not record.unsettled:
-            raise superseded(current.as_of)
+        latest = latest_time(self._clock.now(), self._settings.clock_skew_seconds_max)
+        if current is not None and record.made_at < current.made_at <= latest:
+            raise superseded(current.made_at)
         self._current = record
         del self._points[bisect_left(self._points, record.as_of, key=_as_of) :]
         self._points.append(record.point())
@@ -63,7 +63,7 @@ class MemoryPriceStore(PriceStore):
     async def history(self, minutes: int, points: int) -> Sequence[PricePoint]:
         now = self._clock.now()
         first = bisect_right(self._points, now - timedelta(minutes=minutes), key=_as_of)
-        end = bisect_right(self._points, observed_by(now, self._settings.clock_skew_seconds_max), key=_as_of)
+        end = bisect_right(self._points, latest_time(now, self._settings.clock_skew_seconds_max), key=_as_of)
         if end - first <= points:
             return self._points[first:end]
         span = history_span(minutes, points)

@@ -34,7 +34,7 @@ from buydesk.prices.model import (
     PriceStore,
     UsablePrice,
     history_span,
-    observed_by,
+    latest_time,
     recent_feed_status,
     superseded,
     valid_record,
@@ -46,21 +46,22 @@ from buydesk.times import CLOCK, EPOCH, Clock
 
 _MICROSECOND = timedelta(microseconds=1)
 
-# Makes the record the current one unless that is newer and not from the future (later than ARGV[7]), which does not
-# count for one with unsettled prices (ARGV[8] is their number); returns the as_of of the newer one, otherwise 0 and, if
-# the record was the current one already, its document. What is newer leaves the history: it is from the future, is
-# doubted, or was published before it. One script, so that no other updater writes between the comparison and the
-# writing. Times are whole microseconds, which are exact in Lua's numbers until the year 2255.
+# Makes the record the current one unless that is newer and not from the future (later than ARGV[8]); returns when the
+# newer one was made, otherwise 0 and, if the record was the current one already, its document. Points observed later
+# leave the history, so that the last point is the current record's. One script, so that no other updater writes between
+# the comparison and the writing. Times are whole microseconds, which are exact in Lua's numbers until the year 2255.
 _PUBLISH = """
 local id, as_of, document, point = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
-local kept_for, records_max, observed_by = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local current = redis.call('HMGET', KEYS[1], 'id', 'as_of')
+local kept_for, records_max = tonumber(ARGV[5]), tonumber(ARGV[6])
+local made_at, latest_time = tonumber(ARGV[7]), tonumber(ARGV[8])
+local current = redis.call('HMGET', KEYS[1], 'id', 'made_at')
+local current_made_at = tonumber(current[2] or 0) or 0
 if current[1] == id then
   return {0, redis.call('HGET', KEYS[1], 'document')}
-elseif ARGV[8] == '0' and current[1] and as_of < tonumber(current[2]) and tonumber(current[2]) <= observed_by then
-  return {tonumber(current[2])}
+elseif made_at < current_made_at and current_made_at <= latest_time then
+  return {current_made_at}
 end
-redis.call('HSET', KEYS[1], 'id', id, 'as_of', ARGV[2], 'document', document)
+redis.call('HSET', KEYS[1], 'id', id, 'made_at', ARGV[7], 'document', document)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], ARGV[2], '+inf')
 redis.call('ZADD', KEYS[2], ARGV[2], point)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', as_of - kept_for * 1000000))
@@ -118,8 +119,8 @@ class RedisPriceStore(RedisStore, PriceStore):
             msgspec.json.encode(point_document(record.point())),
             int(KEPT_FOR.total_seconds()),
             self._settings.price_history_records_max,
-            _microseconds(observed_by(self._clock.now(), self._settings.clock_skew_seconds_max)),
-            len(record.unsettled),
+            _microseconds(record.made_at),
+            _microseconds(latest_time(self._clock.now(), self._settings.clock_skew_seconds_max)),
         )
         async with self._answering():
             newer, *documents = await self._run(_PUBLISH, [self._current_key, self._points_key], *arguments)
@@ -150,7 +151,7 @@ class RedisPriceStore(RedisStore, PriceStore):
         now = self._clock.now()
         arguments = (
             _microseconds(now - timedelta(minutes=minutes)),
-            _microseconds(observed_by(now, self._settings.clock_skew_seconds_max)),
+            _microseconds(latest_time(now, self._settings.clock_skew_seconds_max)),
             points,
             history_span(minutes, points) // _MICROSECOND,
         )
