@@ -112,8 +112,9 @@ def said(dice: random.Random, market: Market) -> list[Quote]:
     return quotes
 
 
-def price_by_hand(quotes: list[Quote], rule: Rule) -> tuple[Decimal, list[Quote]] | None:
-    """The rule for one currency, in decimals: the price in units of 10^-8 and the quotes that agreed on it, or None."""
+def price_by_hand(quotes: list[Quote], rule: Rule) -> tuple[Decimal, list[Quote], bool] | None:
+    """The rule for one currency, in decimals: the price in units of 10^-8, the quotes that agreed on it and whether it
+    is contradicted; or None."""
     rates = [each for each in quotes if isinstance(each.bid_e8, int) and isinstance(each.ask_e8, int)]
     rates = [each for each in rates if LOWEST <= each.bid_e8 <= HIGHEST and LOWEST <= each.ask_e8 <= HIGHEST]
     names = [each.source for each in rates]
@@ -128,9 +129,8 @@ def price_by_hand(quotes: list[Quote], rule: Rule) -> tuple[Decimal, list[Quote]
     if len(agreed) < rule.sources_min or len(agreed) <= len(fit) / 2:
         return None
     proven = [each for each in fit if each[1].changed_at is None or each[1].changed_at >= oldest]
-    if len([each for each in proven if each in agreed]) < len(proven) / 2:
-        return None
-    return middle_of([mid for mid, _ in agreed]), [each for _, each in agreed]
+    is_contradicted = len([each for each in proven if each in agreed]) < len(proven) / 2
+    return middle_of([mid for mid, _ in agreed]), [each for _, each in agreed], is_contradicted
 
 
 def largest_that_agree(fit: list[tuple[Decimal, Quote]], percent_max: Decimal) -> list[tuple[Decimal, Quote]]:
@@ -182,8 +182,11 @@ def check_tick(quotes: list[list[Quote]], rule: Rule, seen: Counter[str]) -> Non
             assert currency in verdict.missing
             assert currency not in verdict.rates_e8
         else:
+            price, agreed, is_contradicted = priced
             assert currency not in verdict.missing
-            check_price(verdict.rates_e8[currency], *priced, rule)
+            assert (currency in verdict.unsettled) is is_contradicted
+            check_price(verdict.rates_e8[currency], price, agreed, rule)
+            seen["contradicted"] += is_contradicted
             seen["prices"] += 1
     if verdict.rates_e8:
         check_record(verdict, rule)
@@ -213,7 +216,7 @@ def check_record(verdict: Verdict, rule: Rule) -> None:
         if currency in record.rates_e8:
             assert discrepancies(placed_order(priced, 1, NOON, livemode=True), record) == []
         else:
-            assert isinstance(priced.price, PriceUnsettled if currency in unsettled else PriceUnavailable)
+            assert isinstance(priced.price, PriceUnsettled if currency in record.unsettled else PriceUnavailable)
 
 
 if __name__ == "__main__":

@@ -181,10 +181,11 @@ def test_quotes_that_prove_their_time_outrank_those_that_do_not(
 ) -> None:
     frozen = [clockless(name, GOOD, seconds=changed_before) for name in ("kraken", "bitfinex", "gemini")]
     live = [quote(name, 2 * GOOD) for name in ("coinbase", "bitstamp")[:contradicting]]
-    rate_e8, rejected = euros([*frozen, *live])
-    assert rate_e8 == (GOOD if is_priced else None)
-    if not is_priced:
-        assert all("contradicted by" in each and "coinbase" in each for each in rejected.values())
+    verdict = decide([*frozen, *live], NOW, RULE, [EUR])
+    assert verdict.rates_e8 == {EUR: GOOD}
+    names = ", ".join(sorted(each.source for each in live))
+    contradicted = {EUR: f"is contradicted by {names}, which prove their time"}
+    assert verdict.unsettled == ({} if is_priced else contradicted)
 
 
 def test_one_clock_of_two_that_agrees_is_enough() -> None:

@@ -239,6 +239,26 @@ def test_record_with_some_currencies_unsettled_and_others_missing_is_proven() ->
         require_proven(signed(settled), SETTINGS, NOW)
 
 
+def test_record_that_sells_at_a_contradicted_price_is_not_proven() -> None:
+    long_ago = NOW - timedelta(seconds=60)
+    repeated = [replace(each, changed_at=long_ago) for each in QUOTES if each.source != "coinbase"]
+    moved = [Quote("coinbase", each, 2 * RATES[each], 2 * RATES[each], NOW) for each in RATES]
+    verdict = decide([*repeated, *moved], NOW, RULE)
+    contradicted = "is contradicted by coinbase, which prove their time"
+    assert verdict.unsettled == dict.fromkeys(RATES, contradicted)
+    ttl = timedelta(seconds=60)
+    record = record_of(verdict, [], "live", unsettled={}, rule=RULE, decided_at=NOW, ttl=ttl)
+    assert (record.rates_e8, set(record.unsettled)) == ({}, set(RATES))
+    require_proven(signed(record), SETTINGS, NOW)
+    sold = replace(
+        record,
+        rates_e8={EUR: record.unsettled[EUR].rate_e8},
+        unsettled={each: record.unsettled[each] for each in (GBP, USD)},
+    )
+    with pytest.raises(WrongMember, match=f"by the rule nothing is sold at a price: EUR: {contradicted}$"):
+        require_proven(signed(sold), SETTINGS, NOW)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

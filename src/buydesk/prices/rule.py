@@ -9,12 +9,12 @@ For each currency by itself:
    `deviation_bp_max`. Of clusters of one size the tightest counts, of equally tight ones the highest: the desk sells.
 3. The cluster must hold more than half of the quotes that are left, and at least `sources_min`: no minority makes a
    price, and no quote at the edge keeps the others from making one.
-4. Quotes that prove their time outrank those that do not. A quote proves it by its source's own clock or, without one,
-   by a book that changed within `quote_age_seconds_max`. If more of them lie outside the cluster than in it, there
-   is no price: what the others repeat may have stood still.
-5. The price is the median of the cluster's middles of bid and ask. It lies between two quotes that agree.
+4. The price is the median of the cluster's middles of bid and ask. It lies between two quotes that agree.
+5. Quotes that prove their time outrank those that do not. A quote proves it by its source's own clock or, without one,
+   by a book that changed within `quote_age_seconds_max`. If more of them lie outside the cluster than in it, the price
+   is unsettled, that is not sold at: what the others repeat may have stood still.
 
-Anybody can check this by hand. Whether a price may be sold at is another question (`suspension`).
+Anybody can check this by hand. A price that follows may be unsettled for other reasons too (`guard`).
 """
 
 import uuid
@@ -32,7 +32,8 @@ _BP = 10_000
 
 @dataclass(slots=True)
 class Verdict:
-    """What the rule makes of quotes: prices of some currencies, and for each other one why it has `missing` from them.
+    """What the rule makes of quotes: prices of some currencies, and for each other one why it has `missing` from them;
+    `unsettled` says which of the prices are contradicted.
 
     `bids_e8` and `asks_e8` are the medians of the quotes used. Every quote is in `used` or, with its reason, in
     `rejected`; there without the quote if it is no rate at all.
@@ -42,6 +43,7 @@ class Verdict:
     bids_e8: dict[Currency, int] = field(default_factory=dict)
     asks_e8: dict[Currency, int] = field(default_factory=dict)
     missing: dict[Currency, str] = field(default_factory=dict)
+    unsettled: dict[Currency, str] = field(default_factory=dict)
     used: list[Quote] = field(default_factory=list)
     rejected: list[RejectedQuote] = field(default_factory=list)
 
@@ -77,10 +79,12 @@ def decide(
         fit, dropped = fit_quotes([quote for quote in quotes if quote.currency == currency], now, rule)
         verdict.rejected += dropped
         agreed = largest_cluster(fit, rule.deviation_bp_max)
-        if problem := _doubt(agreed, fit, now, rule):
+        if problem := _no_majority(agreed, fit, rule):
             verdict.leave_out(currency, problem, fit)
             continue
         verdict.price(currency, agreed)
+        if problem := _contradicted(agreed, fit, now, rule):
+            verdict.unsettled[currency] = problem
         reason = f"is more than {percent(rule.deviation_bp_max)} from those that agree"
         verdict.rejected += [RejectedQuote(quote.source, reason, quote) for quote in fit if quote not in agreed]
     return verdict
@@ -107,12 +111,13 @@ def record_of(
     ttl: timedelta,
     replayed_from: datetime | None = None,
 ) -> PriceRecord:
-    """The record of a verdict in which a currency has a price; `unsettled` says which are not to be sold at and why,
-    `unanswered` which sources gave no quotes.
+    """The record of a verdict in which a currency has a price; `unsettled` says which others than the verdict's are not
+    to be sold at and why, `unanswered` which sources gave no quotes.
 
     It keeps every quote that was decided on and no other, so that everybody can decide again (`verification`).
     """
     as_of = min(quote.observed_at for quote in verdict.used)
+    unsettled = {**unsettled, **verdict.unsettled}
     return PriceRecord(
         id=uuid.uuid4(),
         as_of=as_of,
@@ -192,16 +197,21 @@ def _unfit(quote: Quote, now: datetime, rule: Rule) -> str:
     return ""
 
 
-def _doubt(agreed: Sequence[Quote], fit: Sequence[Quote], now: datetime, rule: Rule) -> str:
-    """Steps 3 and 4: why these quotes, of those that are fit, prove no price, "" when they do."""
+def _no_majority(agreed: Sequence[Quote], fit: Sequence[Quote], rule: Rule) -> str:
+    """Step 3: why these quotes, of those that are fit, make no price, "" when they do."""
     if len(agreed) < rule.sources_min:
         return f"only {len(agreed)} of at least {rule.sources_min} sources agree"
     if 2 * len(agreed) <= len(fit):
         return f"only {len(agreed)} of {len(fit)} sources agree, which is no majority"
+    return ""
+
+
+def _contradicted(agreed: Sequence[Quote], fit: Sequence[Quote], now: datetime, rule: Rule) -> str:
+    """Step 5: who contradicts these quotes, "" when nobody does whose word counts for more."""
     proven = [quote for quote in fit if _proves_time(quote, now, rule)]
     against = [quote.source for quote in proven if quote not in agreed]
     if 2 * len(against) > len(proven):
-        return f"what most sources say is contradicted by {', '.join(sorted(against))}, which prove their time"
+        return f"is contradicted by {', '.join(sorted(against))}, which prove their time"
     return ""
 
 

@@ -91,6 +91,8 @@ def _discrepancies_of_rule(record: PriceRecord, rule: Rule, decided_at: datetime
         yield f"the rates are {_written(rates_e8)}, and by the rule {_written(verdict.rates_e8)}"
     elif verdict.missing.keys() != record.missing.keys():
         yield "by the rule no price is missing that is said to be"
+    if sold := {each: why for each, why in verdict.unsettled.items() if each in record.rates_e8}:
+        yield f"by the rule nothing is sold at a price: {listed(sold)}"
     if set(verdict.used) != set(record.used):
         yield "by the rule other quotes are used"
     if rule.version > 1 and (verdict.bids_e8, verdict.asks_e8) != (record.bids_e8, record.asks_e8):
