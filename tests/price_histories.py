@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from buydesk.money import Currency
 from buydesk.prices.anchors import Anchor
-from buydesk.prices.guard import change_limits, unsettled_reasons
+from buydesk.prices.guard import Sightings, change_limits, unsettled_reasons
 from buydesk.prices.model import Quote, Rule
 from buydesk.prices.rule import decide, differs
 from tests.builders import settings
@@ -76,6 +76,10 @@ class Source:
         return Quote(self.name, EUR, self.bid_e8, self.ask_e8, observed_at, min(observed_at, self.changed_at))
 
 
+def sightings() -> Sightings:
+    return Sightings(timedelta(seconds=60), RULE.sources_min)
+
+
 @dataclass
 class History:
     """A market and what the desk makes of it."""
@@ -85,7 +89,7 @@ class History:
     true_e8: int = 20_000 * 10**8
     sources: list[Source] = field(default_factory=lambda: [Source(name) for name in SOURCES])
     anchors: dict[Currency, Anchor] = field(default_factory=dict)
-    before_e8: dict[Currency, int] = field(default_factory=dict)
+    sightings: Sightings = field(default_factory=sightings)
 
     def tick(self, seen: Counter[str]) -> None:
         dice = self.dice
@@ -94,7 +98,7 @@ class History:
         if dice.random() < 0.0005:
             self.true_e8 = int(self.true_e8 * dice.choice([0.88, 0.93, 1.07, 1.15]))
         if dice.random() < 0.01:
-            self.before_e8 = {}  # the updater is started again; the ledger keeps the anchors
+            self.sightings = sightings()  # the updater is started again; the ledger keeps the anchors
         shared_lie = dice.choice([0.5, 0.9, 0.98, 1.03, 1.3])
         said = []
         for source in self.sources:
@@ -106,8 +110,9 @@ class History:
     def judge(self, said: list[Quote], seen: Counter[str]) -> None:
         verdict = decide(said, self.now, RULE, [EUR])
         rates_e8 = verdict.rates_e8
-        reasons = unsettled_reasons(rates_e8, self.anchors, self.before_e8, (), now=self.now, limits=LIMITS)
-        self.before_e8 = dict(rates_e8)
+        before_e8 = self.sightings.take(verdict, self.now)
+        reasons = unsettled_reasons(rates_e8, self.anchors, before_e8, (), now=self.now, limits=LIMITS)
+        reasons |= verdict.unsettled
         fit = [each for each in said if is_fit(each, self.now)]
         # A frozen one may be right too, for as long as nothing moves.
         right = [each for each in fit if not differs(each.mid_e8, self.true_e8, 40)]

@@ -491,7 +491,7 @@ def jump_of(*units: float) -> list[Behaviour]:
     return [at_price(each) for each in units]
 
 
-JUMPED = "is more than 5 % from the last price, and was not seen twice yet"
+JUMPED = "is more than 5 % from the last price, 1000.00, and was not seen twice yet"
 JUMPED_ALL = f"EUR, GBP, USD: {JUMPED}"
 
 
@@ -546,12 +546,26 @@ async def test_jump_is_unsettled_until_it_is_seen_twice_in_a_row(
     assert store.unsettled() == unsettled
 
 
-async def test_tick_without_a_price_is_between_two_that_see_the_same(clock: FakeClock, store: UnreliableStore) -> None:
-    prices = [*jump_of(1000, 1060), closed, *jump_of(1060, 1060)]
-    await run_ticks(clock, store, 5, prices, prices)
-    assert store.prices() == [1000, 1060]
-    assert store.unsettled() == [1060, 1060]
-    assert [bool(each.problem) for each in store.told] == [False, True, True, True, False]
+@pytest.mark.parametrize(("ticks_without", "is_settled"), [(1, True), (3, True), (4, False)])
+async def test_jump_seen_again_after_ticks_without_a_price_was_seen_twice(
+    clock: FakeClock, store: UnreliableStore, ticks_without: int, is_settled: bool
+) -> None:
+    """A quorum that comes and goes must not hold a price back for good; a minute later it is no second sighting."""
+    prices = [*jump_of(1000, 1060), *[closed] * ticks_without, *jump_of(1060)]
+    await run_ticks(clock, store, 3 + ticks_without, prices, prices)
+    assert store.prices() == ([1000, 1060] if is_settled else [1000])
+    assert store.unsettled() == ([1060] if is_settled else [1060, 1060])
+
+
+@pytest.mark.parametrize(("repeating", "is_settled"), [(0, True), (1, True), (2, False), (3, False)])
+async def test_observation_that_is_repeated_is_no_second_one(
+    clock: FakeClock, store: UnreliableStore, repeating: int, is_settled: bool
+) -> None:
+    """Of three sources with clocks of their own so many give the same answer again at the tick after the jump."""
+    same, anew = [*jump_of(1000, 1060), at_price(1060, age_seconds=15)], jump_of(1000, 1060, 1060)
+    await run_ticks(clock, store, 3, *[same] * repeating, *[anew] * (3 - repeating))
+    assert store.prices() == ([1000, 1060] if is_settled else [1000])
+    assert store.unsettled() == ([1060] if is_settled else [1060, 1060])
 
 
 async def test_jump_held_back_is_held_back_after_a_restart_too(clock: FakeClock, store: UnreliableStore) -> None:
@@ -625,6 +639,17 @@ class UnreliableAnchors(ModelAnchors):
 AWAY = LedgerUnavailable("PostgreSQL is away.", retry_after_seconds=1)
 
 
+async def test_ledger_that_does_not_tell_the_last_prices_is_said_with_the_sources_at_each_tick(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
+    anchors = UnreliableAnchors(last_prices(), now=clock.now)
+    anchors.fault = AWAY
+    await run_ticks(clock, store, 2, [well], [well], anchors=anchors)
+    assert store.published == []
+    assert [each.problem for each in store.told] == ["The last prices are not known: PostgreSQL is away."] * 2
+    assert [each.detail for each in store.told[-1].sources] == ["", ""]
+
+
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
@@ -646,14 +671,14 @@ async def test_nothing_is_published_before_the_ledger_told_the_last_prices(
     async def come_back() -> None:
         if anchors.fault is not None:
             failures.append(await failure_of(running))
-            assert (sources[0].asked_at, store.published) == ([], [])
+            assert (sources[0].asked_at, store.published) == ([0], [])
         if clock.seconds == 1003:
             anchors.fault = None
 
     clock.meanwhile = come_back
     await run(running)
     assert failures == [f"The last prices are not known: {told}"] * 3
-    assert sources[0].asked_at == [3]
+    assert sources[0].asked_at == [0], "the price that they made is published three seconds later"
     assert len(store.published) == 1
     assert anchors.asked == 4, "and not again at every tick"
     assert logged() == [no_price(f"The last prices are not known: {told}"), "INFO All prices are there again."]
@@ -666,7 +691,7 @@ async def test_first_prices_of_a_desk_without_history_are_believed_and_logged(
     anchors = ModelAnchors(now=clock.now)
     await run_ticks(clock, store, 1, [at_price(69)], [at_price(69)], anchors=anchors, price_spread_bp_max=300)
     assert store.prices() == [69]
-    assert logged() == ["INFO There are no last prices: the first ones are believed."]
+    assert logged() == ["INFO There are no last prices in EUR, GBP, USD: the first ones are believed."]
     assert anchors.kept == dict.fromkeys(ALL, Anchor(69 * RATE_SCALE, NOON))
 
 
@@ -705,7 +730,7 @@ async def test_ledger_that_fails_only_delays_that_the_last_prices_are_kept(
     await running.check()
 
 
-FAR = "is more than 20 % from the price of 2026-01-31T12:00:00.000000Z, until an operator confirms it"
+FAR = "is more than 20 % from the last price, {}.00 of 2026-01-31T12:00:00.000000Z, until an operator confirms it"
 
 
 async def test_price_far_from_the_last_one_is_settled_only_by_a_confirmation(
@@ -722,11 +747,11 @@ async def test_price_far_from_the_last_one_is_settled_only_by_a_confirmation(
     running = await run_ticks(clock, store, 5, [at_price(1300)], [at_price(1300)], anchors=anchors)
     assert store.unsettled() == [1300] * 3
     assert store.prices() == [1300] * 2
-    assert store.published[0].unsettled[EUR].reason == FAR
+    assert store.published[0].unsettled[EUR].reason == FAR.format(1000)
     assert set(store.published[-1].unsettled) == {GBP, USD}
     assert anchors.kept[EUR] == Anchor(1300 * RATE_SCALE, NOON + timedelta(seconds=60))
     assert anchors.kept[USD] == last_prices()[USD]
-    assert await failure_of(running) == f"GBP, USD: {FAR}"
+    assert await failure_of(running) == f"GBP, USD: {FAR.format(1000)}"
 
 
 async def test_confirmations_that_cannot_be_asked_for_settle_nothing(
@@ -762,7 +787,7 @@ async def test_currencies_that_all_show_one_number_are_unsettled(clock: FakeCloc
     crossed = "has moved more than 10 % against {}, until an operator confirms it"
     assert {currency: each.reason for currency, each in store.published[-1].unsettled.items()} == {
         EUR: crossed.format("USD"),
-        GBP: FAR,
+        GBP: FAR.format(760),
         USD: crossed.format("EUR and GBP"),
     }
     assert "USD: has moved" in await failure_of(running)
@@ -842,9 +867,11 @@ async def test_newer_price_on_the_store_stays_and_is_no_fault(
     current = await store.latest()
     earlier = FakeClock(seconds_max=5)
     earlier.at += -timedelta(seconds=5)
-    superseded = updater(earlier, exchanges(earlier, [well], [well]), store)
+    anchors = ModelAnchors(last_prices(), now=clock.now)
+    superseded = updater(earlier, exchanges(earlier, [at_price(1010)], [at_price(1010)]), store, anchors=anchors)
     await run(superseded)
     assert await store.latest() is current
+    assert anchors.kept == last_prices(), "the next price is not compared with one that nobody sees"
     await superseded.check()
     assert store.told[-1].problem == ""
     assert logged() == []
@@ -860,7 +887,7 @@ async def test_source_back_with_an_older_time_than_the_published_price_costs_not
 
     running = await run_ticks(clock, store, 3, [well], [well], [closed, late, late])
     await running.check()
-    assert [(each.as_of - NOON).total_seconds() for each in store.published] == [0, 10]
+    assert [(each.as_of - NOON).total_seconds() for each in store.published] == [0, -5, 10]
     assert {each.problem for each in store.told} == {""}
 
 
@@ -931,7 +958,7 @@ def test_what_was_wrong_with_a_source_is_listed_by_currency() -> None:
 def app_of(sources: Sequence[PriceSource], store: PriceStore, **settings: Any) -> Any:
     chosen = Settings(**settings)
     reporter = Reporter("api_updater", MemoryReportStore(chosen), chosen)
-    return api_updater.create_app(chosen, sources, store, reporter, anchors=ModelAnchors())
+    return api_updater.create_app(chosen, sources, store, reporter, anchors=ModelAnchors(last_prices()))
 
 
 @contextlib.asynccontextmanager
@@ -1043,7 +1070,8 @@ async def test_metrics_show_the_price_and_every_source(clock: FakeClock) -> None
     observed_at = datetime.now(UTC)
 
     async def known(by: Exchange) -> SourceResponse:
-        return seen(by, 1000.25, ALL, observed_at)
+        euros = seen(by, 1060, (EUR,), observed_at).quotes
+        return SourceResponse(euros + seen(by, 1000.25, (GBP, USD), observed_at).quotes)
 
     async def far(by: Exchange) -> SourceResponse:
         return seen(by, 1500, (EUR,), observed_at)
@@ -1053,11 +1081,7 @@ async def test_metrics_show_the_price_and_every_source(clock: FakeClock) -> None
     async with served(app) as url, asking(url) as client:
         await asked_again.wait()
         shown = shown_by((await client.get("/metrics")).text)
-    for source, up, used, mid, failures in (
-        ("one", 1, 1, 1000.25, 0),
-        ("three", 1, 0, 1500, 0),
-        ("four", 0, 0, None, 1),
-    ):
+    for source, up, used, mid, failures in (("one", 1, 1, 1060, 0), ("three", 1, 0, 1500, 0), ("four", 0, 0, None, 1)):
         assert shown["buydesk_source_up", source] == up
         assert shown["buydesk_source_used", source] == used
         assert shown["buydesk_source_circuit_open", source] == 0
@@ -1068,6 +1092,7 @@ async def test_metrics_show_the_price_and_every_source(clock: FakeClock) -> None
     assert ("buydesk_source_mid", "three", "USD") not in shown
     assert shown["buydesk_price_has_quorum",] == 1
     assert shown["buydesk_price_as_of_seconds",] == observed_at.timestamp()
+    assert [shown["buydesk_price_unsettled", each] for each in ALL] == [1, 0, 0]
 
 
 async def test_service_ends_what_it_does_before_it_has_stopped(clock: FakeClock) -> None:

@@ -1,6 +1,8 @@
 """The price guard: each sentence by example, both sides of each limit; and what it asks of the ledger."""
 
+import asyncio
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,6 +11,8 @@ from buydesk.errors import InvalidRequest, LedgerUnavailable
 from buydesk.money import Currency
 from buydesk.prices.anchors import Anchor, Confirmation, NewConfirmation, require_confirmable
 from buydesk.prices.guard import PriceGuard, change_limits, unsettled_reasons
+from buydesk.prices.model import Quote
+from buydesk.prices.rule import Verdict
 from tests.builders import record, settings
 from tests.model_anchors import ModelAnchors
 
@@ -38,8 +42,9 @@ def unsettled(
     return unsettled_reasons(rates_e8, anchors(age), before_e8 or {}, confirmed, now=NOW, limits=LIMITS)
 
 
-ONCE = "is more than 5 % from the last price, and was not seen twice yet"
-FAR = "is more than 20 % from the price of 2026-01-31T09:04:45.000000Z, until an operator confirms it"
+ONCE = "is more than 5 % from the last price, {}, and was not seen twice yet"
+FAR = "is more than 20 % from the last price, {} of 2026-01-31T09:04:45.000000Z, until an operator confirms it"
+WRITTEN = {EUR: "0.001", GBP: "0.0009", USD: "0.0011"}
 
 
 @pytest.mark.parametrize("factor", [1.05, 0.95, 1.0])
@@ -62,11 +67,11 @@ def test_jump_is_sold_at_once_the_tick_before_saw_the_same(
     factor: float, before: float | None, is_settled: bool
 ) -> None:
     reasons = unsettled(by(factor), None if before is None else by(before))
-    assert reasons == ({} if is_settled else dict.fromkeys(Currency, ONCE))
+    assert reasons == ({} if is_settled else {each: ONCE.format(WRITTEN[each]) for each in Currency})
 
 
 def test_each_currency_is_judged_by_itself() -> None:
-    assert unsettled(LAST | {GBP: 96_000}) == {GBP: ONCE}
+    assert unsettled(LAST | {GBP: 96_000}) == {GBP: ONCE.format("0.0009")}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +93,7 @@ def test_price_beyond_the_anchor_is_never_believed_however_often_it_is_seen(
     assert bool(reasons) is not is_settled
     assert all(reason.endswith("until an operator confirms it") for reason in reasons.values())
     if age == timedelta(seconds=15):
-        assert reasons == dict.fromkeys(Currency, FAR)
+        assert reasons == {each: FAR.format(WRITTEN[each]) for each in Currency}
 
 
 def confirmation(currency: Currency, low_e8: int, high_e8: int) -> Confirmation:
@@ -173,10 +178,18 @@ def test_limits_are_those_of_the_settings() -> None:
     assert unsettled_reasons(by(1.3), anchors(), by(1.3), (), now=NOW, limits=wide) == {}
 
 
-class Ledger(ModelAnchors):
-    """May be away."""
+def seen(rates_e8: Mapping[Currency, int], at: datetime = NOW) -> Verdict:
+    """The verdict on two sources that both say so."""
+    verdict = Verdict()
+    for currency, rate_e8 in rates_e8.items():
+        verdict.price(currency, [Quote(source, currency, rate_e8, rate_e8, at) for source in ("one", "two")])
+    return verdict
 
-    is_away = False
+
+class Ledger(ModelAnchors):
+    """May be away, or say nothing."""
+
+    is_away = hangs = False
 
     def _require_there(self) -> None:
         if self.is_away:
@@ -191,6 +204,8 @@ class Ledger(ModelAnchors):
         await super().keep_anchors(anchors)
 
     async def confirmations(self):  # type: ignore[no-untyped-def]
+        if self.hangs:
+            await asyncio.Event().wait()
         self._require_there()
         return await super().confirmations()
 
@@ -211,8 +226,8 @@ async def test_first_prices_of_all_are_believed_and_said_to_be(
     caplog.set_level(logging.INFO)
     for _ in range(2):
         await guard.load()
-    assert caplog.messages == ["There are no last prices: the first ones are believed."]
-    assert await guard.unsettled(by(1), NOW) == {}
+    assert caplog.messages == ["There are no last prices in EUR, GBP, USD: the first ones are believed."]
+    assert await guard.unsettled(seen(by(1)), NOW) == {}
     published = record()
     await guard.note_published(published)
     assert {each: anchor.rate_e8 for each, anchor in (await ledger.anchors()).items()} == published.rates_e8
@@ -222,8 +237,8 @@ async def test_what_was_published_is_remembered_by_the_next_guard(ledger: Ledger
     await ledger.keep_anchors(anchors())
     restarted = PriceGuard(ledger, settings(), logging.getLogger("guard"))
     await restarted.load()
-    assert set(await restarted.unsettled(by(1.1), NOW)) == set(Currency)
-    assert await restarted.unsettled(by(1.1), NOW) == {}  # seen twice
+    assert set(await restarted.unsettled(seen(by(1.1)), NOW)) == set(Currency)
+    assert await restarted.unsettled(seen(by(1.1), NOW + TICK), NOW) == {}  # seen twice
 
 
 async def test_ledger_that_is_away_at_the_start_is_asked_again(guard: PriceGuard, ledger: Ledger) -> None:
@@ -233,7 +248,7 @@ async def test_ledger_that_is_away_at_the_start_is_asked_again(guard: PriceGuard
         await guard.load()
     ledger.is_away = False
     await guard.load()
-    assert set(await guard.unsettled(by(1.1), NOW)) == set(Currency)
+    assert set(await guard.unsettled(seen(by(1.1)), NOW)) == set(Currency)
 
 
 async def test_ledger_that_is_away_later_delays_nothing_and_confirms_nothing(
@@ -245,18 +260,40 @@ async def test_ledger_that_is_away_later_delays_nothing_and_confirms_nothing(
     published = record(by(1)[EUR] * 10**6)
     await guard.note_published(published)
     near = dict.fromkeys(Currency, published.rates_e8[EUR])
-    assert await guard.unsettled(near, NOW) == {}
+    assert await guard.unsettled(seen(near), NOW) == {}
     far = dict.fromkeys(Currency, 2 * published.rates_e8[EUR])
-    assert set(await guard.unsettled(far, NOW)) == set(Currency)
+    assert set(await guard.unsettled(seen(far), NOW)) == set(Currency)
     assert "Nobody can say whether the prices are confirmed: It is away." in caplog.text
+
+
+async def test_ledger_that_hangs_delays_a_doubt_no_longer_than_allowed(
+    guard: PriceGuard, ledger: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buydesk.prices.guard.ASK_SECONDS_MAX", 0.05)
+    await ledger.keep_anchors(anchors())
+    await guard.load()
+    ledger.hangs = True
+    async with asyncio.timeout(1):
+        assert set(await guard.unsettled(seen(by(1.1)), NOW)) == set(Currency)
+    assert "Nobody can say whether the prices are confirmed: No answer within 0.05 s." in caplog.text
+
+
+async def test_first_price_of_a_currency_that_is_new_is_believed_and_said_to_be(
+    guard: PriceGuard, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    await ledger.keep_anchors({each: anchor for each, anchor in anchors().items() if each != GBP})
+    await guard.load()
+    assert caplog.messages == ["There are no last prices in GBP: the first ones are believed."]
+    assert await guard.unsettled(seen(LAST | {GBP: 7}), NOW) == {}
 
 
 async def test_what_another_updater_published_meanwhile_is_what_counts(guard: PriceGuard, ledger: Ledger) -> None:
     await ledger.keep_anchors(anchors())
     await guard.load()
     await ledger.keep_anchors({each: Anchor(rate_e8, NOW) for each, rate_e8 in by(1.3).items()})
-    assert await guard.unsettled(by(1.31), NOW) == {}
-    assert set(await guard.unsettled(by(1.0), NOW)) == set(Currency)
+    assert await guard.unsettled(seen(by(1.31)), NOW) == {}
+    assert set(await guard.unsettled(seen(by(1.0)), NOW)) == set(Currency)
 
 
 async def test_price_is_sold_at_as_soon_as_it_is_confirmed(guard: PriceGuard, ledger: Ledger) -> None:
@@ -264,8 +301,8 @@ async def test_price_is_sold_at_as_soon_as_it_is_confirmed(guard: PriceGuard, le
     await guard.note_published(record(10**12))
     far = {EUR: 2 * 10**12}
     for _ in range(3):
-        assert set(await guard.unsettled(far, NOW)) == {EUR}
+        assert set(await guard.unsettled(seen(far), NOW)) == {EUR}
     await ledger.confirm(NewConfirmation(EUR, 15 * 10**11, 2 * 10**12 - 1, "another range", 15))
-    assert set(await guard.unsettled(far, NOW)) == {EUR}
+    assert set(await guard.unsettled(seen(far), NOW)) == {EUR}
     await ledger.confirm(NewConfirmation(EUR, 2 * 10**12, 2 * 10**12, "this one", 15))
-    assert await guard.unsettled(far, NOW) == {}
+    assert await guard.unsettled(seen(far), NOW) == {}

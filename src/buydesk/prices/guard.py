@@ -6,27 +6,31 @@ A currency's price is unsettled when, compared with its anchor (the last price t
    sources share looks like that. It stays unsettled until an operator confirms it, or it comes back;
 2. or the exchange rate to the dollar that it implies, for the dollar those to all others, differs by more than
    `cross_bp_max` from before: two currencies that show one number look like that. It stays unsettled likewise;
-3. or it is further away than `jump_bp_max`, and the tick before did not see the same: news are seen twice.
+3. or it is further away than `jump_bp_max`, and what was seen before was not the same: news are seen twice, the second
+   time with other quotes of as many sources as a price needs.
 
 A confirmation settles a price within its range. Where there is no anchor, nothing can be compared.
 """
 
+import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from buydesk.errors import DeskError
-from buydesk.money import Currency
+from buydesk.money import Currency, format_rate
 from buydesk.prices.anchors import Anchor, AnchorStore, Confirmation
-from buydesk.prices.model import PriceRecord
-from buydesk.prices.rule import differs, percent
+from buydesk.prices.model import PriceRecord, Quote
+from buydesk.prices.rule import Verdict, differs, percent
 from buydesk.settings.model import Settings
 from buydesk.times import format_time
 
 _OLD = timedelta(days=1)
 _SAME_TIME = timedelta(minutes=1)
 _BP = 10_000
+# A ledger that hangs must not delay the doubt, which stops the sales.
+ASK_SECONDS_MAX = 1.0
 _UNTIL_CONFIRMED = "until an operator confirms it"
 
 
@@ -53,6 +57,39 @@ def change_limits(settings: Settings) -> ChangeLimits:
     )
 
 
+class Sightings:
+    """The last price that was seen of each currency, and by which quotes; for so long that is remembered, also over
+    ticks without a price."""
+
+    def __init__(self, remembered_for: timedelta, sources_min: int) -> None:
+        self._remembered_for = remembered_for
+        self._sources_min = sources_min
+        self._last: dict[Currency, tuple[int, Sequence[Quote], datetime]] = {}
+
+    def take(self, verdict: Verdict, now: datetime) -> dict[Currency, int]:
+        """Takes in a verdict; what was seen before it (`rate_e8` units), where enough sources have said something
+        since."""
+        before = dict(self._last)
+        for currency, rate_e8 in verdict.rates_e8.items():
+            self._last[currency] = rate_e8, [each for each in verdict.used if each.currency == currency], now
+        return {
+            currency: rate_e8
+            for currency, (rate_e8, quotes, seen_at) in before.items()
+            if now - seen_at <= self._remembered_for
+            and len(_said_since(verdict.used, quotes, currency)) >= self._sources_min
+        }
+
+
+def _said_since(used: Sequence[Quote], before: Sequence[Quote], currency: Currency) -> list[Quote]:
+    """The quotes of the currency that are not a repetition of the source's quote of before."""
+    known = {(quote.source, quote.changed_at or quote.observed_at) for quote in before}
+    return [
+        quote
+        for quote in used
+        if quote.currency == currency and (quote.source, quote.changed_at or quote.observed_at) not in known
+    ]
+
+
 class PriceGuard:
     """The last prices of one updater, and what is said of the next ones. `store` keeps them, and confirmations."""
 
@@ -60,8 +97,9 @@ class PriceGuard:
         self._store = store
         self._limits = change_limits(settings)
         self._log = log
+        self._currencies = settings.currencies
         self._anchors: dict[Currency, Anchor] = {}
-        self._before_e8: Mapping[Currency, int] = {}
+        self._sightings = Sightings(timedelta(seconds=settings.price_ttl_seconds), settings.price_sources_min)
         self._is_loaded = False
 
     async def load(self) -> None:
@@ -70,20 +108,22 @@ class PriceGuard:
             return
         self._anchors = dict(await self._store.anchors())
         self._is_loaded = True
-        if not self._anchors:
-            self._log.info("There are no last prices: the first ones are believed.")
+        if new := [each for each in self._currencies if each not in self._anchors]:
+            self._log.info("There are no last prices in %s: the first ones are believed.", ", ".join(new))
 
-    async def unsettled(self, rates_e8: Mapping[Currency, int], now: datetime) -> dict[Currency, str]:
+    async def unsettled(self, verdict: Verdict, now: datetime) -> dict[Currency, str]:
         """Why each of the prices of a tick that are unsettled is."""
-        before_e8, self._before_e8 = self._before_e8, rates_e8
+        rates_e8, before_e8 = verdict.rates_e8, self._sightings.take(verdict, now)
         reasons = unsettled_reasons(rates_e8, self._anchors, before_e8, (), now=now, limits=self._limits)
         if not reasons:
             return {}
         try:
             # Another updater may have gone on, and an operator may have said something.
-            kept, confirmations = await self._store.anchors(), await self._store.confirmations()
-        except DeskError as error:
-            self._log.warning("Nobody can say whether the prices are confirmed: %s", error.detail)
+            async with asyncio.timeout(ASK_SECONDS_MAX):
+                kept, confirmations = await asyncio.gather(self._store.anchors(), self._store.confirmations())
+        except (DeskError, TimeoutError) as error:
+            why = error.detail if isinstance(error, DeskError) else f"No answer within {ASK_SECONDS_MAX:g} s."
+            self._log.warning("Nobody can say whether the prices are confirmed: %s", why)
             return reasons
         for currency, anchor in kept.items():
             own = self._anchors.get(currency)
@@ -110,7 +150,8 @@ def unsettled_reasons(
     now: datetime,
     limits: ChangeLimits,
 ) -> dict[Currency, str]:
-    """Why each of the prices that are unsettled is; `before_e8` are those of the tick before. Pure, in integers."""
+    """Why each of the prices that are unsettled is; `before_e8` are those seen before (`Sightings`). Pure, in
+    integers."""
     reasons = {}
     for currency, rate_e8 in rates_e8.items():
         anchor = anchors.get(currency)
@@ -131,7 +172,8 @@ def _far(rate_e8: int, anchor: Anchor, now: datetime, limits: ChangeLimits) -> s
     bp_max = limits.old_anchor_bp_max if now - anchor.as_of > _OLD else limits.anchor_bp_max
     if not differs(rate_e8, anchor.rate_e8, bp_max):
         return ""
-    return f"is more than {percent(bp_max)} from the price of {format_time(anchor.as_of)}, {_UNTIL_CONFIRMED}"
+    last = f"{format_rate(anchor.rate_e8)} of {format_time(anchor.as_of)}"
+    return f"is more than {percent(bp_max)} from the last price, {last}, {_UNTIL_CONFIRMED}"
 
 
 def _crossed(
@@ -168,4 +210,5 @@ def _jumped(rate_e8: int, anchor: Anchor, before_e8: int | None, limits: ChangeL
         return ""
     if before_e8 is not None and not differs(rate_e8, before_e8, limits.deviation_bp_max):
         return ""
-    return f"is more than {percent(limits.jump_bp_max)} from the last price, and was not seen twice yet"
+    last = format_rate(anchor.rate_e8)
+    return f"is more than {percent(limits.jump_bp_max)} from the last price, {last}, and was not seen twice yet"

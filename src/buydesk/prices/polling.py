@@ -23,8 +23,9 @@ FAILURES_BEFORE_OPEN = 3
 # What a source says ends up in the record: at most this many quotes and rejections, and characters of a reason.
 ANSWER_ITEMS_MAX = 12
 REASON_CHARS_MAX = 200
-# So many different answers are remembered: caches that take turns with old ones show nothing new.
-ANSWERS_REMEMBERED = 8
+# So many different answers are remembered, a quarter of an hour of them: caches that take turns with old ones show
+# nothing new.
+ANSWERS_REMEMBERED = 64
 
 _log = logging.getLogger(__name__)
 

@@ -84,7 +84,8 @@ class Updater:
     ) -> None:
         self.sources = [SourcePoller(source, settings, clock=clock) for source in sources]
         self.statuses: tuple[SourceStatus, ...] = ()
-        self.has_quorum = False
+        self.has_quorum = self._may_rest = False
+        self.currencies = settings.currencies
         self._settings = settings
         self._rule = rule_of(settings)
         self._signer = Signer(settings.price_signing_key.get_secret_value())
@@ -103,24 +104,26 @@ class Updater:
     async def run(self) -> None:
         """Asks, decides and publishes every interval, the first time at once, until cancelled."""
         interval_seconds = self._settings.feed_interval_seconds
-        await self._load_last_prices()
         due = self._clock.monotonic()
         while True:
             await self._tick(due + interval_seconds)
             due = next_tick(due, self._clock.monotonic(), interval_seconds)
             await self._publisher.keep_published(due)
 
-    async def _load_last_prices(self) -> None:
-        """Nothing is published before the ledger has said what was published last."""
+    async def _load_last_prices(self, give_up_at: float) -> None:
+        """Nothing is published before the ledger has said what was published last: it is asked again and again until
+        `give_up_at`. Raises PriceUnavailable then."""
         while True:
             try:
                 return await self._guard.load()
             except DeskError as error:
                 self._problem = f"The last prices are not known: {error.detail}"
-            except Exception as error:  # a fault of one look must not end the updater for good
+            except Exception as error:  # a fault of one look must not cost the whole tick
                 self._problem = f"The last prices are not known: something went wrong here ({type(error).__name__})."
                 _log.debug("The last prices could not be asked for", exc_info=True)
             self._changes.price(self._problem)
+            if self._clock.monotonic() + STORE_RETRY_SECONDS >= give_up_at:
+                raise PriceUnavailable(self._problem)
             await self._clock.sleep(STORE_RETRY_SECONDS)
 
     async def check(self) -> None:
@@ -145,12 +148,13 @@ class Updater:
 
     async def _poll(self) -> Tick:
         """Asks all sources at once and applies the rule to what they say."""
-        answers = await asyncio.gather(*(source.poll(may_rest=self.has_quorum) for source in self.sources))
+        answers = await asyncio.gather(*(source.poll(may_rest=self._may_rest) for source in self.sources))
         quotes = [quote for answer in answers for quote in answer.quotes]
         moment, decided_at = self._clock.monotonic(), self._clock.now()
         self._decided_at = decided_at
         verdict = decide(quotes, decided_at, self._rule, self._settings.currencies)
         self.has_quorum = not verdict.missing
+        self._may_rest = self.has_quorum and not verdict.unsettled
         self._note_sources(answers, verdict)
         return Tick(answers, verdict, moment, decided_at)
 
@@ -166,15 +170,14 @@ class Updater:
         """Publishes the prices that were found, and which of them are unsettled; returns why there is none to sell at,
         by currency, "" if there is one in each."""
         verdict = found.verdict
-        # Of a tick without prices too: what was seen before it is not seen twice in a row.
-        unsettled = await self._guard.unsettled(verdict.rates_e8, found.decided_at)
+        await self._load_last_prices(next_tick_at)
         if not verdict.rates_e8:
             return listed(verdict.missing)
-        price = self._price(found, unsettled)
-        # A newer price may be published: another updater's, or our own, when a source used now tells an older time.
-        with contextlib.suppress(PriceSuperseded):
+        price = self._price(found, await self._guard.unsettled(verdict, found.decided_at))
+        with contextlib.suppress(PriceSuperseded):  # by a newer one of another updater
             await self._publisher.publish(price, next_tick_at)
-        await self._guard.note_published(price.record)
+            await self._guard.note_published(price.record)
+        unsettled = {each: doubted.reason for each, doubted in price.record.unsettled.items()}
         return listed({**verdict.missing, **unsettled})
 
     def _price(self, found: Tick, unsettled: Mapping[Currency, str]) -> UsablePrice:
@@ -245,10 +248,13 @@ class FeedMetrics(Collector):
             failures.add_metric([source.name], source.failures_total)
         quorum = _gauge("price_has_quorum", "1 when at the last tick enough sources agreed on a price.")
         quorum.add_metric([], self._updater.has_quorum)
+        unsettled = _gauge("price_unsettled", "1 while the last published record doubts the price.", "currency")
         as_of = _gauge("price_as_of_seconds", "When the last published price was observed.")
         if self._updater.published is not None:
             as_of.add_metric([], self._updater.published.as_of.timestamp())
-        yield from (up, used, open_circuits, quoted_at, mid, failures, quorum, as_of)
+            for currency in self._updater.currencies:
+                unsettled.add_metric([currency], currency in self._updater.published.unsettled)
+        yield from (up, used, open_circuits, quoted_at, mid, failures, quorum, as_of, unsettled)
 
 
 def _gauge(name: str, documentation: str, *labels: str) -> GaugeMetricFamily:
