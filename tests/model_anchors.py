@@ -25,7 +25,8 @@ class ModelAnchors:
     async def keep_anchors(self, anchors: Mapping[Currency, Anchor]) -> None:
         for currency, given in anchors.items():
             anchor = replace(given, as_of=min(given.as_of, self.now()))
-            if currency not in self.kept or self.kept[currency].as_of < anchor.as_of:
+            kept = self.kept.get(currency)
+            if kept is None or kept.as_of < anchor.as_of or kept.as_of > self.now():
                 self.kept[currency] = anchor
 
     async def confirmations(self) -> Sequence[Confirmation]:

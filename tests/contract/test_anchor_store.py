@@ -62,6 +62,16 @@ class Kept:
         )
         await owner.close()
 
+    async def store_ahead(self) -> None:
+        """As if the ledger's clock had been a day ahead when it kept a euro's price."""
+        ahead = utc_now() + timedelta(days=1)
+        if self.model is not None:
+            self.model.kept[EUR] = Anchor(10**8, ahead)
+            return
+        owner = await asyncpg.connect(self.owner_dsn)
+        await owner.execute("INSERT INTO price_anchors (currency, rate_e8, as_of) VALUES ('EUR', 1e8, $1)", ahead)
+        await owner.close()
+
 
 @contextlib.asynccontextmanager
 async def opened(kind: str, databases: Databases) -> AsyncIterator[Kept]:
@@ -131,6 +141,13 @@ async def test_anchor_from_the_future_counts_as_of_now(store: AnchorStore) -> No
     assert abs(as_of - utc_now()) < CLOCKS_DIFFER
     await store.keep_anchors({EUR: Anchor(2 * 10**8, utc_now() + CLOCKS_DIFFER)})
     assert (await store.anchors())[EUR].rate_e8 == 2 * 10**8
+
+
+async def test_anchor_that_was_kept_while_the_ledgers_clock_was_ahead_gives_way(kept: Kept) -> None:
+    await kept.store_ahead()
+    now = utc_now() - CLOCKS_DIFFER
+    await kept.store.keep_anchors({EUR: Anchor(2 * 10**8, now)})
+    assert await kept.store.anchors() == {EUR: Anchor(2 * 10**8, now)}
 
 
 async def test_confirmation_is_kept_as_it_was_said_and_ends_after_its_minutes(store: AnchorStore) -> None:

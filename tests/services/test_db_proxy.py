@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -538,6 +539,14 @@ async def test_bad_confirmations_are_named_and_not_kept(proxy: Proxy, change: Do
     document = assert_problem(answer, 422, "invalid_request")
     assert [each["member"] for each in document["errors"]] == [member]
     assert proxy.anchors.confirmed == []
+
+
+async def test_minutes_of_more_digits_than_python_reads_are_no_whole_number(proxy: Proxy) -> None:
+    digits = json.dumps(NEW | {"minutes": 7}).replace("7}", "7" * 5000 + "}")
+    headers = TOKEN | {"content-type": "application/json"}
+    answer = await proxy.client.post("/confirmations", content=digits, headers=headers)
+    document = assert_problem(answer, 422, "invalid_request")
+    assert document["errors"] == [{"member": "minutes", "reason": "must be a whole number"}]
 
 
 @pytest.mark.parametrize("missing", NEW)

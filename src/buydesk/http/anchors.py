@@ -41,11 +41,12 @@ def _rate_e8(value: object) -> int:
 
 
 def _whole_number(value: object) -> int:
-    if not isinstance(value, Number) or not value.isdecimal():
+    if not isinstance(value, Number) or not value.isdecimal() or len(value) > _DIGITS_MAX:
         raise ValueError("must be a whole number")
     return int(value)
 
 
+_DIGITS_MAX = 18  # of a number that Python reads without a limit of its own
 _RATE_SCHEMA = {"type": "string", "description": "Decimal text, both ends included.", "examples": ["15000.00"]}
 _MEMBERS = (
     Member("currency", _currency, {"type": "string", "enum": list(Currency)}, is_required=True),

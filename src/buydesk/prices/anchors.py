@@ -58,7 +58,8 @@ class AnchorStore(Protocol):
 
     async def keep_anchors(self, anchors: Mapping[Currency, Anchor]) -> None:
         """Keeps the anchors of these currencies, unless a later one is kept. One that was observed in the future, by
-        the ledger's clock, counts as observed now: it must not stand in the way of later ones."""
+        the ledger's clock, counts as observed now, and one that is kept gives way: it must not stand in the way of
+        later ones."""
         ...
 
     async def confirmations(self) -> Sequence[Confirmation]:

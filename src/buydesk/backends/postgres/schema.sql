@@ -266,9 +266,10 @@ $function$;
 CREATE TRIGGER kept BEFORE UPDATE OR DELETE OR TRUNCATE ON price_confirmations
 FOR EACH STATEMENT EXECUTE FUNCTION keep_price_confirmations();
 
--- Keeps anchors, but replaces none by an earlier one. No anchor lies in the future: one from a clock that was ahead would
--- stay until then. In the order of the currencies, so that two calls never wait for each other. With the rights of its
--- owner, as place_batch, and for the same reason.
+-- Keeps anchors, but replaces none by an earlier one, unless the one that is kept lies in the future: this server's clock
+-- was ahead then, and later anchors would have to wait until that time. For the same reason none is kept that lies in the
+-- future now. In the order of the currencies, so that two calls never wait for each other. With the rights of its owner,
+-- as place_batch, and for the same reason.
 CREATE FUNCTION keep_price_anchors(currencies text[], rates_e8 bigint[], observed timestamptz[]) RETURNS void
 LANGUAGE sql VOLATILE
 SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
@@ -278,7 +279,7 @@ AS $function$
     FROM unnest(currencies, rates_e8, observed) AS new (currency, rate_e8, as_of)
     ORDER BY new.currency
     ON CONFLICT (currency) DO UPDATE SET rate_e8 = excluded.rate_e8, as_of = excluded.as_of
-    WHERE kept.as_of < excluded.as_of
+    WHERE kept.as_of < excluded.as_of OR kept.as_of > statement_timestamp()
 $function$;
 REVOKE EXECUTE ON FUNCTION keep_price_anchors FROM PUBLIC;
 
