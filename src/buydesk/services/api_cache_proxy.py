@@ -1,10 +1,12 @@
 """api_cache_proxy: the price, for the other services and for clients; the only service that uses the price store."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 
 from fastapi import Response
 
-from buydesk.errors import InvalidRequest, NotFound
+from buydesk.errors import DeskError, NotFound, PriceStale, PriceUnavailable, PriceUnsettled
 from buydesk.http.app import Service, service_app
 from buydesk.http.members import read_query
 from buydesk.http.prices import (
@@ -28,7 +30,7 @@ from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.prices.coindesk import CODES, currentprice, currentprice_of, require_rates
 from buydesk.prices.documents import feed_status_document, point_document, record_document
-from buydesk.prices.model import PriceStore
+from buydesk.prices.model import PriceRecord, PriceStore, seconds_to_next_tick
 from buydesk.settings.model import Settings
 from buydesk.settings.types import tokens
 from buydesk.times import CLOCK, Clock
@@ -45,30 +47,6 @@ def create_app(settings: Settings, store: PriceStore, reporter: Reporter, clock:
     app = service_app("api_cache_proxy", "The price of a bitcoin", {"prices": store.check}, reporter)
     accepted = tokens(settings.publishing_tokens)
 
-    async def record(_: Request) -> Response:
-        latest = await store.latest()
-        document = record_document(latest)
-        if not latest.rates_e8:  # the other services learn of it by the record
-            problem = latest.unsettled_problem(latest.unsettled)
-            problem.facts["record"] = document
-            raise problem
-        if latest.rates_e8.keys() >= CODES:
-            document |= currentprice(latest)
-        return MsgspecResponse(document, headers=_PRICE_HEADERS)
-
-    async def coindesk(_: Request) -> Response:
-        latest = await store.latest()
-        require_rates(latest)
-        return MsgspecResponse(currentprice(latest), headers=_PRICE_HEADERS)
-
-    async def coindesk_of(request: Request) -> Response:
-        code = request.parameter.upper()
-        if code not in CODES:
-            raise NotFound(f"There are prices in {', '.join(sorted(CODES))} only.")
-        latest = await store.latest()
-        require_rates(latest, (Currency.USD, Currency(code)))
-        return MsgspecResponse(currentprice_of(latest, Currency(code)), headers=_PRICE_HEADERS)
-
     async def history(request: Request) -> Response:
         found = await store.history(**read_query(request, MINUTES, POINTS))
         return MsgspecResponse({"data": await in_slices(point_document, found)}, headers=_PRICE_HEADERS)
@@ -82,8 +60,6 @@ def create_app(settings: Settings, store: PriceStore, reporter: Reporter, clock:
         require_json(request)
         ttl_seconds = read_query(request, TTL)["ttl"]
         new = parse_record(await request.body(RECORD_BYTES_MAX), settings, clock.now())
-        if new.unsettled and new.expires_at <= clock.now():
-            raise InvalidRequest.of("expires_at", "has passed: what the record doubts may be over too")
         if ttl_seconds is not None:
             new = new.shortened(timedelta(seconds=ttl_seconds), clock.now())
         return MsgspecResponse(record_document(await store.publish(new)))
@@ -96,11 +72,51 @@ def create_app(settings: Settings, store: PriceStore, reporter: Reporter, clock:
         await store.put_feed_status(state)
         return MsgspecResponse(feed_status_document(state))
 
-    app.add_direct_route("/record", "GET", record, GET_RECORD)
-    app.add_direct_route("/v1/bpi/currentprice.json", "GET", coindesk, GET_CURRENTPRICE)
-    app.add_direct_route("/v1/bpi/currentprice/{code}.json", "GET", coindesk_of, GET_CURRENTPRICE_OF)
+    _add_prices(app, store, settings, clock)
     app.add_direct_route("/history", "GET", history, GET_HISTORY)
     app.add_direct_route("/add/", "POST", add, POST_RECORD)
     app.add_direct_route("/sources/", "GET", sources, GET_SOURCES)
     app.add_direct_route("/sources/", "POST", put_sources, POST_SOURCES)
     return app
+
+
+def _add_prices(app: Service, store: PriceStore, settings: Settings, clock: Clock) -> None:
+    @asynccontextmanager
+    async def latest_price() -> AsyncIterator[PriceRecord]:
+        """The current record. Whoever is refused for the lack of a price is asked to come back after the next tick."""
+        try:
+            yield await store.latest()
+        except (PriceUnavailable, PriceStale, PriceUnsettled) as problem:
+            with suppress(DeskError):  # the sources have no status yet, or it cannot be asked for
+                ticked_at = (await store.feed_status()).at
+                interval_seconds = settings.feed_interval_seconds
+                problem.retry_after_seconds = seconds_to_next_tick(ticked_at, interval_seconds, clock.now())
+            raise
+
+    async def record(_: Request) -> Response:
+        async with latest_price() as latest:
+            document = record_document(latest)
+            if not latest.rates_e8:  # the other services learn of it by the record
+                problem = latest.unsettled_problem(latest.unsettled)
+                problem.facts["record"] = document
+                raise problem
+            if latest.rates_e8.keys() >= CODES:
+                document |= currentprice(latest)
+            return MsgspecResponse(document, headers=_PRICE_HEADERS)
+
+    async def coindesk(_: Request) -> Response:
+        async with latest_price() as latest:
+            require_rates(latest)
+            return MsgspecResponse(currentprice(latest), headers=_PRICE_HEADERS)
+
+    async def coindesk_of(request: Request) -> Response:
+        code = request.parameter.upper()
+        if code not in CODES:
+            raise NotFound(f"There are prices in {', '.join(sorted(CODES))} only.")
+        async with latest_price() as latest:
+            require_rates(latest, (Currency.USD, Currency(code)))
+            return MsgspecResponse(currentprice_of(latest, Currency(code)), headers=_PRICE_HEADERS)
+
+    app.add_direct_route("/record", "GET", record, GET_RECORD)
+    app.add_direct_route("/v1/bpi/currentprice.json", "GET", coindesk, GET_CURRENTPRICE)
+    app.add_direct_route("/v1/bpi/currentprice/{code}.json", "GET", coindesk_of, GET_CURRENTPRICE_OF)
