@@ -110,11 +110,13 @@ class StandIn:
         return response
 
     def _books(self) -> Books:
-        half = -self.half_spread if self.crossed else self.half_spread
-        mids = {each: mid * self.factor for each, mid in self.mids.items() if each not in self.delisted}
-        return {
-            currency: (f"{(mid - half) * self.bid_factor:.2f}", f"{mid + half:.2f}") for currency, mid in mids.items()
-        }
+        books = {}
+        for currency in self.mids.keys() - self.delisted:
+            mid = self.mids[currency] * self.factor
+            half = self.half_spread + self._trades % 7 * mid / 10**6  # no market stands still from tick to tick
+            bid, ask = (mid + half, mid - half) if self.crossed else (mid - half, mid + half)
+            books[currency] = f"{bid * self.bid_factor:.2f}", f"{ask:.2f}"
+        return books
 
 
 class StandIns(dict[str, StandIn]):
