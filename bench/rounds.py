@@ -14,6 +14,7 @@ from bench.desk import Desk, desk_up, require_durable
 from bench.processes import BenchFailed
 from bench.proof import prove, settled
 from bench.results import Results
+from bench.standby import standby_of, waiting
 from bench.stored import store
 
 CONNECTIONS = 64
@@ -26,7 +27,7 @@ PAGE_TURNS = 5
 SEPARATE_CONNECTIONS = (32, 64, 128, 256)
 _PGBENCH = ("pgbench", "pgbench_statement")
 _ONE_PROCESS = (*_PGBENCH, "plain", "echo", "orders_64", "orders_256", "orders_1000", "replays", "latency")
-NAMES = ("start", *_ONE_PROCESS, "growth", "page", "pages", "separate")
+NAMES = ("start", *_ONE_PROCESS, "growth", "page", "pages", "separate", "standby")
 
 Step = Callable[[], Awaitable[None]]
 
@@ -71,6 +72,8 @@ class Bench:
             await self._many_stored()
         if self._wants("separate"):
             await self._separate()
+        if self._wants("standby"):
+            await self._standby()
 
     def _wants(self, *names: str) -> bool:
         return not self._only or not self._only.isdisjoint(names)
@@ -157,6 +160,17 @@ class Bench:
                     await self._orders(f"separate_{connections}", desk, connections)
 
             await self._in_turn({"separate": each})
+
+    async def _standby(self) -> None:
+        self._say("Commits that wait for a standby on this machine")
+        async with desk_up(self._directory / "primary") as desk, standby_of(desk, self._directory):
+
+            async def each() -> None:
+                await self._orders("standby_none", desk, CONNECTIONS)
+                async with waiting(desk):
+                    await self._orders("standby_sync", desk, CONNECTIONS)
+
+            await self._in_turn({"standby": each})
 
     async def _tell(self, desk: Desk) -> None:
         """What the figures stand on."""
