@@ -524,7 +524,7 @@ async def test_price_tells_which_currencies_are_missing_and_is_ok_while_there_is
     for number, (missing, unsettled) in enumerate((([GBP], []), ([GBP], [USD]), ([GBP], [EUR, USD]))):
         moment = NOON + timedelta(seconds=number)
         partial = without(whole, missing=missing, unsettled=unsettled)
-        await bench.store.publish(replace(partial, id=uuid.uuid4(), as_of=moment))
+        await bench.store.publish(replace(partial, id=uuid.uuid4(), as_of=moment, decided_at=moment))
         status = (await client.get("/status")).json()
         is_ok = EUR not in unsettled
         assert status["price"]["ok"] is is_ok

@@ -202,7 +202,7 @@ async def test_prices_far_from_the_last_ones_sell_nothing_after_a_restart_either
     async with running_up(given, separate=separate) as said:
         refused = await buy(given)
     assert (refused.status_code, refused.json()["code"]) == (503, "price_unsettled")
-    assert "is more than 20 % from the price of" in refused.json()["currencies"]["EUR"]
+    assert "is more than 20 % from the last price, " in refused.json()["currencies"]["EUR"]
     assert 1 <= int(refused.headers["retry-after"]) <= 16
     assert "until an operator confirms it" in "".join(said)
 
