@@ -14,7 +14,7 @@ import httptools
 
 from buydesk.errors import DeskError, HeadersTooLarge, InvalidHttp, Overloaded, PayloadTooLarge, RequestTimeout
 from buydesk.http.connections import Connections
-from buydesk.http.requests import Headers, Request
+from buydesk.http.requests import Headers, Request, read_headers
 from buydesk.http.responses import problem_response, serialize
 from buydesk.observability import request_ids
 
@@ -273,8 +273,8 @@ class Connection(asyncio.Protocol):
             self.idle_since = self.idle_since or self._connections.clock.monotonic()
 
     async def _answer(self, incoming: Incoming) -> None:
-        headers = Headers(incoming.headers)
-        given = headers.get_all(request_ids.HEADER)
+        headers = read_headers(incoming.headers)
+        given = headers.getall(request_ids.HEADER, [])
         request_id = request_ids.begin(given[-1] if given else None)  # of several the nearest proxy's
         request = Request(incoming, headers, self._connections.request_seconds_max)
         response = await self._connections.respond(request)
