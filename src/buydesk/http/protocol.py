@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import httptools
@@ -31,32 +32,20 @@ LINGER_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, eq=False)
 class Incoming:
     """A request that is being read, and its body."""
 
-    __slots__ = (
-        "_arrived",
-        "_connection",
-        "_error",
-        "body",
-        "headers",
-        "is_complete",
-        "keep_alive",
-        "method",
-        "target",
-        "version",
-    )
-
-    def __init__(self, connection: "Connection") -> None:
-        self.target = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.method = self.version = ""
-        self.keep_alive = False
-        self.body = bytearray()
-        self.is_complete = False
-        self._connection = connection
-        self._arrived: asyncio.Future[None] | None = None
-        self._error: DeskError | None = None
+    _connection: "Connection"
+    method: str = ""
+    target: bytes = b""
+    version: str = ""
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    body: bytearray = field(default_factory=bytearray)
+    keep_alive: bool = False
+    is_complete: bool = False
+    _arrived: "asyncio.Future[None] | None" = None
+    _error: DeskError | None = None
 
     @property
     def is_awaited(self) -> bool:
