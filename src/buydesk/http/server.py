@@ -8,9 +8,9 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import lru_cache, partial
-from ipaddress import ip_address
 
 from buydesk.errors import CannotStart, ForeignOrigin, InvalidHttp
+from buydesk.hosts import address_of
 from buydesk.http.app import Service
 from buydesk.http.connections import Connections
 from buydesk.http.listeners import BACKLOG
@@ -66,7 +66,7 @@ class Admission:
         if found["ipv6"]:
             return True
         name = found["name"].lower().removesuffix(".")
-        return "." not in name or name in self._hosts or _is_ipv4(name)
+        return "." not in name or name in self._hosts or address_of(name) is not None
 
 
 def _require_http(request: Request) -> None:
@@ -76,14 +76,6 @@ def _require_http(request: Request) -> None:
     codings = request.headers.getall("transfer-encoding", [])
     if codings and ([each.lower() for each in codings] != ["chunked"] or request.version == "1.0"):
         raise InvalidHttp("The only transfer coding taken here is chunked, of HTTP/1.1.")
-
-
-def _is_ipv4(name: str) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_same(origin: str, host: str) -> bool:

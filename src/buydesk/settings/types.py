@@ -40,17 +40,9 @@ def _http_url(url: str) -> str:
     """An address to put a path behind; the empty one stands for the default."""
     if "@" in url:  # it is shown to clients and in logs
         raise ValueError("must be an address without a user or a password, and without an @")
-    if url and not (_has_http_host(url) and _is_visible(url) and not {"?", "#"} & set(url)):
+    if url and not (hosts.is_http_url(url) and _is_visible(url) and not {"?", "#"} & set(url)):
         raise ValueError("must be an http:// or https:// address with a host, without a query")
     return url
-
-
-def _has_http_host(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # says what is wrong with the host or port, and would show a password that is taken for one
-        return False
 
 
 def _is_visible(text: str) -> bool:
@@ -173,7 +165,7 @@ def _redis_url(url: SecretStr) -> SecretStr:
 
 def _sentry_dsn(dsn: SecretStr) -> SecretStr:
     text = dsn.get_secret_value()
-    if not (_is_visible(text) and _DSN.fullmatch(text) and _has_http_host(text)):
+    if not (_is_visible(text) and _DSN.fullmatch(text) and hosts.is_http_url(text)):
         raise ValueError("must be as Sentry gives it: https://KEY@HOST/PROJECT")
     return dsn
 
