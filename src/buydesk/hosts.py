@@ -2,8 +2,11 @@
 
 import re
 import socket
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from collections.abc import Collection
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from urllib.parse import urlsplit
 
+Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 HOST_NAME_CHARS_MAX = 253
@@ -20,31 +23,38 @@ def host_name(text: str) -> str:
     return name
 
 
+def address_of(host: str) -> Address | None:
+    """The address that `host` is, None for a name."""
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches what listens on `host`. Of names that is certain of ``localhost`` only."""
-    try:
-        address = ip_address(host)
-    except ValueError:
+    address = address_of(host)
+    if address is None:
         return host.lower() == "localhost"
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return (mapped or address).is_loopback
 
 
-def is_any_ipv6(host: str) -> bool:
-    """Whether `host` is ``::``, every address of this machine."""
-    try:
-        return ip_address(host) == IPv6Address(0)
-    except ValueError:
-        return False
-
-
 def reachable(host: str) -> str:
     """The address, as a URL writes it, at which this machine reaches what listens on `host`."""
-    try:
-        address = ip_address(host)
-    except ValueError:
+    address = address_of(host)
+    if address is None:
         return host
     if address.is_unspecified:
         # What listens on :: takes IPv4 too, where the system can; a machine may be without an IPv6 loopback.
         return "127.0.0.1" if address.version == 4 or socket.has_dualstack_ipv6() else "[::1]"
     return host if address.version == 4 else f"[{host}]"
+
+
+def is_http_url(url: str, schemes: Collection[str] = ("http", "https")) -> bool:
+    """Whether it is a URL with a host, of one of the schemes."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # says what is wrong with the host or port, and would show a password that is taken for one
+        return False

@@ -121,7 +121,7 @@ class ByClient(Echo):
 
     def keep(self, request: Request, body: bytes) -> None:
         # No service asks for it.
-        client = request._incoming._connection._transport.get_extra_info("peername")  # type: ignore[attr-defined]
+        client = request._incoming._connection._transport.get_extra_info("peername")
         self.by_client["{}:{}".format(*client)].append((request.headers.get("x-id"), body.decode("latin-1")))
 
 

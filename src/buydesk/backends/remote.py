@@ -146,16 +146,11 @@ class RemoteService:
     async def read(self, shape: Callable[[Any], T], path: str, **query: str | int) -> T:
         """What `shape` makes of the answer to a GET; raises Overloaded when too many reads wait for a connection."""
         async with self._bulkhead:
-            return await self._safely(shape, path, **query)
+            return await self.ask(shape, path, **query)
 
-    async def write(
-        self, shape: Callable[[Any], T], path: str, body: object, *, method: str = "POST", shows_token: bool = True
-    ) -> T:
-        """What `shape` makes of the answer to a POST, or PUT, that may be repeated without harm."""
-        return await self._safely(shape, path, body=body, method=method, shows_token=shows_token)
-
-    async def _safely(self, shape: Callable[[Any], T], path: str, **asked: Any) -> T:
-        """Calls, and once more on a fresh connection when a kept one turns out to be cut."""
+    async def ask(self, shape: Callable[[Any], T], path: str, **asked: Any) -> T:
+        """What `shape` makes of the answer to a `call` that may be repeated without harm: it is, on a fresh connection,
+        when a kept one turns out to be cut."""
         call = partial(self.call, path, timeout_seconds=self._settings.remote_seconds_max, **asked)
         try:
             try:
@@ -176,7 +171,7 @@ class RemoteService:
 
     async def _check(self) -> None:
         try:
-            await self._safely(_whatever, "/readyz")
+            await self.ask(_whatever, "/readyz")
         except NotReady as error:
             raise self.unavailable(_whys(error), retry_after_seconds=1) from error
         except DeskError as error:
@@ -268,7 +263,7 @@ class RemoteAnchorStore(RemoteService, AnchorStore):
         return await self.read(anchors_from, "/anchors")
 
     async def keep_anchors(self, anchors: Mapping[Currency, PriceAnchor]) -> None:
-        await self.write(_whatever, "/anchors", anchors_document(anchors), method="PUT")
+        await self.ask(_whatever, "/anchors", body=anchors_document(anchors), method="PUT")
 
     async def confirmations(self) -> Sequence[Confirmation]:
         return await self.read(
@@ -276,7 +271,7 @@ class RemoteAnchorStore(RemoteService, AnchorStore):
         )
 
     async def confirm(self, new: NewConfirmation) -> Confirmation:
-        return await self.write(confirmation_from, "/confirmations", new_confirmation_document(new))
+        return await self.ask(confirmation_from, "/confirmations", body=new_confirmation_document(new))
 
 
 class RemotePriceStore(RemoteService, PriceStore):
@@ -288,7 +283,7 @@ class RemotePriceStore(RemoteService, PriceStore):
 
     async def publish(self, record: PriceRecord) -> PriceRecord:
         """No `ttl` is sent: the record's own `expires_at` travels with it."""
-        return await self.write(record_from, "/add/", record_document(record))
+        return await self.ask(record_from, "/add/", body=record_document(record))
 
     async def latest(self) -> PriceRecord:
         try:
@@ -305,7 +300,7 @@ class RemotePriceStore(RemoteService, PriceStore):
         )
 
     async def put_feed_status(self, state: FeedStatus) -> None:
-        await self.write(_whatever, "/sources/", feed_status_document(state))
+        await self.ask(_whatever, "/sources/", body=feed_status_document(state))
 
     async def feed_status(self) -> FeedStatus:
         return await self.read(feed_status_from, "/sources")
@@ -319,7 +314,7 @@ class RemoteReportStore(RemoteService, ReportStore):
     tokens: ClassVar = {"POST": "reporting_tokens"}
 
     async def report(self, report: Report, *, verified: bool) -> None:
-        await self.write(_whatever, "/report", report, shows_token=verified)
+        await self.ask(_whatever, "/report", body=report, shows_token=verified)
 
     async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[StoredReport]:
         query = {name: value for name, value in (("service", service), ("level", level)) if value is not None}

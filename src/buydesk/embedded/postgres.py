@@ -28,7 +28,7 @@ from buydesk.embedded.data_dir import (
     require_short_socket_path,
 )
 from buydesk.embedded.programs import installed_programs, reachable_programs
-from buydesk.embedded.supervisor import Child, minimal_environment, poll_until, switches_account
+from buydesk.embedded.supervisor import Child, account_arguments, minimal_environment, poll_until
 from buydesk.errors import CannotStart
 
 Version = Literal[16, 18]
@@ -188,7 +188,6 @@ class EmbeddedPostgres(Child):
         finish_directory(unfinished, self._cluster)
 
     def _initdb(self, programs: Path, directory: Path) -> "subprocess.CompletedProcess[bytes]":
-        switch = switches_account(self.account)
         return subprocess.run(  # noqa: S603
             [
                 str(programs / "bin" / "initdb"),
@@ -204,9 +203,7 @@ class EmbeddedPostgres(Child):
             start_new_session=True,
             timeout=INITDB_SECONDS_MAX,
             check=False,
-            user=switch.uid if switch else None,
-            group=switch.gid if switch else None,
-            extra_groups=[] if switch else None,
+            **account_arguments(self.account),
         )
 
     async def _is_ready(self) -> bool:

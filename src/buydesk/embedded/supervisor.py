@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from buydesk.embedded.accounts import Account
 from buydesk.errors import CannotStart
@@ -138,7 +139,6 @@ class Child:
         await poll_until(lambda: self.pid is None)
 
     def _run(self) -> "subprocess.Popen[bytes]":
-        switch = switches_account(self.account)
         output = None if self.output is None else self.output.open("ab")
         with output or contextlib.nullcontext():
             return subprocess.Popen(  # noqa: S603
@@ -149,9 +149,7 @@ class Child:
                 stderr=None if output is None else subprocess.STDOUT,
                 pass_fds=self.pass_fds,
                 start_new_session=True,
-                user=switch.uid if switch else None,
-                group=switch.gid if switch else None,
-                extra_groups=[] if switch else None,
+                **account_arguments(self.account),
             )
 
     async def _until_ready(self, process: "subprocess.Popen[bytes]", is_ready: Probe) -> None:
@@ -246,6 +244,12 @@ def describe_ending(returncode: int) -> str:
 def switches_account(account: Account | None) -> Account | None:
     """The account to change to, None when it is this process's own: only root may even ask for a change."""
     return None if account is None or account.uid == os.geteuid() else account
+
+
+def account_arguments(account: Account | None) -> dict[str, Any]:
+    """What makes `subprocess` run a program as the account, with none of the groups of this process."""
+    switch = switches_account(account)
+    return {"user": switch.uid, "group": switch.gid, "extra_groups": []} if switch else {}
 
 
 async def poll_until(

@@ -233,7 +233,6 @@ def service_app(
 def _add_common_routes(app: Service) -> None:
     exposition = Throttled(lambda: generate_latest(app.registry), METRICS_SHARE)
     document = cache(lambda: encode(app.openapi()))
-    page = _docs_page(app.title)
     identity = {"service": app.name, "version": __version__, "docs": "/docs", "status": "/readyz"}
     alive, is_ready = {"status": "alive"}, {"status": "ready"}
 
@@ -241,11 +240,11 @@ def _add_common_routes(app: Service) -> None:
         described = operation(summary, ("OK", example), errors=errors, tag=EVERY_SERVICE)
         app.add_direct_route(path, "GET", endpoint, described)
 
-    async def about(_: Request) -> Response:
-        return MsgspecResponse(identity)
+    def always(response: Response) -> Endpoint:
+        async def respond(_: Request) -> Response:
+            return response
 
-    async def live(_: Request) -> Response:
-        return MsgspecResponse(alive)
+        return respond
 
     async def ready(_: Request) -> Response:
         missing = await failed_checks(app.checks)
@@ -260,18 +259,15 @@ def _add_common_routes(app: Service) -> None:
     async def openapi(_: Request) -> Response:
         return JSONBytesResponse(document())
 
-    async def docs(_: Request) -> Response:
-        return page
-
-    add("/", about, "Which service and version this is", identity)
-    add("/livez", live, "Is the process alive (touches nothing)", alive)
+    add("/", always(MsgspecResponse(identity)), "Which service and version this is", identity)
+    add("/livez", always(MsgspecResponse(alive)), "Is the process alive (touches nothing)", alive)
     add("/readyz", ready, "Can the service do its work", is_ready, NotReady)
     metrics_answer = {"200": {"description": "Prometheus text", "content": {"text/plain": {}}}}
     app.add_direct_route(
         "/metrics", "GET", metrics, {"tags": [EVERY_SERVICE], "summary": "Metrics", "responses": metrics_answer}
     )
     app.add_direct_route("/openapi.json", "GET", openapi, None)
-    app.add_direct_route("/docs", "GET", docs, None)
+    app.add_direct_route("/docs", "GET", always(_docs_page(app.title)), None)
     app.mount("/docs-files", StaticFiles(directory=str(files("buydesk.http") / "swagger")), name="docs-files")
 
 

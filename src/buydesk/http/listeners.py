@@ -5,9 +5,10 @@ import errno
 import resource
 import socket
 from collections.abc import Collection
+from ipaddress import IPv6Address
 
 from buydesk.errors import CannotStart
-from buydesk.hosts import is_any_ipv6
+from buydesk.hosts import address_of
 from buydesk.settings.model import PORT_OFFSET_MAX, Settings, variable
 from buydesk.topology import PORTS
 
@@ -50,7 +51,7 @@ def close(listeners: Collection[socket.socket]) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Who says :: means every address of this machine.
-    is_dual = is_any_ipv6(host) and socket.has_dualstack_ipv6()
+    is_dual = address_of(host) == IPv6Address(0) and socket.has_dualstack_ipv6()
     return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_dual)
 
 

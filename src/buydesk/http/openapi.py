@@ -1,6 +1,7 @@
 """OpenAPI: how the routes that FastAPI does not document itself are described, and the whole document."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import msgspec
@@ -123,9 +124,12 @@ def openapi_document(app: FastAPI, operations: Mapping[str, Mapping[str, Json]])
     )
     for path, direct in operations.items():
         document.setdefault("paths", {}).setdefault(path, {}).update(direct)
+    document = deepcopy(document)  # routes share responses, which are added to
     documented = [operation for path in document["paths"].values() for operation in path.values()]
     for operation in documented:
-        operation["responses"] = _joined(operation["responses"], error_responses(InternalError, Overloaded))
+        for status, further in error_responses(InternalError, Overloaded).items():
+            response = operation["responses"].setdefault(status, further)
+            response["content"][PROBLEM_TYPE]["examples"] |= further["content"][PROBLEM_TYPE]["examples"]
     if any("security" in operation for operation in documented):
         schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
         schemes[INTERNAL_SCHEME] = {"type": "http", "scheme": "bearer"}
@@ -133,13 +137,3 @@ def openapi_document(app: FastAPI, operations: Mapping[str, Mapping[str, Json]])
     groups = {tag for operation in documented for tag in operation.get("tags", [])} - {EVERY_SERVICE}
     document["tags"] = [{"name": name} for name in (*sorted(groups, reverse=True), EVERY_SERVICE)]
     return document
-
-
-def _joined(responses: Responses, further: Responses) -> Responses:
-    """The responses of an OpenAPI operation, with further examples for those that are there already."""
-    joined = further | responses
-    for status in responses.keys() & further.keys():
-        examples = [each["content"][PROBLEM_TYPE]["examples"] for each in (responses[status], further[status])]
-        content = {"schema": _PROBLEM_SCHEMA, "examples": examples[0] | examples[1]}
-        joined[status] = responses[status] | {"content": {PROBLEM_TYPE: content}}
-    return joined

@@ -59,7 +59,7 @@ async def read_order(request: Request) -> NewOrder:
     reasons: Reasons = []
     found = read_members(given, _MEMBERS, reasons)
     key, header_key = found["client_order_id"], _header_key(request, reasons)
-    wrong_names = misspelt_keys(request.headers)
+    wrong_names = misspelt_keys(dict.fromkeys(request.headers))
     reasons += [(name, "is not read: the header for a key is Idempotency-Key") for name in wrong_names]
     if key is not None and header_key is not None and key != header_key and not reasons:
         reasons.append(("client_order_id", "differs from the Idempotency-Key header"))
@@ -92,7 +92,7 @@ def _header_key(request: Request, reasons: list[tuple[str, str]]) -> str | None:
     """The Idempotency-Key header, bare or as the quoted string of RFC 8941, in which \\ stands before " and \\."""
     if "idempotency-key" not in request.headers:
         return None
-    values = request.headers.get_all("idempotency-key")
+    values = request.headers.getall("idempotency-key")
     text = values[0]
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = re.sub(r'\\(["\\])', r"\1", text[1:-1])

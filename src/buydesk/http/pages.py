@@ -126,7 +126,7 @@ def page_response(request: Request, page: RenderedPage) -> Response:
 
 def _has(request: Request, etag: str) -> bool:
     """Whether the client has this page already (If-None-Match, RFC 9110, section 13.1.2: compared weakly)."""
-    tags = ",".join(request.headers.get_all("if-none-match")).split(",")
+    tags = ",".join(request.headers.getall("if-none-match", [])).split(",")
     return any(tag.strip().removeprefix("W/") in ("*", etag) for tag in tags)
 
 

@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import httptools
 
 from buydesk.errors import DeskError, HeadersTooLarge, InvalidHttp, Overloaded, PayloadTooLarge, RequestTimeout
 from buydesk.http.connections import Connections
-from buydesk.http.requests import Headers, Request
+from buydesk.http.requests import Headers, Request, read_headers
 from buydesk.http.responses import problem_response, serialize
 from buydesk.observability import request_ids
 
@@ -31,32 +32,20 @@ LINGER_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, eq=False)
 class Incoming:
     """A request that is being read, and its body."""
 
-    __slots__ = (
-        "_arrived",
-        "_connection",
-        "_error",
-        "body",
-        "headers",
-        "is_complete",
-        "keep_alive",
-        "method",
-        "target",
-        "version",
-    )
-
-    def __init__(self, connection: "Connection") -> None:
-        self.target = b""
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.method = self.version = ""
-        self.keep_alive = False
-        self.body = bytearray()
-        self.is_complete = False
-        self._connection = connection
-        self._arrived: asyncio.Future[None] | None = None
-        self._error: DeskError | None = None
+    _connection: "Connection"
+    method: str = ""
+    target: bytes = b""
+    version: str = ""
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    body: bytearray = field(default_factory=bytearray)
+    keep_alive: bool = False
+    is_complete: bool = False
+    _arrived: "asyncio.Future[None] | None" = None
+    _error: DeskError | None = None
 
     @property
     def is_awaited(self) -> bool:
@@ -273,8 +262,8 @@ class Connection(asyncio.Protocol):
             self.idle_since = self.idle_since or self._connections.clock.monotonic()
 
     async def _answer(self, incoming: Incoming) -> None:
-        headers = Headers(incoming.headers)
-        given = headers.get_all(request_ids.HEADER)
+        headers = read_headers(incoming.headers)
+        given = headers.getall(request_ids.HEADER, [])
         request_id = request_ids.begin(given[-1] if given else None)  # of several the nearest proxy's
         request = Request(incoming, headers, self._connections.request_seconds_max)
         response = await self._connections.respond(request)

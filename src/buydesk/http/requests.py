@@ -2,13 +2,19 @@
 
 import codecs
 import hmac
-from collections.abc import Collection, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from fastapi import Request as StarletteRequest
+from multidict import MultiDict
 
 from buydesk.errors import InvalidRequest, Unauthorized, UnsupportedMediaType
+
+if TYPE_CHECKING:
+    from buydesk.http.protocol import Incoming
+
+Headers = MultiDict[str]
 
 BODY_BYTES_MAX = 16 * 1024
 # What a body begins with that was not written as plain UTF-8.
@@ -23,48 +29,9 @@ _BEGINNINGS = (
 _PARAMETERS_MAX = 100
 
 
-class Headers:
-    """A request's headers: names in lower case, values in Latin-1, without the blanks around them."""
-
-    __slots__ = ("_more", "_values")
-
-    def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self._values: dict[str, str] = {}
-        self._more: dict[str, list[str]] = {}  # of those that came more than once: all
-        for raw_name, raw_value in headers:
-            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1").strip(" \t")
-            if name in self._values:
-                self._more.setdefault(name, [self._values[name]]).append(value)
-            else:
-                self._values[name] = value
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._values
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def get(self, name: str) -> str | None:
-        """The first value of a name in lower case."""
-        return self._values.get(name)
-
-    def get_all(self, name: str) -> list[str]:
-        """All values of a name in lower case."""
-        return self._more.get(name) or [self._values[name]] if name in self._values else []
-
-    def items(self) -> Iterator[tuple[str, str]]:
-        """Every name with every value of it."""
-        return ((name, value) for name in self._values for value in self.get_all(name))
-
-
-class Incoming(Protocol):
-    """What the server has read of a request: its first line, and the body as it comes."""
-
-    method: str
-    target: bytes
-    version: str
-
-    async def read(self, headers: Headers, bytes_max: int, seconds_max: float) -> bytes: ...
+def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Names in lower case, values in Latin-1, without the blanks around them."""
+    return MultiDict((name.decode("latin-1").lower(), value.decode("latin-1").strip(" \t")) for name, value in raw)
 
 
 class Request:
@@ -76,7 +43,7 @@ class Request:
 
     __slots__ = ("_incoming", "_seconds_max", "authority", "headers", "method", "parameter", "path", "query", "version")
 
-    def __init__(self, incoming: Incoming, headers: Headers, seconds_max: float) -> None:
+    def __init__(self, incoming: "Incoming", headers: Headers, seconds_max: float) -> None:
         target = incoming.target.decode("latin-1")
         self.authority = ""
         if not target.startswith("/"):

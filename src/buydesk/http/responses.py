@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 
 import msgspec
@@ -52,23 +53,10 @@ _EVERY_ANSWER = b"x-content-type-options: nosniff\r\nx-frame-options: DENY\r\n"
 _NO_PAGE = b"content-security-policy: default-src 'none'; frame-ancestors 'none'\r\n"
 
 
-class DateHeader:
+@lru_cache(maxsize=1)
+def _date_line(second: int) -> bytes:
     """The time as a header tells it, written once a second."""
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._line = b""
-
-    def line(self) -> bytes:
-        """The header's line."""
-        second = int(time.time())
-        if second != self._second:
-            self._second = second
-            self._line = f"date: {formatdate(second, usegmt=True)}\r\n".encode()
-        return self._line
-
-
-_date_header = DateHeader()
+    return f"date: {formatdate(second, usegmt=True)}\r\n".encode()
 
 
 def serialize(response: Response, request_id: str, *, is_last: bool, is_head: bool = False) -> bytes:
@@ -80,4 +68,6 @@ def serialize(response: Response, request_id: str, *, is_last: bool, is_head: bo
         lines.append(b"connection: close\r\n")
     body = b"" if is_head else response.body
     end = b"x-request-id: %b\r\n\r\n" % request_id.encode()
-    return b"".join((_STATUS_LINES[response.status_code], _date_header.line(), *lines, _EVERY_ANSWER, end, body))
+    return b"".join(
+        (_STATUS_LINES[response.status_code], _date_line(int(time.time())), *lines, _EVERY_ANSWER, end, body)
+    )

@@ -8,9 +8,9 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import lru_cache, partial
-from ipaddress import ip_address
 
 from buydesk.errors import CannotStart, ForeignOrigin, InvalidHttp
+from buydesk.hosts import address_of
 from buydesk.http.app import Service
 from buydesk.http.connections import Connections
 from buydesk.http.listeners import BACKLOG
@@ -43,7 +43,7 @@ class Admission:
     def __call__(self, request: Request) -> None:
         headers = request.headers
         _require_http(request)
-        hosts = headers.get_all("host")
+        hosts = headers.getall("host", [])
         if not hosts and request.version == "1.0":  # which knows no hosts, and no browser speaks it
             return
         if len(hosts) != 1:
@@ -55,7 +55,7 @@ class Admission:
         if not is_own:
             raise ForeignOrigin(f"This open desk is not known as {host[:100]}: see BUYDESK_HOSTS.")
         if request.method not in _SAFE and "origin" in headers:
-            origins = headers.get_all("origin")
+            origins = headers.getall("origin")
             if len(origins) > 1 or not _is_same(origins[0], host):
                 raise ForeignOrigin("A page of another origin may not do this on an open desk.")
 
@@ -66,24 +66,16 @@ class Admission:
         if found["ipv6"]:
             return True
         name = found["name"].lower().removesuffix(".")
-        return "." not in name or name in self._hosts or _is_ipv4(name)
+        return "." not in name or name in self._hosts or address_of(name) is not None
 
 
 def _require_http(request: Request) -> None:
     """Raises InvalidHttp for what the parser lets pass and nobody needs: there, proxies and servers read it apart."""
     if request.version not in ("1.0", "1.1"):
         raise InvalidHttp("This server speaks HTTP/1.1 and HTTP/1.0 only.")
-    codings = request.headers.get_all("transfer-encoding")
+    codings = request.headers.getall("transfer-encoding", [])
     if codings and ([each.lower() for each in codings] != ["chunked"] or request.version == "1.0"):
         raise InvalidHttp("The only transfer coding taken here is chunked, of HTTP/1.1.")
-
-
-def _is_ipv4(name: str) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_same(origin: str, host: str) -> bool:

@@ -1,5 +1,7 @@
 """What an operator asks a desk that runs: its last prices, and to sell at a price that it holds back."""
 
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -39,24 +41,14 @@ def _token(file: Path) -> str:
 
 async def confirm(settings: Settings, new: NewConfirmation) -> str:
     """Confirms a price; returns what was confirmed, and until when. Raises CannotStart when it was not."""
-    store = RemoteAnchorStore(settings.url("db_proxy"), settings)
-    try:
+    async with _anchor_store(settings) as store:
         return f"Confirmed: {_line(await store.confirm(new))}"
-    except DeskError as error:
-        raise _refused(error, settings) from error
-    finally:
-        await store.close()
 
 
 async def last_prices(settings: Settings) -> str:
     """The last price of each currency and the confirmations that hold, as lines. Raises CannotStart."""
-    store = RemoteAnchorStore(settings.url("db_proxy"), settings)
-    try:
+    async with _anchor_store(settings) as store:
         anchors, confirmations = await store.anchors(), await store.confirmations()
-    except DeskError as error:
-        raise _refused(error, settings) from error
-    finally:
-        await store.close()
     lines = [
         f"{currency} {format_rate(anchor.rate_e8)}, observed at {format_time(anchor.as_of)}"
         for currency, anchor in sorted(anchors.items())
@@ -65,12 +57,21 @@ async def last_prices(settings: Settings) -> str:
     return "\n".join([*lines, *(f"Confirmed: {_line(each)}" for each in confirmations)])
 
 
+@contextlib.asynccontextmanager
+async def _anchor_store(settings: Settings) -> AsyncIterator[RemoteAnchorStore]:
+    """The desk's, while entered; what it refuses becomes a CannotStart."""
+    url = settings.url("db_proxy")
+    store = RemoteAnchorStore(url, settings)
+    try:
+        yield store
+    except InvalidRequest as error:
+        raise CannotStart(error.detail) from error
+    except DeskError as error:
+        raise CannotStart(f"{error.detail} It was asked at {url}.") from error
+    finally:
+        await store.close()
+
+
 def _line(confirmation: Confirmation) -> str:
     rates = f"{format_rate(confirmation.low_e8)} to {format_rate(confirmation.high_e8)}"
     return f"{confirmation.currency} {rates} until {format_time(confirmation.expires_at)} ({confirmation.why})"
-
-
-def _refused(error: DeskError, settings: Settings) -> CannotStart:
-    if isinstance(error, InvalidRequest):
-        return CannotStart(error.detail)
-    return CannotStart(f"{error.detail} It was asked at {settings.url('db_proxy')}.")

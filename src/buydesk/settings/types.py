@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_network
 from typing import Annotated, Literal, TypeVar, get_args
 from urllib.parse import parse_qsl, urlsplit
@@ -40,17 +41,9 @@ def _http_url(url: str) -> str:
     """An address to put a path behind; the empty one stands for the default."""
     if "@" in url:  # it is shown to clients and in logs
         raise ValueError("must be an address without a user or a password, and without an @")
-    if url and not (_has_http_host(url) and _is_visible(url) and not {"?", "#"} & set(url)):
+    if url and not (hosts.is_http_url(url) and _is_visible(url) and not {"?", "#"} & set(url)):
         raise ValueError("must be an http:// or https:// address with a host, without a query")
     return url
-
-
-def _has_http_host(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # says what is wrong with the host or port, and would show a password that is taken for one
-        return False
 
 
 def _is_visible(text: str) -> bool:
@@ -130,24 +123,29 @@ Networks = Annotated[
 ]
 
 
-def _tokens(given: SecretStr) -> SecretStr:
-    each = tokens(given)
-    if len(each) > TOKENS_MAX or not all(token and _is_visible(token) for token in each):
-        raise ValueError("must be a token of visible ASCII characters, or two of them with a comma between")
-    return given
-
-
 def tokens(setting: SecretStr) -> tuple[str, ...]:
     """The tokens of a setting: the first one is shown, all of them are taken."""
     return tuple(setting.get_secret_value().split(","))
 
 
-Tokens = Annotated[SecretStr, AfterValidator(_tokens)]
+def _secret(check: Callable[[str], object]) -> AfterValidator:
+    """A secret; `check` raises ValueError for a text that cannot be one."""
+
+    def checked(given: SecretStr) -> SecretStr:
+        check(given.get_secret_value())
+        return given
+
+    return AfterValidator(checked)
 
 
-def _server_url(url: SecretStr, schemes: tuple[str, ...]) -> str:
-    """The text of an address that every driver reads in the same way; raises ValueError."""
-    text = url.get_secret_value()
+def _check_tokens(text: str) -> None:
+    each = text.split(",")
+    if len(each) > TOKENS_MAX or not all(token and _is_visible(token) for token in each):
+        raise ValueError("must be a token of visible ASCII characters, or two of them with a comma between")
+
+
+def _check_server_url(text: str, schemes: tuple[str, ...]) -> None:
+    """Raises ValueError unless every driver reads the address in the same way."""
     if not text.startswith(schemes):
         raise ValueError(f"must start with {' or '.join(schemes)}")
     if not (_is_visible(text) and _SERVER_URL.fullmatch(text) and _is_splittable(text)):
@@ -155,36 +153,23 @@ def _server_url(url: SecretStr, schemes: tuple[str, ...]) -> str:
             f"must be an address such as {schemes[0]}HOST:PORT/NAME, with USER:PASSWORD@ before the host where "
             "needed, the password's special characters percent-encoded (@ is %40, / is %2F, ? is %3F, # is %23)"
         )
-    return text
 
 
-def _database_url(url: SecretStr) -> SecretStr:
-    text = _server_url(url, DATABASE_SCHEMES)
+def _check_database_url(text: str) -> None:
+    _check_server_url(text, DATABASE_SCHEMES)
     foreign = sorted(OTHER_DRIVERS_PARAMETERS & {name for name, _ in parse_qsl(urlsplit(text).query)})
     if foreign:
         raise ValueError(f"has parameters that are not for the driver here: leave out {', '.join(foreign)}")
-    return url
 
 
-def _redis_url(url: SecretStr) -> SecretStr:
-    _server_url(url, REDIS_SCHEMES)
-    return url
-
-
-def _sentry_dsn(dsn: SecretStr) -> SecretStr:
-    text = dsn.get_secret_value()
-    if not (_is_visible(text) and _DSN.fullmatch(text) and _has_http_host(text)):
+def _check_sentry_dsn(text: str) -> None:
+    if not (_is_visible(text) and _DSN.fullmatch(text) and hosts.is_http_url(text)):
         raise ValueError("must be as Sentry gives it: https://KEY@HOST/PROJECT")
-    return dsn
 
 
-def _signing_key(key: SecretStr) -> SecretStr:
-    signing_keys.to_bytes(key.get_secret_value(), signing_keys.KEY_BYTES)
-    return key
-
-
-DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
-RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
-SentryDsn = Annotated[SecretStr, AfterValidator(_sentry_dsn)]
-SigningKey = Annotated[SecretStr, AfterValidator(_signing_key)]
+Tokens = Annotated[SecretStr, _secret(_check_tokens)]
+DatabaseUrl = Annotated[SecretStr, _secret(_check_database_url)]
+RedisUrl = Annotated[SecretStr, _secret(partial(_check_server_url, schemes=REDIS_SCHEMES))]
+SentryDsn = Annotated[SecretStr, _secret(_check_sentry_dsn)]
+SigningKey = Annotated[SecretStr, _secret(partial(signing_keys.to_bytes, length=signing_keys.KEY_BYTES))]
 NotEmpty = Annotated[str, BeforeValidator(not_empty)]

@@ -19,14 +19,6 @@ def proxy_for(url: str) -> str | None:
     if hosts.is_loopback(host) or proxy_bypass(host):
         return None
     proxy = getproxies().get(parts.scheme)
-    if proxy is not None and not _is_usable(proxy):
+    if proxy is not None and not hosts.is_http_url(proxy, ["http"]):
         raise Unusable(f"the proxy that {parts.scheme.upper()}_PROXY names is no http:// address")
     return proxy
-
-
-def _is_usable(proxy: str) -> bool:
-    try:
-        parts = urlsplit(proxy)
-        return parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # would show a password that is taken for a port
-        return False
