@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings as hypothesis_settings
 
+from buydesk import limits
 from buydesk.embedded.accounts import server_account
 from buydesk.embedded.data_dir import locked
 from buydesk.embedded.postgres import EmbeddedPostgres, Version
@@ -24,6 +25,12 @@ hypothesis_settings.load_profile("desk")
 
 # Nothing outlives the session, so that nothing has to be on disk.
 FAST_AND_FORGETFUL = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off", "max_connections": "300"}
+
+
+@pytest.fixture(autouse=True)
+def checks_are_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a failed check counts for a while is tested where that is meant; elsewhere it would hide what comes next."""
+    monkeypatch.setattr(limits, "FAILURE_COUNTS_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@ slices of long work."""
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeVar
 
@@ -68,21 +69,32 @@ class Bulkhead:
         self._free.release()
 
 
+# A desk that has recovered says so within two of these: that of db_proxy, and that of whoever asks db_proxy.
+FAILURE_COUNTS_SECONDS = 1.0
+
+
 class SharedCheck:
-    """A check that all who ask while it runs share: however many ask, it takes one connection."""
+    """A check that all who ask while it runs share, and its failure for a second more: however many ask, it takes one
+    connection, and one that fails, which often costs that connection, takes one a second."""
 
     def __init__(self, check: Callable[[], Coroutine[None, None, None]]) -> None:
         self._check = check
         self._running: asyncio.Task[None] | None = None
+        self._failed_at = -math.inf
 
     async def __call__(self) -> None:
         """Raises what the check raises."""
-        if self._running is None or self._running.done():
+        failed_lately = time.monotonic() - self._failed_at < FAILURE_COUNTS_SECONDS
+        if self._running is None or (self._running.done() and not failed_lately):
             self._running = asyncio.create_task(self._check())
-            # When all who asked have given up, nobody else fetches its exception.
-            self._running.add_done_callback(lambda check: check.cancelled() or check.exception())
+            self._running.add_done_callback(self._note)
         # Who gives up waiting must not end it for the others.
         await asyncio.shield(self._running)
+
+    def _note(self, check: asyncio.Task[None]) -> None:
+        # When all who asked have given up, nobody else fetches its exception.
+        if not check.cancelled() and check.exception() is not None:
+            self._failed_at = time.monotonic()
 
 
 async def in_slices(make: Callable[[T], U], items: Sequence[T]) -> list[U]:

@@ -22,6 +22,7 @@ from buydesk.orders.documents import priced_order_documents, stored_document
 from buydesk.orders.model import Order, Outcome, PricedOrder
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord
+from buydesk.services import db_proxy
 from buydesk.services.db_proxy import ADD_BYTES_MAX, ITEMS_MAX, ExposureSeen, create_app
 from buydesk.times import format_time, utc_now
 from tests.builders import priced_order, record, settings, shown
@@ -448,6 +449,38 @@ async def test_an_order_whose_sender_does_not_wait_long_enough_is_not_placed(pro
         answer = await proxy.add_within(waits_ms, *documents(priced_order()))
         assert outcomes(answer.json()) == [outcome]
     assert len(proxy.ledger.stored) == 1
+
+
+async def test_a_desk_that_takes_nobody_s_prices_is_not_ready_until_it_takes_one(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with other price keys than the edges have: it would refuse every order, and look well."""
+    other_desk_s = priced_order(price=replace(record(), feed="live"))
+    async with proxy_with(order_seconds_max=1) as proxy:
+        assert (await proxy.client.get("/readyz")).status_code == 200
+        for _ in range(2):
+            [refused] = await proxy.add(*documents(other_desk_s))
+        [missing] = assert_problem(await proxy.client.get("/readyz"), 503, "not_ready")["missing"]
+        assert missing == {"what": "prices", "why": refused["problem"]["detail"]}
+        assert caplog.messages == [f"orders are refused: {missing['why']}"]
+        monkeypatch.setattr(db_proxy, "REFUSAL_SHOWN_SECONDS", 0.0)  # nobody has tried since, and it may be well
+        assert (await proxy.client.get("/readyz")).status_code == 200
+        monkeypatch.setattr(db_proxy, "REFUSAL_SHOWN_SECONDS", 60.0)
+        assert (await proxy.client.get("/readyz")).status_code == 503
+        await proxy.add(*documents(priced_order(100, price=PRICE)))
+        assert (await proxy.client.get("/readyz")).status_code == 200
+
+
+async def test_prices_that_are_taken_outweigh_a_sender_whose_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    other_desk_s = priced_order(price=replace(record(), feed="live"))
+    async with proxy_with(order_seconds_max=1) as proxy:
+        await proxy.add(*documents(priced_order(100, price=PRICE), other_desk_s))
+        for _ in range(3):
+            await proxy.add(*documents(other_desk_s))
+            await proxy.add(*documents(priced_order(price=PriceUnavailable("none"))))  # which shows nothing
+        assert (await proxy.client.get("/readyz")).status_code == 200
+        monkeypatch.setattr(db_proxy, "PROVEN_SHOWN_SECONDS", 0.0)
+        assert (await proxy.client.get("/readyz")).status_code == 503
 
 
 async def test_metrics_tell_the_exposure_that_readiness_saw_last(proxy: Proxy) -> None:

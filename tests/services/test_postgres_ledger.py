@@ -14,11 +14,12 @@ import pytest
 from asyncpg import ConnectionDoesNotExistError
 from msgspec.structs import replace
 
+from buydesk import limits
 from buydesk.backends.postgres import ledger as postgres
 from buydesk.backends.postgres import storing
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.rows import place_arguments
-from buydesk.backends.postgres.sessions import Session
+from buydesk.backends.postgres.sessions import Session, open_session
 from buydesk.backends.postgres.sql import QUERIES, REVISION
 from buydesk.errors import LedgerUnavailable, OutcomeUnknown, Overloaded, PriceNotFound, PriceUnavailable, WrongMode
 from buydesk.http import app
@@ -226,6 +227,30 @@ async def test_a_database_without_the_function_refuses_the_batch_and_no_item_is_
             await ledger.check()
     [logged] = caplog.messages
     assert logged.startswith("orders are refused: The database does not have the tables that this program needs")
+
+
+async def test_checks_that_fail_take_a_bounded_number_of_connections(
+    own_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may poll /readyz, as often as he likes."""
+    monkeypatch.setattr(limits, "FAILURE_COUNTS_SECONDS", 1.0)
+    opened = 0
+
+    async def counted(*given: Any) -> Session:
+        nonlocal opened
+        opened += 1
+        return await open_session(*given)
+
+    monkeypatch.setattr(postgres, "open_session", counted)
+    async with ledger_at(own_dsn) as ledger, session(own_dsn) as connection:
+        await connection.execute("ALTER FUNCTION place_batch RENAME TO elsewhere")
+        for _ in range(50):
+            with pytest.raises(LedgerUnavailable, match="run `buydesk migrate`"):
+                await ledger.check()
+        assert opened <= 2
+        await connection.execute("ALTER FUNCTION elsewhere RENAME TO place_batch")
+        await asyncio.sleep(1.0)
+        await ledger.check()
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
 
+from buydesk.backends.postgres import sessions
 from buydesk.backends.postgres.ledger import PostgresLedger
-from buydesk.errors import LedgerUnavailable, OrderNotFound, OutcomeUnknown
+from buydesk.errors import LedgerUnavailable, OrderNotFound, OutcomeUnknown, Overloaded
 from buydesk.orders.model import OrderLedger, Outcome, Placed, PricedOrder, Refused, Replayed
 from tests.builders import priced_order, settings
 from tests.databases import Databases
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
 
 SECONDS = 5.0
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'buydesk'"
 
 
 @pytest.fixture
@@ -172,6 +174,40 @@ async def test_the_check_asks_for_the_standby_and_recovers(ledger: PostgresLedge
         with pytest.raises(LedgerUnavailable, match="TimeoutError"):
             await ledger.check()
     await ledger.check()
+
+
+@pytest.mark.parametrize("what", ["checks", "look-ups"])
+async def test_what_waits_for_the_standby_is_not_joined_by_more(
+    ledger: PostgresLedger, server: Connection, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Nobody may end such a wait, so each that is given up leaves a backend: they must not fill max_connections."""
+    monkeypatch.setattr(sessions, "STANDBY_SECONDS_MAX", 0.3)
+    item = priced_order(key="k")
+    await place(ledger, item)
+    ask: dict[str, Callable[[], Awaitable[object]]] = {
+        "checks": ledger.check,
+        "look-ups": lambda: ledger.order(item.order.id),
+    }
+    async with standby_away(server):
+        for _ in range(4):
+            with pytest.raises(LedgerUnavailable):
+                await ask[what]()
+        assert await server.fetchval(WAITING) == 1
+        with pytest.raises(LedgerUnavailable, match="StandbyAway"):
+            await ledger.check()
+        with pytest.raises(LedgerUnavailable, match="StandbyAway"):
+            await ledger.order(item.order.id)
+    await ledger.check()
+    assert (await ledger.order(item.order.id)).number == 1
+
+
+async def test_orders_leave_one_backend_that_waits_for_the_standby(ledger: PostgresLedger, server: Connection) -> None:
+    """It holds the locks of placing for so long."""
+    async with standby_away(server):
+        for item in (priced_order(), priced_order(), priced_order(price=LedgerUnavailable("no price"))):
+            with pytest.raises((OutcomeUnknown, Overloaded)):
+                await place(ledger, item, 0.5)
+        assert await server.fetchval(WAITING) == 1
 
 
 async def test_without_standbys_repeats_and_look_ups_write_nothing(ledger: PostgresLedger, server: Connection) -> None:

@@ -4,8 +4,11 @@ import asyncio
 
 import pytest
 
+from buydesk import limits
 from buydesk.errors import LedgerUnavailable, Overloaded
 from buydesk.limits import SLICE_ITEMS, Bulkhead, SharedCheck, in_slices
+
+FAILURE_COUNTS_SECONDS = limits.FAILURE_COUNTS_SECONDS
 
 
 async def _hold(places: Bulkhead, until: asyncio.Event, order: list[int], who: int) -> None:
@@ -73,9 +76,28 @@ async def test_all_who_ask_while_a_check_runs_share_it() -> None:
     found = await asyncio.gather(*askers, return_exceptions=True)
     assert [type(each) for each in found] == [asyncio.CancelledError, *[LedgerUnavailable] * 49]
     assert runs == 1
-    with pytest.raises(LedgerUnavailable):
-        await shared()
-    assert runs == 2
+
+
+async def test_a_failure_counts_for_a_second_and_what_is_well_is_asked_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Strangers may ask as often as they like: a check that fails takes a new connection each time."""
+    monkeypatch.setattr(limits, "FAILURE_COUNTS_SECONDS", FAILURE_COUNTS_SECONDS)
+    found: list[Exception | None] = [LedgerUnavailable("away"), RuntimeError("a fault"), None, None]
+
+    async def check() -> None:
+        if (error := found.pop(0)) is not None:
+            raise error
+
+    shared = SharedCheck(check)
+    for error in (LedgerUnavailable, RuntimeError):
+        for _ in range(5):
+            with pytest.raises(error):
+                await shared()
+        await asyncio.sleep(1.0)
+    await shared()
+    await shared()
+    assert found == []
 
 
 async def test_others_run_between_slices_and_every_item_is_made_in_its_order() -> None:

@@ -2,6 +2,8 @@
 judges prices by, and reads for the others."""
 
 import contextlib
+import logging
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -72,10 +74,16 @@ from buydesk.settings.model import Settings
 from buydesk.settings.types import tokens
 from buydesk.times import utc_now
 
+logger = logging.getLogger(__name__)
+
 NAME = "db_proxy"
 ITEMS_MAX = 1000
 ADD_BYTES_MAX = 4 * 1024 * 1024
 SENDER_WAITS_SHARE = 0.75
+# For so long after an order whose price this desk would not have published /readyz says so, unless another one's was
+# taken: for so long, a price's life, that shows that senders agree with this service on keys and limits.
+REFUSAL_SHOWN_SECONDS = 15.0
+PROVEN_SHOWN_SECONDS = 60.0
 _BEARER = HTTPBearer(scheme_name=INTERNAL_SCHEME, auto_error=False)  # for the documents; `require_token` decides
 
 Number = Annotated[int, Query(ge=0, le=NUMBER_MAX)]
@@ -114,6 +122,34 @@ class ExposureSeen(Collector):
             yield GaugeMetricFamily("buydesk_exposure_cap_satoshi", "May be sold in all.", self._seen.cap_satoshi)
 
 
+class PriceProofs:
+    """Whether senders' prices are proven here, as far as the last orders show it. With other keys or tighter limits
+    than theirs this service would refuse each of their orders, whatever the ledger can do."""
+
+    def __init__(self) -> None:
+        self._refusal: PriceUnavailable | None = None
+        self._refused_at = self._proven_at = -math.inf
+
+    def note_proven(self) -> None:
+        """Takes note of an order whose price this desk may have published."""
+        self._proven_at = time.monotonic()
+
+    def note_refusal(self, refusal: PriceUnavailable) -> None:
+        """Takes note of one whose price it would not have published; the first of many is logged."""
+        before, self._refused_at = self._refused_at, time.monotonic()
+        if self._refused_at - before > REFUSAL_SHOWN_SECONDS:
+            logger.warning("orders are refused: %s", refusal.detail)
+        self._refusal = refusal
+
+    async def check(self) -> None:
+        """Raises PriceUnavailable when orders were refused for their prices lately, and no price was taken: one sender
+        that is wrong must not make the service unready for the others."""
+        now = time.monotonic()
+        is_proven = now - self._proven_at <= PROVEN_SHOWN_SECONDS
+        if self._refusal is not None and now - self._refused_at <= REFUSAL_SHOWN_SECONDS and not is_proven:
+            raise self._refusal
+
+
 def create_app(settings: Settings, ledger: OrderLedger, anchors: AnchorStore, reporter: Reporter) -> Service:
     """The service over a ledger and the anchors that are kept in it. Its caller closes them."""
     queue = OrderBatcher(ledger, settings, NAME)
@@ -123,8 +159,9 @@ def create_app(settings: Settings, ledger: OrderLedger, anchors: AnchorStore, re
         async with queue:
             yield
 
-    exposure = ExposureSeen(ledger)
-    app = service_app(NAME, "The ledger, over HTTP", {"database": exposure.check}, reporter, lifespan)
+    exposure, proofs = ExposureSeen(ledger), PriceProofs()
+    checks = {"database": exposure.check, "prices": proofs.check}
+    app = service_app(NAME, "The ledger, over HTTP", checks, reporter, lifespan)
     app.registry.register(exposure)
     may_place = tokens(settings.placing_tokens)
     most_ms = int(settings.order_seconds_max * 1000)  # so long a client waits, and no sender longer
@@ -138,7 +175,9 @@ def create_app(settings: Settings, ledger: OrderLedger, anchors: AnchorStore, re
         give_up_at = time.monotonic() + sender_waits_ms / 1000 * SENDER_WAITS_SHARE
         document = await _document(request)
         items = document if isinstance(document, list) else [document]
-        answers = [outcome_document(outcome) for outcome in await _place_list(queue, items, give_up_at, settings)]
+        answers = [
+            outcome_document(outcome) for outcome in await _place_list(queue, items, give_up_at, settings, proofs)
+        ]
         return MsgspecResponse(answers if isinstance(document, list) else answers[0])
 
     app.add_direct_route("/add/", "POST", add, _ADD_OPERATION)
@@ -157,7 +196,7 @@ async def _document(request: Request) -> object:
 
 
 async def _place_list(
-    queue: OrderBatcher, documents: Sequence[object], give_up_at: float, settings: Settings
+    queue: OrderBatcher, documents: Sequence[object], give_up_at: float, settings: Settings, proofs: PriceProofs
 ) -> list[Outcome]:
     """One outcome for each document; what is no priced order is refused before the others go to the ledger together."""
     records: dict[uuid.UUID, PriceRecord] = {}
@@ -172,7 +211,10 @@ async def _place_list(
             if why := _unproven(item.price, settings, now):
                 # A repeat is answered all the same.
                 unproven.add(why)
+                proofs.note_refusal(why)
                 item = price_order(item.order, why, item.deadline)
+            elif isinstance(item.price, PriceRecord):
+                proofs.note_proven()
             read.append(item)
         except (InvalidRequest, ClockSkewed) as error:
             read.append(Refused(error))

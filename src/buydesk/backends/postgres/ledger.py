@@ -20,7 +20,7 @@ from buydesk.backends.postgres.faults import (
     unknown_outcome,
 )
 from buydesk.backends.postgres.rows import order_of, outcome_of, place_arguments
-from buydesk.backends.postgres.sessions import FAULTS, Session, Warned, open_session
+from buydesk.backends.postgres.sessions import FAULTS, Session, StandbyAway, Warned, open_session
 from buydesk.backends.postgres.sql import REVISION
 from buydesk.backends.postgres.storing import StoringMonitor
 from buydesk.errors import LedgerUnavailable, OrderNotFound, OutcomeUnknown, Overloaded, PriceNotFound, WrongMode
@@ -312,6 +312,9 @@ class PostgresLedger:
         session = await self._reader()
         try:
             rows = await ask(session, self._settings.remote_seconds_max)
+        except StandbyAway:
+            self._idle.append(session)  # it has answered
+            raise
         except BaseException as error:  # as above
             self._reading.discard(session)
             session.end()

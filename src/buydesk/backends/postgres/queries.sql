@@ -44,8 +44,13 @@ FROM exposure e LEFT JOIN orders o ON o.client = $1::text AND o.client_order_id 
 SELECT pg_advisory_xact_lock_shared(31644362927074919)
 
 -- name: durable_point
--- Nothing, once all that is committed so far is where this server promises to have it.
+-- A row, once all committed so far is where this server promises to have it; none if another waits $1 s for that.
 SELECT pg_logical_emit_message(true, 'buydesk', '')
+WHERE NOT EXISTS (
+    SELECT FROM pg_stat_activity
+    WHERE query = current_query() AND wait_event = 'SyncRep'
+      AND query_start < clock_timestamp() - make_interval(secs => $1)
+)
 
 -- name: exposure
 -- The cap, what is used of it, how many orders there are, and whether they are real.

@@ -23,10 +23,16 @@ if TYPE_CHECKING:
 # Whatever may go wrong between this program and PostgreSQL; a ValueError is a DATABASE_URL that makes no sense.
 FAULTS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, ValueError)
 _NEVER_PLANNED = ("enable_seqscan", "enable_bitmapscan", "enable_sort", "enable_hashjoin", "enable_mergejoin")
+# Less than a check of readiness waits (ledger.py): the one after it finds the wait that it gave up.
+STANDBY_SECONDS_MAX = 2.0
 
 
 class Warned(Exception):
     """The server said success, and a warning: what it did may be on its own disk only."""
+
+
+class StandbyAway(TimeoutError):
+    """A commit waits for a standby, for so long that no other is made to wait beside it."""
 
 
 class Session:
@@ -64,9 +70,11 @@ class Session:
         """Returns once all that this server has committed so far is where it promises to have it: on its standbys.
 
         By a commit of its own, which waits for all before it, and which a primary that was replaced cannot get through.
-        Raises as `fetch`.
+        Nobody may end such a wait, and each takes one of the server's connections for as long as the standby is away:
+        raises StandbyAway when one waits already, otherwise as `fetch`.
         """
-        await self.fetch("durable_point", seconds=seconds)
+        if not await self.fetch("durable_point", STANDBY_SECONDS_MAX, seconds=seconds):
+            raise StandbyAway
 
     @property
     def is_closed(self) -> bool:
