@@ -159,7 +159,7 @@ class PriceStale(DeskError):
 class PriceUnsettled(DeskError):
     """Facts: `as_of`, and `currencies`: by currency why its price is not sold at yet."""
 
-    code, status, title = "price_unsettled", 503, "The price has moved too far to be sold at yet"
+    code, status, title = "price_unsettled", 503, "The price is in doubt and not sold at yet"
     example_facts: ClassVar[Mapping[str, Any]] = {
         "as_of": "2026-03-09T17:00:00.000000Z",
         "currencies": {"EUR": "is more than 5 % from the last price, and was not seen twice yet"},

@@ -155,6 +155,24 @@ async def frozen_majority_is_not_sold_at(stand_ins: StandIns, client: Client) ->
     await until(client.uses, set(stand_ins))
 
 
+async def two_frozen_are_not_sold_on_against_two_alive(stand_ins: StandIns, client: Client) -> None:
+    """Two that repeat an answer, and two with clocks that have moved: no majority, and the last price ends at once."""
+    await stand_ins["gemini"].stop()
+    await until(client.uses, set(stand_ins) - {"gemini"})
+    for name in ("kraken", "bitfinex"):
+        stand_ins[name].repeats = True
+    await asyncio.sleep(2.5)  # until they do not prove their time any more
+    for name in ("coinbase", "bitstamp"):
+        stand_ins[name].factor = Decimal("1.127")
+    await until(client.is_refused)
+    why = "only 2 of 4 sources agree, which is no majority, and bitstamp, coinbase contradict the last price"
+    await client.assert_order_refused("price_unsettled", why, seconds_max=2)
+    await stand_ins["gemini"].start()
+    stand_ins.heal()
+    await until(client.sells_at, EUR)
+    await until(client.uses, set(stand_ins))
+
+
 async def two_frozen_and_one_alive_make_no_price(stand_ins: StandIns, client: Client) -> None:
     """And two of them, with one that is alive."""
     await stand_ins["gemini"].stop()
@@ -179,8 +197,10 @@ async def minority_makes_no_price(stand_ins: StandIns, client: Client) -> None:
     for name, factor in zip(stand_ins, ("0.9", "0.95", "1", "1.005", "1.1"), strict=True):
         stand_ins[name].factor = Decimal(factor)
     await until(client.is_refused)
-    await client.assert_order_refused("price_stale", "", seconds_max=2)
-    assert "only 2 of 5 sources agree, which is no majority" in (await client.part("sources"))["problem"]
+    # At once: most of them contradict the last price.
+    no_majority = "only 2 of 5 sources agree, which is no majority, and bitfinex, bitstamp, kraken contradict"
+    await client.assert_order_refused("price_unsettled", no_majority, seconds_max=2)
+    assert no_majority in (await client.part("sources"))["problem"]
     await client.assert_refused_for(1)
     stand_ins.heal()
     await until(client.sells_at, EUR)
@@ -205,11 +225,32 @@ async def test_frozen_edgy_wide_and_lonely_sources_make_no_wrong_price_and_stop_
         await one_currency_stops_no_other(stand_ins, client)
         await wide_books_are_no_evidence(stand_ins, client)
         await frozen_majority_is_not_sold_at(stand_ins, client)
+        await two_frozen_are_not_sold_on_against_two_alive(stand_ins, client)
         await two_frozen_and_one_alive_make_no_price(stand_ins, client)
         await minority_makes_no_price(stand_ins, client)
         await own_clock_that_is_off_is_named(stand_ins, client)
         assert await client.prove_all() > 20
     assert "Traceback" not in desk.printed
+
+
+async def test_restart_makes_no_frozen_majority_alive(data_dir: Path, http: httpx2.AsyncClient) -> None:
+    """The first answer after a start is no change: it proves no time."""
+    async with exchanges() as stand_ins:
+        env = stand_ins.env | ALIVE
+        async with desk_up(data_dir, "--feed", "live", env=env) as desk:
+            client = Client(desk, http)
+            await until(client.uses, set(stand_ins))
+            for name in CLOCKLESS:
+                stand_ins[name].repeats = True
+            stand_ins["coinbase"].factor, stand_ins["bitstamp"].factor = Decimal("1.127"), Decimal("1.236")
+            await until(client.is_refused)
+            assert await desk.stop() == 0
+        async with desk_up(data_dir, "--feed", "live", env=env) as desk:
+            client = Client(desk, http)
+            await client.assert_order_refused("price_unsettled", "is contradicted by bitstamp, coinbase", seconds_max=3)
+            await client.assert_refused_for(4)
+            stand_ins.heal()
+            await until(client.sells_at, EUR)
 
 
 # As slow as a client needs to look at what is between two ticks.

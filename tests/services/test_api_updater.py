@@ -110,6 +110,16 @@ async def hang(_: Exchange) -> SourceResponse:
     raise AssertionError("unreachable")
 
 
+def standing_since(changed_at: datetime) -> Behaviour:
+    """At 1000, as a source without a clock says it whose books changed then."""
+
+    async def answer(by: Exchange) -> SourceResponse:
+        said = await at_price(1000)(by)
+        return replace(said, quotes=tuple(replace(each, changed_at=changed_at) for each in said.quotes))
+
+    return answer
+
+
 closed = failing(SourceFailed("The exchange is closed."))
 well = at_price(1000)
 
@@ -420,16 +430,16 @@ async def test_sources_may_rest_only_while_all_currencies_have_a_price(
     sources = exchanges(clock, [closed], [euros], [well])
     running = updater(clock, sources, store, source_cooldown_seconds=3600, source_cooldown_seconds_max=3600)
     await run(running)
-    assert not running.has_quorum
+    assert set(running.priced) == {EUR}
     assert len(sources[0].asked_at) == 8, "each may be the one that is missing"
     assert len(store.published) == 8
 
 
-async def test_has_quorum_though_a_price_is_unsettled(clock: FakeClock, store: UnreliableStore) -> None:
+async def test_price_that_is_unsettled_has_a_quorum(clock: FakeClock, store: UnreliableStore) -> None:
     """No source that is left alone could settle it."""
     running = await run_ticks(clock, store, 1, [at_price(1300)], [at_price(1300)])
     assert store.unsettled() == [1300]
-    assert running.has_quorum
+    assert set(running.priced) == set(ALL)
 
 
 async def test_currencies_that_are_switched_off_are_not_in_the_record(clock: FakeClock, store: UnreliableStore) -> None:
@@ -534,8 +544,9 @@ async def test_one_currency_that_jumps_is_unsettled_and_the_others_sell(
         ((1000, 950), [1000, 950], []),
         ((1000, 949.99), [1000], [949.99]),
         ((1000, 1060, 1000, 1060, 1000), [1000, 1000, 1000], [1060, 1060]),
-        ((1000, 1060, 1080, 1081), [1000, 1081], [1060, 1080]),
-        ((1000, 1060, 1100, 1150), [1000], [1060, 1100, 1150]),
+        ((1000, 1060, 1080), [1000, 1080], [1060]),
+        ((1000, 890, 900, 890), [1000, 900, 890], [890]),  # restless markets
+        ((1000, 1060, 1120, 1180), [1000], [1060, 1120, 1180]),
     ],
 )
 async def test_jump_is_unsettled_until_it_is_seen_twice_in_a_row(
@@ -584,19 +595,39 @@ async def test_limit_of_a_jump_is_a_setting(clock: FakeClock, store: UnreliableS
     assert store.prices() == [1000, 1060]
 
 
-async def test_how_far_two_sightings_of_a_jump_may_differ_is_a_setting(
+async def test_last_price_that_is_contradicted_is_withdrawn_though_there_is_no_other(
     clock: FakeClock, store: UnreliableStore
 ) -> None:
-    prices = jump_of(1000, 1060, 1090)
-    await run_ticks(clock, store, 3, prices, prices, price_deviation_bp_max=300)
-    assert store.prices() == [1000, 1090]
+    """Two that stood still, and two with clocks that have moved: no majority, and the price before must not go on."""
+    standing = standing_since(NOON - timedelta(seconds=60))
+    frozen, live = [well, standing], jump_of(1000, 1120)
+    running = await run_ticks(clock, store, 2, frozen, frozen, live, live)
+    last = store.published[-1]
+    why = "only 2 of 4 sources agree, which is no majority, and four, three contradict the last price"
+    assert (last.rates_e8, last.used, last.missing) == ({}, (), {})
+    assert last.unsettled == dict.fromkeys(ALL, UnsettledRate(None, why))
+    assert list(discrepancies_of_record(last)) == []
+    assert await failure_of(running) == f"EUR, GBP, USD: {why}"
+    assert (await store.latest()).id == last.id
+
+
+async def test_last_price_is_withdrawn_when_its_sources_are_found_to_stand_still(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
+    async def same(by: Exchange) -> SourceResponse:
+        return replace(await well(by), fingerprint=b"the same")
+
+    await run_ticks(clock, store, 10, [same], [same])
+    assert [bool(each.rates_e8) for each in store.published] == [True] * 9 + [False]
+    [why] = {each.reason for each in store.published[-1].unsettled.values()}
+    assert why == "only 0 of at least 2 sources agree, and one, two, of which the last price was made, stand still"
 
 
 async def test_price_before_a_jump_is_not_the_sighting_of_it(clock: FakeClock, store: UnreliableStore) -> None:
-    """Unless a jump may be smaller than what sources agree within: then that is enough."""
+    """Also where a jump may be smaller than what sources agree within."""
     prices = jump_of(1000, 1008, 1008)
     await run_ticks(clock, store, 3, prices, prices, price_jump_bp_max=50)
-    assert store.prices() == [1000, 1008, 1008]
+    assert (store.prices(), store.unsettled()) == ([1000, 1008], [1008])
 
 
 async def test_price_that_could_not_be_published_counts_as_seen(clock: FakeClock, store: UnreliableStore) -> None:
@@ -1090,7 +1121,7 @@ async def test_metrics_show_the_price_and_every_source(clock: FakeClock) -> None
         assert shown.get(("buydesk_source_quoted_at_seconds", source)) == (observed_at.timestamp() if mid else None)
     assert shown["buydesk_source_mid", "one", "USD"] == 1000.25
     assert ("buydesk_source_mid", "three", "USD") not in shown
-    assert shown["buydesk_price_has_quorum",] == 1
+    assert [shown["buydesk_price_has_quorum", each] for each in ALL] == [1, 1, 1]
     assert shown["buydesk_price_as_of_seconds",] == observed_at.timestamp()
     assert [shown["buydesk_price_unsettled", each] for each in ALL] == [1, 0, 0]
 
@@ -1117,7 +1148,7 @@ async def test_metrics_show_when_there_is_no_quorum(clock: FakeClock, store: Unr
     for second, has_quorum in ((well, 1), (closed, 0)):
         running = await run_ticks(clock, UnreliableStore(clock), 1, [well], [second])
         [shown] = [each for each in FeedMetrics(running).collect() if each.name == "buydesk_price_has_quorum"]
-        assert [sample.value for sample in shown.samples] == [has_quorum]
+        assert [sample.value for sample in shown.samples] == [has_quorum] * len(ALL)
         clock.seconds = 1000
 
 
@@ -1147,7 +1178,7 @@ async def test_metrics_before_the_first_price_show_no_quorum(clock: FakeClock, s
     async with served(app) as url, asking(url) as client:
         await asked.wait()
         shown = shown_by((await client.get("/metrics")).text)
-    assert shown["buydesk_price_has_quorum",] == 0
+    assert [shown["buydesk_price_has_quorum", each] for each in ALL] == [0, 0, 0]
     assert shown["buydesk_source_failures_total", "one"] == 0
     assert not {"buydesk_price_as_of_seconds", "buydesk_source_up"} & {name for name, *_ in shown}
 

@@ -751,7 +751,7 @@ async def test_a_currency_that_is_unsettled_is_refused_at_once_until_a_record_se
 
 
 @pytest.mark.parametrize(
-    ("seconds", "retry_after"), [(0, 16), (0.5, 16), (1, 15), (14, 2), (14.9, 2), (15, 16), (31, 15), (-1, 2)]
+    ("seconds", "retry_after"), [(0, 16), (0.5, 16), (1, 15), (14, 2), (14.9, 2), (15, 16), (31, 15)]
 )
 async def test_clients_are_told_to_come_back_after_the_next_tick(seconds: float, retry_after: int) -> None:
     doubted = without(record(ttl=60), unsettled=ALL)

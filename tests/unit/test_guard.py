@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from buydesk.errors import InvalidRequest, LedgerUnavailable
 from buydesk.money import Currency
 from buydesk.prices.anchors import Anchor, Confirmation, NewConfirmation, require_confirmable
-from buydesk.prices.guard import PriceGuard, change_limits, unsettled_reasons
+from buydesk.prices.guard import PriceGuard, Sightings, change_limits, unsettled_reasons
 from buydesk.prices.model import Quote
-from buydesk.prices.rule import Verdict
+from buydesk.prices.rule import Verdict, decide, rule_of
 from tests.builders import record, settings
 from tests.model_anchors import ModelAnchors
 
@@ -58,8 +59,8 @@ def test_price_near_the_last_one_is_sold_at(factor: float) -> None:
         (1.0501, None, False),
         (0.9499, None, False),
         (1.1, 1.1, True),
-        (1.1, 1.0892, True),  # within a percent of what the tick before saw
-        (1.1, 1.0890, False),
+        (1.1, 1.048, True),  # within 5 % of what was seen before
+        (1.1, 1.047, False),
         (1.1, 1.0, False),
     ],
 )
@@ -186,6 +187,61 @@ def seen(rates_e8: Mapping[Currency, int], at: datetime = NOW) -> Verdict:
     return verdict
 
 
+def pounds(*books: tuple[str, int, float]) -> Verdict:
+    """The verdict on books of clockless sources: what they cost, and when they moved last, in seconds after NOW."""
+    quotes = [Quote(source, GBP, mid, mid, NOW, NOW + timedelta(seconds=changed)) for source, mid, changed in books]
+    verdict = Verdict()
+    verdict.price(GBP, quotes)
+    return verdict
+
+
+def sightings() -> Sightings:
+    return Sightings(500, 2, timedelta(seconds=60))
+
+
+def test_slow_books_that_move_in_turn_are_a_second_sighting_once_two_of_them_have_moved() -> None:
+    """Each moves every 45 s, one of the three at each tick."""
+    seen_by, price = sightings(), 108_000
+    ticks = [(0, -15, -30), (0, 15, -30), (0, 15, 30), (45, 15, 30)]
+    found = []
+    for number, (one, two, three) in enumerate(ticks):
+        verdict = pounds(("one", price, one), ("two", price, two), ("three", price, three))
+        found.append(seen_by.take(verdict, NOW + timedelta(seconds=15 * number)))
+    assert found == [{}, {}, {GBP: price}, {}], "and from then on it is counted anew"
+
+
+def test_book_that_moves_without_a_trade_says_something_else() -> None:
+    """The time of a source with a clock may be that of its last trade."""
+    seen_by = sightings()
+    first, second = seen({GBP: 108_000}), seen({GBP: 108_100})
+    assert seen_by.take(first, NOW) == {}
+    assert seen_by.take(second, NOW + timedelta(seconds=15)) == {GBP: 108_000}
+
+
+@pytest.mark.parametrize(("seconds", "is_second"), [(60, True), (60.1, False)])
+def test_sighting_is_remembered_for_a_minute(seconds: float, is_second: bool) -> None:
+    seen_by, later = sightings(), NOW + timedelta(seconds=seconds)
+    seen_by.take(seen({GBP: 108_000}), NOW)
+    assert seen_by.take(seen({GBP: 108_000}, later), later) == ({GBP: 108_000} if is_second else {})
+
+
+MISSING = "only 2 of 4 sources agree, which is no majority"
+NO_QUOTES = "only 0 of at least 2 sources agree"
+
+
+def euros_of(**middles: tuple[int, float | None]) -> Verdict:
+    """The rule on books of euros: what they cost, and how many seconds ago they moved; None with a clock."""
+    return decide(
+        [
+            Quote(source, EUR, mid, mid, NOW, None if age is None else NOW - timedelta(seconds=age))
+            for source, (mid, age) in middles.items()
+        ],
+        NOW,
+        rule_of(settings()),
+        [EUR],
+    )
+
+
 class Ledger(ModelAnchors):
     """May be away, or say nothing."""
 
@@ -306,3 +362,48 @@ async def test_price_is_sold_at_as_soon_as_it_is_confirmed(guard: PriceGuard, le
     assert set(await guard.unsettled(seen(far), NOW)) == {EUR}
     await ledger.confirm(NewConfirmation(EUR, 2 * 10**12, 2 * 10**12, "this one", 15))
     assert await guard.unsettled(seen(far), NOW) == {}
+
+
+LAST_EUROS = 10**12
+
+
+@pytest.fixture
+async def sold(guard: PriceGuard) -> PriceGuard:
+    """The guard, when a price of the sandbox's first two sources was published."""
+    await guard.note_published(replace(record(LAST_EUROS), as_of=NOW, decided_at=NOW))
+    return guard
+
+
+@pytest.mark.parametrize(
+    ("frozen_e8", "clocks_e8", "against"),
+    [
+        (LAST_EUROS, (112 * 10**10, 112 * 10**10), "bitstamp, coinbase"),
+        (LAST_EUROS, (112 * 10**10, 108 * 10**10), "bitstamp, coinbase"),
+        (90 * 10**10, (LAST_EUROS, 101 * 10**10), ""),  # it is the others that are wrong
+        (90 * 10**10, (LAST_EUROS, 102 * 10**10), ""),  # one of two that prove their time is not most of them
+    ],
+)
+async def test_last_price_that_those_contradict_who_prove_their_time_is_withdrawn(
+    sold: PriceGuard, frozen_e8: int, clocks_e8: tuple[int, int], against: str
+) -> None:
+    coinbase, bitstamp = clocks_e8
+    frozen = {"kraken": (frozen_e8, 60.0), "bitfinex": (frozen_e8, 60.0)}
+    verdict = euros_of(**frozen, coinbase=(coinbase, None), bitstamp=(bitstamp, None))
+    assert verdict.missing == {EUR: MISSING}
+    withdrawn = {EUR: f"{MISSING}, and {against} contradict the last price"} if against else {}
+    assert sold.withdrawn(verdict, [], NOW) == withdrawn
+    later = NOW + timedelta(seconds=60) + TICK
+    assert sold.withdrawn(verdict, [], later) == {}, "it has ended"
+
+
+async def test_last_price_of_sources_that_were_found_to_stand_still_is_withdrawn(sold: PriceGuard) -> None:
+    verdict = euros_of()
+    assert sold.withdrawn(verdict, [], NOW) == {}, "one that nobody contradicts is sold until its end"
+    assert sold.withdrawn(verdict, ["sandbox-3"], NOW) == {}
+    assert sold.withdrawn(verdict, ["sandbox-3", "sandbox-2", "sandbox-1"], NOW) == {
+        EUR: f"{NO_QUOTES}, and sandbox-1, sandbox-2, of which the last price was made, stand still"
+    }
+
+
+async def test_currency_without_a_last_price_has_none_to_withdraw(guard: PriceGuard) -> None:
+    assert guard.withdrawn(euros_of(coinbase=(10**12, None)), ["coinbase"], NOW) == {}

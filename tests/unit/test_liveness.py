@@ -15,6 +15,7 @@ from buydesk.prices.model import PriceSource, Quote, RejectedQuote, SourceRespon
 from buydesk.prices.polling import ANSWERS_REMEMBERED, SourcePoller
 from buydesk.settings.model import Settings
 from buydesk.settings.types import EXTRA_SOURCES
+from buydesk.times import EPOCH
 from tests.clock import NOON, FakeClock
 from tests.exchanges import StandIns, answering, exchanges, gemini_answer
 
@@ -58,9 +59,10 @@ def polled(source: PriceSource, clock: FakeClock, **settings: Any) -> SourcePoll
     return SourcePoller(source, Settings(**settings), clock=clock)
 
 
-async def test_first_answer_counts_as_changed_when_it_came(clock: FakeClock) -> None:
+async def test_first_answer_proves_no_change(clock: FakeClock) -> None:
+    """Or a source that stands still would prove its time by a restart of ours."""
     seen = await polled(Market(clock), clock).poll()
-    assert [quote.changed_at for quote in seen.quotes] == [NOON]
+    assert [quote.changed_at for quote in seen.quotes] == [EPOCH]
 
 
 async def test_answer_that_does_not_change_says_since_when_until_its_time_is_up(clock: FakeClock) -> None:
@@ -68,7 +70,7 @@ async def test_answer_that_does_not_change_says_since_when_until_its_time_is_up(
     source = polled(market, clock)
     for _ in range(9):
         seen = await source.poll()
-        assert [(quote.observed_at, quote.changed_at) for quote in seen.quotes] == [(clock.at, NOON)]
+        assert [(quote.observed_at, quote.changed_at) for quote in seen.quotes] == [(clock.at, EPOCH)]
         clock.seconds += 15
     frozen = RejectedQuote("kraken", "has given the same answer for 135 s")
     assert await source.poll() == SourceResponse((), (frozen,))
@@ -82,8 +84,10 @@ async def test_that_other_pairs_move_does_not_prove_a_book_that_stands_still(clo
     source = polled(market, clock)
     for number in range(9):
         market.fingerprint = b"%d" % number
+        market.bid_e8 = 10**11 - (number > 0)
         seen = await source.poll()
-        assert [(quote.observed_at, quote.changed_at) for quote in seen.quotes] == [(clock.at, NOON)]
+        changed_at = NOON + timedelta(seconds=15) if number else EPOCH
+        assert [(quote.observed_at, quote.changed_at) for quote in seen.quotes] == [(clock.at, changed_at)]
         clock.seconds += 15
 
 
@@ -137,12 +141,18 @@ async def test_old_answers_that_take_turns_are_no_change(clock: FakeClock) -> No
 async def test_change_is_not_later_than_the_quote_was_observed(clock: FakeClock) -> None:
     market = Market(clock)
     market.age = timedelta(seconds=20)
-    [quote] = (await polled(market, clock).poll()).quotes
+    source = polled(market, clock)
+    await source.poll()
+    market.fingerprint, market.bid_e8 = b"second", 10**11 - 1
+    [quote] = (await source.poll()).quotes
     assert quote.changed_at == quote.observed_at == NOON - market.age
 
 
 async def test_wall_clock_that_is_set_neither_thaws_nor_freezes(clock: FakeClock) -> None:
-    source = polled(Market(clock), clock)
+    market = Market(clock)
+    source = polled(market, clock)
+    await source.poll()
+    market.fingerprint, market.bid_e8 = b"second", 10**11 - 1
     await source.poll()
     clock.at -= timedelta(hours=1)
     [quote] = (await source.poll()).quotes
@@ -240,5 +250,5 @@ async def test_quotes_are_otherwise_as_the_exchange_gave_them(stand_ins: StandIn
     source = ExchangeSource(BY_NAME["kraken"], stand_ins["kraken"].url, Settings(), clock)
     stand_ins["kraken"].repeats = True
     given, dated = await source.quotes(), await polled(source, clock).poll()
-    assert dated == replace(given, quotes=tuple(replace(each, changed_at=NOON) for each in given.quotes))
+    assert dated == replace(given, quotes=tuple(replace(each, changed_at=EPOCH) for each in given.quotes))
     await source.close()

@@ -23,6 +23,7 @@ from buydesk.prices.model import (
     recent_feed_status,
     require_plausible,
     require_plausible_status,
+    seconds_to_next_tick,
     superseded,
     valid_record,
 )
@@ -130,6 +131,10 @@ def test_none_within_a_day_is_told_from_stale(current: PriceRecord | None) -> No
     with pytest.raises(PriceUnavailable) as refused:
         valid_record(current, RECORD.as_of + KEPT_FOR, 10)
     assert refused.value.retry_after_seconds is not None
+
+
+def test_a_tick_that_lies_ahead_by_our_clock_has_just_been() -> None:
+    assert seconds_to_next_tick(NOW, 15, NOW - timedelta(seconds=3)) == 16
 
 
 def test_an_older_record_is_told_what_hangs() -> None:

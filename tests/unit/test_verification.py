@@ -15,7 +15,7 @@ from buydesk.money import Currency
 from buydesk.orders.model import ANONYMOUS, NewOrder, Order
 from buydesk.orders.pricing import placed_order, price_order
 from buydesk.prices.documents import record_document, record_from
-from buydesk.prices.model import PriceRecord, Quote, RejectedQuote, Rule
+from buydesk.prices.model import PriceRecord, Quote, RejectedQuote, Rule, UnsettledRate
 from buydesk.prices.rule import decide, record_of
 from buydesk.prices.verification import require_proven
 from buydesk.reading import WrongMember
@@ -237,6 +237,30 @@ def test_record_with_some_currencies_unsettled_and_others_missing_is_proven() ->
     settled = replace(record, rates_e8=RATES, unsettled={})
     with pytest.raises(WrongMember, match="the rates are"):
         require_proven(signed(settled), SETTINGS, NOW)
+
+
+@pytest.mark.parametrize("quotes", [QUOTES[:0], [each for each in QUOTES if each.source == "kraken"]])
+def test_record_that_withdraws_the_last_price_without_one_of_its_own_is_proven(quotes: list[Quote]) -> None:
+    verdict = decide(quotes, NOW, RULE)
+    ttl, withdrawn = timedelta(seconds=60), {EUR: "stands still"}
+    record = record_of(verdict, [], "live", unsettled=withdrawn, rule=RULE, decided_at=NOW, ttl=ttl)
+    assert (record.as_of, record.used, record.rates_e8) == (NOW, (), {})
+    assert record.unsettled == {EUR: UnsettledRate(None, "stands still")}
+    assert set(record.missing) == {GBP, USD}
+    require_proven(signed(record), SETTINGS, NOW)
+    stored = record_from(msgspec.json.decode(msgspec.json.encode(record_document(record))))
+    assert stored == record
+    made_up = replace(record, unsettled={EUR: UnsettledRate(RATES[EUR], "stands still")})
+    with pytest.raises(WrongMember, match="by the rule there is no price"):
+        require_proven(signed(made_up), SETTINGS, NOW)
+
+
+def test_record_that_withdraws_a_price_that_the_rule_makes_is_not_proven() -> None:
+    verdict = decide(QUOTES, NOW, RULE)
+    record = record_of(verdict, [], "live", unsettled={EUR: "x"}, rule=RULE, decided_at=NOW, ttl=timedelta(seconds=60))
+    hidden = replace(record, unsettled={EUR: UnsettledRate(None, "x")})
+    with pytest.raises(WrongMember, match="the rates are"):
+        require_proven(signed(hidden), SETTINGS, NOW)
 
 
 def test_record_that_sells_at_a_contradicted_price_is_not_proven() -> None:

@@ -104,6 +104,8 @@ class PriceCache:
 
     def _end(self, stale: PriceStale, moment: float) -> None:
         """The store says that a price has ended, and with it all before."""
+        if self._ticked_at is not None and self._clock.now() - self._ticked_at > self._ticks_missed_after:
+            self._prices.clear()  # a record that was not seen, and may have had doubts, is what has ended
         for currency, price in self._prices.items():
             if stale.is_of(price.record.as_of):
                 self._prices[currency] = replace(price, until=moment)

@@ -6,23 +6,29 @@ A currency's price is unsettled when, compared with its anchor (the last price t
    sources share looks like that. It stays unsettled until an operator confirms it, or it comes back;
 2. or the exchange rate to the dollar that it implies, for the dollar those to all others, differs by more than
    `cross_bp_max` from before: two currencies that show one number look like that. It stays unsettled likewise;
-3. or it is further away than `jump_bp_max`, and what was seen before was not the same: news are seen twice, the second
-   time with other quotes of as many sources as a price needs.
+3. or it is further away than `jump_bp_max`, and was seen no second time, by other quotes of as many sources as a price
+   needs and no further than `jump_bp_max` from the first.
+
+Where there is no price, the last one is not sold at any longer if quotes contradict it that prove their time, or if it
+was made of quotes of sources that stand still.
 
 A confirmation settles a price within its range. Where there is no anchor, nothing can be compared.
 """
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from buydesk.errors import DeskError
 from buydesk.money import Currency, format_rate
 from buydesk.prices.anchors import Anchor, AnchorStore, Confirmation
 from buydesk.prices.model import PriceRecord, Quote
-from buydesk.prices.rule import Verdict, differs, percent
+from buydesk.prices.rule import Verdict, differs, percent, proves_time, rule_of
 from buydesk.settings.model import Settings
 from buydesk.times import format_time
 
@@ -36,11 +42,9 @@ _UNTIL_CONFIRMED = "until an operator confirms it"
 
 @dataclass(frozen=True, slots=True)
 class ChangeLimits:
-    """How far a price may be from the last one, in basis points of that; `deviation_bp_max` is how far two ticks that
-    see the same may be apart."""
+    """How far a price may be from the last one, in basis points of that."""
 
     jump_bp_max: int
-    deviation_bp_max: int
     anchor_bp_max: int
     old_anchor_bp_max: int
     cross_bp_max: int
@@ -50,44 +54,51 @@ def change_limits(settings: Settings) -> ChangeLimits:
     """The limits of the settings."""
     return ChangeLimits(
         jump_bp_max=settings.price_jump_bp_max,
-        deviation_bp_max=settings.price_deviation_bp_max,
         anchor_bp_max=settings.price_anchor_bp_max,
         old_anchor_bp_max=settings.price_old_anchor_bp_max,
         cross_bp_max=settings.price_cross_bp_max,
     )
 
 
-class Sightings:
-    """The last price that was seen of each currency, and by which quotes; for so long that is remembered, also over
-    ticks without a price."""
+class Sighting(NamedTuple):
+    """A price (`rate_e8` units) that was seen, by which quotes, and when."""
 
-    def __init__(self, remembered_for: timedelta, sources_min: int) -> None:
-        self._remembered_for = remembered_for
+    rate_e8: int
+    quotes: Collection[Quote]
+    seen_at: datetime
+
+
+class Sightings:
+    """The first sighting of each currency's price, for as long as it has not moved further than `jump_bp_max` from that
+    and as too few sources have said something else: over ticks without a price too, but no longer than `kept_for`."""
+
+    def __init__(self, jump_bp_max: int, sources_min: int, kept_for: timedelta) -> None:
+        self._jump_bp_max = jump_bp_max
         self._sources_min = sources_min
-        self._last: dict[Currency, tuple[int, Sequence[Quote], datetime]] = {}
+        self._kept_for = kept_for
+        self._first: dict[Currency, Sighting] = {}
 
     def take(self, verdict: Verdict, now: datetime) -> dict[Currency, int]:
-        """Takes in a verdict; what was seen before it (`rate_e8` units), where enough sources have said something
-        since."""
-        before = dict(self._last)
+        """Takes in a verdict; the prices that were seen before it, where as many sources as a price needs have said
+        something else since."""
+        before_e8 = {}
         for currency, rate_e8 in verdict.rates_e8.items():
-            self._last[currency] = rate_e8, [each for each in verdict.used if each.currency == currency], now
-        return {
-            currency: rate_e8
-            for currency, (rate_e8, quotes, seen_at) in before.items()
-            if now - seen_at <= self._remembered_for
-            and len(_said_since(verdict.used, quotes, currency)) >= self._sources_min
-        }
+            quotes = {_said(quote) for quote in verdict.used if quote.currency == currency}
+            first = self._first.get(currency)
+            if first is not None and self._is_same(first, rate_e8, now):
+                if len(quotes.difference(first.quotes)) < self._sources_min:
+                    continue
+                before_e8[currency] = first.rate_e8
+            self._first[currency] = Sighting(rate_e8, quotes, now)
+        return before_e8
+
+    def _is_same(self, first: Sighting, rate_e8: int, now: datetime) -> bool:
+        return now - first.seen_at <= self._kept_for and not differs(rate_e8, first.rate_e8, self._jump_bp_max)
 
 
-def _said_since(used: Sequence[Quote], before: Sequence[Quote], currency: Currency) -> list[Quote]:
-    """The quotes of the currency that are not a repetition of the source's quote of before."""
-    known = {(quote.source, quote.changed_at or quote.observed_at) for quote in before}
-    return [
-        quote
-        for quote in used
-        if quote.currency == currency and (quote.source, quote.changed_at or quote.observed_at) not in known
-    ]
+def _said(quote: Quote) -> Quote:
+    """The quote without when we asked: a source without a clock repeats itself unless its book moves."""
+    return quote if quote.changed_at is None else replace(quote, observed_at=quote.changed_at)
 
 
 class PriceGuard:
@@ -99,7 +110,10 @@ class PriceGuard:
         self._log = log
         self._currencies = settings.currencies
         self._anchors: dict[Currency, Anchor] = {}
-        self._sightings = Sightings(timedelta(seconds=settings.price_ttl_seconds), settings.price_sources_min)
+        self._rule = rule_of(settings)
+        self._ttl = timedelta(seconds=settings.price_ttl_seconds)
+        self._sightings = Sightings(settings.price_jump_bp_max, settings.price_sources_min, self._ttl)
+        self._used: Mapping[Currency, Collection[str]] = {}
         self._is_loaded = False
 
     async def load(self) -> None:
@@ -131,14 +145,38 @@ class PriceGuard:
                 self._anchors[currency] = anchor
         return unsettled_reasons(rates_e8, self._anchors, before_e8, confirmations, now=now, limits=self._limits)
 
+    def withdrawn(self, verdict: Verdict, frozen: Collection[str], now: datetime) -> dict[Currency, str]:
+        """Why the last price of a currency that has none now is not sold at any longer; `frozen` are the sources that
+        stand still."""
+        reasons = {}
+        for currency, missing in verdict.missing.items():
+            anchor = self._anchors.get(currency)
+            if anchor is None or now - anchor.as_of > self._ttl:
+                continue  # it has ended anyway
+            quotes = [each.quote for each in verdict.rejected if each.reason == missing and each.quote is not None]
+            proven = [each for each in quotes if each.currency == currency and proves_time(each, now, self._rule)]
+            against = [
+                each.source for each in proven if differs(each.mid_e8, anchor.rate_e8, self._rule.deviation_bp_max)
+            ]
+            if 2 * len(against) > len(proven):
+                reasons[currency] = f"{missing}, and {', '.join(sorted(against))} contradict the last price"
+            elif still := sorted(set(self._used.get(currency, ())) & set(frozen)):
+                reasons[currency] = f"{missing}, and {', '.join(still)}, of which the last price was made, stand still"
+        return reasons
+
     async def note_published(self, record: PriceRecord) -> None:
         """Compares the next prices with those of this record. Where they cannot be kept, the next ones will be."""
         anchors = {each: Anchor(rate_e8, record.as_of) for each, rate_e8 in record.rates_e8.items()}
         self._anchors |= anchors
+        self._used = {**self._used, **{each: _sources_of(record, each) for each in record.rates_e8}}
         try:
             await self._store.keep_anchors(anchors)
         except DeskError as error:
             self._log.debug("The last prices could not be kept: %s", error.detail)
+
+
+def _sources_of(record: PriceRecord, currency: Currency) -> set[str]:
+    return {quote.source for quote in record.used if quote.currency == currency}
 
 
 def unsettled_reasons(
@@ -208,7 +246,7 @@ def _crossed(
 def _jumped(rate_e8: int, anchor: Anchor, before_e8: int | None, limits: ChangeLimits) -> str:
     if not differs(rate_e8, anchor.rate_e8, limits.jump_bp_max):
         return ""
-    if before_e8 is not None and not differs(rate_e8, before_e8, limits.deviation_bp_max):
+    if before_e8 is not None and not differs(rate_e8, before_e8, limits.jump_bp_max):
         return ""
     last = format_rate(anchor.rate_e8)
     return f"is more than {percent(limits.jump_bp_max)} from the last price, {last}, and was not seen twice yet"

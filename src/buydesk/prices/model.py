@@ -45,7 +45,8 @@ class Quote(Written, frozen=True, omit_defaults=True):
     """What one source asked and bid for a bitcoin (`rate_e8` units) and when that was observed.
 
     A source that tells no time of its own proves that it is alive only by change: `changed_at` is when its book of
-    the currency was different last; None for one with a clock, and in records by the first version of the rule.
+    the currency was different last, EPOCH before that was seen; None for one with a clock, and in records by the first
+    version of the rule.
     """
 
     source: str
@@ -92,9 +93,10 @@ class Signature(Written, frozen=True):
 
 
 class UnsettledRate(Written, frozen=True):
-    """A price (`rate_e8` units) that the quotes prove and that is not sold at, and why."""
+    """Why nothing is sold in a currency, at no older price either: the price (`rate_e8` units) that the quotes prove is
+    doubted or, where it is None, they prove none and contradict the last one."""
 
-    rate_e8: RateE8
+    rate_e8: RateE8 | None
     reason: str
 
 
@@ -324,7 +326,7 @@ class UsablePrice:
 def seconds_to_next_tick(last_tick_at: datetime, interval_seconds: float, now: datetime) -> int:
     """How long a client that was refused for the lack of a price does well to wait: until the price of the next tick
     is at create_buy_order, about a second after it. At least 1."""
-    into_interval = (now - last_tick_at).total_seconds() % interval_seconds
+    into_interval = max(0.0, (now - last_tick_at).total_seconds()) % interval_seconds  # clocks differ
     return math.ceil(interval_seconds - into_interval) + 1
 
 

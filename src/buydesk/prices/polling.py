@@ -31,7 +31,8 @@ _log = logging.getLogger(__name__)
 
 
 class SourcePoller:
-    """Polls a source, tick by tick. `failures_total` counts the calls that failed, not those left out."""
+    """Polls a source, tick by tick. `failures_total` counts the calls that failed, not those left out; `is_frozen` when
+    the last answer had been the same for too long."""
 
     def __init__(self, source: PriceSource, settings: Settings, *, clock: Clock = CLOCK) -> None:
         self.name = source.name
@@ -48,6 +49,7 @@ class SourcePoller:
         self._cooldown_seconds = 0.0
         self._open_until = self._wanted_at = clock.monotonic()
         self._may_rest = True
+        self.is_frozen = False
         self._quotes: tuple[Quote, ...] = ()
 
     async def poll(self, *, may_rest: bool = True) -> SourceResponse:
@@ -69,7 +71,8 @@ class SourcePoller:
         self._failures, self._cooldown_seconds, self._open_until = 0, 0.0, self._clock.monotonic()
         self._keep_to(seen.retry_after_seconds)
         self._problem = self._changes.take(seen.fingerprint, self._clock.monotonic(), self._clock.now())
-        if self._problem:
+        self.is_frozen = bool(self._problem)
+        if self.is_frozen:
             self._last_error, self._failed_at = self._problem, self._clock.now()
             return self._without_quotes(self._problem)
         seen = self._changes.dated(seen)
@@ -172,15 +175,17 @@ class _Changes:
         return f"has given the same answer for {seconds:.0f} s" if seconds > self._unchanged_seconds_max else ""
 
     def dated(self, seen: SourceResponse) -> SourceResponse:
-        """The answer, each quote of which says when the source's book of the currency changed: not later than it was
-        observed. That another pair moves says nothing of this one."""
+        """The answer, each quote of which says when the source's book of the currency was seen to change: not later
+        than it was observed. That another pair moves says nothing of this one."""
         if seen.fingerprint is None:
             return seen
         quotes = []
         for quote in seen.quotes:
             book = quote.bid_e8, quote.ask_e8
             before = self._books.get(quote.currency)
-            if before is None or before[0] != book:
+            if before is None:  # or a source that stands still would prove its time by our restart
+                self._books[quote.currency] = before = book, EPOCH
+            elif before[0] != book:
                 self._books[quote.currency] = before = book, quote.observed_at
             quotes.append(replace(quote, changed_at=min(before[1], self._at, quote.observed_at)))
         return replace(seen, quotes=tuple(quotes))

@@ -111,12 +111,12 @@ def record_of(
     ttl: timedelta,
     replayed_from: datetime | None = None,
 ) -> PriceRecord:
-    """The record of a verdict in which a currency has a price; `unsettled` says which others than the verdict's are not
-    to be sold at and why, `unanswered` which sources gave no quotes.
+    """The record of a verdict; `unsettled` says in which currencies, besides the verdict's, nothing is to be sold and
+    why, `unanswered` which sources gave no quotes.
 
     It keeps every quote that was decided on and no other, so that everybody can decide again (`verification`).
     """
-    as_of = min(quote.observed_at for quote in verdict.used)
+    as_of = min((quote.observed_at for quote in verdict.used), default=decided_at)
     unsettled = {**unsettled, **verdict.unsettled}
     return PriceRecord(
         id=uuid.uuid4(),
@@ -126,8 +126,8 @@ def record_of(
         rates_e8={each: rate_e8 for each, rate_e8 in verdict.rates_e8.items() if each not in unsettled},
         bids_e8=verdict.bids_e8,
         asks_e8=verdict.asks_e8,
-        missing=verdict.missing,
-        unsettled={each: UnsettledRate(verdict.rates_e8[each], reason) for each, reason in unsettled.items()},
+        missing={each: reason for each, reason in verdict.missing.items() if each not in unsettled},
+        unsettled={each: UnsettledRate(verdict.rates_e8.get(each), reason) for each, reason in unsettled.items()},
         used=tuple(verdict.used),
         rejected=(*verdict.rejected, *(RejectedQuote(each.source, each.reason) for each in unanswered)),
         replayed_from=replayed_from,
@@ -208,13 +208,13 @@ def _no_majority(agreed: Sequence[Quote], fit: Sequence[Quote], rule: Rule) -> s
 
 def _contradicted(agreed: Sequence[Quote], fit: Sequence[Quote], now: datetime, rule: Rule) -> str:
     """Step 5: who contradicts these quotes, "" when nobody does whose word counts for more."""
-    proven = [quote for quote in fit if _proves_time(quote, now, rule)]
+    proven = [quote for quote in fit if proves_time(quote, now, rule)]
     against = [quote.source for quote in proven if quote not in agreed]
     if 2 * len(against) > len(proven):
         return f"is contradicted by {', '.join(sorted(against))}, which prove their time"
     return ""
 
 
-def _proves_time(quote: Quote, now: datetime, rule: Rule) -> bool:
+def proves_time(quote: Quote, now: datetime, rule: Rule) -> bool:
     """Whether the quote is known to be no older than allowed: by its source's clock, or a change of its book."""
     return quote.changed_at is None or now - quote.changed_at <= timedelta(seconds=rule.quote_age_seconds_max)

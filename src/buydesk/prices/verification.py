@@ -64,9 +64,9 @@ def discrepancies_of_record(record: PriceRecord) -> Iterator[str]:
     valid_for = record.expires_at - record.as_of
     if not timedelta() < valid_for <= timedelta(seconds=PRICE_TTL_SECONDS_MAX):
         yield f"the record is valid for {valid_for.total_seconds():g} s"
-    if not record.used:
+    if not record.used and record.rates_e8:
         yield "the record has no quotes"
-    elif record.as_of != min(quote.observed_at for quote in record.used):
+    elif record.as_of != min((quote.observed_at for quote in record.used), default=record.decided_at):
         yield f"the record is dated {format_time(record.as_of)}, which is not when its oldest quote was observed"
     if record.rule is None or record.decided_at is None:
         yield "the record tells no rule, and not when it was applied"
@@ -80,16 +80,20 @@ def discrepancies_of_record(record: PriceRecord) -> Iterator[str]:
 
 def _discrepancies_of_rule(record: PriceRecord, rule: Rule, decided_at: datetime) -> Iterator[str]:
     rejected = [each.quote for each in record.rejected if each.quote is not None]
-    rates_e8 = {**record.rates_e8, **{each: unsettled.rate_e8 for each, unsettled in record.unsettled.items()}}
+    rates_e8, missing = dict(record.rates_e8), set(record.missing)
+    for each, unsettled in record.unsettled.items():
+        if unsettled.rate_e8 is None:
+            missing.add(each)
+        else:
+            rates_e8[each] = unsettled.rate_e8
     # Of the currencies that it tells of: the desk may have got another one since.
-    currencies = dict.fromkeys([*rates_e8, *record.missing])
-    verdict = _DECIDE[rule.version]([*record.used, *rejected], decided_at, rule, currencies)
-    unexpected = {each: why for each, why in verdict.missing.items() if each not in record.missing}
+    verdict = _DECIDE[rule.version]([*record.used, *rejected], decided_at, rule, dict.fromkeys([*rates_e8, *missing]))
+    unexpected = {each: why for each, why in verdict.missing.items() if each not in missing}
     if unexpected:
         yield f"by the rule there is no price: {listed(unexpected)}"
     elif verdict.rates_e8 != rates_e8:
         yield f"the rates are {_written(rates_e8)}, and by the rule {_written(verdict.rates_e8)}"
-    elif verdict.missing.keys() != record.missing.keys():
+    elif verdict.missing.keys() != missing:
         yield "by the rule no price is missing that is said to be"
     if sold := {each: why for each, why in verdict.unsettled.items() if each in record.rates_e8}:
         yield f"by the rule nothing is sold at a price: {listed(sold)}"

@@ -84,7 +84,8 @@ class Updater:
     ) -> None:
         self.sources = [SourcePoller(source, settings, clock=clock) for source in sources]
         self.statuses: tuple[SourceStatus, ...] = ()
-        self.has_quorum = self._may_rest = False
+        self.priced: Collection[Currency] = ()  # at the last tick
+        self._may_rest = False
         self.currencies = settings.currencies
         self._settings = settings
         self._rule = rule_of(settings)
@@ -153,8 +154,8 @@ class Updater:
         moment, decided_at = self._clock.monotonic(), self._clock.now()
         self._decided_at = decided_at
         verdict = decide(quotes, decided_at, self._rule, self._settings.currencies)
-        self.has_quorum = not verdict.missing
-        self._may_rest = self.has_quorum and not verdict.unsettled
+        self.priced = verdict.rates_e8.keys()
+        self._may_rest = not verdict.missing and not verdict.unsettled
         self._note_sources(answers, verdict)
         return Tick(answers, verdict, moment, decided_at)
 
@@ -171,14 +172,17 @@ class Updater:
         by currency, "" if there is one in each."""
         verdict = found.verdict
         await self._load_last_prices(next_tick_at)
-        if not verdict.rates_e8:
+        frozen = [each.name for each in self.sources if each.is_frozen]
+        withdrawn = self._guard.withdrawn(verdict, frozen, found.decided_at)
+        unsettled = {**withdrawn, **await self._guard.unsettled(verdict, found.decided_at)}
+        if not verdict.rates_e8 and not withdrawn:
             return listed(verdict.missing)
-        price = self._price(found, await self._guard.unsettled(verdict, found.decided_at))
+        price = self._price(found, unsettled)
         with contextlib.suppress(PriceSuperseded):  # by a newer one of another updater
             await self._publisher.publish(price, next_tick_at)
             await self._guard.note_published(price.record)
-        unsettled = {each: doubted.reason for each, doubted in price.record.unsettled.items()}
-        return listed({**verdict.missing, **unsettled})
+        doubted = {each: unsettled.reason for each, unsettled in price.record.unsettled.items()}
+        return listed({**price.record.missing, **doubted})
 
     def _price(self, found: Tick, unsettled: Mapping[Currency, str]) -> UsablePrice:
         record = record_of(
@@ -246,8 +250,9 @@ class FeedMetrics(Collector):
         failures = CounterMetricFamily("buydesk_source_failures", "Calls of the source that failed.", labels=["source"])
         for source in self._updater.sources:
             failures.add_metric([source.name], source.failures_total)
-        quorum = _gauge("price_has_quorum", "1 when at the last tick enough sources agreed on a price.")
-        quorum.add_metric([], self._updater.has_quorum)
+        quorum = _gauge("price_has_quorum", "1 when at the last tick enough sources agreed on a price.", "currency")
+        for currency in self._updater.currencies:
+            quorum.add_metric([currency], currency in self._updater.priced)
         unsettled = _gauge("price_unsettled", "1 while the last published record doubts the price.", "currency")
         as_of = _gauge("price_as_of_seconds", "When the last published price was observed.")
         if self._updater.published is not None:
