@@ -15,16 +15,10 @@ MONEY = "money.py"
 POSTGRES = Path("backends/postgres")
 SERIES = Path("backends/sources/data/btc_minutes_2023-03-09_17.txt.gz")
 MIGRATION = """\
-from alembic import op
+from buydesk.backends.postgres.sql_files import upgrade_by
 
-from buydesk.backends.postgres.sql import beside
-
-revision = "9999"
-down_revision = "{before}"
-
-
-def upgrade() -> None:
-    op.get_context().impl.static_output(beside(__file__))
+revision, down_revision = "9999", "{before}"
+upgrade = upgrade_by(__file__)
 """
 CHECKED = """\
 ALTER TABLE orders DROP CONSTRAINT orders_currency_check,

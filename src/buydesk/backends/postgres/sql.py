@@ -3,7 +3,6 @@ sum)."""
 
 import re
 from importlib.resources import files
-from pathlib import Path
 
 from buydesk.orders.model import Order
 
@@ -31,8 +30,3 @@ def _queries() -> dict[str, str]:
 
 
 QUERIES = _queries()
-
-
-def beside(migration: str) -> str:
-    """The text of the .sql file beside a migration, given its file."""
-    return Path(migration).with_suffix(".sql").read_text(encoding="utf-8")

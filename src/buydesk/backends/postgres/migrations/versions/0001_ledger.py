@@ -1,13 +1,6 @@
 """The ledger: exposure, price records, orders, and the function that places a batch."""
 
-from alembic import op
+from buydesk.backends.postgres.sql_files import upgrade_by
 
-from buydesk.backends.postgres.sql import beside
-
-revision = "0001"
-down_revision = None
-
-
-def upgrade() -> None:
-    """The file beside this one."""
-    op.get_context().impl.static_output(beside(__file__))
+revision, down_revision = "0001", None
+upgrade = upgrade_by(__file__)

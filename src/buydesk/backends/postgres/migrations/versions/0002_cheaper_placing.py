@@ -1,13 +1,6 @@
 """Placing costs half: repeats are looked up before the lock, keys compared as bytes, prices checked once a batch."""
 
-from alembic import op
+from buydesk.backends.postgres.sql_files import upgrade_by
 
-from buydesk.backends.postgres.sql import beside
-
-revision = "0002"
-down_revision = "0001"
-
-
-def upgrade() -> None:
-    """The file beside this one."""
-    op.get_context().impl.static_output(beside(__file__))
+revision, down_revision = "0002", "0001"
+upgrade = upgrade_by(__file__)

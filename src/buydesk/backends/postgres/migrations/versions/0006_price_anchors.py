@@ -1,13 +1,6 @@
 """Anchors: the last published prices, and what operators confirmed of one, which no restart forgets."""
 
-from alembic import op
+from buydesk.backends.postgres.sql_files import upgrade_by
 
-from buydesk.backends.postgres.sql import beside
-
-revision = "0006"
-down_revision = "0005"
-
-
-def upgrade() -> None:
-    """The file beside this one."""
-    op.get_context().impl.static_output(beside(__file__))
+revision, down_revision = "0006", "0005"
+upgrade = upgrade_by(__file__)

@@ -1,13 +1,6 @@
 """Anchors: one that was kept while the server's clock was ahead stands in no later one's way."""
 
-from alembic import op
+from buydesk.backends.postgres.sql_files import upgrade_by
 
-from buydesk.backends.postgres.sql import beside
-
-revision = "0007"
-down_revision = "0006"
-
-
-def upgrade() -> None:
-    """The file beside this one."""
-    op.get_context().impl.static_output(beside(__file__))
+revision, down_revision = "0007", "0006"
+upgrade = upgrade_by(__file__)
