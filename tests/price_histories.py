@@ -77,7 +77,7 @@ class Source:
 
 
 def sightings() -> Sightings:
-    return Sightings(timedelta(seconds=60), RULE.sources_min)
+    return Sightings(LIMITS.jump_bp_max, RULE.sources_min, timedelta(seconds=60))
 
 
 @dataclass

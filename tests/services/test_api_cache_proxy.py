@@ -21,7 +21,7 @@ from buydesk.backends.remote import RemotePriceStore
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.prices.coindesk import currentprice, currentprice_of
-from buydesk.prices.documents import feed_status_document, point_document, record_document
+from buydesk.prices.documents import document_of, record_document
 from buydesk.prices.model import SOURCES, FeedStatus, PriceRecord, Quote, RejectedQuote, Rule, SourceStatus
 from buydesk.services.api_cache_proxy import RECORD_BYTES_MAX, STATE_BYTES_MAX, create_app
 from buydesk.settings.model import Settings
@@ -305,7 +305,7 @@ async def test_record_whose_missing_currency_has_a_price_by_the_rule_is_refused(
     lying = signed(replace(without(record(), missing=[Currency.GBP]), used=record().used))
     assert_invalid(await add(client, record_document(lying)), "record")
     hiding = without(record(), unsettled=ALL)
-    wrong = {each: replace(rate, rate_e8=rate.rate_e8 + 1) for each, rate in hiding.unsettled.items()}
+    wrong = {each: replace(rate, rate_e8=(rate.rate_e8 or 0) + 1) for each, rate in hiding.unsettled.items()}
     assert_invalid(await add(client, record_document(signed(replace(hiding, unsettled=wrong)))), "record")
 
 
@@ -344,7 +344,7 @@ async def test_history_is_of_the_last_hour_unless_asked_for_more(
     records = [record(NOON - timedelta(minutes=minutes)) for minutes in (1439, 60, 59, 0)]
     for each in records:
         await store.publish(each)
-    documents = [point_document(each.point()) for each in records]
+    documents = [document_of(each.point()) for each in records]
     assert (await client.get("/history")).json() == {"data": documents[2:]}
     assert (await client.get("/history/?minutes=1")).json() == {"data": documents[3:]}
     response = await client.get("/history", params={"minutes": 1440, "points": 1000})
@@ -367,7 +367,7 @@ async def test_history_has_so_many_points_at_the_most_and_the_latest_is_one_of_t
         await store.publish(each)
     data = (await client.get("/history", params={} if points is None else {"points": points})).json()["data"]
     assert len(data) == expected
-    assert data == [point_document(each) for each in await store.history(60, points or 240)]
+    assert data == [document_of(each) for each in await store.history(60, points or 240)]
     assert data[-1]["id"] == str(records[-1].id)
 
 
@@ -579,7 +579,7 @@ async def test_what_was_told_of_the_sources_is_shown_to_anybody(client: httpx2.A
         "The price sources have no status"
     )
     for path in ("/sources/", "/sources"):
-        told = feed_status_document(state(at=NOON - TTL * len(path)))
+        told = document_of(state(at=NOON - TTL * len(path)))
         response = await tell(client, told, path)
         assert (response.status_code, response.json()) == (200, told)
         for read in ("/sources", "/sources/"):
@@ -612,7 +612,7 @@ async def test_what_was_told_of_the_sources_is_shown_to_anybody(client: httpx2.A
 
 
 async def test_telling_of_the_sources_needs_the_internal_token_json_and_few_bytes(client: httpx2.AsyncClient) -> None:
-    document = feed_status_document(state())
+    document = document_of(state())
     response = await client.post("/sources/", json=document)
     assert_problem(response, 401, "unauthorized")
     response = await client.post("/sources/", content=json.dumps(document).encode(), headers=AUTHORIZED)
@@ -646,7 +646,7 @@ async def test_telling_of_the_sources_needs_the_internal_token_json_and_few_byte
 async def test_document_that_is_no_state_of_this_desk_is_refused_naming_the_member(
     client: httpx2.AsyncClient, change: Change, complaint: str
 ) -> None:
-    document = json.loads(json.dumps(feed_status_document(state())))
+    document = json.loads(json.dumps(document_of(state())))
     change(document)
     detail = assert_invalid(await tell(client, document), complaint.partition(":")[0])
     assert detail.startswith(complaint)
@@ -681,7 +681,7 @@ async def test_without_redis_every_answer_says_so(settings: Settings) -> None:
             client.get("/history"),
             client.get("/sources"),
             add(client, record_document(record(now))),
-            tell(client, feed_status_document(state(now))),
+            tell(client, document_of(state(now))),
         )
         for response in responses:
             assert_problem(response, 503, "price_board_unavailable")

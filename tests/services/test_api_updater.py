@@ -168,7 +168,8 @@ class UnreliableStore(MemoryPriceStore):
 
     def unsettled(self) -> list[float]:
         """Prices of the euro that were published and not to be sold at."""
-        return [record.unsettled[EUR].rate_e8 / RATE_SCALE for record in self.published if EUR in record.unsettled]
+        doubted = [record.unsettled[EUR].rate_e8 for record in self.published if EUR in record.unsettled]
+        return [rate_e8 / RATE_SCALE for rate_e8 in doubted if rate_e8 is not None]
 
 
 @pytest.fixture

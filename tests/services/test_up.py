@@ -40,7 +40,7 @@ from buydesk.http import listeners
 from buydesk.http.app import Service
 from buydesk.http.listeners import bind, close
 from buydesk.observability import logs
-from buydesk.prices.documents import feed_status_document
+from buydesk.prices.documents import document_of
 from buydesk.prices.model import FeedStatus
 from buydesk.runtime import serve as serving_module
 from buydesk.runtime import up as up_module
@@ -720,7 +720,7 @@ def refusing(missing: Mapping[str, str]) -> FastAPI:
 def knowing(at: datetime, problem: str) -> FastAPI:
     """A price store that was told of the sources."""
     app = FastAPI()
-    state = feed_status_document(FeedStatus(at, "live", problem, ()))
+    state = document_of(FeedStatus(at, "live", problem, ()))
     app.get("/sources")(lambda: state)
     return app
 

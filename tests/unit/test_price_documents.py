@@ -13,14 +13,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
-from buydesk.prices.documents import (
-    feed_status_document,
-    feed_status_from,
-    point_document,
-    point_from,
-    record_document,
-    record_from,
-)
+from buydesk.prices.documents import document_of, feed_status_from, point_from, record_document, record_from
 from buydesk.prices.model import (
     FeedStatus,
     PricePoint,
@@ -145,12 +138,12 @@ def test_quote_of_a_source_without_a_clock_says_when_its_answer_changed() -> Non
 
 @given(points)
 def test_point_survives_its_json(point: PricePoint) -> None:
-    assert point_from(as_sent(point_document(point))) == point
+    assert point_from(as_sent(document_of(point))) == point
 
 
 @given(feed_states)
 def test_state_of_the_sources_survives_its_json(state: FeedStatus) -> None:
-    assert feed_status_from(as_sent(feed_status_document(state))) == state
+    assert feed_status_from(as_sent(document_of(state))) == state
 
 
 def test_record_says_what_an_order_can_be_proven_with() -> None:
@@ -262,7 +255,7 @@ def test_what_is_no_record_is_refused_by_its_member(path: str, value: object, re
 )
 def test_what_is_no_point_is_refused_by_its_member(path: str, value: object, reason: str) -> None:
     with pytest.raises(WrongMember, match=reason) as refused:
-        point_from(changed(point_document(POINT), path, value))
+        point_from(changed(document_of(POINT), path, value))
     assert refused.value.member == (path or "point")
 
 
@@ -286,7 +279,7 @@ def test_what_is_no_point_is_refused_by_its_member(path: str, value: object, rea
 )
 def test_what_is_no_state_of_the_sources_is_refused_by_its_member(path: str, value: object, reason: str) -> None:
     with pytest.raises(WrongMember, match=reason) as refused:
-        feed_status_from(changed(feed_status_document(STATE), path, value))
+        feed_status_from(changed(document_of(STATE), path, value))
     assert refused.value.member == (path or "state")
 
 
@@ -294,8 +287,8 @@ def test_what_is_no_state_of_the_sources_is_refused_by_its_member(path: str, val
     ("read", "document", "optional"),
     [
         (record_from, DOCUMENT, OPTIONAL),
-        (point_from, point_document(POINT), {"replayed_from"}),
-        (feed_status_from, feed_status_document(STATE), set()),
+        (point_from, document_of(POINT), {"replayed_from"}),
+        (feed_status_from, document_of(STATE), set()),
     ],
 )
 def test_missing_member_is_named_unless_earlier_versions_have_none(

@@ -51,7 +51,7 @@ from buydesk.orders.model import (
 from buydesk.prices.anchor_documents import anchors_document, anchors_from, confirmation_from, new_confirmation_document
 from buydesk.prices.anchors import Anchor as PriceAnchor
 from buydesk.prices.anchors import AnchorStore, Confirmation, NewConfirmation
-from buydesk.prices.documents import feed_status_document, feed_status_from, point_from, record_document, record_from
+from buydesk.prices.documents import document_of, feed_status_from, point_from, record_document, record_from
 from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord, PriceStore
 from buydesk.settings.model import Settings
 from buydesk.settings.types import tokens
@@ -300,7 +300,7 @@ class RemotePriceStore(RemoteService, PriceStore):
         )
 
     async def put_feed_status(self, state: FeedStatus) -> None:
-        await self.ask(_whatever, "/sources/", body=feed_status_document(state))
+        await self.ask(_whatever, "/sources/", body=document_of(state))
 
     async def feed_status(self) -> FeedStatus:
         return await self.read(feed_status_from, "/sources")

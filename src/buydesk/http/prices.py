@@ -18,13 +18,7 @@ from buydesk.http.members import decode_body, whole_number
 from buydesk.http.openapi import operation
 from buydesk.money import Currency
 from buydesk.prices.coindesk import CODES, currentprice, currentprice_of
-from buydesk.prices.documents import (
-    feed_status_document,
-    feed_status_from,
-    point_document,
-    record_document,
-    record_from,
-)
+from buydesk.prices.documents import document_of, feed_status_from, record_document, record_from
 from buydesk.prices.model import (
     HISTORY_MINUTES_MAX,
     HISTORY_POINTS_MAX,
@@ -77,7 +71,7 @@ TTL = whole_number(
 )
 _NO_PRICE = (PriceUnavailable, PriceStale, PriceUnsettled, PriceStoreUnavailable)
 _RECORD = record_document(EXAMPLE_RECORD)
-_STATUS = feed_status_document(EXAMPLE_STATUS)
+_STATUS = document_of(EXAMPLE_STATUS)
 GET_RECORD = operation(
     "The current price record",
     ("The price", _RECORD | currentprice(EXAMPLE_RECORD)),
@@ -108,7 +102,7 @@ GET_CURRENTPRICE_OF = operation(
 )
 GET_HISTORY = operation(
     "Past prices, oldest first",
-    ("The prices", {"data": [point_document(EXAMPLE_RECORD.point())]}),
+    ("The prices", {"data": [document_of(EXAMPLE_RECORD.point())]}),
     errors=(InvalidRequest, PriceStoreUnavailable),
     description="Those observed within the last `minutes`, the latest among them. When there are more than "
     "`points`: the last one of each span of `minutes` / `points`. Spans begin at multiples of their length: the points "

@@ -8,7 +8,7 @@ from buydesk.http.members import Member, body_schema, json_members, read_members
 from buydesk.http.openapi import operation
 from buydesk.observability import reports as health
 from buydesk.observability.reports import Level, Report
-from buydesk.prices.documents import feed_status_document
+from buydesk.prices.documents import document_of
 from buydesk.reading import Number, is_text
 from buydesk.topology import SERVICES
 
@@ -123,7 +123,7 @@ GET_STATUS = operation(
                 "expires_at": "2026-01-31T09:05:55.800000Z",
                 "missing": {},
             },
-            "sources": {"ok": True, **feed_status_document(EXAMPLE_STATUS), "level": "warning"},
+            "sources": {"ok": True, **document_of(EXAMPLE_STATUS), "level": "warning"},
             "host": {
                 "ok": True,
                 "cpu_percent": 12.5,

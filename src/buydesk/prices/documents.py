@@ -26,7 +26,7 @@ class _WithSources(msgspec.Struct):
 
 def record_document(record: PriceRecord) -> dict[str, object]:
     """The record as JSON members; `record_from` reads them back."""
-    document = _document(record)
+    document = document_of(record)
     document["sources"] = {name: document.pop(name) for name in ("used", "rejected")}
     if record.rule is None or record.rule.version == 1:  # as they were signed
         for name in ("bids", "asks", "missing", "unsettled"):
@@ -44,28 +44,18 @@ def record_from(document: object) -> PriceRecord:
     return msgspec.structs.replace(record, used=sources.used, rejected=sources.rejected)
 
 
-def point_document(point: PricePoint) -> dict[str, object]:
-    """The point as JSON members; `point_from` reads them back."""
-    return _document(point)
-
-
 def point_from(document: object) -> PricePoint:
-    """The point of a document made by `point_document`; raises WrongMember for anything else."""
+    """The point of a document made by `document_of`; raises WrongMember for anything else."""
     return read(PricePoint, document, "point")
 
 
-def feed_status_document(state: FeedStatus) -> dict[str, object]:
-    """The state of the sources as JSON members; `feed_status_from` reads them back."""
-    return _document(state)
-
-
 def feed_status_from(document: object) -> FeedStatus:
-    """The state of a document made by `feed_status_document`; raises WrongMember for anything else."""
+    """The state of a document made by `document_of`; raises WrongMember for anything else."""
     return read(FeedStatus, document, "state")
 
 
-def _document(written: Written) -> dict[str, Any]:
-    """All members under their names in documents, values as text."""
+def document_of(written: Written) -> dict[str, Any]:
+    """What is written as JSON members, under their names in documents, values as text."""
     names = zip(written.__struct_fields__, written.__struct_encode_fields__, strict=True)
     members = {shown: _value(getattr(written, name), name) for name, shown in names}
     if written.__struct_config__.omit_defaults:
@@ -80,8 +70,8 @@ def _value(value: Any, name: str) -> object:
     if isinstance(value, int) and name.endswith("_e8"):
         return format_rate(value)
     if isinstance(value, tuple):
-        return [_document(each) for each in value]
-    return _document(value) if isinstance(value, Written) else value
+        return [document_of(each) for each in value]
+    return document_of(value) if isinstance(value, Written) else value
 
 
 def _by_currency(values: Mapping[Currency, Any]) -> dict[str, object]:

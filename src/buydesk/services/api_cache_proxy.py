@@ -29,7 +29,7 @@ from buydesk.limits import in_slices
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.prices.coindesk import CODES, currentprice, currentprice_of, require_rates
-from buydesk.prices.documents import feed_status_document, point_document, record_document
+from buydesk.prices.documents import document_of, record_document
 from buydesk.prices.model import PriceRecord, PriceStore, seconds_to_next_tick
 from buydesk.settings.model import Settings
 from buydesk.settings.types import tokens
@@ -49,11 +49,11 @@ def create_app(settings: Settings, store: PriceStore, reporter: Reporter, clock:
 
     async def history(request: Request) -> Response:
         found = await store.history(**read_query(request, MINUTES, POINTS))
-        return MsgspecResponse({"data": await in_slices(point_document, found)}, headers=_PRICE_HEADERS)
+        return MsgspecResponse({"data": await in_slices(document_of, found)}, headers=_PRICE_HEADERS)
 
     async def sources(request: Request) -> Response:
         read_query(request)
-        return MsgspecResponse(feed_status_document(await store.feed_status()), headers=_PRICE_HEADERS)
+        return MsgspecResponse(document_of(await store.feed_status()), headers=_PRICE_HEADERS)
 
     async def add(request: Request) -> Response:
         require_token(request, accepted)
@@ -70,7 +70,7 @@ def create_app(settings: Settings, store: PriceStore, reporter: Reporter, clock:
         read_query(request)
         state = parse_state(await request.body(STATE_BYTES_MAX), settings, clock.now())
         await store.put_feed_status(state)
-        return MsgspecResponse(feed_status_document(state))
+        return MsgspecResponse(document_of(state))
 
     _add_prices(app, store, settings, clock)
     app.add_direct_route("/history", "GET", history, GET_HISTORY)

@@ -28,7 +28,7 @@ from buydesk.http.responses import MsgspecResponse
 from buydesk.limits import TokenBucket
 from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import ReportStore, StoredReport, service_state, stored_report_document
-from buydesk.prices.documents import feed_status_document
+from buydesk.prices.documents import document_of
 from buydesk.prices.model import PriceStore
 from buydesk.settings.model import Settings
 from buydesk.settings.types import tokens
@@ -165,7 +165,7 @@ async def _sources(settings: Settings, store: PriceStore, clock: Clock) -> Part:
     if abs(clock.now() - state.at) > timedelta(seconds=old_after_seconds):
         problem = f"The sources were last asked at {format_time(state.at)}: is api_updater running?"
     level = "critical" if problem else "warning" if any(each.detail for each in state.sources) else "ok"
-    return {**feed_status_document(state), "ok": not problem, "level": level, "problem": problem}
+    return {**document_of(state), "ok": not problem, "level": level, "problem": problem}
 
 
 def _host(settings: Settings) -> Part:

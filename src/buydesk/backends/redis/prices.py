@@ -17,14 +17,7 @@ from buydesk.backends.redis.store import UNREADABLE, RedisStore
 from buydesk.errors import PriceStoreUnavailable, PriceUnavailable
 from buydesk.limits import in_slices
 from buydesk.observability.clock_skew import ClockMonitor
-from buydesk.prices.documents import (
-    feed_status_document,
-    feed_status_from,
-    point_document,
-    point_from,
-    record_document,
-    record_from,
-)
+from buydesk.prices.documents import document_of, feed_status_from, point_from, record_document, record_from
 from buydesk.prices.model import (
     KEPT_FOR,
     RETRY_AFTER_SECONDS,
@@ -116,7 +109,7 @@ class RedisPriceStore(RedisStore, PriceStore):
             str(record.id),
             _microseconds(record.as_of),
             msgspec.json.encode(record_document(record)),
-            msgspec.json.encode(point_document(record.point())),
+            msgspec.json.encode(document_of(record.point())),
             int(KEPT_FOR.total_seconds()),
             self._settings.price_history_records_max,
             _microseconds(record.made_at),
@@ -161,7 +154,7 @@ class RedisPriceStore(RedisStore, PriceStore):
         return [point for point in found if point is not None]
 
     async def put_feed_status(self, state: FeedStatus) -> None:
-        document = msgspec.json.encode(feed_status_document(state))
+        document = msgspec.json.encode(document_of(state))
         async with self._answering():
             asked_at = self._clocks.moment()
             self._clocks.hear("Redis", time_of(await self._client.time()), asked_at)
