@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from buydesk.errors import InvalidRequest, LedgerUnavailable
 from buydesk.money import Currency
-from buydesk.prices.anchors import Anchor, Confirmation, NewConfirmation, require_confirmable
+from buydesk.prices.anchors import Anchor, Confirmation, NewConfirmation, anchors_of, require_confirmable
 from buydesk.prices.guard import PriceGuard, change_limits, unsettled_reasons
 from buydesk.prices.model import Quote
 from buydesk.prices.rule import Verdict
-from tests.builders import record, settings
+from tests.builders import record, settings, without
 from tests.model_anchors import ModelAnchors
 
 NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
@@ -25,7 +26,12 @@ SOON = NOW + timedelta(minutes=5)
 
 
 def anchors(age: timedelta = timedelta(seconds=15)) -> dict[Currency, Anchor]:
-    return {currency: Anchor(rate_e8, NOW - age) for currency, rate_e8 in LAST.items()}
+    return of_one_time(LAST, NOW - age)
+
+
+def of_one_time(rates_e8: Mapping[Currency, int], moment: datetime) -> dict[Currency, Anchor]:
+    """The anchors of a record that has all prices."""
+    return {currency: Anchor(rate_e8, moment, rates_e8[USD]) for currency, rate_e8 in rates_e8.items()}
 
 
 def by(factor: float) -> dict[Currency, int]:
@@ -130,7 +136,7 @@ def test_currency_that_moves_against_all_others_is_unsettled() -> None:
 
 
 def test_currencies_that_all_show_the_dollars_number_are_not_sold_for() -> None:
-    before = {EUR: Anchor(86_000, NOW), GBP: Anchor(84_000, NOW), USD: Anchor(100_000, NOW)}
+    before = of_one_time({EUR: 86_000, GBP: 84_000, USD: 100_000}, NOW)
     rates_e8 = dict.fromkeys(Currency, 100_000)
     reasons = unsettled_reasons(rates_e8, before, rates_e8, (), now=NOW, limits=LIMITS)
     assert reasons == {
@@ -150,12 +156,59 @@ def test_confirmation_of_one_currency_says_nothing_of_another() -> None:
     assert unsettled(rates_e8, rates_e8, confirmation(GBP, 1, 10**18)) == {EUR: CROSSED}
 
 
-def test_currencies_that_were_published_at_other_times_are_not_compared() -> None:
-    """One that was away, or not confirmed, while the others moved must not stop these when it is back."""
-    old = anchors() | {GBP: Anchor(LAST[GBP], NOW - timedelta(minutes=30)), USD: Anchor(1, NOW - timedelta(days=9))}
-    rates_e8 = {EUR: LAST[EUR], GBP: LAST[GBP] * 115 // 100}
-    reasons = unsettled_reasons(rates_e8, old, rates_e8, (), now=NOW, limits=LIMITS)
-    assert reasons == {}
+@pytest.mark.parametrize("away", Currency)
+@pytest.mark.parametrize("factor", [1.15, 0.85])
+def test_currencies_that_were_published_at_other_times_are_not_compared(away: Currency, factor: float) -> None:
+    """One that was away, or not confirmed, while the bitcoin moved must stop neither itself nor the others when it is
+    back: it is the exchange rates that are compared, and they are as they were."""
+    before = anchors(timedelta(minutes=30))[away]
+    old = of_one_time(by(factor), NOW - timedelta(seconds=15)) | {away: before}
+    assert unsettled_reasons(by(factor), old, by(factor), (), now=NOW, limits=LIMITS) == {}
+
+
+@pytest.mark.parametrize(
+    ("rate_e8", "is_settled"), [(99_000, True), (99_001, False), (81_000, True), (80_999, False), (105_000, False)]
+)
+def test_currency_that_comes_back_at_another_exchange_rate_is_unsettled_however_long_it_was_away(
+    rate_e8: int, is_settled: bool
+) -> None:
+    for away in (timedelta(seconds=15), timedelta(minutes=2), timedelta(days=2)):
+        old = anchors() | {GBP: anchors(away)[GBP]}
+        rates_e8 = LAST | {GBP: rate_e8}
+        reasons = unsettled_reasons(rates_e8, old, rates_e8, (), now=NOW, limits=LIMITS)
+        assert reasons == ({} if is_settled else {GBP: CROSSED})
+        assert unsettled_reasons(rates_e8, old, rates_e8, [confirmation(GBP, 1, 10**18)], now=NOW, limits=LIMITS) == {}
+
+
+def test_anchor_without_the_dollars_of_its_time_is_compared_with_none() -> None:
+    rates_e8 = LAST | {EUR: 85_000}
+    for unknown in Currency:
+        old = anchors() | {unknown: Anchor(LAST[unknown], NOW)}
+        reasons = unsettled_reasons(rates_e8, old, rates_e8, (), now=NOW, limits=LIMITS)
+        # The two that are left are compared, and of two nobody can say which one has moved.
+        assert set(reasons) == (set() if unknown == EUR else set(Currency) - {unknown})
+
+
+def test_anchors_of_a_record_have_the_price_in_dollars_of_their_time() -> None:
+    published = record(20_000 * 10**8, USD=22_000 * 10**8)
+    assert anchors_of(published, anchors()) == of_one_time(published.rates_e8, published.made_at)
+
+
+def test_anchors_of_a_record_without_a_price_in_dollars_carry_the_exchange_rate_of_before() -> None:
+    """Also where that price is only in doubt; and where nobody knew an exchange rate, nobody does now."""
+    published = record(20_000 * 10**8, GBP=18_000 * 10**8)
+    for partial in (without(published, missing=[USD]), without(published, unsettled=[USD])):
+        assert anchors_of(partial, anchors()) == {
+            EUR: Anchor(20_000 * 10**8, published.made_at, 22_000 * 10**8),
+            GBP: Anchor(18_000 * 10**8, published.made_at, 22_000 * 10**8),
+        }
+        unknown = {EUR: Anchor(LAST[EUR], NOW)}
+        assert {each.dollar_e8 for each in anchors_of(partial, unknown).values()} == {None}
+
+
+def test_anchor_is_as_new_as_its_record_not_as_its_oldest_quote() -> None:
+    published = replace(record(age=20), decided_at=NOW)
+    assert {each.as_of for each in anchors_of(published, {}).values()} == {NOW}
 
 
 def test_of_two_currencies_that_move_against_each_other_neither_is_sold_for() -> None:

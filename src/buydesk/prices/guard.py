@@ -5,7 +5,8 @@ A currency's price is unsettled when, compared with its anchor (the last price t
 1. it is further away than `anchor_bp_max`, or `old_anchor_bp_max` from an anchor older than a day: a fault that all
    sources share looks like that. It stays unsettled until an operator confirms it, or it comes back;
 2. or the exchange rate to the dollar that it implies, for the dollar those to all others, differs by more than
-   `cross_bp_max` from before: two currencies that show one number look like that. It stays unsettled likewise;
+   `cross_bp_max` from before, however long ago that was: two currencies that show one number look like that. It stays
+   unsettled likewise;
 3. or it is further away than `jump_bp_max`, and what was seen before was not the same: news are seen twice, the second
    time with other quotes of as many sources as a price needs.
 
@@ -20,14 +21,13 @@ from datetime import datetime, timedelta
 
 from buydesk.errors import DeskError
 from buydesk.money import Currency, format_rate
-from buydesk.prices.anchors import Anchor, AnchorStore, Confirmation
+from buydesk.prices.anchors import Anchor, AnchorStore, Confirmation, anchors_of
 from buydesk.prices.model import PriceRecord, Quote
 from buydesk.prices.rule import Verdict, differs, percent
 from buydesk.settings.model import Settings
 from buydesk.times import format_time
 
 _OLD = timedelta(days=1)
-_SAME_TIME = timedelta(minutes=1)
 _BP = 10_000
 # A ledger that hangs must not delay the doubt, which stops the sales.
 ASK_SECONDS_MAX = 1.0
@@ -133,7 +133,7 @@ class PriceGuard:
 
     async def note_published(self, record: PriceRecord) -> None:
         """Compares the next prices with those of this record. Where they cannot be kept, the next ones will be."""
-        anchors = {each: Anchor(rate_e8, record.as_of) for each, rate_e8 in record.rates_e8.items()}
+        anchors = anchors_of(record, self._anchors)
         self._anchors |= anchors
         try:
             await self._store.keep_anchors(anchors)
@@ -183,18 +183,15 @@ def _crossed(
     confirmations: Collection[Confirmation],
     limits: ChangeLimits,
 ) -> str:
-    own = anchors[currency]
-    # What was published at another time may differ for that reason.
-    others = {
-        each: anchors[each]
-        for each in rates_e8
-        if each != currency and each in anchors and abs(anchors[each].as_of - own.as_of) <= _SAME_TIME
-    }
+    # Each through the dollars of its own time: between prices of different times the bitcoin itself has moved.
+    dollars_e8 = {each: dollar for each in rates_e8 if each in anchors and (dollar := anchors[each].dollar_e8)}
+    others = [each for each in dollars_e8 if each != currency] if currency in dollars_e8 else []
     if Currency.USD in others:  # the implied EUR/USD and GBP/USD rates
-        others = {Currency.USD: others[Currency.USD]}
+        others = [Currency.USD]
     against = []
-    for other, anchor in others.items():
-        before, after = own.rate_e8 * rates_e8[other], rates_e8[currency] * anchor.rate_e8
+    for other in others:
+        before = anchors[currency].rate_e8 * dollars_e8[other] * rates_e8[other]
+        after = rates_e8[currency] * anchors[other].rate_e8 * dollars_e8[currency]
         if abs(after - before) * _BP <= before * limits.cross_bp_max:
             return ""
         if not is_confirmed(other, rates_e8[other], confirmations):  # or it is the other that has moved
