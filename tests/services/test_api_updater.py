@@ -833,6 +833,48 @@ async def test_last_price_is_as_new_as_its_record(clock: FakeClock, store: Unrel
     assert anchors.kept == same_anchors(1001, 15)
 
 
+async def test_updater_that_was_cut_off_is_judged_by_what_another_one_published(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
+    anchors = UnreliableAnchors(now=clock.now)
+
+    async def go_on_without_it() -> None:
+        if clock.seconds == 1075:
+            await anchors.keep_anchors(same_anchors(1560, 75))
+
+    clock.meanwhile = go_on_without_it
+    prices = [well, *[closed] * 5, well]
+    await run_ticks(clock, store, 7, prices, prices, anchors=anchors)
+    assert (store.prices(), store.unsettled()) == ([1000], [1000])
+    assert "from the last price, 1560.00 of" in store.published[-1].unsettled[EUR].reason
+
+
+async def test_updater_that_was_cut_off_publishes_nothing_while_the_ledger_cannot_be_asked(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
+    anchors = UnreliableAnchors(now=clock.now)
+
+    async def be_away() -> None:
+        anchors.fault = AWAY if clock.seconds < 1080 else None
+
+    clock.meanwhile = be_away
+    prices = [well, *[closed] * 3, well]
+    running = await run_ticks(clock, store, 6, prices, prices, anchors=anchors)
+    assert len(store.published) == 1
+    assert await failure_of(running) == "The last prices are not known: PostgreSQL is away."
+    clock.seconds_max = clock.seconds - 1000 + 15
+    await run(running)
+    assert store.prices() == [1000, 1000]
+
+
+async def test_updater_that_goes_on_asks_the_ledger_for_the_last_prices_once(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
+    anchors = UnreliableAnchors(last_prices(), now=clock.now)
+    await run_ticks(clock, store, 8, [well], [well], anchors=anchors)
+    assert anchors.asked == 1
+
+
 # --- what the store is told, and stores that are down
 
 

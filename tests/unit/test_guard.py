@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from msgspec.structs import replace
 
-from buydesk.errors import InvalidRequest, LedgerUnavailable
+from buydesk.errors import InvalidRequest, LedgerUnavailable, PriceUnavailable
 from buydesk.money import Currency
 from buydesk.prices.anchors import Anchor, Confirmation, NewConfirmation, anchors_of, require_confirmable
 from buydesk.prices.guard import PriceGuard, change_limits, unsettled_reasons
@@ -243,12 +243,14 @@ class Ledger(ModelAnchors):
     """May be away, or say nothing."""
 
     is_away = hangs = False
+    asked = 0
 
     def _require_there(self) -> None:
         if self.is_away:
             raise LedgerUnavailable("It is away.")
 
     async def anchors(self) -> dict[Currency, Anchor]:
+        self.asked += 1
         self._require_there()
         return dict(await super().anchors())
 
@@ -347,6 +349,64 @@ async def test_what_another_updater_published_meanwhile_is_what_counts(guard: Pr
     await ledger.keep_anchors({each: Anchor(rate_e8, NOW) for each, rate_e8 in by(1.3).items()})
     assert await guard.unsettled(seen(by(1.31)), NOW) == {}
     assert set(await guard.unsettled(seen(by(1.0)), NOW)) == set(Currency)
+
+
+TICK_AND_A_HALF = timedelta(seconds=22.5)
+
+
+async def test_guard_that_was_cut_off_judges_by_what_another_updater_published(
+    guard: PriceGuard, ledger: Ledger
+) -> None:
+    await ledger.keep_anchors(anchors(timedelta(minutes=5)))
+    await guard.load()
+    await ledger.keep_anchors(of_one_time(by(1.56), NOW - timedelta(seconds=15)))
+    assert set(await guard.unsettled(seen(by(1.0)), NOW)) == set(Currency), "it is 36 % less than what was published"
+    assert await guard.unsettled(seen(by(1.55)), NOW) == {}
+
+
+@pytest.mark.parametrize(("age", "asked"), [(TICK_AND_A_HALF, 0), (TICK_AND_A_HALF + TICK, 1)])
+async def test_ledger_is_asked_only_where_a_tick_was_left_out(
+    guard: PriceGuard, ledger: Ledger, age: timedelta, asked: int
+) -> None:
+    """In one currency of those that have a price is enough; one without is judged when it has one."""
+    await ledger.keep_anchors(anchors() | {GBP: anchors(age)[GBP], USD: anchors(timedelta(days=1))[USD]})
+    await guard.load()
+    assert await guard.unsettled(seen({EUR: LAST[EUR], GBP: LAST[GBP]}), NOW) == {}
+    assert ledger.asked - 1 == asked
+
+
+async def test_tick_is_as_long_as_its_setting_says(ledger: Ledger) -> None:
+    slow = PriceGuard(ledger, settings(feed_interval_seconds=30), logging.getLogger("guard"))
+    await ledger.keep_anchors(anchors(TICK_AND_A_HALF * 2))
+    await slow.load()
+    assert await slow.unsettled(seen(by(1)), NOW) == {}
+    assert ledger.asked == 1
+
+
+@pytest.mark.parametrize(("fault", "why"), [("is_away", "It is away."), ("hangs", "No answer within 0.05 s.")])
+async def test_guard_that_was_cut_off_judges_nothing_without_the_ledger(
+    guard: PriceGuard, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, fault: str, why: str
+) -> None:
+    monkeypatch.setattr("buydesk.prices.guard.ASK_SECONDS_MAX", 0.05)
+    await ledger.keep_anchors(anchors(timedelta(minutes=5)))
+    await guard.load()
+    setattr(ledger, fault, True)
+    for factor in (1.0, 1.1):
+        async with asyncio.timeout(1):
+            with pytest.raises(PriceUnavailable) as refused:
+                await guard.unsettled(seen(by(factor)), NOW)
+        assert refused.value.detail == f"The last prices are not known: {why}"
+
+
+async def test_currency_that_nobody_had_before_is_not_believed_without_the_ledger(
+    guard: PriceGuard, ledger: Ledger
+) -> None:
+    await ledger.keep_anchors({EUR: anchors()[EUR]})
+    await guard.load()
+    ledger.is_away = True
+    assert await guard.unsettled(seen({EUR: LAST[EUR]}), NOW) == {}
+    with pytest.raises(PriceUnavailable):
+        await guard.unsettled(seen(LAST), NOW)
 
 
 async def test_price_is_sold_at_as_soon_as_it_is_confirmed(guard: PriceGuard, ledger: Ledger) -> None:

@@ -11,6 +11,9 @@ A currency's price is unsettled when, compared with its anchor (the last price t
    time with other quotes of as many sources as a price needs.
 
 A confirmation settles a price within its range. Where there is no anchor, nothing can be compared.
+
+Another updater may have published since this one did. So after a tick without a price of its own it asks the ledger for
+the anchors before it judges, and judges nothing without an answer.
 """
 
 import asyncio
@@ -19,7 +22,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from buydesk.errors import DeskError
+from buydesk.errors import DeskError, PriceUnavailable
 from buydesk.money import Currency, format_rate
 from buydesk.prices.anchors import Anchor, AnchorStore, Confirmation, anchors_of
 from buydesk.prices.model import PriceRecord, Quote
@@ -31,6 +34,8 @@ _OLD = timedelta(days=1)
 _BP = 10_000
 # A ledger that hangs must not delay the doubt, which stops the sales.
 ASK_SECONDS_MAX = 1.0
+# Sources answer sooner or later, so two ticks are not quite one interval apart; with one left out between, it is more.
+_TICKS_BEHIND = 1.5
 _UNTIL_CONFIRMED = "until an operator confirms it"
 
 
@@ -98,6 +103,7 @@ class PriceGuard:
         self._limits = change_limits(settings)
         self._log = log
         self._currencies = settings.currencies
+        self._own_age_max = timedelta(seconds=_TICKS_BEHIND * settings.feed_interval_seconds)
         self._anchors: dict[Currency, Anchor] = {}
         self._sightings = Sightings(timedelta(seconds=settings.price_ttl_seconds), settings.price_sources_min)
         self._is_loaded = False
@@ -112,10 +118,11 @@ class PriceGuard:
             self._log.info("There are no last prices in %s: the first ones are believed.", ", ".join(new))
 
     async def unsettled(self, verdict: Verdict, now: datetime) -> dict[Currency, str]:
-        """Why each of the prices of a tick that are unsettled is."""
+        """Why each of the prices of a tick that are unsettled is; raises PriceUnavailable where nobody can say."""
         rates_e8, before_e8 = verdict.rates_e8, self._sightings.take(verdict, now)
         reasons = unsettled_reasons(rates_e8, self._anchors, before_e8, (), now=now, limits=self._limits)
-        if not reasons:
+        is_behind = any(self._may_be_behind(currency, now) for currency in rates_e8)
+        if not reasons and not is_behind:
             return {}
         try:
             # Another updater may have gone on, and an operator may have said something.
@@ -123,6 +130,8 @@ class PriceGuard:
                 kept, confirmations = await asyncio.gather(self._store.anchors(), self._store.confirmations())
         except (DeskError, TimeoutError) as error:
             why = error.detail if isinstance(error, DeskError) else f"No answer within {ASK_SECONDS_MAX:g} s."
+            if is_behind:
+                raise PriceUnavailable(f"The last prices are not known: {why}") from error
             self._log.warning("Nobody can say whether the prices are confirmed: %s", why)
             return reasons
         for currency, anchor in kept.items():
@@ -130,6 +139,11 @@ class PriceGuard:
             if own is None or own.as_of < anchor.as_of:
                 self._anchors[currency] = anchor
         return unsettled_reasons(rates_e8, self._anchors, before_e8, confirmations, now=now, limits=self._limits)
+
+    def _may_be_behind(self, currency: Currency, now: datetime) -> bool:
+        """Whether another updater may have published later prices than the one that is remembered here."""
+        own = self._anchors.get(currency)
+        return own is None or now - own.as_of > self._own_age_max
 
     async def note_published(self, record: PriceRecord) -> None:
         """Compares the next prices with those of this record. Where they cannot be kept, the next ones will be."""
