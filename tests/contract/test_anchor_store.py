@@ -111,7 +111,11 @@ async def test_new_store_has_neither_anchors_nor_confirmations(store: AnchorStor
 
 
 async def test_anchors_are_kept_as_they_are(store: AnchorStore) -> None:
-    given = {EUR: Anchor(4119191 * 10**6 + 1, NOON), USD: Anchor(RATE_E8_MAX, NOON - MOMENT)}
+    given = {
+        EUR: Anchor(4119191 * 10**6 + 1, NOON, RATE_E8_MAX),
+        GBP: Anchor(10**8, NOON),
+        USD: Anchor(RATE_E8_MAX, NOON - MOMENT, 10**8 + 1),
+    }
     await store.keep_anchors(given)
     assert await store.anchors() == given
 
@@ -126,6 +130,13 @@ async def test_anchor_is_replaced_by_a_later_one_and_never_by_an_earlier_one(sto
         GBP: Anchor(10**8, NOON),
         USD: Anchor(10**8, NOON),
     }
+
+
+async def test_dollars_of_an_anchor_are_those_of_its_own_time(store: AnchorStore) -> None:
+    await store.keep_anchors({EUR: Anchor(10**8, NOON, 2 * 10**8), GBP: Anchor(10**8, NOON, 2 * 10**8)})
+    later = {EUR: Anchor(10**8, NOON + MOMENT), GBP: Anchor(10**8, NOON + MOMENT, 3 * 10**8)}
+    await store.keep_anchors(later)
+    assert await store.anchors() == later
 
 
 async def test_anchors_of_other_currencies_stay(store: AnchorStore) -> None:
@@ -249,7 +260,7 @@ async def test_currency_that_only_a_newer_program_knows_is_left_to_it(databases:
     dsn = await databases.new()
     ledger = PostgresLedger(as_db_proxy(dsn), settings(), livemode=False)
     owner = await asyncpg.connect(dsn)
-    await owner.execute("SELECT keep_price_anchors('{CHF,EUR}', '{1,100000000}', '{now,now}')")
+    await owner.execute("SELECT keep_price_anchors('{CHF,EUR}', '{1,100000000}', '{now,now}', '{NULL,1}')")
     await owner.execute("SELECT confirm_price('CHF', 1, 2, 'why', 15)")
     await owner.close()
     store = PostgresAnchors(ledger)

@@ -141,7 +141,7 @@ async def test_tables_of_its_own_by_our_names_are_not_those_that_anchors_and_con
 ) -> None:
     await db_proxy.execute("CREATE TEMPORARY TABLE price_anchors AS SELECT * FROM price_anchors")
     await db_proxy.execute("CREATE TEMPORARY TABLE price_confirmations AS SELECT * FROM price_confirmations")
-    await db_proxy.execute("SELECT keep_price_anchors('{EUR}', '{7}', '{now}')")
+    await db_proxy.execute("SELECT keep_price_anchors('{EUR}', '{7}', '{now}', '{8}')")
     await db_proxy.execute("SELECT confirm_price('EUR', 1, 2, 'why', 1)")
     assert await db_proxy.fetchval("SELECT count(*) FROM pg_temp.price_anchors") == 0
     assert await db_proxy.fetchval("SELECT count(*) FROM pg_temp.price_confirmations") == 0
@@ -159,8 +159,9 @@ async def test_tables_of_its_own_by_our_names_are_not_those_that_anchors_and_con
         ("confirm_price('EUR', 1, 2, '', 15)", "price_confirmations_why_check"),
         ("confirm_price('EUR', 1, 2, repeat('w', 501), 15)", "price_confirmations_why_check"),
         ("confirm_price('eur', 1, 2, 'why', 15)", "price_confirmations_currency_check"),
-        ("keep_price_anchors('{EUR}', '{0}', '{now}')", "price_anchors_rate_e8_check"),
-        ("keep_price_anchors('{euro}', '{1}', '{now}')", "price_anchors_currency_check"),
+        ("keep_price_anchors('{EUR}', '{0}', '{now}', '{1}')", "price_anchors_rate_e8_check"),
+        ("keep_price_anchors('{euro}', '{1}', '{now}', '{1}')", "price_anchors_currency_check"),
+        ("keep_price_anchors('{EUR}', '{1}', '{now}', '{0}')", "price_anchors_dollar_e8_check"),
     ],
 )
 async def test_limits_of_what_it_keeps_hold_in_the_database_too(

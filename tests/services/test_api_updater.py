@@ -90,6 +90,16 @@ def at_price(units: float, *, age_seconds: float = 0, currencies: Sequence[Curre
     return answer
 
 
+def at_prices(**units: float) -> Behaviour:
+    """So many units of each currency that is named for a bitcoin, and no others."""
+
+    async def answer(by: Exchange) -> SourceResponse:
+        each = [seen(by, mid, [Currency(code)], by.clock.at).quotes for code, mid in units.items()]
+        return SourceResponse(tuple(quote for quotes in each for quote in quotes))
+
+    return answer
+
+
 def failing(error: Exception) -> Behaviour:
     async def fail(_: Exchange) -> SourceResponse:
         raise error
@@ -215,7 +225,13 @@ def updater(
 
 def last_prices(units: float = 1000, age: timedelta = timedelta(), **others: float) -> dict[Currency, Anchor]:
     """That so many units of each currency, or of the one named, were the last price of a bitcoin."""
-    return {each: Anchor(int(others.get(each.value, units) * RATE_SCALE), NOON - age) for each in ALL}
+    rates_e8 = {each: int(others.get(each.value, units) * RATE_SCALE) for each in ALL}
+    return {each: Anchor(rate_e8, NOON - age, rates_e8[USD]) for each, rate_e8 in rates_e8.items()}
+
+
+def same_anchors(units: int, seconds: float = 0) -> dict[Currency, Anchor]:
+    """Those of a record that was decided so long after noon, with the same price in all currencies."""
+    return last_prices(units, age=timedelta(seconds=-seconds))
 
 
 async def run(updater: Updater) -> None:
@@ -724,7 +740,7 @@ async def test_first_prices_of_a_desk_without_history_are_believed_and_logged(
     await run_ticks(clock, store, 1, [at_price(69)], [at_price(69)], anchors=anchors, price_spread_bp_max=300)
     assert store.prices() == [69]
     assert logged() == ["INFO There are no last prices in EUR, GBP, USD: the first ones are believed."]
-    assert anchors.kept == dict.fromkeys(ALL, Anchor(69 * RATE_SCALE, NOON))
+    assert anchors.kept == same_anchors(69)
 
 
 async def test_last_prices_are_kept_after_each_publication_and_only_those_that_are_sold_at(
@@ -734,7 +750,7 @@ async def test_last_prices_are_kept_after_each_publication_and_only_those_that_a
     prices = jump_of(1000, 1001, 1100)
     await run_ticks(clock, store, 3, prices, prices, anchors=anchors)
     assert store.unsettled() == [1100]
-    assert anchors.kept == dict.fromkeys(ALL, Anchor(1001 * RATE_SCALE, NOON + timedelta(seconds=15)))
+    assert anchors.kept == same_anchors(1001, 15)
 
 
 async def test_price_that_was_not_published_is_no_last_price(clock: FakeClock, store: UnreliableStore) -> None:
@@ -756,7 +772,7 @@ async def test_ledger_that_fails_only_delays_that_the_last_prices_are_kept(
     prices = jump_of(1000, 1040, 1085)
     running = await run_ticks(clock, store, 3, prices, prices, anchors=anchors)
     assert store.prices() == [1000, 1040, 1085], "the next price is compared with what was published all the same"
-    assert anchors.kept == dict.fromkeys(ALL, Anchor(1085 * RATE_SCALE, NOON + timedelta(seconds=30)))
+    assert anchors.kept == same_anchors(1085, 30)
     assert {each.problem for each in store.told} == {""}
     assert logged() == []
     await running.check()
@@ -781,7 +797,7 @@ async def test_price_far_from_the_last_one_is_settled_only_by_a_confirmation(
     assert store.prices() == [1300] * 2
     assert store.published[0].unsettled[EUR].reason == FAR.format(1000)
     assert set(store.published[-1].unsettled) == {GBP, USD}
-    assert anchors.kept[EUR] == Anchor(1300 * RATE_SCALE, NOON + timedelta(seconds=60))
+    assert anchors.kept[EUR] == same_anchors(1300, 60)[EUR]
     assert anchors.kept[USD] == last_prices()[USD]
     assert await failure_of(running) == f"GBP, USD: {FAR.format(1000)}"
 
@@ -823,6 +839,72 @@ async def test_currencies_that_all_show_one_number_are_unsettled(clock: FakeCloc
         USD: crossed.format("EUR and GBP"),
     }
     assert "USD: has moved" in await failure_of(running)
+
+
+async def test_currency_that_was_away_and_shows_the_dollars_number_is_unsettled(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
+    anchors = ModelAnchors(now=clock.now)
+    right, away = at_prices(EUR=20572, GBP=18271, USD=21712), at_prices(EUR=20572, USD=21712)
+    wrong = at_prices(EUR=20572, GBP=21712, USD=21712)
+    prices = [right, *[away] * 7, *[wrong] * 3]
+    await run_ticks(clock, store, 11, prices, prices, anchors=anchors)
+    crossed = "has moved more than 10 % against USD, until an operator confirms it"
+    for record in store.published[-3:]:
+        assert {currency: each.reason for currency, each in record.unsettled.items()} == {GBP: crossed}
+        assert set(record.rates_e8) == {EUR, USD}
+    assert anchors.kept[GBP].rate_e8 == 18271 * RATE_SCALE
+
+
+async def test_last_price_is_as_new_as_its_record(clock: FakeClock, store: UnreliableStore) -> None:
+    """Not as its oldest quote: of a record that is newer by an older quote the price would not count."""
+    anchors = ModelAnchors(now=clock.now)
+    prices = [at_price(1000), at_price(1001, age_seconds=20)]
+    await run_ticks(clock, store, 2, prices, prices, anchors=anchors)
+    assert store.prices() == [1000, 1001]
+    assert anchors.kept == same_anchors(1001, 15)
+
+
+async def test_updater_that_was_cut_off_is_judged_by_what_another_one_published(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
+    anchors = UnreliableAnchors(now=clock.now)
+
+    async def go_on_without_it() -> None:
+        if clock.seconds == 1075:
+            await anchors.keep_anchors(same_anchors(1560, 75))
+
+    clock.meanwhile = go_on_without_it
+    prices = [well, *[closed] * 5, well]
+    await run_ticks(clock, store, 7, prices, prices, anchors=anchors)
+    assert (store.prices(), store.unsettled()) == ([1000], [1000])
+    assert "from the last price, 1560.00 of" in store.published[-1].unsettled[EUR].reason
+
+
+async def test_updater_that_was_cut_off_publishes_nothing_while_the_ledger_cannot_be_asked(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
+    anchors = UnreliableAnchors(now=clock.now)
+
+    async def be_away() -> None:
+        anchors.fault = AWAY if clock.seconds < 1080 else None
+
+    clock.meanwhile = be_away
+    prices = [well, *[closed] * 3, well]
+    running = await run_ticks(clock, store, 6, prices, prices, anchors=anchors)
+    assert len(store.published) == 1
+    assert await failure_of(running) == "The last prices are not known: PostgreSQL is away."
+    clock.seconds_max = clock.seconds - 1000 + 15
+    await run(running)
+    assert store.prices() == [1000, 1000]
+
+
+async def test_updater_that_goes_on_asks_the_ledger_for_the_last_prices_once(
+    clock: FakeClock, store: UnreliableStore
+) -> None:
+    anchors = UnreliableAnchors(last_prices(), now=clock.now)
+    await run_ticks(clock, store, 8, [well], [well], anchors=anchors)
+    assert anchors.asked == 1
 
 
 # --- what the store is told, and stores that are down

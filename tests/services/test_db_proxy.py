@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.errors import LedgerUnavailable, Overloaded, PriceUnavailable, WrongMode
+from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.documents import priced_order_documents, stored_document
 from buydesk.orders.model import Order, Outcome, PricedOrder
@@ -521,7 +522,7 @@ async def test_before_the_first_check_nothing_is_told_of_the_exposure() -> None:
 
 # --- anchors and confirmations
 
-ANCHORS = {"EUR": {"rate": "41191.91", "as_of": "2026-01-31T12:00:00.123456Z"}}
+ANCHORS = {"EUR": {"rate": "41191.91", "as_of": "2026-01-31T12:00:00.123456Z", "dollar": "43251.50"}}
 NEW = {"currency": "EUR", "from": "15000", "to": "16000.00", "why": "it's the news", "minutes": 15}
 
 
@@ -529,6 +530,12 @@ async def test_anchors_are_put_as_they_are_got(proxy: Proxy) -> None:
     put = await proxy.client.put("/anchors", json=ANCHORS, headers=TOKEN)
     assert (put.status_code, put.json()) == (200, ANCHORS)
     assert (await proxy.read("/anchors/")).json() == ANCHORS
+
+
+async def test_anchor_may_have_no_price_in_dollars(proxy: Proxy) -> None:
+    unknown = {"EUR": {"rate": "41191.91", "as_of": "2026-01-31T12:00:00.123456Z"}}
+    assert (await proxy.client.put("/anchors", json=unknown, headers=TOKEN)).json() == unknown
+    assert proxy.anchors.kept[Currency.EUR].dollar_e8 is None
 
 
 async def test_answer_to_an_earlier_anchor_is_the_one_that_stays(proxy: Proxy) -> None:
@@ -602,6 +609,8 @@ async def test_member_of_a_confirmation_that_is_missing_is_named(proxy: Proxy, m
         ({"EUR": {"rate": "41191.91"}}, "EUR.as_of"),
         ({"EUR": {"rate": "41191.91", "as_of": "2026-01-31T12:00:00"}}, "EUR.as_of"),
         ({"EUR": {"rate": "41191.91", "as_of": 0}}, "EUR.as_of"),
+        ({"EUR": ANCHORS["EUR"] | {"dollar": "0"}}, "EUR.dollar"),
+        ({"EUR": ANCHORS["EUR"] | {"dollar": 43251.5}}, "EUR.dollar"),
     ],
 )
 async def test_bad_anchors_are_named_and_none_is_kept(proxy: Proxy, sent: Document, member: str) -> None:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from buydesk.backends.postgres import migrate as migrations
 from buydesk.backends.postgres.accounts import TABLES
+from buydesk.backends.postgres.anchors import PostgresAnchors
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.migrate import migrate
 from buydesk.backends.postgres.rows import place_arguments
@@ -21,9 +22,11 @@ from buydesk.backends.postgres.sql import QUERIES, REVISION
 from buydesk.errors import CannotStart
 from buydesk.money import Currency
 from buydesk.orders.model import PageFrom, Placed, Replayed
+from buydesk.prices.anchors import Anchor
+from buydesk.times import utc_now
 from tests.builders import new_order, priced_order, record, settings
 from tests.conftest import PostgresServers
-from tests.databases import ANY_TIME, CAP_SATOSHI
+from tests.databases import ANY_TIME, CAP_SATOSHI, DB_PROXY, as_db_proxy
 
 _names = itertools.count()
 
@@ -148,6 +151,28 @@ async def test_desk_that_has_sold_has_a_history_from_the_upgrade_on(dsn: str, mo
     await migrate(dsn, livemode=False, cap_satoshi=1)
     found = await run(dsn, "SELECT currency, rate_e8, as_of FROM price_anchors ORDER BY currency")
     assert [tuple(row) for row in found] == [("EUR", 30_000 * 10**8, last.as_of), ("USD", 10_000 * 10**8, first.as_of)]
+
+
+async def test_last_prices_of_the_dollars_own_time_get_its_price_at_the_upgrade(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upgrade = command.upgrade
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "upgrade", lambda config, _, sql: upgrade(config, "base:0006", sql=sql))
+        await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI, account=DB_PROXY)
+    kept = (
+        "INSERT INTO price_anchors VALUES ('EUR', 1, $1), ('GBP', 2, $1::timestamptz - interval '15 s'), ('USD', 3, $1)"
+    )
+    await run(dsn, kept, utc_now())
+    await migrate(dsn, livemode=False, cap_satoshi=1, account=DB_PROXY)
+    found = await run(dsn, "SELECT currency, dollar_e8 FROM price_anchors ORDER BY currency")
+    assert [tuple(row) for row in found] == [("EUR", 3), ("GBP", None), ("USD", 3)]
+    ledger = PostgresLedger(as_db_proxy(dsn), settings(), livemode=False)
+    try:
+        await PostgresAnchors(ledger).keep_anchors({Currency.GBP: Anchor(10**8, utc_now(), 2 * 10**8)})
+        assert (await PostgresAnchors(ledger).anchors())[Currency.GBP].dollar_e8 == 2 * 10**8
+    finally:
+        await ledger.close()
 
 
 async def test_several_at_once_on_one_new_database_do_not_collide(dsn: str) -> None:

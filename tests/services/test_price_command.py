@@ -71,8 +71,8 @@ async def test_last_prices_and_what_is_confirmed_are_shown(desk: Desk) -> None:
     ends_at = utc_now() + timedelta(minutes=1)
     desk.anchors.confirmed = [Confirmation(Currency.GBP, 10**8, 2 * 10**8, "why not", ends_at)]
     assert (await desk.run(SHOW)).output.splitlines() == [
-        "EUR 41191.91, observed at 2026-01-31T12:00:01.000000Z",
-        "USD 20000.00, observed at 2026-01-31T12:00:00.000000Z",
+        "EUR 41191.91, the price of 2026-01-31T12:00:01.000000Z",
+        "USD 20000.00, the price of 2026-01-31T12:00:00.000000Z",
         f"Confirmed: GBP 1.00 to 2.00 until {format_time(ends_at)} (why not)",
     ]
 

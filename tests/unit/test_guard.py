@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from msgspec.structs import replace
 
-from buydesk.errors import InvalidRequest, LedgerUnavailable
+from buydesk.errors import InvalidRequest, LedgerUnavailable, PriceUnavailable
 from buydesk.money import Currency
-from buydesk.prices.anchors import Anchor, Confirmation, NewConfirmation, require_confirmable
+from buydesk.prices.anchors import Anchor, Confirmation, NewConfirmation, anchors_of, require_confirmable
 from buydesk.prices.guard import PriceGuard, Sightings, change_limits, unsettled_reasons
 from buydesk.prices.model import Quote
 from buydesk.prices.rule import Verdict, decide, rule_of
-from tests.builders import record, settings
+from tests.builders import record, settings, without
 from tests.model_anchors import ModelAnchors
 
 NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
@@ -26,7 +26,12 @@ SOON = NOW + timedelta(minutes=5)
 
 
 def anchors(age: timedelta = timedelta(seconds=15)) -> dict[Currency, Anchor]:
-    return {currency: Anchor(rate_e8, NOW - age) for currency, rate_e8 in LAST.items()}
+    return of_one_time(LAST, NOW - age)
+
+
+def of_one_time(rates_e8: Mapping[Currency, int], moment: datetime) -> dict[Currency, Anchor]:
+    """The anchors of a record that has all prices."""
+    return {currency: Anchor(rate_e8, moment, rates_e8[USD]) for currency, rate_e8 in rates_e8.items()}
 
 
 def by(factor: float) -> dict[Currency, int]:
@@ -131,7 +136,7 @@ def test_currency_that_moves_against_all_others_is_unsettled() -> None:
 
 
 def test_currencies_that_all_show_the_dollars_number_are_not_sold_for() -> None:
-    before = {EUR: Anchor(86_000, NOW), GBP: Anchor(84_000, NOW), USD: Anchor(100_000, NOW)}
+    before = of_one_time({EUR: 86_000, GBP: 84_000, USD: 100_000}, NOW)
     rates_e8 = dict.fromkeys(Currency, 100_000)
     reasons = unsettled_reasons(rates_e8, before, rates_e8, (), now=NOW, limits=LIMITS)
     assert reasons == {
@@ -151,12 +156,59 @@ def test_confirmation_of_one_currency_says_nothing_of_another() -> None:
     assert unsettled(rates_e8, rates_e8, confirmation(GBP, 1, 10**18)) == {EUR: CROSSED}
 
 
-def test_currencies_that_were_published_at_other_times_are_not_compared() -> None:
-    """One that was away, or not confirmed, while the others moved must not stop these when it is back."""
-    old = anchors() | {GBP: Anchor(LAST[GBP], NOW - timedelta(minutes=30)), USD: Anchor(1, NOW - timedelta(days=9))}
-    rates_e8 = {EUR: LAST[EUR], GBP: LAST[GBP] * 115 // 100}
-    reasons = unsettled_reasons(rates_e8, old, rates_e8, (), now=NOW, limits=LIMITS)
-    assert reasons == {}
+@pytest.mark.parametrize("away", Currency)
+@pytest.mark.parametrize("factor", [1.15, 0.85])
+def test_currencies_that_were_published_at_other_times_are_not_compared(away: Currency, factor: float) -> None:
+    """One that was away, or not confirmed, while the bitcoin moved must stop neither itself nor the others when it is
+    back: it is the exchange rates that are compared, and they are as they were."""
+    before = anchors(timedelta(minutes=30))[away]
+    old = of_one_time(by(factor), NOW - timedelta(seconds=15)) | {away: before}
+    assert unsettled_reasons(by(factor), old, by(factor), (), now=NOW, limits=LIMITS) == {}
+
+
+@pytest.mark.parametrize(
+    ("rate_e8", "is_settled"), [(99_000, True), (99_001, False), (81_000, True), (80_999, False), (105_000, False)]
+)
+def test_currency_that_comes_back_at_another_exchange_rate_is_unsettled_however_long_it_was_away(
+    rate_e8: int, is_settled: bool
+) -> None:
+    for away in (timedelta(seconds=15), timedelta(minutes=2), timedelta(days=2)):
+        old = anchors() | {GBP: anchors(away)[GBP]}
+        rates_e8 = LAST | {GBP: rate_e8}
+        reasons = unsettled_reasons(rates_e8, old, rates_e8, (), now=NOW, limits=LIMITS)
+        assert reasons == ({} if is_settled else {GBP: CROSSED})
+        assert unsettled_reasons(rates_e8, old, rates_e8, [confirmation(GBP, 1, 10**18)], now=NOW, limits=LIMITS) == {}
+
+
+def test_anchor_without_the_dollars_of_its_time_is_compared_with_none() -> None:
+    rates_e8 = LAST | {EUR: 85_000}
+    for unknown in Currency:
+        old = anchors() | {unknown: Anchor(LAST[unknown], NOW)}
+        reasons = unsettled_reasons(rates_e8, old, rates_e8, (), now=NOW, limits=LIMITS)
+        # The two that are left are compared, and of two nobody can say which one has moved.
+        assert set(reasons) == (set() if unknown == EUR else set(Currency) - {unknown})
+
+
+def test_anchors_of_a_record_have_the_price_in_dollars_of_their_time() -> None:
+    published = record(20_000 * 10**8, USD=22_000 * 10**8)
+    assert anchors_of(published, anchors()) == of_one_time(published.rates_e8, published.made_at)
+
+
+def test_anchors_of_a_record_without_a_price_in_dollars_carry_the_exchange_rate_of_before() -> None:
+    """Also where that price is only in doubt; and where nobody knew an exchange rate, nobody does now."""
+    published = record(20_000 * 10**8, GBP=18_000 * 10**8)
+    for partial in (without(published, missing=[USD]), without(published, unsettled=[USD])):
+        assert anchors_of(partial, anchors()) == {
+            EUR: Anchor(20_000 * 10**8, published.made_at, 22_000 * 10**8),
+            GBP: Anchor(18_000 * 10**8, published.made_at, 22_000 * 10**8),
+        }
+        unknown = {EUR: Anchor(LAST[EUR], NOW)}
+        assert {each.dollar_e8 for each in anchors_of(partial, unknown).values()} == {None}
+
+
+def test_anchor_is_as_new_as_its_record_not_as_its_oldest_quote() -> None:
+    published = replace(record(age=20), decided_at=NOW)
+    assert {each.as_of for each in anchors_of(published, {}).values()} == {NOW}
 
 
 def test_of_two_currencies_that_move_against_each_other_neither_is_sold_for() -> None:
@@ -246,12 +298,14 @@ class Ledger(ModelAnchors):
     """May be away, or say nothing."""
 
     is_away = hangs = False
+    asked = 0
 
     def _require_there(self) -> None:
         if self.is_away:
             raise LedgerUnavailable("It is away.")
 
     async def anchors(self) -> dict[Currency, Anchor]:
+        self.asked += 1
         self._require_there()
         return dict(await super().anchors())
 
@@ -350,6 +404,64 @@ async def test_what_another_updater_published_meanwhile_is_what_counts(guard: Pr
     await ledger.keep_anchors({each: Anchor(rate_e8, NOW) for each, rate_e8 in by(1.3).items()})
     assert await guard.unsettled(seen(by(1.31)), NOW) == {}
     assert set(await guard.unsettled(seen(by(1.0)), NOW)) == set(Currency)
+
+
+TICK_AND_A_HALF = timedelta(seconds=22.5)
+
+
+async def test_guard_that_was_cut_off_judges_by_what_another_updater_published(
+    guard: PriceGuard, ledger: Ledger
+) -> None:
+    await ledger.keep_anchors(anchors(timedelta(minutes=5)))
+    await guard.load()
+    await ledger.keep_anchors(of_one_time(by(1.56), NOW - timedelta(seconds=15)))
+    assert set(await guard.unsettled(seen(by(1.0)), NOW)) == set(Currency), "it is 36 % less than what was published"
+    assert await guard.unsettled(seen(by(1.55)), NOW) == {}
+
+
+@pytest.mark.parametrize(("age", "asked"), [(TICK_AND_A_HALF, 0), (TICK_AND_A_HALF + TICK, 1)])
+async def test_ledger_is_asked_only_where_a_tick_was_left_out(
+    guard: PriceGuard, ledger: Ledger, age: timedelta, asked: int
+) -> None:
+    """In one currency of those that have a price is enough; one without is judged when it has one."""
+    await ledger.keep_anchors(anchors() | {GBP: anchors(age)[GBP], USD: anchors(timedelta(days=1))[USD]})
+    await guard.load()
+    assert await guard.unsettled(seen({EUR: LAST[EUR], GBP: LAST[GBP]}), NOW) == {}
+    assert ledger.asked - 1 == asked
+
+
+async def test_tick_is_as_long_as_its_setting_says(ledger: Ledger) -> None:
+    slow = PriceGuard(ledger, settings(feed_interval_seconds=30), logging.getLogger("guard"))
+    await ledger.keep_anchors(anchors(TICK_AND_A_HALF * 2))
+    await slow.load()
+    assert await slow.unsettled(seen(by(1)), NOW) == {}
+    assert ledger.asked == 1
+
+
+@pytest.mark.parametrize(("fault", "why"), [("is_away", "It is away."), ("hangs", "No answer within 0.05 s.")])
+async def test_guard_that_was_cut_off_judges_nothing_without_the_ledger(
+    guard: PriceGuard, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, fault: str, why: str
+) -> None:
+    monkeypatch.setattr("buydesk.prices.guard.ASK_SECONDS_MAX", 0.05)
+    await ledger.keep_anchors(anchors(timedelta(minutes=5)))
+    await guard.load()
+    setattr(ledger, fault, True)
+    for factor in (1.0, 1.1):
+        async with asyncio.timeout(1):
+            with pytest.raises(PriceUnavailable) as refused:
+                await guard.unsettled(seen(by(factor)), NOW)
+        assert refused.value.detail == f"The last prices are not known: {why}"
+
+
+async def test_currency_that_nobody_had_before_is_not_believed_without_the_ledger(
+    guard: PriceGuard, ledger: Ledger
+) -> None:
+    await ledger.keep_anchors({EUR: anchors()[EUR]})
+    await guard.load()
+    ledger.is_away = True
+    assert await guard.unsettled(seen({EUR: LAST[EUR]}), NOW) == {}
+    with pytest.raises(PriceUnavailable):
+        await guard.unsettled(seen(LAST), NOW)
 
 
 async def test_price_is_sold_at_as_soon_as_it_is_confirmed(guard: PriceGuard, ledger: Ledger) -> None:

@@ -14,7 +14,14 @@ from buydesk.prices.anchor_documents import (
     confirmation_document,
     new_confirmation_document,
 )
-from buydesk.prices.anchors import CONFIRMED_MINUTES_MAX, WHY_CHARS_MAX, Anchor, Confirmation, NewConfirmation
+from buydesk.prices.anchors import (
+    CONFIRMED_MINUTES_MAX,
+    WHY_CHARS_MAX,
+    Anchor,
+    Confirmation,
+    NewConfirmation,
+    anchors_of,
+)
 from buydesk.reading import Number, is_text
 
 
@@ -70,9 +77,7 @@ def parse_confirmation(body: bytes) -> NewConfirmation:
     return NewConfirmation(found["currency"], found["from"], found["to"], found["why"], found["minutes"])
 
 
-_ANCHORS = anchors_document(
-    {currency: Anchor(rate_e8, EXAMPLE_RECORD.as_of) for currency, rate_e8 in EXAMPLE_RECORD.rates_e8.items()}
-)
+_ANCHORS = anchors_document(anchors_of(EXAMPLE_RECORD, {}))
 _NEW = NewConfirmation(Currency.EUR, 15_000 * RATE_SCALE, 16_000 * RATE_SCALE, "Kraken and the news say so", 15)
 _CONFIRMATION = confirmation_document(
     Confirmation(_NEW.currency, _NEW.low_e8, _NEW.high_e8, _NEW.why, datetime(2026, 1, 31, 9, 20, tzinfo=UTC))

@@ -15,6 +15,7 @@ def anchors_document(anchors: Mapping[Currency, Anchor]) -> dict[str, dict[str, 
     """The anchors as JSON members, one for each currency."""
     return {
         currency.value: {"rate": format_rate(anchor.rate_e8), "as_of": format_time(anchor.as_of)}
+        | ({} if anchor.dollar_e8 is None else {"dollar": format_rate(anchor.dollar_e8)})
         for currency, anchor in anchors.items()
     }
 

@@ -11,7 +11,7 @@ import msgspec
 
 from buydesk.errors import InvalidRequest
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
-from buydesk.prices.model import Written
+from buydesk.prices.model import PriceRecord, Written
 from buydesk.reading import Moment, RateE8
 
 CONFIRMED_MINUTES_MAX = 15
@@ -20,11 +20,30 @@ WHY_CHARS_MAX = 500
 CONFIRMATIONS_MAX = 100
 
 
-class Anchor(Written, frozen=True):
-    """The last published price of a currency (`rate_e8` units) and when it was observed."""
+class Anchor(Written, frozen=True, omit_defaults=True):
+    """The last published price of a currency (`rate_e8` units) and when it was decided (`PriceRecord.made_at`).
+
+    `dollar_e8` is what a bitcoin cost in dollars then: with it the exchange rate that the price implied can be told,
+    however long ago that was. None where nobody knows.
+    """
 
     rate_e8: RateE8
     as_of: Moment
+    dollar_e8: RateE8 | None = None
+
+
+def anchors_of(record: PriceRecord, before: Mapping[Currency, Anchor]) -> dict[Currency, Anchor]:
+    """The anchors that a published record makes. Where it has no price in dollars to sell at, the exchange rates are
+    those of `before`: what cannot be compared now must not be forgotten."""
+    dollar_e8 = record.rates_e8.get(Currency.USD)
+    return {
+        currency: Anchor(rate_e8, record.made_at, dollar_e8 or _dollar_as_before(rate_e8, before.get(currency)))
+        for currency, rate_e8 in record.rates_e8.items()
+    }
+
+
+def _dollar_as_before(rate_e8: int, old: Anchor | None) -> int | None:
+    return None if old is None or old.dollar_e8 is None else old.dollar_e8 * rate_e8 // old.rate_e8
 
 
 class NewConfirmation(msgspec.Struct, frozen=True):
@@ -57,8 +76,8 @@ class AnchorStore(Protocol):
         ...
 
     async def keep_anchors(self, anchors: Mapping[Currency, Anchor]) -> None:
-        """Keeps the anchors of these currencies, unless a later one is kept. One that was observed in the future, by
-        the ledger's clock, counts as observed now, and one that is kept gives way: it must not stand in the way of
+        """Keeps the anchors of these currencies, unless a later one is kept. One that was decided in the future, by
+        the ledger's clock, counts as decided now, and one that is kept gives way: it must not stand in the way of
         later ones."""
         ...
 

@@ -5,7 +5,8 @@ A currency's price is unsettled when, compared with its anchor (the last price t
 1. it is further away than `anchor_bp_max`, or `old_anchor_bp_max` from an anchor older than a day: a fault that all
    sources share looks like that. It stays unsettled until an operator confirms it, or it comes back;
 2. or the exchange rate to the dollar that it implies, for the dollar those to all others, differs by more than
-   `cross_bp_max` from before: two currencies that show one number look like that. It stays unsettled likewise;
+   `cross_bp_max` from before, however long ago that was: two currencies that show one number look like that. It stays
+   unsettled likewise;
 3. or it is further away than `jump_bp_max`, and was seen no second time, by other quotes of as many sources as a price
    needs and no further than `jump_bp_max` from the first.
 
@@ -13,6 +14,9 @@ Where there is no price, the last one is not sold at any longer if quotes contra
 was made of quotes of sources that stand still.
 
 A confirmation settles a price within its range. Where there is no anchor, nothing can be compared.
+
+Another updater may have published since this one did. So after a tick without a price of its own it asks the ledger for
+the anchors before it judges, and judges nothing without an answer.
 """
 
 import asyncio
@@ -24,19 +28,20 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from buydesk.errors import DeskError
+from buydesk.errors import DeskError, PriceUnavailable
 from buydesk.money import Currency, format_rate
-from buydesk.prices.anchors import Anchor, AnchorStore, Confirmation
+from buydesk.prices.anchors import Anchor, AnchorStore, Confirmation, anchors_of
 from buydesk.prices.model import PriceRecord, Quote
 from buydesk.prices.rule import Verdict, differs, percent, proves_time, rule_of
 from buydesk.settings.model import Settings
 from buydesk.times import format_time
 
 _OLD = timedelta(days=1)
-_SAME_TIME = timedelta(minutes=1)
 _BP = 10_000
 # A ledger that hangs must not delay the doubt, which stops the sales.
 ASK_SECONDS_MAX = 1.0
+# Sources answer sooner or later, so two ticks are not quite one interval apart; with one left out between, it is more.
+_TICKS_BEHIND = 1.5
 _UNTIL_CONFIRMED = "until an operator confirms it"
 
 
@@ -109,6 +114,7 @@ class PriceGuard:
         self._limits = change_limits(settings)
         self._log = log
         self._currencies = settings.currencies
+        self._own_age_max = timedelta(seconds=_TICKS_BEHIND * settings.feed_interval_seconds)
         self._anchors: dict[Currency, Anchor] = {}
         self._rule = rule_of(settings)
         self._ttl = timedelta(seconds=settings.price_ttl_seconds)
@@ -126,10 +132,11 @@ class PriceGuard:
             self._log.info("There are no last prices in %s: the first ones are believed.", ", ".join(new))
 
     async def unsettled(self, verdict: Verdict, now: datetime) -> dict[Currency, str]:
-        """Why each of the prices of a tick that are unsettled is."""
+        """Why each of the prices of a tick that are unsettled is; raises PriceUnavailable where nobody can say."""
         rates_e8, before_e8 = verdict.rates_e8, self._sightings.take(verdict, now)
         reasons = unsettled_reasons(rates_e8, self._anchors, before_e8, (), now=now, limits=self._limits)
-        if not reasons:
+        is_behind = any(self._may_be_behind(currency, now) for currency in rates_e8)
+        if not reasons and not is_behind:
             return {}
         try:
             # Another updater may have gone on, and an operator may have said something.
@@ -137,6 +144,8 @@ class PriceGuard:
                 kept, confirmations = await asyncio.gather(self._store.anchors(), self._store.confirmations())
         except (DeskError, TimeoutError) as error:
             why = error.detail if isinstance(error, DeskError) else f"No answer within {ASK_SECONDS_MAX:g} s."
+            if is_behind:
+                raise PriceUnavailable(f"The last prices are not known: {why}") from error
             self._log.warning("Nobody can say whether the prices are confirmed: %s", why)
             return reasons
         for currency, anchor in kept.items():
@@ -164,9 +173,14 @@ class PriceGuard:
                 reasons[currency] = f"{missing}, and {', '.join(still)}, of which the last price was made, stand still"
         return reasons
 
+    def _may_be_behind(self, currency: Currency, now: datetime) -> bool:
+        """Whether another updater may have published later prices than the one that is remembered here."""
+        own = self._anchors.get(currency)
+        return own is None or now - own.as_of > self._own_age_max
+
     async def note_published(self, record: PriceRecord) -> None:
         """Compares the next prices with those of this record. Where they cannot be kept, the next ones will be."""
-        anchors = {each: Anchor(rate_e8, record.as_of) for each, rate_e8 in record.rates_e8.items()}
+        anchors = anchors_of(record, self._anchors)
         self._anchors |= anchors
         self._used = {**self._used, **{each: _sources_of(record, each) for each in record.rates_e8}}
         try:
@@ -221,18 +235,15 @@ def _crossed(
     confirmations: Collection[Confirmation],
     limits: ChangeLimits,
 ) -> str:
-    own = anchors[currency]
-    # What was published at another time may differ for that reason.
-    others = {
-        each: anchors[each]
-        for each in rates_e8
-        if each != currency and each in anchors and abs(anchors[each].as_of - own.as_of) <= _SAME_TIME
-    }
+    # Each through the dollars of its own time: between prices of different times the bitcoin itself has moved.
+    dollars_e8 = {each: dollar for each in rates_e8 if each in anchors and (dollar := anchors[each].dollar_e8)}
+    others = [each for each in dollars_e8 if each != currency] if currency in dollars_e8 else []
     if Currency.USD in others:  # the implied EUR/USD and GBP/USD rates
-        others = {Currency.USD: others[Currency.USD]}
+        others = [Currency.USD]
     against = []
-    for other, anchor in others.items():
-        before, after = own.rate_e8 * rates_e8[other], rates_e8[currency] * anchor.rate_e8
+    for other in others:
+        before = anchors[currency].rate_e8 * dollars_e8[other] * rates_e8[other]
+        after = rates_e8[currency] * anchors[other].rate_e8 * dollars_e8[currency]
         if abs(after - before) * _BP <= before * limits.cross_bp_max:
             return ""
         if not is_confirmed(other, rates_e8[other], confirmations):  # or it is the other that has moved

@@ -50,7 +50,7 @@ async def last_prices(settings: Settings) -> str:
     async with _anchor_store(settings) as store:
         anchors, confirmations = await store.anchors(), await store.confirmations()
     lines = [
-        f"{currency} {format_rate(anchor.rate_e8)}, observed at {format_time(anchor.as_of)}"
+        f"{currency} {format_rate(anchor.rate_e8)}, the price of {format_time(anchor.as_of)}"
         for currency, anchor in sorted(anchors.items())
     ]
     lines = lines or ["There is no last price yet."]

@@ -25,12 +25,17 @@ class PostgresAnchors(AnchorStore):
 
     async def anchors(self) -> Mapping[Currency, Anchor]:
         rows = await self._ledger.fetch("price_anchors", _KNOWN)
-        return {CURRENCIES[row["currency"]]: Anchor(row["rate_e8"], row["as_of"]) for row in rows}
+        return {CURRENCIES[row["currency"]]: Anchor(row["rate_e8"], row["as_of"], row["dollar_e8"]) for row in rows}
 
     async def keep_anchors(self, anchors: Mapping[Currency, Anchor]) -> None:
-        rates_e8 = [anchor.rate_e8 for anchor in anchors.values()]
-        observed = [anchor.as_of for anchor in anchors.values()]
-        await self._ledger.fetch("keep_price_anchors", [currency.value for currency in anchors], rates_e8, observed)
+        given = anchors.values()
+        await self._ledger.fetch(
+            "keep_price_anchors",
+            [currency.value for currency in anchors],
+            [anchor.rate_e8 for anchor in given],
+            [anchor.as_of for anchor in given],
+            [anchor.dollar_e8 for anchor in given],
+        )
 
     async def confirmations(self) -> Sequence[Confirmation]:
         rows = await self._ledger.fetch("price_confirmations", _KNOWN, CONFIRMATIONS_MAX)

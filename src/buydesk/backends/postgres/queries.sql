@@ -79,11 +79,11 @@ FROM place_batch('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}
 
 -- name: price_anchors
 -- The last published prices in the currencies $1.
-SELECT currency, rate_e8, as_of FROM price_anchors WHERE currency = ANY ($1::text[])
+SELECT currency, rate_e8, as_of, dollar_e8 FROM price_anchors WHERE currency = ANY ($1::text[])
 
 -- name: keep_price_anchors
--- Keeps prices of the currencies $1, unless a later one is kept: $2 are the rates, $3 when they were observed.
-SELECT keep_price_anchors($1::text[], $2::bigint[], $3::timestamptz[])
+-- Keeps prices of the currencies $1, unless a later one is kept: $2 are the rates, $3 of when, $4 the dollar's rates then.
+SELECT keep_price_anchors($1::text[], $2::bigint[], $3::timestamptz[], $4::bigint[])
 
 -- name: price_confirmations
 -- The confirmations of prices in the currencies $1 that have not ended, the one that ends last first: $2 of them.

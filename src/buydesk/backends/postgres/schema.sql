@@ -236,11 +236,13 @@ END
 $function$;
 REVOKE EXECUTE ON FUNCTION place_batch FROM PUBLIC;
 
--- The last price of each currency that the desk published, by which the next one is judged: no restart forgets it.
+-- The last price of each currency that the desk published, by which the next one is judged: no restart forgets it. With
+-- what a bitcoin cost in dollars then, where that is known: exchange rates are compared through it.
 CREATE TABLE price_anchors (
     currency text PRIMARY KEY CHECK (currency ~ '^[A-Z]{3}$'),
     rate_e8 bigint NOT NULL CHECK (rate_e8 > 0),
-    as_of timestamptz NOT NULL
+    as_of timestamptz NOT NULL,
+    dollar_e8 bigint CHECK (dollar_e8 > 0)
 );
 
 -- What operators said that a bitcoin may cost, until when, and why. For the audit all of it stays as it was said.
@@ -270,15 +272,18 @@ FOR EACH STATEMENT EXECUTE FUNCTION keep_price_confirmations();
 -- was ahead then, and later anchors would have to wait until that time. For the same reason none is kept that lies in the
 -- future now. In the order of the currencies, so that two calls never wait for each other. With the rights of its owner,
 -- as place_batch, and for the same reason.
-CREATE FUNCTION keep_price_anchors(currencies text[], rates_e8 bigint[], observed timestamptz[]) RETURNS void
+CREATE FUNCTION keep_price_anchors(
+    currencies text[], rates_e8 bigint[], decided timestamptz[], dollars_e8 bigint[]
+) RETURNS void
 LANGUAGE sql VOLATILE
 SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
 AS $function$
-    INSERT INTO price_anchors AS kept (currency, rate_e8, as_of)
-    SELECT new.currency, new.rate_e8, least(new.as_of, statement_timestamp())
-    FROM unnest(currencies, rates_e8, observed) AS new (currency, rate_e8, as_of)
+    INSERT INTO price_anchors AS kept (currency, rate_e8, as_of, dollar_e8)
+    SELECT new.currency, new.rate_e8, least(new.as_of, statement_timestamp()), new.dollar_e8
+    FROM unnest(currencies, rates_e8, decided, dollars_e8) AS new (currency, rate_e8, as_of, dollar_e8)
     ORDER BY new.currency
-    ON CONFLICT (currency) DO UPDATE SET rate_e8 = excluded.rate_e8, as_of = excluded.as_of
+    ON CONFLICT (currency) DO UPDATE
+    SET rate_e8 = excluded.rate_e8, as_of = excluded.as_of, dollar_e8 = excluded.dollar_e8
     WHERE kept.as_of < excluded.as_of OR kept.as_of > statement_timestamp()
 $function$;
 REVOKE EXECUTE ON FUNCTION keep_price_anchors FROM PUBLIC;
