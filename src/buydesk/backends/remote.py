@@ -48,11 +48,12 @@ from buydesk.orders.model import (
     PricedOrder,
     Refused,
 )
-from buydesk.prices.anchor_documents import anchors_document, anchors_from, confirmation_from, new_confirmation_document
+from buydesk.prices.anchor_documents import anchors_document, anchors_from
 from buydesk.prices.anchors import Anchor as PriceAnchor
 from buydesk.prices.anchors import AnchorStore, Confirmation, NewConfirmation
 from buydesk.prices.documents import document_of, feed_status_from, point_from, record_document, record_from
 from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord, PriceStore
+from buydesk.reading import read
 from buydesk.settings.model import Settings
 from buydesk.settings.types import tokens
 
@@ -267,11 +268,11 @@ class RemoteAnchorStore(RemoteService, AnchorStore):
 
     async def confirmations(self) -> Sequence[Confirmation]:
         return await self.read(
-            lambda document: [confirmation_from(each) for each in document["data"]], "/confirmations"
+            lambda document: [read(Confirmation, each) for each in document["data"]], "/confirmations"
         )
 
     async def confirm(self, new: NewConfirmation) -> Confirmation:
-        return await self.ask(confirmation_from, "/confirmations", body=new_confirmation_document(new))
+        return await self.ask(partial(read, Confirmation), "/confirmations", body=document_of(new))
 
 
 class RemotePriceStore(RemoteService, PriceStore):

@@ -8,12 +8,7 @@ from buydesk.http.members import Member, body_schema, decode_body, json_members,
 from buydesk.http.openapi import operation
 from buydesk.http.prices import wrong_members_named
 from buydesk.money import CURRENCIES, CURRENCIES_TEXT, RATE_SCALE, Currency, parse_rate
-from buydesk.prices.anchor_documents import (
-    anchors_document,
-    anchors_from,
-    confirmation_document,
-    new_confirmation_document,
-)
+from buydesk.prices.anchor_documents import anchors_document, anchors_from
 from buydesk.prices.anchors import (
     CONFIRMED_MINUTES_MAX,
     WHY_CHARS_MAX,
@@ -22,6 +17,7 @@ from buydesk.prices.anchors import (
     NewConfirmation,
     anchors_of,
 )
+from buydesk.prices.documents import document_of
 from buydesk.reading import Number, is_text
 
 
@@ -79,7 +75,7 @@ def parse_confirmation(body: bytes) -> NewConfirmation:
 
 _ANCHORS = anchors_document(anchors_of(EXAMPLE_RECORD, {}))
 _NEW = NewConfirmation(Currency.EUR, 15_000 * RATE_SCALE, 16_000 * RATE_SCALE, "Kraken and the news say so", 15)
-_CONFIRMATION = confirmation_document(
+_CONFIRMATION = document_of(
     Confirmation(_NEW.currency, _NEW.low_e8, _NEW.high_e8, _NEW.why, datetime(2026, 1, 31, 9, 20, tzinfo=UTC))
 )
 _FAILURES = (LedgerUnavailable, Overloaded)
@@ -117,6 +113,6 @@ POST_CONFIRMATION = operation(
     description="Needs `Authorization: Bearer <publishing token>`. It holds from now on for so many minutes, and is "
     "kept for ever.",
     tag="internal",
-    body={"schema": body_schema(_MEMBERS), "example": new_confirmation_document(_NEW)},
+    body={"schema": body_schema(_MEMBERS), "example": document_of(_NEW)},
     is_internal=True,
 )

@@ -7,8 +7,6 @@ confirms it. Pure, but for the port.
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import msgspec
-
 from buydesk.errors import InvalidRequest
 from buydesk.money import RATE_E8_MAX, RATE_E8_MIN, Currency
 from buydesk.prices.model import PriceRecord, Written
@@ -46,24 +44,24 @@ def _dollar_as_before(rate_e8: int, old: Anchor | None) -> int | None:
     return None if old is None or old.dollar_e8 is None else old.dollar_e8 * rate_e8 // old.rate_e8
 
 
-class NewConfirmation(msgspec.Struct, frozen=True):
-    """What an operator says that a bitcoin may cost (`rate_e8` units, both ends included), for how long from now, and
-    why."""
-
-    currency: Currency
-    low_e8: int
-    high_e8: int
-    why: str
-    minutes: int
-
-
-class Confirmation(msgspec.Struct, frozen=True, rename={"low_e8": "from", "high_e8": "to"}):
-    """What an operator said that a bitcoin may cost (`rate_e8` units, both ends included), until when, and why."""
+class _Range(Written, frozen=True, rename={"low_e8": "from", "high_e8": "to"}):
+    """What an operator says that a bitcoin may cost (`rate_e8` units, both ends included), and why."""
 
     currency: Currency
     low_e8: RateE8
     high_e8: RateE8
     why: str
+
+
+class NewConfirmation(_Range, frozen=True):
+    """The same, for so many minutes from now."""
+
+    minutes: int
+
+
+class Confirmation(_Range, frozen=True):
+    """The same, until it has ended."""
+
     expires_at: Moment
 
 

@@ -64,9 +64,9 @@ from buydesk.orders.model import (
 )
 from buydesk.orders.paging import PageReader
 from buydesk.orders.pricing import price_order
-from buydesk.prices.anchor_documents import anchors_document, confirmation_document
+from buydesk.prices.anchor_documents import anchors_document
 from buydesk.prices.anchors import AnchorStore
-from buydesk.prices.documents import record_document
+from buydesk.prices.documents import document_of, record_document
 from buydesk.prices.model import RETRY_AFTER_SECONDS, PriceRecord
 from buydesk.prices.verification import require_proven
 from buydesk.reading import WrongMember
@@ -328,12 +328,12 @@ def _add_anchors(app: Service, anchors: AnchorStore, settings: Settings) -> None
 
     async def get_confirmations(request: Request) -> Response:
         require_publisher(request)
-        return MsgspecResponse({"data": [confirmation_document(each) for each in await anchors.confirmations()]})
+        return MsgspecResponse({"data": [document_of(each) for each in await anchors.confirmations()]})
 
     async def confirm(request: Request) -> Response:
         require_publisher(request)
         require_json(request)
-        return MsgspecResponse(confirmation_document(await anchors.confirm(parse_confirmation(await request.body()))))
+        return MsgspecResponse(document_of(await anchors.confirm(parse_confirmation(await request.body()))))
 
     app.add_direct_route("/anchors", "GET", get_anchors, GET_ANCHORS)
     app.add_direct_route("/anchors", "PUT", put_anchors, PUT_ANCHORS)
