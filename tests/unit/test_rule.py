@@ -411,7 +411,7 @@ def test_a_million_situations_yield_what_the_rule_says_and_nothing_else(capsys: 
 def test_histories_with_sources_that_freeze_lie_and_leave_sell_nothing_wrong_and_nearly_always(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Several ticks long, with restarts; PRICE_HISTORIES=1000000 makes as many situations."""
+    """Several ticks long, three currencies, with restarts; PRICE_HISTORIES=1000000 makes as many situations."""
     seed = int(os.environ.get("PRICE_SITUATIONS_SEED") or random.SystemRandom().getrandbits(32))
     runs = int(os.environ.get("PRICE_HISTORIES") or 200_000) // price_histories.SITUATIONS
     with capsys.disabled():
@@ -420,8 +420,8 @@ def test_histories_with_sources_that_freeze_lie_and_leave_sell_nothing_wrong_and
         checked = list(pool.map(price_histories.check, range(seed, seed + runs), [price_histories.SITUATIONS] * runs))
     seen = sum(checked, start=type(checked[0])())
     assert seen["situations"] >= runs * price_histories.SITUATIONS
-    assert seen["unsettled"] > 0
+    assert min(seen["unsettled"], seen["leaning on frozen"], seen["sold from before"]) > 0
     assert seen["due"] > seen["situations"] * 9 // 10
     assert seen["met"] >= seen["due"] * 999 // 1000
     with capsys.disabled():
-        print(f"{seen['met']} prices in {seen['due']} ticks in which a strict majority was right")  # noqa: T201
+        print(f"{seen['met']} prices in {seen['due']} ticks in which a strict majority was right; {dict(seen)}")  # noqa: T201
