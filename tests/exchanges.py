@@ -45,6 +45,7 @@ class StandIn:
         self.name = name
         self.mids = mids
         self.asked = 0  # requests so far
+        self.moves_parts = 0  # of a million, from one answer to the next
         self._trades = 0
         self._port = 0
         self._runner: web.AppRunner | None = None
@@ -113,7 +114,7 @@ class StandIn:
         books = {}
         for currency in self.mids.keys() - self.delisted:
             mid = self.mids[currency] * self.factor
-            half = self.half_spread + self._trades % 7 * mid / 10**6  # no market stands still from tick to tick
+            half = self.half_spread + self._trades % 7 * self.moves_parts * mid / 10**6
             bid, ask = (mid + half, mid - half) if self.crossed else (mid - half, mid + half)
             books[currency] = f"{bid * self.bid_factor:.2f}", f"{ask:.2f}"
         return books
@@ -143,9 +144,12 @@ class StandIns(dict[str, StandIn]):
 
 
 @contextlib.asynccontextmanager
-async def exchanges(*extra: str) -> AsyncIterator[StandIns]:
-    """The five and those that are named, listening until it is left."""
+async def exchanges(*extra: str, moving: bool = False) -> AsyncIterator[StandIns]:
+    """The five and those that are named, listening until it is left; if `moving`, their books move from answer to
+    answer, as real ones do."""
     stand_ins = StandIns((*LIVE_SOURCES, *extra))
+    for each in stand_ins.values():
+        each.moves_parts = 1 if moving else 0
     try:
         for each in stand_ins.values():
             await each.start()

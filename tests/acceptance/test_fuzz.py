@@ -43,7 +43,10 @@ async def test_every_service_answers_as_its_document_says() -> None:
     assert process.returncode == 0, printed
     assert re.search(r"\n[0-9]{4,} calls, 0 failures, seed 1\n$", printed), printed
     for service in PORTS:
-        assert re.search(rf"\n{service}: GET /readyz +200: [0-9]+  405: [0-9]+\n", printed), printed
+        ready = "200: [0-9]+  405: [0-9]+"
+        if service == "db_proxy":  # which is not ready once it has got nothing but prices that are made up
+            ready = f"({ready}|(200: [0-9]+  )?405: [0-9]+  503: [0-9]+)"
+        assert re.search(rf"\n{service}: GET /readyz +{ready}\n", printed), printed
     assert re.search(r"create_buy_order: POST /place_order/ .* 201: [0-9]+ .* 422: [0-9]+", printed), printed
     assert re.search(r"db_proxy: POST /add/ +200: [0-9]+ +401: [0-9]+ .* 422: [0-9]+", printed), printed
 

@@ -217,7 +217,10 @@ async def own_clock_that_is_off_is_named(stand_ins: StandIns, client: Client) ->
 async def test_frozen_edgy_wide_and_lonely_sources_make_no_wrong_price_and_stop_no_more_than_they_must(
     data_dir: Path, http: httpx2.AsyncClient
 ) -> None:
-    async with exchanges() as stand_ins, desk_up(data_dir, "--feed", "live", env=stand_ins.env | ALIVE) as desk:
+    async with (
+        exchanges(moving=True) as stand_ins,
+        desk_up(data_dir, "--feed", "live", env=stand_ins.env | ALIVE) as desk,
+    ):
         client = Client(desk, http)
         await until(client.uses, set(stand_ins))
         await one_book_at_the_edge_stops_nothing(stand_ins, client)
@@ -235,7 +238,7 @@ async def test_frozen_edgy_wide_and_lonely_sources_make_no_wrong_price_and_stop_
 
 async def test_restart_makes_no_frozen_majority_alive(data_dir: Path, http: httpx2.AsyncClient) -> None:
     """The first answer after a start is no change: it proves no time."""
-    async with exchanges() as stand_ins:
+    async with exchanges(moving=True) as stand_ins:
         env = stand_ins.env | ALIVE
         async with desk_up(data_dir, "--feed", "live", env=env) as desk:
             client = Client(desk, http)
@@ -311,7 +314,7 @@ async def test_a_doubted_price_is_not_sold_at_until_it_is_seen_twice_or_confirme
     data_dir: Path, http: httpx2.AsyncClient
 ) -> None:
     up_live = (data_dir, "--feed", "live")
-    async with exchanges() as stand_ins:
+    async with exchanges(moving=True) as stand_ins:
         env = stand_ins.env | SLOW
         async with desk_up(*up_live, env=env) as desk:
             client = Client(desk, http)
@@ -380,7 +383,10 @@ async def test_a_price_is_back_two_ticks_after_two_exchanges_are_and_their_retry
     seconds = 1
     times = {"BUYDESK_FEED_INTERVAL_SECONDS": f"{seconds}"}
     env = {name: value for name, value in QUICK.items() if "COOLDOWN" not in name} | times
-    async with exchanges() as stand_ins, desk_up(data_dir, "--feed", "live", env=stand_ins.env | env) as desk:
+    async with (
+        exchanges(moving=True) as stand_ins,
+        desk_up(data_dir, "--feed", "live", env=stand_ins.env | env) as desk,
+    ):
         client = Client(desk, http)
 
         # 8: an exchange that wants to be left alone is, for as long as it said.

@@ -665,6 +665,21 @@ async def test_a_price_at_hand_that_has_ended_on_the_store_ends() -> None:
     assert isinstance(price.price(EUR), PriceStale)
 
 
+@pytest.mark.parametrize(("seconds", "is_sold"), [(22, True), (23, False)])
+async def test_a_doubt_that_had_ended_before_it_was_seen_ends_the_price_before_it(seconds: int, is_sold: bool) -> None:
+    """The store could not be asked for more than a tick; what has ended there meanwhile is none that is at hand."""
+    at_hand = record()
+    clock = FakeClock(at_hand.made_at)
+    store = Faulty(settings(), clock)
+    price = PriceCache(store, settings(), LOG, clock)
+    await store.publish(at_hand)
+    await price.refresh()
+    clock.at += timedelta(seconds=seconds)
+    store.fault = stale(at_hand.as_of - timedelta(seconds=10), at_hand.expires_at - timedelta(seconds=40))
+    await price.refresh()
+    assert isinstance(price.price(EUR), PriceRecord) is is_sold
+
+
 async def test_a_fault_of_one_look_at_the_store_does_not_end_the_looking(caplog: pytest.LogCaptureFixture) -> None:
     store = Faulty(settings())
     store.fault = ZeroDivisionError("a fault")
