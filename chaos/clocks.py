@@ -45,7 +45,7 @@ def libfaketime() -> Path | None:
 
 @dataclass(frozen=True)
 class SteppedDesk:
-    """A desk of six processes, each with a clock of its own. `offset` is added to every port."""
+    """A desk of seven processes, each with a clock of its own. `offset` is added to every port."""
 
     directory: Path
     offset: int
@@ -117,6 +117,7 @@ async def stepped_desk(directory: Path) -> AsyncIterator[SteppedDesk]:
             "api_updater",
             "db_proxy",
             "fetch_buy_orders",
+            "process_buy_orders",
             "create_buy_order",
         ):
             desk.set_clock(service, 0)

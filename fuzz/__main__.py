@@ -53,7 +53,8 @@ def _tokens(data_dir: Path) -> dict[str, list[str]]:
     """What may be shown to each service, other than what makes a report a verified one."""
     shown = {
         "api_cache_proxy": ("publishing_tokens",),
-        "db_proxy": ("placing_tokens", "publishing_tokens", "reading_tokens"),
+        "db_proxy": ("placing_tokens", "processing_tokens", "publishing_tokens", "reading_tokens"),
+        "process_buy_orders": ("processing_tokens",),
     }
     return {service: [secret_file(data_dir, name).read_text() for name in shown.get(service, ())] for service in PORTS}
 

@@ -10,8 +10,9 @@ from msgspec.structs import replace
 
 from buydesk.errors import DeskError
 from buydesk.money import Currency
-from buydesk.orders.model import ANONYMOUS, NewOrder, Order, PricedOrder, new_order_id, order_document
+from buydesk.orders.model import ANONYMOUS, NewOrder, Order, PricedOrder, new_order_id
 from buydesk.orders.pricing import price_order
+from buydesk.orders.representations import order_document
 from buydesk.prices.model import SOURCES, PriceRecord, Quote, Rule, UnsettledRate
 from buydesk.prices.signing import Signer
 from buydesk.settings.model import TOKENS, Settings, variable

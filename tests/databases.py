@@ -18,6 +18,15 @@ CAP_SATOSHI = 100 * SATOSHI_PER_BTC
 # The Unix times between which a ledger's clock may be.
 ANY_TIME = (0.0, 2.0**32)
 DB_PROXY = Account("db_proxy_of_tests", "secret-of-tests")
+# A copy of order 1 as order 2, as nobody may store one.
+COPY_ORDER = (
+    "INSERT INTO orders (number, client_number, event_number, client_event_number, amount_cents, rate_e8, "
+    "market_rate_e8, satoshi, received_at, created_at, price_as_of, id, price_id, representation, currency, client) "
+    "SELECT 2, 2, 2, 2, amount_cents, rate_e8, rate_e8, satoshi, received_at, created_at, price_as_of, "
+    "gen_random_uuid(), {price_id}, representation, currency, client FROM orders WHERE number = 1"
+)
+# Clients that every database of the tests has beside anonymous.
+CLIENTS = ("other", "third")
 _names = itertools.count()
 
 
@@ -46,12 +55,22 @@ class Databases:
                 keys = settings().accepted_price_keys
                 url = server.dsn_of(template)
                 await migrate(url, livemode=livemode, cap_satoshi=CAP_SATOSHI, price_keys=keys, account=DB_PROXY)
+                await run(url, "INSERT INTO clients (name) SELECT unnest($1::text[])", CLIENTS)
                 self._templates.add((version, livemode))
             name = f"ledger_{next(_names)}"
             await maintenance.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         finally:
             await maintenance.close()
         return server.dsn_of(name)
+
+
+async def run(dsn: str, statement: str, *arguments: Any) -> None:
+    """Runs a statement as the database's owner."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement, *arguments)
+    finally:
+        await connection.close()
 
 
 async def fill(dsn: str, orders: int) -> None:
@@ -64,12 +83,15 @@ async def fill(dsn: str, orders: int) -> None:
             SET session_replication_role = replica; -- 200,000 foreign keys take their time
             INSERT INTO price_records (id, document)
             VALUES ('00000000-0000-4000-8000-000000000000', '{{"signature":{{"key":"filled"}}}}');
-            INSERT INTO orders (number, amount_cents, rate_e8, satoshi, created_at, price_as_of, id, price_id,
+            INSERT INTO orders (number, client_number, event_number, client_event_number, amount_cents, rate_e8,
+                                market_rate_e8, satoshi, received_at, created_at, price_as_of, id, price_id,
                                 representation, currency, client, client_order_id)
-            SELECT n, 20, 2000000000000, 1000, now(), now(), gen_random_uuid(), p.id,
+            SELECT n, n, n, n, 20, 2000000000000, 2000000000000, 1000, now(), now(), now(), gen_random_uuid(), p.id,
                    1, 'EUR', 'anonymous', 'filled-' || n
             FROM generate_series(1, {orders}) AS n, price_records p;
-            UPDATE exposure SET used_satoshi = {orders}::bigint * 1000, last_number = {orders};
+            UPDATE exposure SET placed_satoshi = {orders}::bigint * 1000, last_number = {orders};
+            UPDATE clients SET placed_satoshi = {orders}::bigint * 1000, last_number = {orders}
+            WHERE name = 'anonymous';
             """  # noqa: S608
         )
     finally:

@@ -5,17 +5,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from msgspec.structs import replace
+
 from buydesk.errors import (
+    ClientCapExceeded,
     ClockSkewed,
     DeskError,
     ExposureCapExceeded,
     IdempotencyKeyReused,
     OrderNotFound,
+    OrderTooLarge,
     PriceNotFound,
 )
-from buydesk.money import satoshi_for
+from buydesk.money import format_btc, satoshi_for
+from buydesk.orders.life import LOOKED_AT_MAX, AcceptedOrders, Closing, Event, conflict
 from buydesk.orders.model import (
-    REPRESENTATION,
     Anchor,
     Exposure,
     Order,
@@ -34,14 +38,27 @@ from buydesk.times import utc_now
 from tests.databases import CAP_SATOSHI
 
 
+@dataclass
+class ModelAccount:
+    """What a client, or the desk, may have placed and has."""
+
+    cap_satoshi: int | None = None
+    order_satoshi_max: int | None = None
+    counts_open: bool = False
+
+
 @dataclass(repr=False)  # pytest shows fixtures to itself, and this one grows
 class ModelLedger:
-    """OrderLedger as one would explain it: items one by one, nothing at once, nothing fast."""
+    """OrderLedger and OrderLife as one would explain them: items one by one, nothing at once, nothing fast."""
 
     cap_satoshi: int = CAP_SATOSHI
+    counts_open: bool = False
+    clients: dict[str, ModelAccount] = field(default_factory=dict)
     batches_at_once: int = 1
     place_seconds: float = 0.001
-    stored: list[Order] = field(default_factory=list)
+    stored: list[Order] = field(default_factory=list)  # as they were placed
+    happened: list[Order] = field(default_factory=list)  # as they were when something happened to them
+    closed: dict[uuid.UUID, Order] = field(default_factory=dict)
     records: dict[uuid.UUID, PriceRecord] = field(default_factory=dict)
     now: Callable[[], datetime] = utc_now
 
@@ -66,11 +83,11 @@ class ModelLedger:
             return Refused(stale(item.price.as_of, item.price.expires_at), by_ledger=True)
         rate_e8 = item.price.rates_e8[new.currency]
         satoshi = satoshi_for(new.amount_cents, rate_e8)
-        exposure = Exposure(self.cap_satoshi, sum(order.satoshi for order in self.stored), len(self.stored))
-        if satoshi > exposure.cap_satoshi - exposure.used_satoshi:
-            return Refused(ExposureCapExceeded("full", **exposure.facts()))
+        if error := self._over_limit(new.client, satoshi):
+            return Refused(error)
         order = Order(
             len(self.stored) + 1,
+            1 + sum(order.client == new.client for order in self.stored),
             new.id,
             self.now(),
             new.client,
@@ -82,19 +99,82 @@ class ModelLedger:
             item.price.id,
             item.price.as_of,
             False,
-            REPRESENTATION,
+            new.representation,
+            new.received_at,
+            rate_e8,
+            0,
+            new.reference,
+            new.metadata,
+            None,
         )
         self.stored.append(order)
+        self.happened.append(order)
         self.records[item.price.id] = item.price
         return Placed(order)
 
+    def _over_limit(self, client: str, satoshi: int) -> DeskError | None:
+        account = self.clients.get(client, ModelAccount())
+        if account.order_satoshi_max is not None and satoshi > account.order_satoshi_max:
+            return OrderTooLarge("large", bitcoin_amount_max=format_btc(account.order_satoshi_max))
+        if account.cap_satoshi is not None:
+            own = Exposure(account.cap_satoshi, self._used(account.counts_open, client), 0)
+            if satoshi > own.cap_satoshi - own.used_satoshi:
+                return ClientCapExceeded("full", **own.facts())
+        desk = Exposure(self.cap_satoshi, self._used(self.counts_open), 0)
+        if satoshi > desk.cap_satoshi - desk.used_satoshi:
+            return ExposureCapExceeded("full", **desk.facts())
+        return None
+
+    def _used(self, counts_open: bool, client: str | None = None) -> int:
+        counted = [self.now_of(order) for order in self.stored if client in (None, order.client)]
+        return sum(order.satoshi for order in counted if not counts_open or order.status == "accepted")
+
+    def now_of(self, placed: Order) -> Order:
+        """The order as it is now."""
+        return self.closed.get(placed.id, placed)
+
+    async def close_orders(self, closings: Sequence[Closing]) -> Sequence[Order | DeskError]:
+        return [self._close(closing) for closing in closings]
+
+    def _close(self, closing: Closing) -> Order | DeskError:
+        found = [order for order in self.stored if order.id == closing.order_id]
+        if not found:
+            return OrderNotFound("none")
+        order = self.now_of(found[0])
+        is_settled = closing.status == "settled"
+        if order.status == "accepted":
+            order = replace(
+                order,
+                status=closing.status,
+                settlement_reference=closing.text if is_settled else None,
+                reason=None if is_settled else closing.text,
+                closed_at=self.now(),
+            )
+            self.happened.append(order)
+            self.closed[order.id] = order
+            return order
+        text = order.settlement_reference if order.status == "settled" else order.reason
+        return order if (order.status, text) == (closing.status, closing.text) else conflict(order)
+
+    async def accepted(self, after: int, limit: int) -> AcceptedOrders:
+        looked_at = self.stored[after : after + LOOKED_AT_MAX]
+        found = [order for order in looked_at if self.now_of(order).status == "accepted"][:limit]
+        next_after = found[-1].number if len(found) == limit else max(after, after + len(looked_at))
+        return AcceptedOrders(found, next_after)
+
+    async def events(self, after: int, limit: int) -> Sequence[Event]:
+        return [Event(sequence, order) for sequence, order in enumerate(self.happened, 1)][after : after + limit]
+
+    async def last_event(self) -> int:
+        return len(self.happened)
+
     async def page(self, anchor: Anchor, page_size: int) -> Page:
-        newest_first = self.stored[::-1]
+        newest_first = [self.now_of(order) for order in reversed(self.stored)]
         match anchor:
             case PageBefore(number):
                 return Page([order for order in newest_first if order.number < number][:page_size], None)
             case PageAfter(number):
-                above = [order for order in self.stored if order.number > number][:page_size]
+                above = [order for order in newest_first[::-1] if order.number > number][:page_size]
                 return Page(above[::-1], None)
             case _:
                 return Page(newest_first[anchor.start : anchor.start + page_size], len(self.stored))
@@ -106,14 +186,13 @@ class ModelLedger:
         key = (client, client_order_id)
         return self._only([order for order in self.stored if (order.client, order.client_order_id) == key])
 
-    @staticmethod
-    def _only(found: list[Order]) -> Order:
+    def _only(self, found: list[Order]) -> Order:
         if not found:
             raise OrderNotFound("none")
-        return found[0]
+        return self.now_of(found[0])
 
     async def exposure(self) -> Exposure:
-        return Exposure(self.cap_satoshi, sum(order.satoshi for order in self.stored), len(self.stored))
+        return Exposure(self.cap_satoshi, self._used(self.counts_open), len(self.stored))
 
     async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
         if price_id not in self.records:

@@ -117,7 +117,8 @@ class Client:
         orders = (await self.get("fetch_buy_orders", "/get_orders/?page_size=1000")).json()["data"]
         for shown in orders:
             record = record_from((await self.get("fetch_buy_orders", f"/prices/{shown['price_id']}")).json())
-            order = order_from(shown | {"client": ANONYMOUS, "representation": REPRESENTATION})
+            hidden = {"desk_number": shown["number"], "client": ANONYMOUS, "metadata_text": None}
+            order = order_from(shown | hidden | {"representation": REPRESENTATION})
             assert discrepancies(order, record) == []
             assert len({quote.source for quote in record.used}) >= 2
         return len(orders)

@@ -214,7 +214,7 @@ def check_record(verdict: Verdict, rule: Rule) -> None:
         new = NewOrder(uuid.UUID(int=1), "anonymous", None, currency, record.as_of.microsecond + 1)
         priced = price_order(new, record, NOON)
         if currency in record.rates_e8:
-            assert discrepancies(placed_order(priced, 1, NOON, livemode=True), record) == []
+            assert discrepancies(placed_order(priced, 1, 1, NOON, livemode=True), record) == []
         else:
             assert isinstance(priced.price, PriceUnsettled if currency in record.unsettled else PriceUnavailable)
 

@@ -65,7 +65,7 @@ def main() -> None:
 @click.option("--sandbox-fault", type=Fault, help="Let the sandbox's price sources misbehave, to see what happens.")
 @click.option("--separate", is_flag=True, help="Each service in a process of its own, started again when it dies.")
 def up(separate: bool, **given: object) -> None:
-    """Run a whole desk: PostgreSQL (embedded, unless DATABASE_URL is set), migrations and all six services.
+    """Run a whole desk: PostgreSQL (embedded, unless DATABASE_URL is set), migrations and all seven services.
 
     Ctrl-C or SIGTERM stops it, after finishing what was accepted. Its orders are there at the next start.
     """

@@ -1,7 +1,7 @@
 """The desk's errors: one tree, in which each error has a code, a status and its facts.
 
 An error becomes an ``application/problem+json`` document (RFC 9457) in `problem` and, on the other side of an HTTP
-call, the same error again in `rebuild`, so that one process and six behave alike.
+call, the same error again in `rebuild`, so that one process and seven behave alike.
 """
 
 from collections.abc import Mapping
@@ -134,6 +134,28 @@ class ExposureCapExceeded(DeskError):
 
     code, status, title = "exposure_cap_exceeded", 409, "The order would exceed the cap"
     example_facts: ClassVar = {"cap": "100.00000000", "used": "99.99900000", "available": "0.00100000"}
+
+
+class ClientCapExceeded(DeskError):
+    """Facts: `cap`, `used`, `available`, the client's own, BTC as decimal text."""
+
+    code, status, title = "client_cap_exceeded", 409, "The order would exceed the client's cap"
+    example_facts: ClassVar = {"cap": "10.00000000", "used": "9.99900000", "available": "0.00100000"}
+
+
+class OrderTooLarge(DeskError):
+    """Facts: `bitcoin_amount_max`, BTC as decimal text."""
+
+    code, status, title = "order_too_large", 409, "The order is larger than the client's may be"
+    example_facts: ClassVar = {"bitcoin_amount_max": "1.00000000"}
+
+
+class OrderStateConflict(DeskError):
+    """Facts: `order_status` (`status` is a problem's own, RFC 9457), and the text that the order was settled or
+    cancelled with, `settlement_reference` or `reason`."""
+
+    code, status, title = "order_state_conflict", 409, "The order was settled or cancelled otherwise"
+    example_facts: ClassVar = {"order_status": "cancelled", "reason": "the client asked for it"}
 
 
 class PriceSuperseded(DeskError):

@@ -90,6 +90,7 @@ _EXPECTED = re.compile(r"Expected `(\w+)[^`]*`(?:, got .*| (>=|<=) (\d+))")
 _MUST_BE = {"object": "an object", "array": "a list", "str": "text", "uuid": "text", "int": "an integer"}
 _MUST_BE |= {"bool": "true or false", ">=": "at least", "<=": "at most"}
 _CHOICES = {"currency": f"must be one of {CURRENCIES_TEXT}", "feed": "must be sandbox or live"}
+_CHOICES["status"] = "must be accepted, settled or cancelled"
 
 
 def _wrong_member(message: str, whole: str) -> WrongMember:

@@ -9,5 +9,6 @@ PORTS = {
     "api_updater": 8003,
     "create_buy_order": 8001,
     "fetch_buy_orders": 8020,
+    "process_buy_orders": 8030,
 }
 SERVICES = tuple(PORTS)

@@ -96,7 +96,7 @@ async def ledger(databases: Databases) -> AsyncIterator["asyncpg.Connection[asyn
     dsn = await databases.new()
     await fill(dsn, len(KEYS))
     connection = await asyncpg.connect(dsn)
-    await connection.execute("UPDATE orders SET amount_cents = 5")
+    await connection.execute("SET session_replication_role = replica; UPDATE orders SET amount_cents = 5")
     yield connection
     await connection.close()
 
@@ -114,7 +114,7 @@ async def test_orders_that_are_all_there_are_proved(ledger: "asyncpg.Connection[
         ("SELECT 1", 1, KEYS, "2 orders were placed and 3 answered"),
         ("SELECT 1", 0, KEYS[:1], "3 orders were placed and 1 answered"),
         ("UPDATE orders SET amount_cents = 6 WHERE number = 2", 0, KEYS, "and 2 are there"),
-        ("UPDATE exposure SET used_satoshi = used_satoshi - 1", 0, KEYS, "does not add up"),
+        ("UPDATE exposure SET placed_satoshi = placed_satoshi - 1", 0, KEYS, "does not add up"),
         ("UPDATE exposure SET last_number = 4", 0, KEYS, "does not add up"),
         ("UPDATE orders SET number = 4 WHERE number = 3", 0, KEYS, "does not add up"),
     ],

@@ -108,7 +108,7 @@ async def test_64_clients_race_for_the_last_half_bitcoin_and_five_tenths_are_sol
         used = CAP_SATOSHI - 5 * TENTH_SATOSHI
         stored = await connection.fetchval("SELECT sum(satoshi) FROM orders")
         # As if the desk had sold all but half a bitcoin before; what it sold in this test's time is counted below.
-        await connection.execute("UPDATE exposure SET used_satoshi = $1", used)
+        await connection.execute("UPDATE exposure SET placed_satoshi = $1", used)
         record = await desk.read("api_cache_proxy", "/record")
         # The price may move a little while they race: just under a tenth each, so that five fit and six do not.
         cents = int(float(record["rates"]["EUR"]) * 10) - 1

@@ -1,4 +1,4 @@
-"""`buydesk up --separate`: six real processes. Any of them may be killed at any time, and nothing accepted is lost."""
+"""`buydesk up --separate`: seven real processes. Any of them may be killed at any time; nothing accepted is lost."""
 
 import asyncio
 import itertools
@@ -62,7 +62,7 @@ async def buy(desk: Running, key: str) -> httpx2.Response | None:
 
 async def test_every_service_is_a_process_of_its_own(desk: Running) -> None:
     pids = {process_of(desk, service).pid for service in PORTS}
-    assert len(pids) == 6
+    assert len(pids) == len(PORTS)
     # Each leads its own process group: the terminal's Ctrl-C reaches only the supervisor.
     assert {os.getpgid(pid) for pid in pids} == pids
     for service in PORTS:
@@ -77,6 +77,7 @@ async def test_every_service_is_a_process_of_its_own(desk: Running) -> None:
 SAID = {
     "create_buy_order": None,
     "fetch_buy_orders": None,
+    "process_buy_orders": None,
     "db_proxy": ("fetch_buy_orders", "/get_orders/", 503, "ledger_unavailable"),
     "api_cache_proxy": ("create_buy_order", "/livez", 200, None),
     "api_updater": ("api_cache_proxy", "/record", 200, None),
@@ -192,7 +193,7 @@ async def test_killed_itself_the_supervisor_s_children_end_also_what_is_stopped(
         desk.process.kill()
         gone, alive = await asyncio.to_thread(psutil.wait_procs, children, 20)
         assert not alive
-        assert len(gone) == 6
+        assert len(gone) == len(PORTS)
     # The next start takes over what is left: PostgreSQL and Redis.
     async with desk_up(open_directory / "orphans", "--separate") as desk:
         assert (await buy(desk, "k")).status_code == 201  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Trust inside a desk of six processes: whoever gets at Redis, or holds one secret, makes no price."""
+"""Trust inside a desk of seven processes: whoever gets at Redis, or holds one secret, makes no price."""
 
 import asyncio
 import time

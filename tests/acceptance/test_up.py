@@ -182,7 +182,7 @@ async def test_stopped_while_it_starts_it_leaves_nothing_running(data_dir: Path)
     assert not (data_dir / "postgres" / "postmaster.pid").exists()
 
 
-@pytest.mark.parametrize("how", [[], ["--separate"]], ids=["one process", "six processes"])
+@pytest.mark.parametrize("how", [[], ["--separate"]], ids=["one process", "seven processes"])
 async def test_price_is_confirmed_on_the_machine_of_the_desk_without_a_token_by_hand(
     data_dir: Path, how: list[str]
 ) -> None:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.postgres.anchors import PostgresAnchors
 from buydesk.backends.postgres.ledger import PostgresLedger
+from buydesk.backends.postgres.life import PostgresLife
 from buydesk.backends.remote import RemoteAnchorStore
 from buydesk.errors import InvalidRequest, LedgerUnavailable
 from buydesk.money import RATE_E8_MAX, Currency
@@ -84,7 +85,7 @@ async def opened(kind: str, databases: Databases) -> AsyncIterator[Kept]:
     own = PostgresAnchors(ledger)
     if kind == "remote":
         reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
-        async with served(db_proxy.create_app(settings(), ledger, own, reporter)) as url:
+        async with served(db_proxy.create_app(settings(), ledger, PostgresLife(ledger), own, reporter)) as url:
             remote = RemoteAnchorStore(url, settings())
             yield Kept(remote, None, dsn)
             await remote.close()
@@ -234,7 +235,7 @@ async def test_db_proxy_that_gives_no_answer_or_takes_no_such_token_is_an_unavai
     await calls_of(remote)
     await remote.close()
     reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
-    async with served(db_proxy.create_app(settings(), ModelLedger(), ModelAnchors(), reporter)) as url:
+    async with served(db_proxy.create_app(settings(), ModelLedger(), ModelLedger(), ModelAnchors(), reporter)) as url:
         stranger = RemoteAnchorStore(url, settings(publishing_tokens="another"))
         await calls_of(stranger)
         await stranger.close()
@@ -249,7 +250,7 @@ async def test_db_proxy_of_another_version_is_an_unavailable_ledger() -> None:
             return {cast("Currency", Francs.CHF): Anchor(10**8, NOON)}
 
     reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
-    async with served(db_proxy.create_app(settings(), ModelLedger(), Newer(), reporter)) as url:
+    async with served(db_proxy.create_app(settings(), ModelLedger(), ModelLedger(), Newer(), reporter)) as url:
         remote = RemoteAnchorStore(url, settings())
         with pytest.raises(LedgerUnavailable):
             await remote.anchors()

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.postgres.anchors import PostgresAnchors
 from buydesk.backends.postgres.ledger import PostgresLedger
+from buydesk.backends.postgres.life import PostgresLife
 from buydesk.backends.remote import RemoteLedger
 from buydesk.errors import DeskError, OrderNotFound, PriceNotFound, PriceStale, PriceUnavailable
 from buydesk.money import SATOSHI_PER_BTC, Currency
@@ -50,7 +51,7 @@ async def opened(kind: str, databases: Databases) -> AsyncIterator[OrderLedger]:
     own = PostgresLedger(as_db_proxy(await databases.new(version)), settings(), livemode=False)
     if kind == "remote":
         reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
-        app = db_proxy.create_app(settings(), own, PostgresAnchors(own), reporter)
+        app = db_proxy.create_app(settings(), own, PostgresLife(own), PostgresAnchors(own), reporter)
         async with served(app) as url:
             remote = RemoteLedger(url, settings())
             yield remote

@@ -15,7 +15,7 @@ from buydesk.errors import CannotStart, LedgerUnavailable
 from buydesk.orders.model import Placed, Replayed
 from buydesk.prices.model import RejectedQuote
 from tests.builders import priced_order, record, settings, signed
-from tests.databases import CAP_SATOSHI, DB_PROXY, Databases, as_db_proxy
+from tests.databases import CAP_SATOSHI, COPY_ORDER, DB_PROXY, Databases, as_db_proxy
 
 PLANTED = """
     CREATE FUNCTION cardinality(uuid[]) RETURNS int LANGUAGE plpgsql
@@ -57,11 +57,17 @@ async def test_it_places_and_reads_all_that_a_ledger_does(dsn: str) -> None:
     "statement",
     [
         "UPDATE exposure SET cap_satoshi = 2100000000000000",
-        "UPDATE exposure SET used_satoshi = 0",
+        "UPDATE exposure SET placed_satoshi = 0",
+        "UPDATE exposure SET cap_counts_open = true",
+        "UPDATE clients SET cap_satoshi = NULL",
+        "INSERT INTO clients (name) VALUES ('mine')",
+        "DELETE FROM clients",
+        "DELETE FROM closings",
+        "UPDATE closings SET status = 'settled'",
+        "INSERT INTO closings VALUES (2, 1, 1, 1, 2, now(), 'anonymous', 'settled')",
         "DELETE FROM orders",
         "UPDATE orders SET satoshi = 1",
-        "INSERT INTO orders SELECT 2, amount_cents, rate_e8, satoshi, created_at, price_as_of, gen_random_uuid(), "
-        "price_id, representation, currency, client, 'mine' FROM orders",
+        COPY_ORDER.format(price_id="price_id"),
         "INSERT INTO price_records (id, document) VALUES (gen_random_uuid(), '{}')",
         "INSERT INTO price_keys VALUES ('mine')",
         "INSERT INTO price_anchors VALUES ('EUR', 1, now())",
@@ -79,9 +85,10 @@ async def test_it_places_and_reads_all_that_a_ledger_does(dsn: str) -> None:
         "ALTER TABLE orders ADD COLUMN mine int",
         "CREATE TABLE mine ()",
         "CREATE SCHEMA mine",
-        "CREATE OR REPLACE FUNCTION place_batch() RETURNS int LANGUAGE sql AS 'SELECT 1'",
-        "DROP FUNCTION place_batch",
-        "ALTER FUNCTION place_batch SECURITY INVOKER",
+        "CREATE OR REPLACE FUNCTION place_orders() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "DROP FUNCTION place_orders",
+        "ALTER FUNCTION place_orders SECURITY INVOKER",
+        "ALTER FUNCTION close_orders SECURITY INVOKER",
         "SET session_replication_role = replica",
         "CREATE ROLE mine",
     ],
@@ -96,8 +103,8 @@ async def test_what_else_there_is_it_may_not_do(
 async def test_tables_of_its_own_by_our_names_are_not_those_that_orders_go_to(
     db_proxy: "asyncpg.Connection[asyncpg.Record]",
 ) -> None:
-    empty = ", ".join(["'{}'"] * 15)
-    call = f"SELECT cap, is_live FROM place_batch({empty}, 1::smallint, '-infinity', 'infinity')"  # noqa: S608
+    empty = ", ".join(["'{}'"] * 20)
+    call = f"SELECT cap, is_live FROM place_orders({empty}, '-infinity', 'infinity')"  # noqa: S608
     await db_proxy.execute("CREATE TEMPORARY TABLE exposure AS SELECT * FROM exposure")
     await db_proxy.execute("UPDATE pg_temp.exposure SET cap_satoshi = 2100000000000000, livemode = true")
     [row] = await db_proxy.fetch(call)
@@ -124,10 +131,10 @@ async def test_no_array_makes_room_under_the_cap(
     with pytest.raises(asyncpg.IntegrityConstraintViolationError):
         await db_proxy.fetch(
             f"""
-            SELECT outcomes FROM place_batch(
-                {ids}, '{{anonymous}}', '{{NULL}}', '{{EUR}}', '{{100}}', '{{100}}', '{{{satoshi}}}', '{{infinity}}',
-                '{{1}}', '{{1}}', '{{0}}', ARRAY[$1::uuid], ARRAY[now()], '{{infinity}}', ARRAY[$2],
-                1::smallint, '-infinity', 'infinity')
+            SELECT outcomes FROM place_orders(
+                {ids}, '{{1}}', '{{NULL}}', '{{EUR}}', '{{100}}', '{{100}}', '{{{satoshi}}}', '{{infinity}}',
+                '{{0}}', '{{2}}', NULL, NULL, '{{1}}', '{{1}}', '{{0}}', '{{anonymous}}', ARRAY[$1::uuid], ARRAY[now()],
+                '{{infinity}}', ARRAY[$2], '-infinity', 'infinity')
             """,  # noqa: S608
             price["id"],
             price["document"],
@@ -271,7 +278,7 @@ async def test_where_everybody_could_make_functions_it_can_slip_none_under_placi
     await owner.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
     thief = await asyncpg.connect(as_db_proxy(dsn))
     await thief.execute(PLANTED)
-    with pytest.raises(CannotStart, match=r"could have another's function run by place_batch: cardinality\(uuid"):
+    with pytest.raises(CannotStart, match=r"could have another's function run by our functions: cardinality\(uuid"):
         await migrate(dsn, livemode=False, cap_satoshi=1, account=DB_PROXY)
     await thief.execute("DROP FUNCTION public.cardinality")
     await migrate(dsn, livemode=False, cap_satoshi=1, account=DB_PROXY)

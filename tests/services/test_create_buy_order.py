@@ -119,7 +119,15 @@ async def test_the_brief_s_query_call(desk: Desk) -> None:
         "price_id",
         "price_as_of",
         "livemode",
+        "status",
+        "received_at",
+        "reference",
+        "metadata",
+        "market_rate",
+        "markup_bp",
+        "quote_id",
     ]
+    assert order["status"] == "accepted"
     assert order["id"] == str(stored.id)
     assert (order["number"], order["currency"], order["amount"]) == (1, "EUR", "69.00")
     assert (order["exchange_rate"], order["bitcoin_amount"]) == ("41191.91", "0.00167509")

@@ -88,7 +88,9 @@ async def proxy_with(**given: Any) -> AsyncIterator[Proxy]:
     """The service with an empty ledger and these settings."""
     configured = settings(price_ttl_seconds=3600, **given)
     ledger, anchors = Ledger(), ModelAnchors()
-    app = create_app(configured, ledger, anchors, Reporter("db_proxy", MemoryReportStore(configured), configured))
+    app = create_app(
+        configured, ledger, ledger, anchors, Reporter("db_proxy", MemoryReportStore(configured), configured)
+    )
     async with served(app) as url, httpx2.AsyncClient(base_url=url, timeout=20) as client:
         yield Proxy(ledger, anchors, client)
 

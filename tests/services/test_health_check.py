@@ -439,6 +439,7 @@ async def test_status_tells_alive_late_and_dead(bench: Bench, client: httpx2.Asy
         "api_updater": "late",
         "db_proxy": "dead",
         "fetch_buy_orders": "alive",
+        "process_buy_orders": "unknown",
         "health_check": "unknown",
         "a-stranger": "alive",
     }

@@ -4,10 +4,12 @@ import asyncio
 import itertools
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 from alembic import command
 from msgspec.structs import replace
@@ -16,28 +18,58 @@ from buydesk.backends.postgres import migrate as migrations
 from buydesk.backends.postgres.accounts import TABLES
 from buydesk.backends.postgres.anchors import PostgresAnchors
 from buydesk.backends.postgres.ledger import PostgresLedger
+from buydesk.backends.postgres.life import PostgresLife
 from buydesk.backends.postgres.migrate import migrate
 from buydesk.backends.postgres.rows import place_arguments
-from buydesk.backends.postgres.sql import QUERIES, REVISION
+from buydesk.backends.postgres.sql import REVISION
 from buydesk.errors import CannotStart
+from buydesk.http.orders import created
 from buydesk.money import Currency
-from buydesk.orders.model import PageFrom, Placed, Replayed
+from buydesk.orders.life import Closing
+from buydesk.orders.model import Order, PageFrom, Placed, PricedOrder, Refused, Replayed
+from buydesk.orders.representations import PlacedDocument1
 from buydesk.prices.anchors import Anchor
 from buydesk.times import utc_now
 from tests.builders import new_order, priced_order, record, settings
 from tests.conftest import PostgresServers
 from tests.databases import ANY_TIME, CAP_SATOSHI, DB_PROXY, as_db_proxy
+from tests.recount import assert_adds_up
 
 _names = itertools.count()
 
-# How a program of the versions before 0003 places a batch.
-PLACE_BEFORE = """
+# How a program of the versions before 0008 places a batch, and one of those before 0003.
+PLACE_BEFORE_8 = """
+    SELECT outcomes, numbers, used_then, moment, cap, is_live FROM place_batch(
+        $1::text::uuid[], $2, $3, $4::text::text[], $5::text::bigint[], $6::text::bigint[], $7::text::bigint[],
+        ARRAY(SELECT to_timestamp(deadline) FROM unnest($8::text::float8[]) AS deadline),
+        $9::text::int[], $10::text::int[], $11::text::int[], $12, $13, $14, $15, $16,
+        to_timestamp($17::float8), to_timestamp($18::float8)
+    )
+"""
+PLACE_BEFORE_3 = """
     SELECT outcomes, numbers FROM place_orders(
         $1::text::uuid[], $2, $3, $4::text::text[], $5::text::bigint[], $6::text::bigint[], $7::text::bigint[],
         ARRAY(SELECT to_timestamp(deadline) FROM unnest($8::text::float8[]) AS deadline),
         $9::text::int[], $10::text::int[], $11::text::int[], $12, $13, $14, $15, $16
     )
 """
+
+
+def arguments_before_8(items: Sequence[PricedOrder]) -> tuple[Any, ...]:
+    """The arguments of place_batch, by those of today."""
+    ids, _, *today = place_arguments(items, ANY_TIME)
+    keys, currencies, cents, rates, satoshis, deadlines, _, _, _, _, *slots = today[:13]
+    clients = [item.order.client for item in items]
+    return ids, clients, keys, currencies, cents, rates, satoshis, deadlines, *slots, *today[14:18], 1, *ANY_TIME
+
+
+async def migrate_until(revision: str, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a database of a version before."""
+    upgrade = command.upgrade
+    keys = () if revision < "0004" else settings().accepted_price_keys
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "upgrade", lambda config, _, sql: upgrade(config, f"base:{revision}", sql=sql))
+        await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI, price_keys=keys)
 
 
 @pytest.fixture
@@ -110,23 +142,21 @@ async def test_a_second_run_changes_nothing_and_keeps_the_cap(dsn: str) -> None:
 
 
 async def test_orders_placed_before_an_upgrade_are_kept_and_repeated(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    upgrade = command.upgrade
-    with monkeypatch.context() as patch:
-        patch.setattr(command, "upgrade", lambda config, _, sql: upgrade(config, "base:0001", sql=sql))
-        await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
+    await migrate_until("0001", dsn, monkeypatch)
     unsigned = replace(record(), signature=None)
     items = [
         priced_order(100, "a", price=unsigned),
         priced_order(200, price=unsigned),
         priced_order(300, "c", price=unsigned),
     ]
-    placed = await run(dsn, PLACE_BEFORE, *place_arguments(items, ANY_TIME)[:-2])
+    placed = await run(dsn, PLACE_BEFORE_3, *arguments_before_8(items)[:-2])
     assert placed[0]["outcomes"] == ["placed"] * 3
     before = await run(dsn, "SELECT * FROM orders ORDER BY number")
     assert (await contents(dsn))[-1] == ("0001",)
 
     await migrate(dsn, livemode=False, cap_satoshi=1, price_keys=settings().accepted_price_keys)
-    assert await run(dsn, "SELECT * FROM orders ORDER BY number") == before
+    after = await run(dsn, "SELECT * FROM orders ORDER BY number")
+    assert [{name: row[name] for name in before[0].keys()} for row in after] == [dict(row) for row in before]  # noqa: SIM118
     assert [row["key"] for row in await run(dsn, "SELECT key FROM price_records")] == [None]
     assert (await contents(dsn))[-1] == (REVISION,)
     ledger = PostgresLedger(dsn, settings(), livemode=False)
@@ -139,14 +169,11 @@ async def test_orders_placed_before_an_upgrade_are_kept_and_repeated(dsn: str, m
 
 
 async def test_desk_that_has_sold_has_a_history_from_the_upgrade_on(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    upgrade = command.upgrade
-    with monkeypatch.context() as patch:
-        patch.setattr(command, "upgrade", lambda config, _, sql: upgrade(config, "base:0005", sql=sql))
-        await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI, price_keys=settings().accepted_price_keys)
+    await migrate_until("0005", dsn, monkeypatch)
     first, last = record(10_000 * 10**8, age=2), record(30_000 * 10**8, age=3)  # by its number, not by its price's time
     in_dollars = replace(new_order(), currency=Currency.USD)
     items = [priced_order(price=first), priced_order(order=in_dollars, price=first), priced_order(price=last)]
-    [placed] = await run(dsn, QUERIES["place_batch"], *place_arguments(items, ANY_TIME))
+    [placed] = await run(dsn, PLACE_BEFORE_8, *arguments_before_8(items))
     assert placed["outcomes"] == ["placed"] * 3
     await migrate(dsn, livemode=False, cap_satoshi=1)
     found = await run(dsn, "SELECT currency, rate_e8, as_of FROM price_anchors ORDER BY currency")
@@ -159,7 +186,7 @@ async def test_last_prices_of_the_dollars_own_time_get_its_price_at_the_upgrade(
     upgrade = command.upgrade
     with monkeypatch.context() as patch:
         patch.setattr(command, "upgrade", lambda config, _, sql: upgrade(config, "base:0006", sql=sql))
-        await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI, account=DB_PROXY)
+        await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
     kept = (
         "INSERT INTO price_anchors VALUES ('EUR', 1, $1), ('GBP', 2, $1::timestamptz - interval '15 s'), ('USD', 3, $1)"
     )
@@ -173,6 +200,76 @@ async def test_last_prices_of_the_dollars_own_time_get_its_price_at_the_upgrade(
         assert (await PostgresAnchors(ledger).anchors())[Currency.GBP].dollar_e8 == 2 * 10**8
     finally:
         await ledger.close()
+
+
+async def test_orders_from_before_there_were_clients_are_anonymous_s_with_their_numbers_and_bytes(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate_until("0007", dsn, monkeypatch)
+    items = [priced_order(100 + each, key) for each, key in enumerate(["a", None, "c"])]
+    [placed] = await run(dsn, PLACE_BEFORE_8, *arguments_before_8(items))
+    assert placed["outcomes"] == ["placed"] * 3
+    await run(dsn, "UPDATE exposure SET cap_satoshi = used_satoshi + 600")
+
+    await migrate(dsn, livemode=False, cap_satoshi=1)
+    await assert_adds_up(dsn)
+    [client] = await run(dsn, "SELECT name, cap_satoshi, last_number FROM clients")
+    assert tuple(client) == ("anonymous", None, 3)
+    ledger = PostgresLedger(dsn, settings(), livemode=False)
+    life = PostgresLife(ledger)
+    try:
+        outcomes = await ledger.place([*items, priced_order(9, "d"), priced_order(100)], 5)
+        assert [type(outcome) for outcome in outcomes] == [Replayed] * 3 + [Placed, Refused]
+        for outcome in outcomes[:3]:
+            assert isinstance(outcome, Replayed)
+            body = msgspec.json.decode(bytes(created(outcome.order, "", is_replay=True).body))
+            assert set(body["order"]) == set(PlacedDocument1.__struct_fields__)
+            order = outcome.order
+            assert (order.client_number, order.received_at) == (order.number, order.created_at)
+            assert (order.market_rate_e8, order.markup_bp) == (order.rate_e8, 0)
+        assert isinstance(outcomes[3], Placed)
+        assert (outcomes[3].order.number, outcomes[3].order.client_number) == (4, 4)
+        [settled] = await life.close_orders([Closing(items[1].order.id, "settled", None)])
+        assert isinstance(settled, Order)
+        assert [event.order.number for event in await life.events(0, 9)] == [1, 2, 3, 4, 2]
+    finally:
+        await ledger.close()
+    await assert_adds_up(dsn)
+
+
+async def test_programs_of_before_place_orders_on_the_upgraded_database(dsn: str) -> None:
+    await migrate(
+        dsn, livemode=False, cap_satoshi=CAP_SATOSHI, price_keys=settings().accepted_price_keys, account=DB_PROXY
+    )
+    through = as_db_proxy(dsn)
+    item, too_much = priced_order(100, "a"), priced_order(99_999_999_999)
+    [row] = await run(through, PLACE_BEFORE_8, *arguments_before_8([item, item, too_much]))
+    assert (row["outcomes"], row["numbers"], row["cap"]) == (
+        ["placed", "repeat", "over_cap"],
+        [1, 1, None],
+        CAP_SATOSHI,
+    )
+    assert row["used_then"] == [None, None, item.satoshi]
+    empty = ", ".join(["'{}'"] * 15)
+    nothing = f"SELECT outcomes, cap FROM place_batch({empty}, 1::smallint, '-infinity', 'infinity')"  # noqa: S608
+    assert [tuple(row) for row in await run(through, nothing)] == [([], CAP_SATOSHI)]
+    ledger = PostgresLedger(through, settings(), livemode=False)
+    [repeat] = await ledger.place([item], 5)
+    await ledger.close()
+    assert isinstance(repeat, Replayed)
+    assert repeat.order.representation == 1
+    await assert_adds_up(dsn)
+
+
+async def test_orders_of_another_client_than_anonymous_are_not_guessed_at(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate_until("0007", dsn, monkeypatch)
+    theirs = priced_order(order=replace(new_order(), client="other"))
+    await run(dsn, PLACE_BEFORE_8, *arguments_before_8([priced_order(), theirs]))
+    with pytest.raises(CannotStart, match="there are orders of another client than anonymous"):
+        await migrate(dsn, livemode=False, cap_satoshi=1)
+    assert (await contents(dsn))[-1] == ("0007",)
 
 
 async def test_several_at_once_on_one_new_database_do_not_collide(dsn: str) -> None:

@@ -28,7 +28,7 @@ from buydesk.orders.model import NewOrder, Order, Outcome, PageFrom, PricedOrder
 from buydesk.orders.pricing import price_order
 from buydesk.times import utc_now
 from tests.builders import new_order, priced_order, record, settings, signed
-from tests.databases import ANY_TIME, CAP_SATOSHI, Databases
+from tests.databases import ANY_TIME, CAP_SATOSHI, COPY_ORDER, Databases
 from tests.lines import Line, line_to_postgres
 
 SECONDS = 5.0
@@ -55,8 +55,11 @@ async def dsn(shared_dsn: str) -> str:
     """An empty ledger, with nobody left at it."""
     async with session(shared_dsn) as connection:
         await connection.execute(END_THE_OTHERS)
-        await connection.execute("TRUNCATE orders, price_records")
-        await connection.execute("UPDATE exposure SET used_satoshi = 0, last_number = 0")
+        await connection.execute(
+            "SET session_replication_role = replica; TRUNCATE orders, closings, price_records;"
+            "UPDATE exposure SET placed_satoshi = 0, closed_satoshi = 0, last_number = 0, last_closing = 0;"
+            "UPDATE clients SET placed_satoshi = 0, closed_satoshi = 0, last_number = 0, last_closing = 0"
+        )
     return shared_dsn
 
 
@@ -218,7 +221,7 @@ async def test_a_database_without_the_function_refuses_the_batch_and_no_item_is_
     own_dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with session(own_dsn) as connection:
-        await connection.execute("ALTER FUNCTION place_batch RENAME TO place_batch_of_another_version")
+        await connection.execute("ALTER FUNCTION place_orders RENAME TO place_orders_of_another_version")
     async with ledger_at(own_dsn) as ledger:
         with pytest.raises(LedgerUnavailable, match="run `buydesk migrate`"):
             await ledger.place([priced_order(), priced_order()], SECONDS)
@@ -353,7 +356,7 @@ async def test_check_waits_for_the_batch_that_is_under_way_and_takes_it_for_the_
     async with ledger_at(dsn, lock_seconds_max=5, statement_seconds_max=5) as ledger:
         async with row_held(dsn):
             batch = asyncio.create_task(ledger.place([priced_order()], SECONDS))
-            while "place_batch" not in asked:
+            while "place_orders" not in asked:
                 await asyncio.sleep(0.001)
             checking = asyncio.create_task(ledger.check())
             await asyncio.sleep(0.05)
@@ -754,10 +757,14 @@ async def test_numbers_have_no_gaps_after_refused_and_failed_batches(dsn: str) -
 @pytest.mark.parametrize(
     "change",
     [
-        "UPDATE exposure SET used_satoshi = cap_satoshi + 1",
+        "UPDATE exposure SET placed_satoshi = cap_satoshi + 1",
         "UPDATE exposure SET cap_satoshi = used_satoshi - 1",
-        "UPDATE exposure SET used_satoshi = -1",
-        "UPDATE exposure SET used_satoshi = used_satoshi + cap_satoshi",
+        "UPDATE exposure SET placed_satoshi = -1",
+        "UPDATE exposure SET placed_satoshi = placed_satoshi + cap_satoshi",
+        "UPDATE exposure SET closed_satoshi = placed_satoshi + 1",
+        "UPDATE exposure SET closed_satoshi = -1",
+        "UPDATE clients SET cap_satoshi = used_satoshi - 1 WHERE name = 'anonymous'",
+        "UPDATE clients SET closed_satoshi = placed_satoshi + 1 WHERE name = 'anonymous'",
         "INSERT INTO exposure (livemode, cap_satoshi) VALUES (false, 1)",
         "INSERT INTO exposure (singleton, livemode, cap_satoshi) VALUES (false, false, 1)",
     ],
@@ -844,7 +851,7 @@ async def test_a_driver_that_cannot_decode_is_not_a_refusal(dsn: str, monkeypatc
 
         async def fetch_then_fail(self: Any, query: str, *arguments: Any, **named: Any) -> Any:
             rows = await fetch(self, query, *arguments, **named)
-            if "place_batch" in query:
+            if "place_orders" in query:
                 raise asyncpg.InternalClientError("lost its footing")
             return rows
 
@@ -877,7 +884,7 @@ async def test_repeats_write_nothing(dsn: str) -> None:
     async with session(dsn) as connection:
         for kind, is_written in (("placed", True), ("repeat", False)):
             async with connection.transaction():
-                [row] = await connection.fetch(QUERIES["place_batch"], *place_arguments(items, ANY_TIME))
+                [row] = await connection.fetch(QUERIES["place_orders"], *place_arguments(items, ANY_TIME))
                 assert (row["outcomes"], row["numbers"]) == ([kind] * 2, [1, 2])
                 has_written = await connection.fetchval("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
                 assert has_written == is_written
@@ -894,7 +901,7 @@ async def test_what_is_committed_between_the_look_up_and_the_lock_is_seen(databa
         session(dsn) as watcher,
     ):
         async with other.transaction():
-            await other.fetch(QUERIES["place_batch"], *place_arguments(rival, ANY_TIME))
+            await other.fetch(QUERIES["place_orders"], *place_arguments(rival, ANY_TIME))
             placing = asyncio.create_task(ledger.place(mine, SECONDS))
             await waiting_backends(watcher)
         outcomes = await placing
@@ -902,7 +909,7 @@ async def test_what_is_committed_between_the_look_up_and_the_lock_is_seen(databa
         assert [order_of(outcomes[place]).number for place in (0, 1, 3)] == [3, 1, 2]
 
         async with other.transaction():
-            await other.fetch(QUERIES["place_batch"], *place_arguments([priced_order(400, "c")], ANY_TIME))
+            await other.fetch(QUERIES["place_orders"], *place_arguments([priced_order(400, "c")], ANY_TIME))
             placing = asyncio.create_task(ledger.place([priced_order(400, "c")], SECONDS))
             await waiting_backends(watcher)
         assert codes(await placing) == ["replayed"]
@@ -913,7 +920,7 @@ async def test_what_is_rolled_back_between_the_look_up_and_the_lock_leaves_no_tr
     async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10) as ledger, session(dsn) as other:
         undone = other.transaction()
         await undone.start()
-        await other.fetch(QUERIES["place_batch"], *place_arguments([priced_order(100, "a")], ANY_TIME))
+        await other.fetch(QUERIES["place_orders"], *place_arguments([priced_order(100, "a")], ANY_TIME))
         placing = asyncio.create_task(ledger.place([priced_order(200, "a")], SECONDS))
         async with session(dsn) as watcher:
             await waiting_backends(watcher)
@@ -936,12 +943,8 @@ async def test_another_client_s_stored_key_is_no_repeat(dsn: str) -> None:
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ("UPDATE orders SET price_id = gen_random_uuid()", asyncpg.ForeignKeyViolationError),
-        (
-            "INSERT INTO orders SELECT number + 1, amount_cents, rate_e8, satoshi, created_at, price_as_of, "
-            "gen_random_uuid(), gen_random_uuid(), representation, currency, client FROM orders",
-            asyncpg.ForeignKeyViolationError,
-        ),
+        ("UPDATE orders SET price_id = gen_random_uuid()", asyncpg.RestrictViolationError),
+        (COPY_ORDER.format(price_id="gen_random_uuid()"), asyncpg.ForeignKeyViolationError),
         ("DELETE FROM price_records", asyncpg.RestrictViolationError),
         ("UPDATE price_records SET document = document || ' '", asyncpg.RestrictViolationError),
         ("TRUNCATE price_records", asyncpg.RestrictViolationError),

@@ -42,7 +42,7 @@ class Desk:
 async def desk() -> AsyncIterator[Desk]:
     anchors, given = ModelAnchors(), settings()
     reporter = Reporter("db_proxy", MemoryReportStore(given), given)
-    async with served(db_proxy.create_app(given, ModelLedger(), anchors, reporter)) as url:
+    async with served(db_proxy.create_app(given, ModelLedger(), ModelLedger(), anchors, reporter)) as url:
         yield Desk(anchors, {"BUYDESK_DB_PROXY_URL": url, "BUYDESK_PUBLISHING_TOKENS": TOKEN})
 
 

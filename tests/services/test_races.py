@@ -15,6 +15,7 @@ from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.postgres.anchors import PostgresAnchors
 from buydesk.backends.postgres.ledger import PostgresLedger
+from buydesk.backends.postgres.life import PostgresLife
 from buydesk.backends.remote import RemoteLedger
 from buydesk.money import SATOSHI_PER_BTC
 from buydesk.observability.reporter import Reporter
@@ -52,7 +53,9 @@ async def desk(dsn: str, directory: Path) -> AsyncIterator[tuple[httpx2.AsyncCli
     await store.publish(PRICE)
     async with line_to_postgres(dsn, directory) as (through, to_postgres):
         own = PostgresLedger(through, SETTINGS, livemode=False)
-        proxy = db_proxy.create_app(SETTINGS, own, PostgresAnchors(own), Reporter("db_proxy", health, SETTINGS))
+        proxy = db_proxy.create_app(
+            SETTINGS, own, PostgresLife(own), PostgresAnchors(own), Reporter("db_proxy", health, SETTINGS)
+        )
         async with served(proxy) as url, line_to_url(url) as (proxy_url, to_proxy):
             remote = RemoteLedger(proxy_url, SETTINGS)
             edge = create_buy_order.create_app(SETTINGS, remote, store, Reporter("create_buy_order", health, SETTINGS))

@@ -193,7 +193,7 @@ class Proxy:
 async def proxy() -> AsyncIterator[Proxy]:
     model = ModelLedger()
     app = db_proxy.create_app(
-        settings(), model, ModelAnchors(), Reporter("db_proxy", MemoryReportStore(settings()), settings())
+        settings(), model, model, ModelAnchors(), Reporter("db_proxy", MemoryReportStore(settings()), settings())
     )
     async with served(app) as url, line_to_url(url) as (through, line), opened(RemoteLedger, through) as remote:
         await remote.check()  # the next request finds a kept connection

@@ -168,7 +168,7 @@ async def hops() -> AsyncIterator[TwoHops]:
     ledger, store, desk = Ledger(), MemoryPriceStore(CALM), MemoryReportStore(CALM)
     await store.publish(record())
     async with served(
-        db_proxy.create_app(CALM, ledger, ModelAnchors(), Reporter("db_proxy", desk, CALM))
+        db_proxy.create_app(CALM, ledger, ledger, ModelAnchors(), Reporter("db_proxy", desk, CALM))
     ) as ledger_url:
         remote = RemoteLedger(ledger_url, CALM)
         edge = create_buy_order.create_app(CALM, remote, store, Reporter("create_buy_order", desk, CALM))

@@ -9,12 +9,13 @@ import pytest
 
 from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.reports import MemoryReportStore
-from buydesk.backends.remote import RemoteLedger, RemotePriceStore, RemoteReportStore
+from buydesk.backends.remote import RemoteLedger, RemoteLife, RemotePriceStore, RemoteReportStore
 from buydesk.errors import DeskError, LedgerUnavailable, PriceStoreUnavailable, ReportsUnavailable
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import Report
-from buydesk.orders.model import Placed
+from buydesk.orders.life import Closing
+from buydesk.orders.model import Placed, new_order_id
 from buydesk.prices.cache import PriceCache
 from buydesk.prices.signing import Signer
 from buydesk.prices.verification import require_proven
@@ -42,6 +43,7 @@ class Clients:
     """Who calls the services."""
 
     ledger: RemoteLedger
+    life: RemoteLife
     store: RemotePriceStore
     desk: RemoteReportStore
 
@@ -57,16 +59,19 @@ async def clients_of(theirs: Settings, ours: Settings) -> AsyncIterator[Clients]
     async def ready() -> None: ...
 
     apps = (
-        db_proxy.create_app(ours, ModelLedger(), ModelAnchors(), reporter("db_proxy")),
+        db_proxy.create_app(ours, ModelLedger(), ModelLedger(), ModelAnchors(), reporter("db_proxy")),
         api_cache_proxy.create_app(ours, store, reporter("api_cache_proxy")),
         health_check.create_app(ours, desk, ready, store, redis_check=None, reporter=reporter("health_check")),
     )
     async with contextlib.AsyncExitStack() as stack:
         urls = [await stack.enter_async_context(served(app, settings=ours)) for app in apps]
         clients = Clients(
-            RemoteLedger(urls[0], theirs), RemotePriceStore(urls[1], theirs), RemoteReportStore(urls[2], theirs)
+            RemoteLedger(urls[0], theirs),
+            RemoteLife(urls[0], theirs),
+            RemotePriceStore(urls[1], theirs),
+            RemoteReportStore(urls[2], theirs),
         )
-        for client in (clients.ledger, clients.store, clients.desk):
+        for client in (clients.ledger, clients.life, clients.store, clients.desk):
             stack.push_async_callback(client.close)
         yield clients
 
@@ -91,6 +96,10 @@ async def test_token_that_was_withdrawn_is_none(theirs: str, ours: str) -> None:
             await clients.ledger.place([priced_order()], 5)
         with pytest.raises(LedgerUnavailable, match="unauthorized"):
             await clients.ledger.exposure()
+        with pytest.raises(LedgerUnavailable, match="unauthorized"):
+            await clients.life.events(0, 1)
+        with pytest.raises(LedgerUnavailable, match="unauthorized"):
+            await clients.life.close_orders([Closing(new_order_id(), "settled", None)])
         with pytest.raises(PriceStoreUnavailable, match="unauthorized"):
             await clients.store.publish(record())
         with pytest.raises(ReportsUnavailable, match="unauthorized"):
@@ -106,6 +115,7 @@ async def test_token_for_one_purpose_is_none_for_another(known: str) -> None:
         for purpose, attempt in {
             "placing_tokens": clients.ledger.place([priced_order()], 5),
             "reading_tokens": clients.ledger.exposure(),
+            "processing_tokens": clients.life.close_orders([Closing(new_order_id(), "settled", None)]),
             "publishing_tokens": clients.store.publish(record()),
             "reporting_tokens": clients.desk.report(Report("info", "db_proxy", 200, "here"), verified=True),
         }.items():

@@ -29,8 +29,9 @@ from buydesk.backends.fallback import FallbackPriceStore, FallbackReportStore
 from buydesk.backends.postgres.accounts import Account
 from buydesk.backends.postgres.anchors import PostgresAnchors
 from buydesk.backends.postgres.ledger import PostgresLedger
+from buydesk.backends.postgres.life import PostgresLife
 from buydesk.backends.redis.faults import RedisCheck
-from buydesk.backends.remote import RemoteAnchorStore, RemoteLedger
+from buydesk.backends.remote import RemoteAnchorStore, RemoteLedger, RemoteLife
 from buydesk.backends.sources import EXCHANGES
 from buydesk.backends.sources.exchange import ExchangeSource
 from buydesk.backends.sources.sandbox import SandboxSource
@@ -183,7 +184,7 @@ async def test_servers_elsewhere_are_used_and_none_started(
     assert "PostgreSQL" not in "".join(said[:1])
 
 
-@pytest.mark.parametrize("separate", [False, True], ids=["one", "six"])
+@pytest.mark.parametrize("separate", [False, True], ids=["one", "seven"])
 async def test_prices_far_from_the_last_ones_sell_nothing_after_a_restart_either(
     data_dir: Path, databases: Databases, redis_url: str, separate: bool
 ) -> None:
@@ -235,7 +236,7 @@ async def test_a_live_desk_that_reaches_no_exchange_says_which_and_how_to_run_th
     assert f"\n  {sandbox_command(live, ['DATABASE_URL'])}\n" in told
 
 
-@pytest.mark.parametrize("separate", [False, True], ids=["one process", "six processes"])
+@pytest.mark.parametrize("separate", [False, True], ids=["one process", "seven processes"])
 async def test_a_sandbox_whose_sources_disagree_says_so_and_takes_no_orders(data_dir: Path, separate: bool) -> None:
     given = settings(data_dir=data_dir, port_offset=free_offset(), sandbox_fault="disagree")
     async with running_up(given, separate=separate) as said:
@@ -322,7 +323,15 @@ def test_a_child_gets_every_setting_given_and_no_secret_that_is_not_its_own(monk
     assert known == {
         "create_buy_order": {"placing_tokens", "reporting_tokens"},
         "fetch_buy_orders": {"reading_tokens", "reporting_tokens"},
-        "db_proxy": {"database_url", "placing_tokens", "publishing_tokens", "reading_tokens", "reporting_tokens"},
+        "process_buy_orders": {"processing_tokens", "reporting_tokens"},
+        "db_proxy": {
+            "database_url",
+            "placing_tokens",
+            "processing_tokens",
+            "publishing_tokens",
+            "reading_tokens",
+            "reporting_tokens",
+        },
         "api_cache_proxy": {"redis_url", "publishing_tokens", "reporting_tokens"},
         "api_updater": {"price_signing_key", "publishing_tokens", "reporting_tokens"},
         "health_check": {"redis_url", "reporting_tokens"},
@@ -547,12 +556,12 @@ async def test_wiring_takes_own_backends_for_own_ports_and_remote_ones_for_the_o
     given = settings(redis_url=redis_url, price_feed="live", database_url="postgresql://x")
     wired = wire(given, PORTS)
     kinds = [type(backend) for backend in wired.backends]
-    assert kinds[:7] == [ExchangeSource] * 5 + [PostgresLedger, PostgresAnchors]
-    assert kinds[7:] == [FallbackPriceStore, FallbackReportStore, RedisCheck]
+    assert kinds[:8] == [ExchangeSource] * 5 + [PostgresLedger, PostgresLife, PostgresAnchors]
+    assert kinds[8:] == [FallbackPriceStore, FallbackReportStore, RedisCheck]
     await wired.close()
     alone = wire(settings(), ["api_updater"])
     kinds = [type(backend) for backend in alone.backends]
-    assert kinds[:7] == [SandboxSource] * 5 + [RemoteLedger, RemoteAnchorStore]
+    assert kinds[:8] == [SandboxSource] * 5 + [RemoteLedger, RemoteLife, RemoteAnchorStore]
     assert SandboxSource not in map(type, wire(settings(), ["health_check"]).backends)
     with pytest.raises(CannotStart, match="REDIS_URL"):
         wire(settings(redis_url="redis://x?db=nonsense&socket_timeout=nonsense"), ["health_check"])
@@ -620,8 +629,8 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
     [
         (
             ["serve", "db_proxy"],
-            "BUYDESK_PUBLISHING_TOKENS, BUYDESK_PLACING_TOKENS, BUYDESK_READING_TOKENS, BUYDESK_REPORTING_TOKENS, "
-            "BUYDESK_PRICE_KEYS are missing",
+            "BUYDESK_PUBLISHING_TOKENS, BUYDESK_PLACING_TOKENS, BUYDESK_READING_TOKENS, BUYDESK_PROCESSING_TOKENS, "
+            "BUYDESK_REPORTING_TOKENS, BUYDESK_PRICE_KEYS are missing",
         ),
         (
             ["serve", "api_updater"],
@@ -778,7 +787,7 @@ async def test_the_table_says_who_may_order(given: dict[str, str], said: str) ->
         lines = await startup_report(
             session, settings(port_offset=free_offset(), **given), Dependencies("here", "there"), 1.0, ""
         )
-    assert f"  access            {said}\n" in lines
+    assert f"  access              {said}\n" in lines
 
 
 def test_the_sandbox_s_command_is_exact_and_leaves_the_live_orders_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from buydesk.orders.model import NewOrder, Order, Outcome, Placed, PricedOrder, 
 from buydesk.orders.pricing import price_order
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import PriceRecord
+from buydesk.times import utc_now
 from tests.builders import at, new_order, priced_order, record
 
 Document = dict[str, Any]
@@ -63,7 +64,7 @@ def of_one(**changes: Any) -> Document:
 def test_any_priced_order_arrives_as_it_was_sent(
     cents: int, rate_e8: int, currency: Currency, key: str | None, client: str
 ) -> None:
-    order = NewOrder(new_order_id(), client, key, currency, cents)
+    order = NewOrder(new_order_id(), client, key, currency, cents, key and "r", key and '{"b":"1","a":"2"}')
     item = price_order(order, record(rate_e8), at(2026, 1, 31, 9, 5, 0, 123456))
     assert received(priced_order_documents([item])) == [item]
 
@@ -94,18 +95,35 @@ def test_an_item_without_a_price_travels_with_its_problem(problem: DeskError) ->
 
 
 ORDER = replace(
-    EXAMPLE_ORDER, client="c", client_order_id="k", number=2**40, livemode=True, representation=7, currency=Currency.GBP
+    EXAMPLE_ORDER,
+    client="c",
+    client_order_id="k",
+    number=2**40,
+    client_number=2**39,
+    livemode=True,
+    representation=7,
+    currency=Currency.GBP,
+    reference="r",
+    metadata='{"b":"\\u00e9","a":"1"}',  # as somebody else's writer of JSON would have it
+    market_rate_e8=10**12,
+    markup_bp=7,
+    quote_id=new_order_id(),
 )
+CLOSED_AT = at(2026, 1, 31, 9, 5, 0, 123456)
+SETTLED = replace(ORDER, status="settled", settlement_reference="bank-7", closed_at=CLOSED_AT)
+CANCELLED = replace(ORDER, status="cancelled", reason="why not", closed_at=CLOSED_AT)
 
 
-@pytest.mark.parametrize("order", [EXAMPLE_ORDER, ORDER])
+@pytest.mark.parametrize(
+    "order", [EXAMPLE_ORDER, ORDER, SETTLED, CANCELLED], ids=["placed", "full", "settled", "cancelled"]
+)
 def test_a_stored_order_arrives_as_it_was_sent(order: Order) -> None:
     assert order_from(sent(stored_document(order))) == order
     assert arrived(Replayed(order)) == Replayed(order)
 
 
 def test_a_placed_order_is_the_item_with_what_the_ledger_added() -> None:
-    order = replace(EXAMPLE_ORDER, number=2**40, livemode=True)
+    order = replace(EXAMPLE_ORDER, number=2**40, client_number=2**39, livemode=True)
     assert arrived(Placed(order)) == Placed(order)
 
 
@@ -155,6 +173,14 @@ BAD_ITEMS: list[tuple[Any, str, str]] = [
     (of_one(amount="0.001"), "amount", "must be a whole number of cents"),
     (of_one(amount="1000000000"), "amount", "must be less than 1000000000"),
     (of_one(amount="9" * 5000), "amount", "must have at most 32 characters"),
+    (of_one(reference=""), "reference", "must be 1 to 128 characters without control characters"),
+    (of_one(reference=7), "reference", "must be text"),
+    (of_one(metadata="[]"), "metadata", "must be an object whose members are text"),
+    (of_one(metadata={}), "metadata", "must be text"),
+    (of_one(received_at="soon"), "received_at", "must be an ISO 8601 time with a zone"),
+    (of_one(representation=0), "representation", "must be at least 1"),
+    (of_one(representation=32768), "representation", "must be at most 32767"),
+    (of_one(representation="1"), "representation", "must be an integer"),
     (of_one(deadline=...), "deadline", "is missing"),
     (of_one(deadline="soon"), "deadline", "must be an ISO 8601 time with a zone"),
     (of_one(deadline="2026-01-31T09:05:00"), "deadline", "must be an ISO 8601 time with a zone"),
@@ -198,6 +224,13 @@ def test_an_item_whose_record_has_no_rate_for_its_currency_has_no_price() -> Non
     item = priced_order_from(of_one(currency="USD", price=sent(record_document(euros_only))), {})
     assert isinstance(item.price, PriceUnavailable)
     assert (item.rate_e8, item.satoshi) == (0, 0)
+
+
+def test_item_of_an_edge_of_before_is_answered_in_the_first_representation_and_received_now() -> None:
+    given = of_one(reference=..., metadata=..., received_at=..., representation=...)
+    new = priced_order_from(given, {}).order
+    assert (new.reference, new.metadata, new.representation) == (None, None, 1)
+    assert abs(utc_now() - new.received_at) < timedelta(seconds=5)
 
 
 def test_a_bad_item_brings_its_record_all_the_same() -> None:
@@ -245,9 +278,13 @@ def order_changes() -> list[Any]:
     """The good answer with each member of its order missing, and of each other type."""
     order: Document = GOOD["order"]
     others: list[Any] = [None, 5.5, [], {}, "x"]
-    good = [("client_order_id", None), ("client_order_id", "x"), ("client", "x")]
-    missing = [{name: value for name, value in order.items() if name != gone} for gone in order]
-    return [*missing, *(order | {name: value} for name in order for value in others if (name, value) not in good)]
+    good = [(name, value) for name in ("client_order_id", "reference", "metadata_text") for value in (None, "x")]
+    good += [("client", "x"), ("quote_id", None)]
+    # The metadata are read as text, and an order of which nothing is said is accepted.
+    needed = [name for name in order if name not in ("metadata", "status")]
+    missing = [{name: value for name, value in order.items() if name != gone} for gone in needed]
+    changed = [name for name in order if name != "metadata"]
+    return [*missing, *(order | {name: value} for name in changed for value in others if (name, value) not in good)]
 
 
 BAD_OUTCOMES: list[Any] = [
@@ -263,7 +300,7 @@ def test_what_is_no_outcome_is_a_value_error_or_a_lookup_error() -> None:
             outcome_from(document, EXAMPLE_PRICED_ORDER)
 
 
-@pytest.mark.parametrize("member", ["id", "number", "created_at", "livemode"])
+@pytest.mark.parametrize("member", ["id", "desk_number", "number", "created_at", "livemode"])
 def test_what_the_ledger_added_has_to_be_there(member: str) -> None:
     rest = {name: value for name, value in PLACED["order"].items() if name != member}
     for order in (rest, rest | {member: None}, rest | {member: "x"}, rest | {member: 5.5}):

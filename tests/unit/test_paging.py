@@ -6,8 +6,9 @@ import pytest
 
 from buydesk.errors import Overloaded
 from buydesk.limits import SLICE_ITEMS
-from buydesk.orders.model import Anchor, Page, PageFrom, order_document
+from buydesk.orders.model import Anchor, Page, PageFrom
 from buydesk.orders.paging import PageReader
+from buydesk.orders.representations import order_document
 from tests.builders import priced_order, settings
 from tests.model_ledger import ModelLedger
 

@@ -78,6 +78,17 @@ async def plan_of(connection: "asyncpg.Connection[asyncpg.Record]", name: str, m
     return plan
 
 
+def reads(plan: Plan, table: str) -> set[tuple[str, str]]:
+    """How the table is read; every scan of it seeks."""
+    on_table = [node for node in nodes(plan) if node.get("Relation Name") == table]
+    assert all("Index Cond" in node for node in on_table), plan
+    return {(node["Node Type"], node["Index Name"]) for node in on_table}
+
+
+def blocks(plan: Plan) -> int:
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
 def goes_by(index: str, plan: Plan, blocks_max: int, table: str = "orders") -> None:
     """The plan seeks in the table's index, reads in its order, and touches few blocks."""
     found = list(nodes(plan))
@@ -85,6 +96,7 @@ def goes_by(index: str, plan: Plan, blocks_max: int, table: str = "orders") -> N
     on_table = [node for node in found if node.get("Relation Name") == table]
     assert [(node["Node Type"], node["Index Name"]) for node in on_table] == [("Index Scan", index)], kinds
     assert "Index Cond" in on_table[0]
+    assert reads(plan, "closings") <= {("Index Scan", "closed_once")}
     assert not kinds & {"Sort", "Incremental Sort", "Bitmap Heap Scan", "Hash Join", "Merge Join"}
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] <= blocks_max
 
@@ -98,6 +110,32 @@ async def assert_plans(connection: "asyncpg.Connection[asyncpg.Record]") -> None
         goes_by("orders_pkey", await plan_of(connection, "orders_by_number", mode, "'{1, 15000, 30000}'"), 40)
         goes_by("orders_id_unique", await plan_of(connection, "order_by_id", mode, f"'{an_id}'"), 20)
         goes_by("orders_key_unique", await plan_of(connection, "order_by_key", mode, "'anonymous'", "'filled-7'"), 20)
+        goes_by("orders_pkey", await plan_of(connection, "closed_orders", mode, "'{1, 15000, 30000}'"), 40)
+        for after in (0, 1, 15_000, 29_995, 30_000, 44_999, 45_000, 50_000):
+            plan = await plan_of(connection, "events_after", mode, str(after), "10")
+            assert reads(plan, "orders") == {("Index Scan", "orders_pkey")}
+            assert reads(plan, "closings") <= {("Index Scan", "closings_pkey"), ("Index Only Scan", "closings_pkey")}
+            assert blocks(plan) <= 80
+        for after in (0, 15_000, 29_990, 30_000):
+            plan = await plan_of(connection, "accepted_after", mode, str(after), "10000", "10")
+            assert reads(plan, "orders") == {("Index Scan", "orders_pkey")}
+            assert reads(plan, "closings") <= {("Index Scan", "closed_once"), ("Index Only Scan", "closed_once")}
+            assert blocks(plan) <= 40 + 20 * 4  # every other order is closed
+
+
+async def close_half(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Every other order of a filled ledger is settled."""
+    await connection.execute(
+        f"""
+        ALTER TABLE closings SET (autovacuum_enabled = off);
+        INSERT INTO closings (event_number, number, closing, client_closing, client_event_number, closed_at, client,
+                              status)
+        SELECT {ORDERS} + n, 2 * n, n, n, {ORDERS} + n, now(), 'anonymous', 'settled'
+        FROM generate_series(1, {ORDERS} / 2) AS n;
+        UPDATE exposure SET closed_satoshi = {ORDERS} / 2 * 1000, last_closing = {ORDERS} / 2;
+        UPDATE clients SET closed_satoshi = {ORDERS} / 2 * 1000, last_closing = {ORDERS} / 2 WHERE name = 'anonymous';
+        """  # noqa: S608
+    )
 
 
 async def test_every_page_is_an_index_seek_without_a_sort_whatever_the_planner_knows(
@@ -107,6 +145,9 @@ async def test_every_page_is_an_index_seek_without_a_sort_whatever_the_planner_k
     await assert_plans(connection)
     await fill(dsn, ORDERS)
     assert await connection.fetchval("SELECT reltuples FROM pg_class WHERE relname = 'orders'") == -1
+    await assert_plans(connection)
+    await close_half(connection)
+    assert await connection.fetchval("SELECT reltuples FROM pg_class WHERE relname = 'closings'") == -1
     await assert_plans(connection)
     await connection.execute("ANALYZE")
     await assert_plans(connection)
@@ -132,7 +173,7 @@ async def test_a_page_of_a_thousand_orders_is_read_the_same_way(
 ) -> None:
     for name in PAGES:
         plan = await plan_of(connection, name, "force_generic_plan", "12345", "1000")
-        goes_by("orders_pkey", plan, 60)
+        goes_by("orders_pkey", plan, 4000)  # what became of each is looked up: some blocks of an index each
         assert plan["Actual Rows"] == 1000
 
 
@@ -154,7 +195,7 @@ async def test_placing_goes_by_index_whatever_the_session_s_settings(
             await fill(dsn, ORDERS)
         await connection.execute("BEGIN")  # and never committed
         [row] = await connection.fetch(
-            QUERIES["place_batch"], *place_arguments([priced_order(100, key) for key in keys], ANY_TIME)
+            QUERIES["place_orders"], *place_arguments([priced_order(100, key) for key in keys], ANY_TIME)
         )
         assert set(row["outcomes"]) == kinds
         scans = {

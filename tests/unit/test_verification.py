@@ -43,7 +43,7 @@ def decided(quotes: list[Quote]) -> PriceRecord:
 
 RECORD = decided(QUOTES)
 NEW = NewOrder(uuid.UUID(int=1), ANONYMOUS, None, EUR, 6900)
-ORDER = placed_order(price_order(NEW, RECORD, NOW), 12, NOW + timedelta(seconds=1), livemode=True)
+ORDER = placed_order(price_order(NEW, RECORD, NOW), 12, 12, NOW + timedelta(seconds=1), livemode=True)
 
 
 def changed(**changes: Any) -> Order:
@@ -79,10 +79,11 @@ def test_what_of_the_order_does_not_follow_is_named(changes: dict[str, Any], dou
 
 
 def test_amount_is_rounded_up_to_a_satoshi() -> None:
-    order = placed_order(price_order(NEW, replace(RECORD, rates_e8={EUR: 3 * 10**8}), NOW), 1, NOW, livemode=True)
+    order = placed_order(price_order(NEW, replace(RECORD, rates_e8={EUR: 3 * 10**8}), NOW), 1, 1, NOW, livemode=True)
     assert order.satoshi == 2_300_000_000
     order = placed_order(
         price_order(msgspec.structs.replace(NEW, amount_cents=100), replace(RECORD, rates_e8={EUR: 3 * 10**8}), NOW),
+        1,
         1,
         NOW,
         livemode=True,
@@ -209,7 +210,7 @@ def of_first_version(*middles_e8: int) -> PriceRecord:
 
 def doubts_of_first_version(*middles_e8: int) -> str:
     record = of_first_version(*middles_e8)
-    order = placed_order(price_order(NEW, record, NOW), 12, NOW, livemode=True)
+    order = placed_order(price_order(NEW, record, NOW), 12, 12, NOW, livemode=True)
     return "; ".join(discrepancies(order, record))
 
 
@@ -335,4 +336,4 @@ def test_every_order_at_every_price_of_the_rule_is_proven(further: list[Quote], 
     if currency in verdict.rates_e8:
         record = decided([*QUOTES, *further])
         new = msgspec.structs.replace(NEW, amount_cents=cents, currency=currency)
-        assert discrepancies(placed_order(price_order(new, record, NOW), 1, NOW, livemode=True), record) == []
+        assert discrepancies(placed_order(price_order(new, record, NOW), 1, 1, NOW, livemode=True), record) == []

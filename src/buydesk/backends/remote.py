@@ -22,6 +22,7 @@ from buydesk.errors import (
     NotFound,
     NotReady,
     OutcomeUnknown,
+    Overloaded,
     PayloadTooLarge,
     PriceStoreUnavailable,
     PriceUnsettled,
@@ -36,6 +37,8 @@ from buydesk.observability import request_ids
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.observability.reports import Level, Report, ReportStore, StoredReport, stored_report_from
 from buydesk.orders.documents import order_from, outcome_from, priced_order_documents
+from buydesk.orders.life import AcceptedOrders, Closing, Event, OrderLife
+from buydesk.orders.life_documents import accepted_from, closing_documents, events_from, result_from
 from buydesk.orders.model import (
     Anchor,
     Exposure,
@@ -251,6 +254,47 @@ class RemoteLedger(RemoteService, OrderLedger):
 
     async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
         return await self.read(record_from, f"/price/{price_id}")
+
+
+class RemoteLife(RemoteService, OrderLife):
+    """What becomes of orders, at db_proxy."""
+
+    service = "db_proxy"
+    unavailable = LedgerUnavailable
+    tokens: ClassVar = dict.fromkeys(("GET", "POST"), "processing_tokens")
+
+    async def close_orders(self, closings: Sequence[Closing]) -> Sequence[Order | DeskError]:
+        """A lost answer is asked for once more, which is harmless."""
+        if not closings:
+            return []
+        try:
+            return await self._close(closings)
+        except OutcomeUnknown as lost:
+            try:
+                return await self._close(closings)
+            except (LedgerUnavailable, Overloaded) as error:
+                raise lost from error
+
+    async def _close(self, closings: Sequence[Closing]) -> list[Order | DeskError]:
+        seconds = self._settings.remote_seconds_max
+        try:
+            answers = await self.call("/closings", body=closing_documents(closings), timeout_seconds=seconds)
+            return [result_from(answer) for _, answer in zip(closings, answers, strict=True)]
+        except (InvalidRequest, PayloadTooLarge, UnsupportedMediaType) as error:
+            raise self._misunderstood(error) from error
+        except _NEVER_SENT as error:
+            raise self._without_answer(error, LedgerUnavailable) from error
+        except _NO_ANSWER as error:
+            raise self._without_answer(error, OutcomeUnknown) from error
+
+    async def accepted(self, after: int, limit: int) -> AcceptedOrders:
+        return await self.read(accepted_from, "/accepted", after=after, limit=limit)
+
+    async def events(self, after: int, limit: int) -> Sequence[Event]:
+        return await self.read(events_from, "/events", after=after, limit=limit)
+
+    async def last_event(self) -> int:
+        return await self.read(lambda document: int(document["sequence"]), "/events/last")
 
 
 class RemoteAnchorStore(RemoteService, AnchorStore):

@@ -52,7 +52,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 class Route(NamedTuple):
     """A route that is called directly; `path` is the documented one. One with a path parameter has it at the end,
-    before `suffix`."""
+    before `suffix`, or before the last segment."""
 
     path: str
     endpoint: Endpoint
@@ -76,23 +76,29 @@ class Service(FastAPI):
         )
         self.name = name
         self.running: Lifespan = contextlib.nullcontext  # entered while it runs
+        self.stopping = asyncio.Event()  # what waits for something to happen ends then
         self.checks: dict[str, Check] = {}  # what /readyz asks, each by the name of what is missing when it raises
         # One registry a service, also when several run in one process.
         self.registry = registry = CollectorRegistry()
         self.operations: dict[str, dict[str, Json]] = {}  # by path and method: what FastAPI does not document itself
-        # By the path without its trailing slash, or what stands before its parameter; then by method.
+        # By the path without its trailing slash, or what stands before its parameter ({}, if something stands behind
+        # it); then by method.
         self._direct: dict[str, dict[str, Route]] = {}
         self._log = logging.getLogger(f"buydesk.services.{name}")
         self._traffic = Traffic(name)
         registry.register(self._traffic)
 
     def add_direct_route(self, path: str, method: str, endpoint: Endpoint, operation: Json | None) -> None:
-        """A route, documented by its OpenAPI operation object. Its path may end in one parameter: `/orders/{id}`."""
+        """A route, documented by its OpenAPI operation object. Its path may end in one parameter, `/orders/{id}`, or
+        have it before the last segment: `/orders/{id}/settle`."""
         if operation is not None:
             self.operations.setdefault(path, {})[method.lower()] = operation
         before, brace, after = path.partition("{")
+        suffix = after.partition("}")[2]
+        if suffix.startswith("/"):
+            before, suffix = f"{before}{{}}{suffix}", ""
         routes = self._direct.setdefault(before if brace else path.rstrip("/"), {})
-        routes[method] = Route(path, endpoint, after.partition("}")[2])
+        routes[method] = Route(path, endpoint, suffix)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, with the direct routes in it."""
@@ -130,6 +136,9 @@ class Service(FastAPI):
         if routes := self._direct.get(bare):
             return routes, ""
         before, _, parameter = bare.rpartition("/")
+        above, _, inner = before.rpartition("/")
+        if routes := self._direct.get(f"{above}/{{}}/{parameter}"):
+            return routes, inner
         routes = self._direct.get(before + "/", {})
         return {method: each for method, each in routes.items() if parameter.endswith(each.suffix)}, parameter
 

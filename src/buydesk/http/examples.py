@@ -71,9 +71,16 @@ EXAMPLE_STATUS = FeedStatus(
     ),
 )
 EXAMPLE_PRICED_ORDER = price_order(
-    NewOrder(uuid.UUID("01926e60-7a7c-7cc3-9c4e-3a1d1f1d8a35"), ANONYMOUS, None, Currency.EUR, 6900),
+    NewOrder(
+        uuid.UUID("01926e60-7a7c-7cc3-9c4e-3a1d1f1d8a35"),
+        ANONYMOUS,
+        None,
+        Currency.EUR,
+        6900,
+        received_at=_AT + timedelta(seconds=2),
+    ),
     EXAMPLE_RECORD,
     deadline=_AT + timedelta(seconds=20),
 )
-EXAMPLE_ORDER = placed_order(EXAMPLE_PRICED_ORDER, 1, _AT + timedelta(seconds=2.123456), livemode=True)
+EXAMPLE_ORDER = placed_order(EXAMPLE_PRICED_ORDER, 1, 1, _AT + timedelta(seconds=2.123456), livemode=True)
 EXAMPLE_EXPOSURE = Exposure(100 * SATOSHI_PER_BTC, EXAMPLE_ORDER.satoshi, 1).facts() | {"orders": 1}

@@ -24,16 +24,8 @@ from buydesk.http.openapi import operation
 from buydesk.http.requests import Request, require_json, single_parameters
 from buydesk.http.responses import JSONBytesResponse, encode
 from buydesk.money import CURRENCIES, CURRENCIES_TEXT, Currency, parse_amount, parse_currency
-from buydesk.orders.model import (
-    ANONYMOUS,
-    KEY_CHARS_MAX,
-    NewOrder,
-    Order,
-    OrderDocument,
-    new_order_id,
-    order_document,
-    parse_key,
-)
+from buydesk.orders.model import ANONYMOUS, KEY_CHARS_MAX, NewOrder, Order, new_order_id, parse_key
+from buydesk.orders.representations import PlacedDocument1, placed_document
 from buydesk.reading import is_text
 
 # However it is spelt, and whatever stands around it.
@@ -121,12 +113,12 @@ class PlacedDocument(msgspec.Struct, frozen=True, gc=False):
     """The body of a 201."""
 
     data: str
-    order: OrderDocument
+    order: PlacedDocument1  # or a later one
 
 
 def created(order: Order, orders_url: str, *, is_replay: bool) -> Response:
     """The 201 of an order, which can be read below `orders_url`."""
-    shown = order_document(order)
+    shown = placed_document(order)
     headers = [(b"location", f"{orders_url}{order.id}".encode())]
     if is_replay:
         headers.append((b"idempotent-replayed", b"true"))
@@ -135,7 +127,7 @@ def created(order: Order, orders_url: str, *, is_replay: bool) -> Response:
     )
 
 
-_EXAMPLE = PlacedDocument("Order was placed for EUR:69.00", order_document(EXAMPLE_ORDER))
+_EXAMPLE = PlacedDocument("Order was placed for EUR:69.00", placed_document(EXAMPLE_ORDER))
 _KEY_SCHEMA = {"type": "string", "pattern": f"^[!-~]{{1,{KEY_CHARS_MAX}}}$"}
 _AMOUNT_RULE = "0 < amount < 1,000,000,000, a whole number of cents."
 _AMOUNT_TEXT_SCHEMA = {

@@ -1,13 +1,11 @@
-"""Pages of orders over HTTP: which one is asked for, its links, what never changes and is cached, its documentation."""
+"""Pages of orders over HTTP: which one is asked for, its links, what a client has already, its documentation."""
 
-import contextlib
 import hashlib
 import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
-from cachetools import LRUCache
 from fastapi import Response
 
 from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound, Overloaded, PriceNotFound
@@ -21,14 +19,13 @@ from buydesk.orders.model import (
     NUMBER_MAX,
     PAGE_SIZE_MAX,
     Anchor,
-    OrderDocument,
     Page,
     PageAfter,
     PageBefore,
     PageFrom,
-    order_document,
     parse_key,
 )
+from buydesk.orders.representations import OrderDocument, order_document
 from buydesk.prices.documents import record_document
 
 PAGE_SIZE = 10
@@ -72,31 +69,15 @@ def read_page_request(request: Request) -> tuple[Anchor, int] | str:
 
 
 class RenderedPage(NamedTuple):
-    """A page, or a price record, as it is answered; one with an ETag never changes."""
+    """A page, or a price record, as it is answered."""
 
     body: bytes
     headers: list[tuple[bytes, bytes]]
-    etag: bytes | None
-
-
-class PageCache:
-    """Full `before` pages, as they were rendered, `bytes_max` of them; the least recently used go first."""
-
-    def __init__(self, bytes_max: int) -> None:
-        self._pages: LRUCache[tuple[int, int], RenderedPage] = LRUCache(bytes_max, lambda page: len(page.body))
-
-    def find(self, anchor: Anchor, page_size: int) -> RenderedPage | None:
-        """The page, when it is kept."""
-        return self._pages.get((anchor.number, page_size)) if isinstance(anchor, PageBefore) else None
-
-    def keep(self, anchor: Anchor, page_size: int, page: RenderedPage) -> None:
-        """Keeps the page if it never changes."""
-        if isinstance(anchor, PageBefore) and page.etag is not None:
-            with contextlib.suppress(ValueError):  # of a page larger than all that may be kept
-                self._pages[anchor.number, page_size] = page
+    etag: str
 
 
 def rendered(anchor: Anchor, page_size: int, page: Page, documents: Sequence[OrderDocument]) -> RenderedPage:
+    """A page of orders. They may be settled or cancelled: whoever has the page asks whether it is still the same."""
     links = _links(anchor, page_size, [order.number for order in page.orders])
     about: dict[str, object] = {"page_size": page_size}
     if isinstance(anchor, PageFrom):
@@ -105,21 +86,24 @@ def rendered(anchor: Anchor, page_size: int, page: Page, documents: Sequence[Ord
         {"data": documents, "page": about, "_links": {relation: {"href": href} for relation, href in links.items()}}
     )
     link = ", ".join(f'<{href}>; rel="{relation}"' for relation, href in links.items() if relation != "self")
-    headers = [(b"link", link.encode())]
-    if not _never_changes(anchor, page_size, page):
-        return RenderedPage(body, [*headers, (b"cache-control", b"no-store")], None)
-    return immutable(body, headers)
+    return _with_etag(
+        body, (b"link", link.encode()), (b"cache-control", b"private, no-cache"), (b"vary", b"Authorization")
+    )
 
 
-def immutable(body: bytes, headers: list[tuple[bytes, bytes]]) -> RenderedPage:
+def immutable(body: bytes) -> RenderedPage:
     """What never changes: who has it need not ask again."""
-    etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'.encode()
-    headers += [(b"cache-control", b"private, max-age=31536000, immutable"), (b"etag", etag)]
-    return RenderedPage(body, headers, etag)
+    return _with_etag(body, (b"cache-control", b"private, max-age=31536000, immutable"))
+
+
+def _with_etag(body: bytes, *headers: tuple[bytes, bytes]) -> RenderedPage:
+    etag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+    return RenderedPage(body, [*headers, (b"etag", etag.encode())], etag)
 
 
 def page_response(request: Request, page: RenderedPage) -> Response:
-    if page.etag is not None and _has(request, page.etag.decode()):
+    """The page, or a 304 for a client that has it."""
+    if _has(request, page.etag):
         return JSONBytesResponse(b"", 304, page.headers)
     return JSONBytesResponse(page.body, 200, page.headers)
 
@@ -128,14 +112,6 @@ def _has(request: Request, etag: str) -> bool:
     """Whether the client has this page already (If-None-Match, RFC 9110, section 13.1.2: compared weakly)."""
     tags = ",".join(request.headers.getall("if-none-match", [])).split(",")
     return any(tag.strip().removeprefix("W/") in ("*", etag) for tag in tags)
-
-
-def _never_changes(anchor: Anchor, page_size: int, page: Page) -> bool:
-    """Whether this page shows the same orders for ever: it is full, and nothing can be placed between it and its
-    anchor. (An anchor beyond the newest order gives a full page that changes with the next order.)"""
-    return (
-        isinstance(anchor, PageBefore) and len(page.orders) == page_size and page.orders[0].number == anchor.number - 1
-    )
 
 
 def _links(anchor: Anchor, page_size: int, numbers: Sequence[int]) -> dict[str, str]:

@@ -16,7 +16,7 @@ import httptools
 from buydesk.errors import DeskError, HeadersTooLarge, InvalidHttp, Overloaded, PayloadTooLarge, RequestTimeout
 from buydesk.http.connections import Connections
 from buydesk.http.requests import Headers, Request, read_headers
-from buydesk.http.responses import problem_response, serialize
+from buydesk.http.responses import StreamedResponse, problem_response, serialize
 from buydesk.observability import request_ids
 
 # The request line and all headers together; the same again for what stands between the parts of a body.
@@ -28,6 +28,8 @@ SLICE_BYTES = 4096
 UNREAD_BYTES_MAX = 64 * 1024
 # How long what still comes after a last answer is thrown away: an immediate close would cut off the answer itself.
 LINGER_SECONDS = 1.0
+# How often it is looked whether the client of a stream has read on.
+STREAM_PAUSE_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 
@@ -267,7 +269,8 @@ class Connection(asyncio.Protocol):
         request_id = request_ids.begin(given[-1] if given else None)  # of several the nearest proxy's
         request = Request(incoming, headers, self._connections.request_seconds_max)
         response = await self._connections.respond(request)
-        if not incoming.is_complete or response.status_code == HTTPStatus.BAD_REQUEST:
+        is_stream = isinstance(response, StreamedResponse)
+        if not incoming.is_complete or response.status_code == HTTPStatus.BAD_REQUEST or is_stream:
             incoming.keep_alive = False  # where the next request begins is not known, or not to be believed
         self._is_last = self._is_last or not incoming.keep_alive
         if self._is_last:
@@ -277,6 +280,19 @@ class Connection(asyncio.Protocol):
         is_last = self._stopped_reading and not self._waiting
         self._unread_since = float("inf")
         self.write(serialize(response, request_id, is_last=is_last, is_head=incoming.method == "HEAD"))
+        if isinstance(response, StreamedResponse):
+            await self._stream(response, is_head=incoming.method == "HEAD")
+
+    async def _stream(self, response: StreamedResponse, *, is_head: bool) -> None:
+        """The parts of an answer as they come, for as long as the client takes them."""
+        async with contextlib.aclosing(response.parts) as parts:
+            while not is_head and not self._transport.is_closing():
+                if self._is_paused:
+                    await asyncio.sleep(STREAM_PAUSE_SECONDS)
+                elif (part := await anext(parts, None)) is not None:
+                    self.write(part)
+                else:
+                    return
 
     def _answered(self, task: "asyncio.Task[None]") -> None:
         self._answering = None

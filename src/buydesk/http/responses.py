@@ -1,7 +1,7 @@
 """Responses: JSON by msgspec, errors as problem+json (RFC 9457)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -26,6 +26,18 @@ class JSONBytesResponse(Response):
         self.raw_headers = list(headers)
         if status != HTTPStatus.NOT_MODIFIED:
             self.raw_headers += [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+
+
+class StreamedResponse(Response):
+    """An answer that comes in parts and ends with its connection; nobody knows beforehand how long it is."""
+
+    def __init__(self, parts: AsyncGenerator[bytes], media_type: str) -> None:
+        self.parts = parts
+        self.body = b""
+        self.status_code = 200
+        self.background = None
+        self.media_type = media_type
+        self.raw_headers = [(b"content-type", media_type.encode()), (b"cache-control", b"no-store")]
 
 
 class MsgspecResponse(JSONResponse):

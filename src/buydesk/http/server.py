@@ -115,6 +115,7 @@ async def serving(service: Service, listener: socket.socket, settings: Settings)
             yield connections
         finally:
             server.close()
+            service.stopping.set()
             await _drain(connections, settings.drain_seconds_max)
 
 

@@ -8,7 +8,7 @@ here for msgspec, which writes ids and times as text by itself, faster than they
 import uuid
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from msgspec.structs import replace
@@ -17,20 +17,22 @@ from buydesk.errors import DeskError, InvalidRequest, problem, rebuild
 from buydesk.money import Currency, format_btc, format_cents, format_rate
 from buydesk.orders.model import (
     Key,
+    Metadata,
     NewOrder,
     Order,
-    OrderDocument,
     Outcome,
     Placed,
     PricedOrder,
+    Reference,
     Refused,
     Replayed,
-    order_document,
 )
 from buydesk.orders.pricing import placed_order, price_order
+from buydesk.orders.representations import OrderDocument, order_document
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord
 from buydesk.reading import Cents, Moment, RateE8, Satoshi, WrongMember, read
+from buydesk.times import utc_now
 
 
 def priced_order_documents(items: Sequence[PricedOrder]) -> list[dict[str, object]]:
@@ -44,6 +46,10 @@ def priced_order_documents(items: Sequence[PricedOrder]) -> list[dict[str, objec
             "client_order_id": item.order.client_order_id,
             "currency": item.order.currency.value,
             "amount": format_cents(item.order.amount_cents),
+            "reference": item.order.reference,
+            "metadata": item.order.metadata,
+            "received_at": item.order.received_at,
+            "representation": item.order.representation,
             "deadline": item.deadline,
         }
         if isinstance(item.price, DeskError):
@@ -58,8 +64,13 @@ def priced_order_documents(items: Sequence[PricedOrder]) -> list[dict[str, objec
     return documents
 
 
+# The column is a smallint.
+Representation = Annotated[int, msgspec.Meta(ge=1, le=32767)]
+
+
 class _Item(msgspec.Struct):
-    """What every item of `priced_order_documents` has."""
+    """What every item of `priced_order_documents` has. An edge of before there were more representations than one says
+    neither which it answers in nor when it received the request."""
 
     id: uuid.UUID
     client: Key
@@ -67,6 +78,10 @@ class _Item(msgspec.Struct):
     amount: Cents
     deadline: Moment
     client_order_id: Key | None = None
+    reference: Reference | None = None
+    metadata: Metadata | None = None
+    received_at: Moment | None = None
+    representation: Representation = 1
 
 
 class _PricedItem(_Item, kw_only=True):
@@ -108,7 +123,17 @@ def priced_order_from(document: object, records: dict[uuid.UUID, PriceRecord]) -
 
 
 def _priced(item: _Item, price: PriceRecord | DeskError) -> PricedOrder:
-    order = NewOrder(item.id, item.client, item.client_order_id, item.currency, item.amount)
+    order = NewOrder(
+        item.id,
+        item.client,
+        item.client_order_id,
+        item.currency,
+        item.amount,
+        item.reference,
+        item.metadata,
+        utc_now() if item.received_at is None else item.received_at,
+        item.representation,
+    )
     return price_order(order, price, item.deadline)
 
 
@@ -124,6 +149,7 @@ class _AddedByLedger(msgspec.Struct):
     """What a placed order has that the sender of its item does not know."""
 
     id: uuid.UUID
+    desk_number: int
     number: int
     created_at: Moment
     livemode: bool
@@ -142,7 +168,7 @@ def outcome_from(document: object, item: PricedOrder) -> Outcome:
             # db_proxy refuses an item whose money differs from its price: only what the ledger added has to be read.
             added = read(_AddedByLedger, order)
             if added.id == item.order.id and isinstance(item.price, PriceRecord):
-                return Placed(placed_order(item, added.number, added.created_at, added.livemode))
+                return Placed(placed_order(item, added.desk_number, added.number, added.created_at, added.livemode))
             raise ValueError("is not the order that was sent")
         case {"outcome": "replayed", "order": order}:
             return Replayed(order_from(order))
@@ -152,17 +178,26 @@ def outcome_from(document: object, item: PricedOrder) -> Outcome:
     raise ValueError("must be an order placed or replayed, or a refusal")
 
 
-class StoredDocument(OrderDocument, frozen=True, gc=False):
-    """A stored order for the other services: what clients see, and what they do not."""
+class StoredDocument(OrderDocument, frozen=True, gc=False, kw_only=True):
+    """A stored order for the other services: what clients see, and what they do not. `metadata_text` is the metadata as
+    it was answered, which no reader and writer of JSON may change."""
 
+    desk_number: int
     client: str
     representation: int
+    metadata_text: str | None
 
 
 def stored_document(order: Order) -> StoredDocument:
     """A stored order for the other services."""
     shown = msgspec.structs.asdict(order_document(order))
-    return StoredDocument(**shown, client=order.client, representation=order.representation)
+    return StoredDocument(
+        **shown,
+        desk_number=order.number,
+        client=order.client,
+        representation=order.representation,
+        metadata_text=order.metadata,
+    )
 
 
 def order_from(document: object) -> Order:

@@ -1,7 +1,6 @@
 """Orders: what is asked for, what is stored, what placing can end in; the port OrderLedger.
 
-An order's JSON never changes: each stored order keeps the version of its representation, and a repeated request is
-answered with the bytes of the first answer.
+What is stored of an order never changes. That it was settled or cancelled is stored beside it.
 """
 
 import re
@@ -11,21 +10,27 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
 from buydesk.errors import DeskError
-from buydesk.money import Currency, format_btc, format_cents, format_rate
+from buydesk.money import Currency, format_btc
 from buydesk.prices.model import PriceRecord
 from buydesk.reading import Cents, Moment, RateE8, Satoshi, text_type
-from buydesk.times import format_time
+from buydesk.times import utc_now
 
-REPRESENTATION = 1
+# The shape in which an order that is placed now is answered; `representations` has all there were.
+REPRESENTATION = 2
 ANONYMOUS = "anonymous"
 PAGE_SIZE_MAX = 1000
 NUMBER_MAX = 2**63 - 1
 KEY_CHARS_MAX = 255
+REFERENCE_CHARS_MAX = 128
+METADATA_MEMBERS_MAX = 20
+METADATA_BYTES_MAX = 2048
+
+Status = Literal["accepted", "settled", "cancelled"]
 
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+", re.ASCII)
 
@@ -34,13 +39,21 @@ _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+", re.ASCII)
 # Without `gc` are those that can be in no reference cycle; an error can, by its traceback.
 class NewOrder(msgspec.Struct, frozen=True, gc=False):
     """An order as its client asked for it. `id` is minted where the order enters; `client_order_id` is the client's
-    idempotency key, if it gave one, unique per `client`."""
+    idempotency key, if it gave one, unique per `client`.
+
+    `reference` and `metadata` are the client's own, the latter as the JSON text that is answered. `representation` is
+    the shape that whoever took the request answers in.
+    """
 
     id: uuid.UUID
     client: str
     client_order_id: str | None
     currency: Currency
     amount_cents: int
+    reference: str | None = None
+    metadata: str | None = None
+    received_at: datetime = msgspec.field(default_factory=utc_now)
+    representation: int = REPRESENTATION
 
 
 class PricedOrder(msgspec.Struct, frozen=True):
@@ -58,13 +71,27 @@ class PricedOrder(msgspec.Struct, frozen=True):
     satoshi: int
 
 
-_SHOWN_AS = {"amount_cents": "amount", "rate_e8": "exchange_rate", "satoshi": "bitcoin_amount"}
+_SHOWN_AS = {
+    "number": "desk_number",
+    "client_number": "number",
+    "amount_cents": "amount",
+    "rate_e8": "exchange_rate",
+    "satoshi": "bitcoin_amount",
+    "market_rate_e8": "market_rate",
+    "metadata": "metadata_text",
+}
 
 
 class Order(msgspec.Struct, frozen=True, gc=False, rename=_SHOWN_AS):
-    """A stored order. `number` counts 1, 2, 3 … without gaps in the order of commit."""
+    """A stored order. `number` counts the desk's orders, `client_number` those of its client: 1, 2, 3 … without gaps in
+    the order of commit.
+
+    The last four say what became of it until now, as far as whoever read it looked: a repeat shows an order as it was
+    placed.
+    """
 
     number: int
+    client_number: int
     id: uuid.UUID
     created_at: Moment
     client: str
@@ -77,6 +104,16 @@ class Order(msgspec.Struct, frozen=True, gc=False, rename=_SHOWN_AS):
     price_as_of: Moment
     livemode: bool
     representation: int
+    received_at: Moment
+    market_rate_e8: RateE8
+    markup_bp: int
+    reference: str | None
+    metadata: str | None
+    quote_id: uuid.UUID | None
+    status: Status = "accepted"
+    settlement_reference: str | None = None
+    reason: str | None = None
+    closed_at: Moment | None = None
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
@@ -163,9 +200,10 @@ class OrderLedger(Protocol):
         """Settles the items as if they were sent one by one in this order; one outcome each.
 
         Repeats by id or by key come first, then IdempotencyKeyReused, then ClockSkewed (the ledger's clock differs from
-        ours, or is past the item's deadline), the item's own price problem, PriceStale, and last the cap
-        (ExposureCapExceeded); times are judged by the ledger's clock. Placed means committed to disk, on the standbys
-        too where PostgreSQL waits for them.
+        ours, or is past the item's deadline), the item's own price problem, PriceStale, OrderTooLarge, and last the
+        caps of the client (ClientCapExceeded) and of the desk (ExposureCapExceeded); times are judged by the ledger's
+        clock. Placed means committed to disk, on the standbys too where PostgreSQL waits for them. What is placed or
+        replayed is shown as of its placing.
 
         Raises LedgerUnavailable or Overloaded: certainly nothing was stored. Raises OutcomeUnknown: the whole batch
         may or may not be stored; sending the same items again settles it.
@@ -210,10 +248,32 @@ def parse_key(text: str) -> str:
     return text
 
 
+def parse_reference(text: str) -> str:
+    """The text, which is fit to be a client's reference for an order; raises ValueError with the reason."""
+    if not 1 <= len(text) <= REFERENCE_CHARS_MAX or not text.isprintable():
+        raise ValueError(f"must be 1 to {REFERENCE_CHARS_MAX} characters without control characters")
+    return text
+
+
+def parse_metadata(text: str) -> str:
+    """The JSON text of an order's metadata, as it is written here; raises ValueError with the reason."""
+    try:
+        members = msgspec.json.decode(text, type=dict[str, str])
+    except msgspec.MsgspecError as error:
+        raise ValueError("must be an object whose members are text") from error
+    if len(members) > METADATA_MEMBERS_MAX or len(text.encode()) > METADATA_BYTES_MAX:
+        raise ValueError(f"may have {METADATA_MEMBERS_MAX} members and {METADATA_BYTES_MAX} bytes at most")
+    if not all(each.isprintable() for member in members.items() for each in member):
+        raise ValueError("must have no control characters")
+    return text
+
+
 if TYPE_CHECKING:
     Key = str
+    Reference = str
+    Metadata = str
 else:
-    Key = text_type(parse_key)
+    Key, Reference, Metadata = text_type(parse_key), text_type(parse_reference), text_type(parse_metadata)
 
 
 def new_order_id() -> uuid.UUID:
@@ -235,39 +295,14 @@ def _fresh_random_bits(ids: int = 256) -> list[int]:
 
 
 def is_repeat(new: NewOrder, stored: Order) -> bool:
-    """Whether the stored order is what `new` asks for: the same currency and cents, under the same key or id."""
-    same_request = (new.currency, new.amount_cents) == (stored.currency, stored.amount_cents)
-    return same_request and (new.client, new.client_order_id) == (stored.client, stored.client_order_id)
-
-
-class OrderDocument(msgspec.Struct, frozen=True, gc=False):
-    """The order as its clients see it: representation 1, its members in the order in which they are written."""
-
-    id: uuid.UUID
-    number: int
-    created_at: str
-    currency: Currency
-    amount: str
-    exchange_rate: str
-    bitcoin_amount: str
-    client_order_id: str | None
-    price_id: uuid.UUID
-    price_as_of: str
-    livemode: bool
-
-
-def order_document(order: Order) -> OrderDocument:
-    """The order as its clients see it; msgspec writes it as JSON."""
-    return OrderDocument(
-        order.id,
-        order.number,
-        format_time(order.created_at),
-        order.currency,
-        format_cents(order.amount_cents),
-        format_rate(order.rate_e8),
-        format_btc(order.satoshi),
-        order.client_order_id,
-        order.price_id,
-        format_time(order.price_as_of),
-        order.livemode,
+    """Whether the stored order is what `new` asks for, under the same key or id: the same currency, cents, reference
+    and metadata, its members in any order."""
+    return (
+        (new.currency, new.amount_cents, new.reference) == (stored.currency, stored.amount_cents, stored.reference)
+        and (new.client, new.client_order_id) == (stored.client, stored.client_order_id)
+        and _members(new.metadata) == _members(stored.metadata)
     )
+
+
+def _members(metadata: str | None) -> object:
+    return None if metadata is None else msgspec.json.decode(metadata)

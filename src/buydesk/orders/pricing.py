@@ -4,7 +4,7 @@ from datetime import datetime
 
 from buydesk.errors import DeskError
 from buydesk.money import satoshi_for
-from buydesk.orders.model import REPRESENTATION, NewOrder, Order, PricedOrder
+from buydesk.orders.model import NewOrder, Order, PricedOrder
 from buydesk.prices.model import PriceRecord
 
 
@@ -19,12 +19,13 @@ def price_order(order: NewOrder, price: PriceRecord | DeskError, deadline: datet
     return PricedOrder(order, price, deadline, rate_e8, satoshi_for(order.amount_cents, rate_e8))
 
 
-def placed_order(item: PricedOrder, number: int, created_at: datetime, livemode: bool) -> Order:
+def placed_order(item: PricedOrder, number: int, client_number: int, created_at: datetime, livemode: bool) -> Order:
     """The order that is stored when the item is placed."""
     new, record = item.order, item.price
     assert isinstance(record, PriceRecord)  # noqa: S101  # no ledger places what has no price
     return Order(
         number,
+        client_number,
         new.id,
         created_at,
         new.client,
@@ -36,5 +37,11 @@ def placed_order(item: PricedOrder, number: int, created_at: datetime, livemode:
         record.id,
         record.as_of,
         livemode,
-        REPRESENTATION,
+        new.representation,
+        new.received_at,
+        item.rate_e8,
+        0,  # no order is sold above the market yet, or by quote
+        new.reference,
+        new.metadata,
+        None,
     )

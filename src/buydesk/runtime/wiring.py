@@ -1,6 +1,6 @@
 """Wiring: the only place that knows both services and backends.
 
-One rule makes one process or six: if the service that owns a port runs in this process, its own backend is used;
+One rule makes one process or seven: if the service that owns a port runs in this process, its own backend is used;
 otherwise that service is called by HTTP. Nothing else branches.
 """
 
@@ -17,7 +17,8 @@ from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.postgres.anchors import PostgresAnchors
 from buydesk.backends.postgres.ledger import PostgresLedger
-from buydesk.backends.remote import RemoteAnchorStore, RemoteLedger, RemotePriceStore, RemoteReportStore
+from buydesk.backends.postgres.life import PostgresLife
+from buydesk.backends.remote import RemoteAnchorStore, RemoteLedger, RemoteLife, RemotePriceStore, RemoteReportStore
 from buydesk.backends.sources import exchanges
 from buydesk.backends.sources.sandbox import sandbox_sources
 from buydesk.errors import CannotStart, DeskError, WrongMode
@@ -25,10 +26,19 @@ from buydesk.http.app import Service
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.observability.reporter import Reporter, ReportHandler
 from buydesk.observability.reports import ReportStore
+from buydesk.orders.life import OrderLife
 from buydesk.orders.model import OrderLedger
 from buydesk.prices.anchors import AnchorStore
 from buydesk.prices.model import PriceSource, PriceStore
-from buydesk.services import api_cache_proxy, api_updater, create_buy_order, db_proxy, fetch_buy_orders, health_check
+from buydesk.services import (
+    api_cache_proxy,
+    api_updater,
+    create_buy_order,
+    db_proxy,
+    fetch_buy_orders,
+    health_check,
+    process_buy_orders,
+)
 from buydesk.settings.model import Settings, variable
 from buydesk.topology import SERVICES
 
@@ -84,7 +94,7 @@ class WiredServices:
 def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServices:
     """The named services, wired to each other or to where the others are; raises CannotStart for a missing setting."""
     clocks = ClockMonitor(", ".join(services) if len(services) == 1 else "the desk", settings.clock_skew_seconds_max)
-    ledger, anchors = _ledger(settings, clocks, is_own="db_proxy" in services)
+    ledger, life, anchors = _ledger(settings, clocks, is_own="db_proxy" in services)
     store = _store(settings, clocks, is_own="api_cache_proxy" in services)
     report_store = _report_store(settings, clocks, is_own="health_check" in services)
     sources = _sources(settings, clocks) if "api_updater" in services else []
@@ -106,7 +116,8 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServi
     makers: dict[str, Callable[[Reporter], Service]] = {
         "create_buy_order": lambda reporter: create_buy_order.create_app(settings, ledger, store, reporter),
         "fetch_buy_orders": lambda reporter: fetch_buy_orders.create_app(settings, ledger, reporter),
-        "db_proxy": lambda reporter: db_proxy.create_app(settings, ledger, anchors, reporter),
+        "process_buy_orders": lambda reporter: process_buy_orders.create_app(settings, life, ledger.check, reporter),
+        "db_proxy": lambda reporter: db_proxy.create_app(settings, ledger, life, anchors, reporter),
         "api_cache_proxy": lambda reporter: api_cache_proxy.create_app(settings, store, reporter),
         "api_updater": lambda reporter: api_updater.create_app(settings, sources, store, reporter, anchors=anchors),
         "health_check": lambda reporter: health_check.create_app(
@@ -114,20 +125,24 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServi
         ),
     }
     checks = [] if redis_check is None else [redis_check]
-    backends: tuple[Closeable, ...] = (*sources, ledger, anchors, store, report_store, *checks)
+    backends: tuple[Closeable, ...] = (*sources, ledger, life, anchors, store, report_store, *checks)
     return WiredServices({name: app(name) for name in reporters}, reporters, backends, ledger)
 
 
-def _ledger(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> tuple[OrderLedger, AnchorStore]:
-    """The ledger, and what is kept in it beside the orders."""
+def _ledger(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> tuple[OrderLedger, OrderLife, AnchorStore]:
+    """The ledger, what becomes of its orders, and what is kept in it beside them."""
     if not is_own:
         url = settings.url("db_proxy")
-        return RemoteLedger(url, settings, clocks), RemoteAnchorStore(url, settings, clocks)
+        return (
+            RemoteLedger(url, settings, clocks),
+            RemoteLife(url, settings, clocks),
+            RemoteAnchorStore(url, settings, clocks),
+        )
     if settings.database_url is None:
         raise CannotStart("DATABASE_URL is missing: db_proxy needs a PostgreSQL database")
     livemode = settings.price_feed == "live"
     ledger = PostgresLedger(settings.database_url.get_secret_value(), settings, livemode, clocks)
-    return ledger, PostgresAnchors(ledger)
+    return ledger, PostgresLife(ledger), PostgresAnchors(ledger)
 
 
 def _store(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> PriceStore:

@@ -40,13 +40,17 @@ from buydesk.http.anchors import (
 )
 from buydesk.http.app import Service, service_app
 from buydesk.http.examples import EXAMPLE_EXPOSURE, EXAMPLE_ORDER, EXAMPLE_PRICED_ORDER, EXAMPLE_RECORD
+from buydesk.http.life import ACCEPTED, CLOSE, EVENTS, LAST_EVENT, read_accepted, read_after
 from buydesk.http.members import decode_body, read_query, whole_number
 from buydesk.http.openapi import INTERNAL_SCHEME, Responses, error_responses, operation, response_example
+from buydesk.http.prices import wrong_members_named
 from buydesk.http.requests import Request, require_json, require_token, single_parameters
 from buydesk.http.responses import MsgspecResponse
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.batching import OrderBatcher
 from buydesk.orders.documents import outcome_document, priced_order_documents, priced_order_from, stored_document
+from buydesk.orders.life import OrderLife
+from buydesk.orders.life_documents import accepted_document, closings_from, event_documents, result_document
 from buydesk.orders.model import (
     NUMBER_MAX,
     PAGE_SIZE_MAX,
@@ -60,10 +64,10 @@ from buydesk.orders.model import (
     Placed,
     PricedOrder,
     Refused,
-    order_document,
 )
 from buydesk.orders.paging import PageReader
 from buydesk.orders.pricing import price_order
+from buydesk.orders.representations import order_document
 from buydesk.prices.anchor_documents import anchors_document
 from buydesk.prices.anchors import AnchorStore
 from buydesk.prices.documents import document_of, record_document
@@ -150,8 +154,11 @@ class PriceProofs:
             raise self._refusal
 
 
-def create_app(settings: Settings, ledger: OrderLedger, anchors: AnchorStore, reporter: Reporter) -> Service:
-    """The service over a ledger and the anchors that are kept in it. Its caller closes them."""
+def create_app(
+    settings: Settings, ledger: OrderLedger, life: OrderLife, anchors: AnchorStore, reporter: Reporter
+) -> Service:
+    """The service over a ledger, what becomes of its orders, and the anchors that are kept in it. Its caller closes
+    them."""
     queue = OrderBatcher(ledger, settings, NAME)
 
     @asynccontextmanager
@@ -182,6 +189,7 @@ def create_app(settings: Settings, ledger: OrderLedger, anchors: AnchorStore, re
 
     app.add_direct_route("/add/", "POST", add, _ADD_OPERATION)
     _add_reads(app, ledger, settings)
+    _add_life(app, life, settings)
     _add_anchors(app, anchors, settings)
     return app
 
@@ -307,6 +315,35 @@ def _add_order_reads(read: Read, ledger: OrderLedger, pages: PageReader) -> None
     @read("/order", "An order by its client's key", order_or_none)
     async def order_by_key(client: Key, client_order_id: Key) -> Response:
         return MsgspecResponse(stored_document(await ledger.order_by_key(client, client_order_id)))
+
+
+def _add_life(app: Service, life: OrderLife, settings: Settings) -> None:
+    may_process = tokens(settings.processing_tokens)
+
+    async def close(request: Request) -> Response:
+        require_token(request, may_process)
+        require_json(request)
+        with wrong_members_named():
+            closings = closings_from(decode_body(await request.body()))
+        return MsgspecResponse([result_document(each) for each in await life.close_orders(closings)])
+
+    async def accepted(request: Request) -> Response:
+        require_token(request, may_process)
+        return MsgspecResponse(accepted_document(await life.accepted(*read_accepted(request))))
+
+    async def events(request: Request) -> Response:
+        require_token(request, may_process)
+        return MsgspecResponse(event_documents(await life.events(*read_after(request))))
+
+    async def last_event(request: Request) -> Response:
+        require_token(request, may_process)
+        read_query(request)
+        return MsgspecResponse({"sequence": await life.last_event()})
+
+    app.add_direct_route("/closings", "POST", close, CLOSE)
+    app.add_direct_route("/accepted", "GET", accepted, ACCEPTED)
+    app.add_direct_route("/events", "GET", events, EVENTS)
+    app.add_direct_route("/events/last", "GET", last_event, LAST_EVENT)
 
 
 def _add_anchors(app: Service, anchors: AnchorStore, settings: Settings) -> None:

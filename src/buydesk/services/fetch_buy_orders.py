@@ -10,7 +10,6 @@ from buydesk.http.pages import (
     GET_ORDER,
     GET_ORDERS,
     GET_PRICE,
-    PageCache,
     immutable,
     page_response,
     read_id,
@@ -20,8 +19,9 @@ from buydesk.http.pages import (
 from buydesk.http.requests import Request
 from buydesk.http.responses import MsgspecResponse, encode
 from buydesk.observability.reporter import Reporter
-from buydesk.orders.model import ANONYMOUS, OrderLedger, order_document
+from buydesk.orders.model import ANONYMOUS, OrderLedger
 from buydesk.orders.paging import PageReader
+from buydesk.orders.representations import order_document
 from buydesk.prices.documents import record_document
 from buydesk.settings.model import Settings
 
@@ -30,7 +30,6 @@ NAME = "fetch_buy_orders"
 
 def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> Service:
     """The service over a ledger."""
-    page_cache = PageCache(settings.page_cache_bytes_max)
     pages = PageReader(ledger, settings)
 
     app = service_app(NAME, "List buy orders: GET /get_orders/", {"ledger": ledger.check}, reporter)
@@ -41,10 +40,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> S
         if isinstance(asked, str):
             return MsgspecResponse(order_document(await ledger.order_by_key(ANONYMOUS, asked)))
         anchor, page_size = asked
-        page = page_cache.find(anchor, page_size)
-        if page is None:
-            page = rendered(anchor, page_size, *await pages.read(anchor, page_size, order_document))
-            page_cache.keep(anchor, page_size, page)
+        page = rendered(anchor, page_size, *await pages.read(anchor, page_size, order_document))
         return page_response(request, page)
 
     async def get_order(request: Request) -> Response:
@@ -54,7 +50,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> S
     async def get_price(request: Request) -> Response:
         """The price record that orders were priced with."""
         record = await ledger.price_record(read_id(request))
-        return page_response(request, immutable(encode(record_document(record)), []))
+        return page_response(request, immutable(encode(record_document(record))))
 
     async def exposure(request: Request) -> Response:
         """What is sold and what can still be."""

@@ -59,6 +59,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "publishing_tokens": ("api_cache_proxy", "api_updater", "db_proxy"),
     "placing_tokens": ("create_buy_order", "db_proxy"),
     "reading_tokens": ("db_proxy", "fetch_buy_orders"),
+    "processing_tokens": ("db_proxy", "process_buy_orders"),
     "reporting_tokens": tuple(PORTS),
 }
 TOKENS = tuple(name for name in OWNERS if name.endswith("_tokens"))
@@ -150,6 +151,10 @@ class Settings(BaseSettings):
     )
     placing_tokens: SharedTokens = Field(description="What create_buy_order shows db_proxy to place orders.")
     reading_tokens: SharedTokens = Field(description="What fetch_buy_orders shows db_proxy to read orders.")
+    processing_tokens: SharedTokens = Field(
+        description="What processors show process_buy_orders to settle and cancel orders and to follow the desk's "
+        "events, and it shows db_proxy."
+    )
     reporting_tokens: SharedTokens = Field(description="What the services show health_check when they report.")
     refuse_default_secrets: bool = Field(
         False,
@@ -189,10 +194,6 @@ class Settings(BaseSettings):
     remote_seconds_max: Seconds = Field(3, description="The longest wait for another service's answer (not placing).")
     remote_connections_max: int = Field(
         64, ge=5, le=1_000_000, description="Connections one service keeps to another; reads take all but four of them."
-    )
-
-    page_cache_bytes_max: int = Field(
-        8_000_000, ge=0, le=2**30, description="Full pages that fetch_buy_orders keeps, because they never change."
     )
 
     feed_interval_seconds: Seconds = Field(15, description="How often prices are asked for.")

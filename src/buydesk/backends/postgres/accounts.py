@@ -12,6 +12,8 @@ from buydesk.errors import CannotStart
 
 TABLES = (
     "alembic_version",
+    "clients",
+    "closings",
     "exposure",
     "orders",
     "price_anchors",
@@ -20,7 +22,7 @@ TABLES = (
     "price_records",
 )
 # All of its writing.
-FUNCTIONS = ("place_batch", "keep_price_anchors", "confirm_price")
+FUNCTIONS = ("place_orders", "close_orders", "place_batch", "keep_price_anchors", "confirm_price")
 # As many iterations as PostgreSQL itself makes (scram_iterations).
 _TURNS = 4096
 
@@ -62,7 +64,7 @@ def statements(account: Account, schema: str, *, exists: bool) -> list[str]:
     password = verifier(account.password, secrets.token_bytes(16))
     return [
         f"{'ALTER' if exists else 'CREATE'} ROLE {name} LOGIN PASSWORD '{password}'",
-        # Databases from before PostgreSQL 15 let everybody make functions: place_batch could take one for the server's.
+        # Databases from before PostgreSQL 15 let everybody make functions: ours could take one for the server's.
         f"REVOKE CREATE ON SCHEMA {within} FROM PUBLIC, {name}",
         f"GRANT USAGE ON SCHEMA {within} TO {name}",
         f"GRANT SELECT ON {', '.join(TABLES)} TO {name}",
@@ -91,7 +93,7 @@ SELECT coalesce((
     UNION ALL
     SELECT 'may make things in the schema of the tables' FROM kept_in WHERE has_schema_privilege($1, oid, 'CREATE')
     UNION ALL
-    SELECT 'could have another''s function run by place_batch: ' || f.oid::regprocedure
+    SELECT 'could have another''s function run by our functions: ' || f.oid::regprocedure
     FROM pg_proc f JOIN kept_in ON pronamespace = kept_in.oid JOIN pg_roles r ON r.oid = proowner
     WHERE NOT rolsuper AND proowner NOT IN (SELECT relowner FROM held)
     UNION ALL

@@ -19,7 +19,7 @@ from buydesk.backends.postgres.faults import (
     unavailable,
     unknown_outcome,
 )
-from buydesk.backends.postgres.rows import order_of, outcome_of, place_arguments
+from buydesk.backends.postgres.rows import judged, order_of, outcome_of, place_arguments
 from buydesk.backends.postgres.sessions import FAULTS, Session, StandbyAway, Warned, open_session
 from buydesk.backends.postgres.sql import REVISION
 from buydesk.backends.postgres.storing import StoringMonitor
@@ -140,23 +140,23 @@ class PostgresLedger:
         """One call of the function, in a transaction of its own; raises asyncpg.PostgresError or OutcomeUnknown."""
         arguments = place_arguments(items, self._clock_window())
         try:
-            [row] = await session.fetch("place_batch", *arguments, seconds=give_up_at - time.monotonic())
+            [row] = await session.fetch("place_orders", *arguments, seconds=give_up_at - time.monotonic())
         except asyncpg.PostgresError:
             raise
         except Exception as error:
             # A time-out, a lost connection, a warning or a driver in an unexpected state: the function may have run to
             # its end.
             raise unknown_outcome(error) from error
-        results = list(zip(items, row["outcomes"], row["numbers"], row["used_then"], strict=True))
+        results = judged(row)
         try:
-            repeated = [number for _, kind, number, _ in results if kind == "repeat"]
+            repeated = [each.number for each in results if each.kind == "repeat" and each.number is not None]
             stored = await self._repeated(session, repeated, give_up_at - time.monotonic())
             if row["has_standbys"] and "placed" not in row["outcomes"]:
                 # Nothing was written and no standby waited for: what was found, or not, may be of this server only.
                 await session.reach_durable_point(seconds=give_up_at - time.monotonic())
         except Exception as error:
             raise unknown_outcome(error) from error  # whatever goes wrong here, the batch is committed already
-        return [outcome_of(item, kind, number, used, row, stored) for item, kind, number, used in results]
+        return [outcome_of(item, each, row, stored) for item, each in zip(items, results, strict=True)]
 
     def _clock_window(self) -> tuple[float, float]:
         """The Unix times between which the ledger's clock has to be while a statement sent now runs."""
@@ -164,7 +164,7 @@ class PostgresLedger:
         return now - skew_seconds, now + skew_seconds + self._settings.statement_seconds_max
 
     async def _repeated(self, session: Session, numbers: Sequence[int], seconds: float) -> dict[int, Order]:
-        """The stored orders that a batch repeats."""
+        """The stored orders that a batch repeats, as they were placed."""
         if not numbers:
             return {}
         rows = await session.fetch("orders_by_number", numbers, seconds=seconds)
@@ -283,6 +283,14 @@ class PostgresLedger:
         """
         async with places or self._short_reads:
             return await self._ask(_fetching(query, *arguments))
+
+    async def ask_once(self, ask: Ask) -> list[asyncpg.Record]:
+        """What a session is asked for, once, after waiting for a turn: for what writes.
+
+        Raises Overloaded or LedgerUnavailable, when it was not asked, and what asyncpg raises and Warned, when it was.
+        """
+        async with self._short_reads:
+            return await self._ask_once(ask)
 
     async def close(self) -> None:
         """Closes all sessions; what is under way is cut off."""

@@ -1,5 +1,6 @@
--- {order} stands for an order's columns, in the order of the fields of `Order`; {stored} for those of them that the table
--- orders has. sql.py puts them in.
+-- {order} stands for an order's columns, in the order of the fields of `Order`; {placed} for the same as of its placing;
+-- {stored} for those of them that the table orders has; {closing} for the join with what became of it. sql.py puts them
+-- in.
 
 -- name: page_from
 -- The page that leaves out the $1 newest orders: an index seek, the same for every $1, because numbers have no gaps.
@@ -9,22 +10,25 @@ LEFT JOIN LATERAL (
     SELECT {stored} FROM orders
     WHERE number <= e.last_number - $1::bigint ORDER BY number DESC LIMIT $2::int
 ) o ON true
+{closing}
 
 -- name: page_before
 -- The $2 highest numbers below $1.
 SELECT {order} FROM orders o CROSS JOIN exposure e
+{closing}
 WHERE o.number < $1::bigint
 ORDER BY o.number DESC LIMIT $2::int
 
 -- name: page_after
 -- The $2 lowest numbers above $1, lowest first.
 SELECT {order} FROM orders o CROSS JOIN exposure e
+{closing}
 WHERE o.number > $1::bigint
 ORDER BY o.number LIMIT $2::int
 
 -- name: orders_by_number
--- The orders with these numbers.
-SELECT {order} FROM orders o CROSS JOIN exposure e
+-- The orders with these numbers, as they were placed.
+SELECT {placed} FROM orders o CROSS JOIN exposure e
 WHERE o.number = ANY ($1::bigint[])
 
 -- name: order_by_id
@@ -32,12 +36,14 @@ WHERE o.number = ANY ($1::bigint[])
 SELECT {order},
        (current_setting('synchronous_standby_names') <> '' OR pg_is_in_recovery()) AS has_standbys
 FROM exposure e LEFT JOIN orders o ON o.id = $1::uuid
+{closing}
 
 -- name: order_by_key
 -- The order that holds a client's key, or a row of nulls; and whether there are standbys, this one maybe.
 SELECT {order},
        (current_setting('synchronous_standby_names') <> '' OR pg_is_in_recovery()) AS has_standbys
 FROM exposure e LEFT JOIN orders o ON o.client = $1::text AND o.client_order_id = $2::text
+{closing}
 
 -- name: all_placed
 -- Nothing, once the batches that are being stored now are committed or rolled back. See place_batch.
@@ -60,22 +66,63 @@ SELECT cap_satoshi, used_satoshi, last_number, livemode FROM exposure
 -- The document of a price record.
 SELECT document FROM price_records WHERE id = $1::uuid
 
--- name: place_batch
+-- name: place_orders
 -- Places a batch; schema.sql explains the function. Some arrays come as text; times are Unix times.
-SELECT outcomes, numbers, used_then, moment, cap, is_live,
+SELECT outcomes, numbers, client_numbers, used_then, limits_then, moment, is_live,
        current_setting('synchronous_standby_names') <> '' AS has_standbys
-FROM place_batch(
-    $1::text::uuid[], $2, $3, $4::text::text[], $5::text::bigint[], $6::text::bigint[], $7::text::bigint[],
+FROM place_orders(
+    $1::text::uuid[], $2::text::int[], $3, $4::text::text[], $5::text::bigint[], $6::text::bigint[], $7::text::bigint[],
     ARRAY(SELECT to_timestamp(deadline) FROM unnest($8::text::float8[]) AS deadline),
-    $9::text::int[], $10::text::int[], $11::text::int[], $12, $13, $14, $15, $16,
-    to_timestamp($17::float8), to_timestamp($18::float8)
+    $9::text::float8[], $10::text::smallint[], $11, $12, $13::text::int[], $14::text::int[], $15::text::int[],
+    $16, $17, $18, $19, $20, to_timestamp($21::float8), to_timestamp($22::float8)
 )
 
 -- name: place_nothing
 -- The cap, once placing has taken all its locks and been committed.
 SELECT cap
-FROM place_batch('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', 1::smallint,
-                 '-infinity', 'infinity')
+FROM place_orders('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}',
+                  '{}', '{}', '-infinity', 'infinity')
+
+-- name: close_orders
+-- Settles and cancels orders; schema.sql explains the function.
+SELECT outcomes, numbers, current_setting('synchronous_standby_names') <> '' AS has_standbys
+FROM close_orders($1::uuid[], $2::text[], $3::text[])
+
+-- name: closed_orders
+-- The orders with these numbers, as they are now.
+SELECT {order} FROM orders o CROSS JOIN exposure e
+{closing}
+WHERE o.number = ANY ($1::bigint[])
+
+-- name: accepted_after
+-- The $3 lowest numbers above $1 that are open, out of the next $2; a row of nulls if there are none.
+SELECT {placed}, e.last_number AS total
+FROM exposure e
+LEFT JOIN LATERAL (
+    SELECT {stored} FROM orders i
+    LEFT JOIN LATERAL (SELECT true AS is_closed FROM closings x WHERE x.number = i.number LIMIT 1) c ON true
+    WHERE i.number > $1::bigint AND i.number <= $1::bigint + $2::int AND c.is_closed IS NULL
+    ORDER BY i.number LIMIT $3::int
+) o ON true
+
+-- name: last_event
+-- The number of the newest event.
+SELECT last_number + last_closing AS sequence FROM exposure
+
+-- name: events_after
+-- The $2 events after the $1-th, in any order: two seeks, as closings in schema.sql explains.
+SELECT {placed}, coalesce(o.event_number, o.number) AS sequence
+FROM exposure e CROSS JOIN LATERAL (
+    SELECT $1::bigint - coalesce((
+        SELECT closing FROM closings WHERE event_number <= $1::bigint ORDER BY event_number DESC LIMIT 1
+    ), 0) AS last_number
+) seen
+JOIN orders o ON o.number > seen.last_number AND o.number <= seen.last_number + $2::int
+WHERE coalesce(o.event_number, o.number) <= $1::bigint + $2::int
+UNION ALL
+SELECT {order}, x.event_number AS sequence
+FROM closings x JOIN orders o ON o.number = x.number CROSS JOIN exposure e
+WHERE x.event_number > $1::bigint AND x.event_number <= $1::bigint + $2::int
 
 -- name: price_anchors
 -- The last published prices in the currencies $1.

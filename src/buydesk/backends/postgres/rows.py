@@ -4,25 +4,22 @@ import uuid
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
 from msgspec.structs import replace
 
-from buydesk.errors import ClockSkewed, DeskError, ExposureCapExceeded, IdempotencyKeyReused
-from buydesk.money import CURRENCIES, format_btc
-from buydesk.orders.model import (
-    REPRESENTATION,
-    Exposure,
-    Order,
-    Outcome,
-    Placed,
-    PricedOrder,
-    Refused,
-    Replayed,
-    is_repeat,
+from buydesk.errors import (
+    ClientCapExceeded,
+    ClockSkewed,
+    DeskError,
+    ExposureCapExceeded,
+    IdempotencyKeyReused,
+    OrderTooLarge,
 )
+from buydesk.money import CURRENCIES, format_btc
+from buydesk.orders.model import Exposure, Order, Outcome, Placed, PricedOrder, Refused, Replayed, is_repeat
 from buydesk.orders.pricing import placed_order
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import PriceRecord, stale
@@ -33,11 +30,13 @@ _CURRENCY = Order.__struct_fields__.index("currency")
 
 
 def place_arguments(items: Sequence[PricedOrder], window: tuple[float, float]) -> tuple[Any, ...]:
-    """The arguments of place_batch, one list a column, as text where text is safe. A slot is the place, from 1, of the
+    """The arguments of place_orders, one list a column, as text where text is safe. A slot is the place, from 1, of the
     first of equal things.
 
     `window` are the Unix times, by our clock, between which the ledger's clock has to be.
     """
+    # Sorted as PostgreSQL does by the bytes of their UTF-8.
+    client_slots = {name: slot for slot, name in enumerate(sorted({item.order.client for item in items}), 1)}
     id_slots: dict[uuid.UUID, int] = {}
     key_slots: dict[tuple[str, str], int] = {}
     # By the end of its validity too: a copy of a record that was shortened later must not live as long as the first.
@@ -54,13 +53,17 @@ def place_arguments(items: Sequence[PricedOrder], window: tuple[float, float]) -
         rows.append(
             (
                 new.id,
-                new.client,
+                client_slots[new.client],
                 key,
                 new.currency,
                 new.amount_cents,
                 item.rate_e8,
                 item.satoshi,
                 item.deadline.timestamp(),
+                new.received_at.timestamp(),
+                new.representation,
+                new.reference,
+                new.metadata,
                 price_slot,
                 id_slots.setdefault(new.id, place),
                 key_slot,
@@ -68,9 +71,26 @@ def place_arguments(items: Sequence[PricedOrder], window: tuple[float, float]) -
         )
     prices = [(record.id, record.as_of, record.expires_at, _signed_text(record)) for _, record in records.values()]
     price_columns = zip(*prices, strict=True) if prices else ((),) * 4
-    ids, clients, keys, *rest = map(list, zip(*rows, strict=True))
-    columns = _array_text(ids), clients, keys, *map(_array_text, rest), *map(list, price_columns)
-    return *columns, REPRESENTATION, *window
+    ids, slots, keys, *numeric, references, metadatas, price_slots, ids_first, keys_first = map(
+        list, zip(*rows, strict=True)
+    )
+    return (
+        _array_text(ids),
+        _array_text(slots),
+        keys,
+        *map(_array_text, numeric),
+        _unless_none(references),
+        _unless_none(metadatas),
+        *map(_array_text, (price_slots, ids_first, keys_first)),
+        list(client_slots),
+        *map(list, price_columns),
+        *window,
+    )
+
+
+def _unless_none(texts: list[Any]) -> list[Any] | None:
+    """A column in which no row has anything costs nothing: elements of NULL are NULL."""
+    return texts if any(text is not None for text in texts) else None
 
 
 # Batch after batch is priced with the same record.
@@ -95,32 +115,57 @@ def order_of(row: asyncpg.Record) -> Order:
     return Order(*fields)
 
 
-def outcome_of(  # noqa: PLR0917
-    item: PricedOrder, kind: str, number: int | None, used: int | None, row: asyncpg.Record, stored: dict[int, Order]
-) -> Outcome:
-    """What place_batch said of one item; `stored` are the orders that the batch repeats, by number."""
+class Judged(NamedTuple):
+    """What place_orders said of one item."""
+
+    kind: str
+    number: int | None
+    client_number: int | None
+    used_satoshi: int | None
+    limit_satoshi: int | None
+
+
+def judged(row: asyncpg.Record) -> list[Judged]:
+    """What place_orders said of each item."""
+    columns = (row[name] for name in ("outcomes", "numbers", "client_numbers", "used_then", "limits_then"))
+    return list(map(Judged, *columns))
+
+
+def outcome_of(item: PricedOrder, said: Judged, row: asyncpg.Record, stored: dict[int, Order]) -> Outcome:
+    """What place_orders said of one item; `stored` are the orders that the batch repeats, by number."""
     new = item.order
-    match kind, item.price:
+    match said.kind, item.price:
         case "placed", _:
-            assert number is not None  # noqa: S101  # the function numbers what it places
-            return Placed(placed_order(item, number, row["moment"], row["is_live"]))
+            assert said.number is not None  # noqa: S101  # the function numbers what it places, twice
+            assert said.client_number is not None  # noqa: S101
+            return Placed(placed_order(item, said.number, said.client_number, row["moment"], row["is_live"]))
         case "repeat", _:
-            assert number is not None  # noqa: S101  # and says which order is repeated
-            order = stored[number]
+            assert said.number is not None  # noqa: S101  # and says which order is repeated
+            order = stored[said.number]
             if is_repeat(new, order):
                 return Replayed(order)
-            detail = "The key belongs to an order with another currency or amount."
+            detail = "The key belongs to an order with another currency, amount, reference or metadata."
             return Refused(IdempotencyKeyReused(detail), by_ledger=True)
         case "expired", PriceRecord() as record:
             return Refused(stale(record.as_of, record.expires_at), by_ledger=True)
-        case "over_cap", _:
-            exposure = Exposure(row["cap"], used or 0, 0)
-            room = format_btc(exposure.cap_satoshi - exposure.used_satoshi)
-            # The cap may be raised while an earlier sending is still on its way.
-            return Refused(ExposureCapExceeded(f"Only {room} BTC can still be sold.", **exposure.facts()))
         case "unpriced", DeskError() as error:
             return Refused(error, by_ledger=True)
+        case "too_large" | "over_client_cap" | "over_cap", _:
+            # Limits may be raised while an earlier sending is still on its way.
+            return Refused(_over_limit(said))
     # After its deadline nobody waits for an order, unless clocks differ. It proves nothing of an earlier sending: that
     # one may have come while the clocks agreed, or come when they do again.
     detail = f"The clocks differ: at the ledger it is {format_time(row['moment'])}, and not when this order was sent."
     return Refused(ClockSkewed(detail, retry_after_seconds=5))
+
+
+def _over_limit(said: Judged) -> DeskError:
+    limit_satoshi = said.limit_satoshi or 0
+    if said.kind == "too_large":
+        largest = format_btc(limit_satoshi)
+        return OrderTooLarge(f"An order may be of {largest} BTC at most.", bitcoin_amount_max=largest)
+    exposure = Exposure(limit_satoshi, said.used_satoshi or 0, 0)
+    room = format_btc(exposure.cap_satoshi - exposure.used_satoshi)
+    if said.kind == "over_client_cap":
+        return ClientCapExceeded(f"Only {room} BTC can still be bought below this client's cap.", **exposure.facts())
+    return ExposureCapExceeded(f"Only {room} BTC can still be sold.", **exposure.facts())

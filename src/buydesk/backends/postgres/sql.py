@@ -15,10 +15,29 @@ REVISION = max(
     path.name.partition("_")[0] for path in (_FOLDER / "migrations" / "versions").iterdir() if path.name.endswith(".py")
 )
 _FIELDS = Order.__struct_fields__
-_STORED = [name for name in _FIELDS if name != "livemode"]  # which the database as a whole is
+# Which the database as a whole is; and what became of an order, which is stored beside it.
+_ELSEWHERE = {"livemode": "e.livemode", "status": "coalesce(x.status, 'accepted') AS status"}
+_ELSEWHERE |= {name: f"x.{name}" for name in ("settlement_reference", "reason", "closed_at")}
+# What stands for columns that orders from before migration 0008 do not have.
+_BEFORE = {"client_number": "number", "market_rate_e8": "rate_e8", "received_at": "created_at"}
+_SELECTED = {name: f"coalesce(o.{name}, o.{other}) AS {name}" for name, other in _BEFORE.items()} | _ELSEWHERE
+_UNCHANGED = {
+    "status": "'accepted'",
+    "settlement_reference": "NULL",
+    "reason": "NULL",
+    "closed_at": "NULL::timestamptz",
+}
+_STORED = [name for name in _FIELDS if name not in _ELSEWHERE]
 _COLUMNS = {
-    "{order}": ", ".join(f"{'e' if name == 'livemode' else 'o'}.{name}" for name in _FIELDS),
+    "{order}": ", ".join(_SELECTED.get(name, f"o.{name}") for name in _FIELDS),
+    "{placed}": ", ".join(
+        f"{_UNCHANGED[name]} AS {name}" if name in _UNCHANGED else _SELECTED.get(name, f"o.{name}") for name in _FIELDS
+    ),
     "{stored}": ", ".join(_STORED),
+    # A seek for each order, whatever the planner thinks of the table: the limit keeps it from reading all of it once.
+    "{closing}": "LEFT JOIN LATERAL (\n"
+    "    SELECT status, settlement_reference, reason, closed_at FROM closings WHERE number = o.number LIMIT 1\n"
+    ") x ON true",
 }
 
 

@@ -1,0 +1,333 @@
+"""An order's life over HTTP: how what is to become of orders is read, how orders and events are written for processors,
+and documented."""
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from buydesk.errors import (
+    DeskError,
+    InvalidRequest,
+    LedgerUnavailable,
+    OrderNotFound,
+    OrderStateConflict,
+    OutcomeUnknown,
+    Overloaded,
+    problem,
+)
+from buydesk.http.examples import EXAMPLE_ORDER
+from buydesk.http.members import (
+    Member,
+    Reasons,
+    body_schema,
+    json_members,
+    read_members,
+    read_query,
+    unknown,
+    whole_number,
+)
+from buydesk.http.openapi import Json, id_in_path, operation
+from buydesk.http.requests import Request
+from buydesk.http.responses import encode
+from buydesk.orders.life import CLOSED_AT_ONCE_MAX, REASON_CHARS_MAX, AcceptedOrders, Closed, Closing, Event
+from buydesk.orders.life_documents import accepted_document, closing_documents, event_documents, result_document
+from buydesk.orders.model import NUMBER_MAX, REFERENCE_CHARS_MAX, Order
+from buydesk.orders.representations import OrderDocument, order_document
+from buydesk.reading import is_text
+from buydesk.times import format_time
+
+LIST_MAX = 1000
+LIST_BYTES_MAX = 1024 * 1024
+LIMIT = 100
+WAIT_SECONDS_MAX = 20
+
+
+def _text(chars_max: int) -> Any:
+    def parse(value: object) -> str:
+        if not is_text(value) or not 1 <= len(value) <= chars_max or not value.isprintable():
+            raise ValueError(f"must be text of 1 to {chars_max} characters without control characters")
+        return value
+
+    return parse
+
+
+def _optional_text(chars_max: int) -> Any:
+    parse = _text(chars_max)
+    return lambda value: None if value is None else parse(value)
+
+
+def _id(value: object) -> uuid.UUID:
+    try:
+        return uuid.UUID(value if is_text(value) else "")
+    except ValueError as error:
+        raise ValueError("must be a UUID") from error
+
+
+def _text_schema(chars_max: int, *types: str) -> dict[str, object]:
+    return {"type": [*types] if len(types) > 1 else types[0], "minLength": 1, "maxLength": chars_max}
+
+
+_ID = Member("id", _id, {"type": "string", "format": "uuid"}, is_required=True)
+_REFERENCE = Member(
+    "settlement_reference",
+    _optional_text(REFERENCE_CHARS_MAX),
+    _text_schema(REFERENCE_CHARS_MAX, "string", "null"),
+    "By which the settlement is found again, in a bank's or a wallet's books.",
+)
+_REASON = Member("reason", _text(REASON_CHARS_MAX), _text_schema(REASON_CHARS_MAX, "string"), "Why.", is_required=True)
+_TEXT_OF: dict[Closed, Member] = {"settled": _REFERENCE, "cancelled": _REASON}
+
+
+def read_closing(order_id: str, status: Closed, body: bytes) -> Closing:
+    """What a request wants to become of the order of its path; raises InvalidRequest naming every member that is wrong.
+    An order can be settled without a body."""
+    reasons: Reasons = []
+    member = _TEXT_OF[status]
+    given = json_members(body) if body or member.is_required else {}
+    found = read_members({"id": order_id} | given, (_ID, member), reasons)
+    reasons += unknown(given, (member,), "this")
+    if reasons:
+        raise InvalidRequest.of_all(reasons)
+    return Closing(found["id"], status, found[member.name])
+
+
+def read_closings(status: Closed, body: bytes) -> list[Closing]:
+    """What a request wants to become of the orders of its list; raises InvalidRequest naming what is wrong."""
+    given = json_members(body)
+    orders = given.get("orders")
+    if given.keys() != {"orders"} or not isinstance(orders, list) or not 1 <= len(orders) <= LIST_MAX:
+        raise InvalidRequest.of("orders", f"must be the only member, a list of 1 to {LIST_MAX}")
+    reasons: Reasons = []
+    closings = []
+    members = (_ID, _TEXT_OF[status])
+    for place, each in enumerate(orders):
+        wrong: Reasons = []
+        document = each if isinstance(each, dict) else {}
+        found = read_members(document, members, wrong)
+        wrong += unknown(document, members, "an order of the list")
+        reasons += [(f"orders.{place}.{name}", reason) for name, reason in wrong]
+        closings.append(Closing(found["id"], status, found[members[1].name]))
+    if reasons:
+        raise InvalidRequest.of_all(reasons)
+    return closings
+
+
+class ProcessedOrder(OrderDocument, frozen=True, gc=False, kw_only=True):
+    """An order as those see it who act on all clients' orders."""
+
+    desk_number: int
+    client: str
+
+
+def processed(order: Order) -> ProcessedOrder:
+    """The order as it is, for those who act on all clients' orders."""
+    shown = msgspec.structs.asdict(order_document(order))
+    return ProcessedOrder(**shown, desk_number=order.number, client=order.client)
+
+
+def result(closing: Closing, found: Order | DeskError) -> dict[str, object]:
+    """One result of a list: the order, or the problem."""
+    if isinstance(found, DeskError):
+        return {"problem": problem(found, f"/orders/{closing.order_id}")}
+    return {"order": processed(found)}
+
+
+class EventDocument(msgspec.Struct, frozen=True, gc=False):
+    """An event as it is told."""
+
+    id: str
+    type: Literal["order.placed", "order.settled", "order.cancelled"]
+    sequence: int
+    created_at: str
+    order: ProcessedOrder
+
+
+def event_document(event: Event) -> EventDocument:
+    """The event as it is told."""
+    order = event.order
+    kind: Any = "placed" if order.status == "accepted" else order.status
+    at: datetime = order.closed_at or order.created_at
+    return EventDocument(f"{order.id}.{kind}", f"order.{kind}", event.sequence, format_time(at), processed(order))  # type: ignore[arg-type]
+
+
+def events_page(events: Sequence[Event], after: int) -> dict[str, object]:
+    """Events as a page; the next one is asked for after `next_after`."""
+    next_after = events[-1].sequence if events else after
+    return {"data": [event_document(each) for each in events], "next_after": next_after}
+
+
+def server_sent(events: Sequence[Event]) -> bytes:
+    """The events as a part of a stream (HTML standard, section 9.2): each with its number as its `id`. Without any it
+    is a comment, which says that somebody is there."""
+    if not events:
+        return b":\n\n"
+    return b"".join(
+        b"id: %d\nevent: %b\ndata: %b\n\n" % (each.sequence, each.type.encode(), encode(each))
+        for each in map(event_document, events)
+    )
+
+
+def _accepted(value: object) -> str:
+    if value != "accepted":
+        raise ValueError("must be accepted: only open orders are listed")
+    return "accepted"
+
+
+_AFTER = whole_number("after", "The lowest desk numbers above this one.", NUMBER_MAX, lowest=0, default=0)
+_LIMIT = whole_number("limit", "At most so many.", LIST_MAX, default=LIMIT)
+_STATUS = Member("status", _accepted, {"type": "string", "enum": ["accepted"], "default": "accepted"})
+_SEQUENCE = whole_number("after", "The events after this number.", NUMBER_MAX, lowest=0, default=0)
+_WAIT = whole_number("wait", "Seconds to wait for an event when there is none.", WAIT_SECONDS_MAX, lowest=0, default=0)
+
+
+def read_accepted(request: Request) -> tuple[int, int]:
+    """After which number open orders are asked for, and how many at most; raises InvalidRequest."""
+    found = read_query(request, _STATUS, _AFTER, _LIMIT)
+    return found["after"], found["limit"]
+
+
+def read_after(request: Request) -> tuple[int, int]:
+    """After which number events are asked for, and how many at most; raises InvalidRequest."""
+    found = read_query(request, _SEQUENCE, _LIMIT)
+    return found["after"], found["limit"]
+
+
+class EventsRequest(NamedTuple):
+    """Which events are asked for, and how."""
+
+    after: int
+    limit: int
+    wait_seconds: float
+    is_stream: bool
+
+
+def read_events(request: Request) -> EventsRequest:
+    """Which events are asked for: those after `after`, or after `Last-Event-ID`, which a client of a stream sends when
+    it comes back and which counts then; raises InvalidRequest."""
+    found = read_query(request, _SEQUENCE, _LIMIT, _WAIT)
+    after = found["after"]
+    last = request.headers.get("last-event-id")
+    if last:
+        try:
+            after = _SEQUENCE.parse(last)
+        except ValueError as error:
+            raise InvalidRequest.of("Last-Event-ID", str(error)) from error
+    accepts = (request.headers.get("accept") or "").lower()
+    return EventsRequest(after, found["limit"], found["wait"], "text/event-stream" in accepts)
+
+
+_SETTLED = msgspec.structs.replace(
+    EXAMPLE_ORDER, status="settled", settlement_reference="bank-7", closed_at=EXAMPLE_ORDER.created_at
+)
+_CANCELLED = msgspec.structs.replace(
+    EXAMPLE_ORDER, status="cancelled", reason="The client asked for it.", closed_at=EXAMPLE_ORDER.created_at
+)
+_AWAY = (LedgerUnavailable, Overloaded)
+_NEEDS = "Needs `Authorization: Bearer <processing token>`."
+
+
+def _close_operation(act: str, status: Closed, closed: Order) -> Json:
+    member = _TEXT_OF[status]
+    return operation(
+        f"{act} an order",
+        (f"The order, {status}", processed(closed)),
+        errors=(OrderNotFound, OrderStateConflict, OutcomeUnknown, *_AWAY),
+        description=f"{_NEEDS} The same act with the same text has the same answer; another one is a conflict. After a "
+        "lost answer (`outcome_unknown`) send it again.",
+        tag="orders",
+        parameters=[id_in_path("order_id")],
+        body={"schema": body_schema((member,)), "example": {member.name: getattr(closed, member.name)}},
+        is_body_required=member.is_required,
+        is_internal=True,
+    )
+
+
+def _close_list_operation(act: str, status: Closed, closed: Order) -> Json:
+    members = (_ID, _TEXT_OF[status])
+    schema = {
+        "type": "object",
+        "required": ["orders"],
+        "additionalProperties": False,
+        "properties": {"orders": {"type": "array", "minItems": 1, "maxItems": LIST_MAX, "items": body_schema(members)}},
+    }
+    example = {"id": closed.id, members[1].name: getattr(closed, members[1].name)}
+    missing = Closing(EXAMPLE_ORDER.price_id, status, None)
+    return operation(
+        f"{act} up to {LIST_MAX} orders",
+        (
+            "One result each, in order",
+            {"data": [result(missing, OrderNotFound("No order has this id.")), {"order": processed(closed)}]},
+        ),
+        errors=_AWAY,
+        description=f"{_NEEDS} As if they were sent one by one: some may fail, and the others are {status}.",
+        tag="orders",
+        body={"schema": schema, "example": {"orders": [msgspec.to_builtins(example)]}},
+        is_internal=True,
+    )
+
+
+SETTLE_ONE = _close_operation("Settle", "settled", _SETTLED)
+CANCEL_ONE = _close_operation("Cancel", "cancelled", _CANCELLED)
+SETTLE_MANY = _close_list_operation("Settle", "settled", _SETTLED)
+CANCEL_MANY = _close_list_operation("Cancel", "cancelled", _CANCELLED)
+GET_ACCEPTED = operation(
+    "Open orders, oldest first",
+    ("The orders", {"data": [processed(EXAMPLE_ORDER)], "next_after": EXAMPLE_ORDER.number}),
+    errors=(InvalidRequest, *_AWAY),
+    description=f"{_NEEDS} Ask again after `next_after`, until it stays the same: a page may have few orders or none.",
+    tag="orders",
+    query=(_STATUS, _AFTER, _LIMIT),
+    is_internal=True,
+)
+GET_EVENTS = operation(
+    "Events after a number, oldest first",
+    ("The events", events_page([Event(1, EXAMPLE_ORDER), Event(2, _SETTLED)], 0)),
+    errors=(InvalidRequest, *_AWAY),
+    description=f"{_NEEDS} `sequence` has no gaps. With `Accept: text/event-stream` the same as a stream without an "
+    "end; `Last-Event-ID` goes on where it broke off.",
+    tag="events",
+    query=(_SEQUENCE, _LIMIT, _WAIT),
+    is_internal=True,
+)
+# Between the desk's own services.
+CLOSE = operation(
+    "Settle and cancel orders",
+    ("One result each, in order", [result_document(_SETTLED), result_document(OrderNotFound("No order has this id."))]),
+    errors=(OutcomeUnknown, *_AWAY),
+    description=f"{_NEEDS} `text` is the settlement's reference, or the reason of a cancellation.",
+    tag="internal",
+    body={
+        "schema": {"type": "array", "maxItems": CLOSED_AT_ONCE_MAX},
+        "example": msgspec.to_builtins(closing_documents([Closing(_SETTLED.id, "settled", "bank-7")])),
+    },
+    is_internal=True,
+)
+ACCEPTED = operation(
+    "Open orders, oldest first",
+    ("The orders", accepted_document(AcceptedOrders([EXAMPLE_ORDER], EXAMPLE_ORDER.number))),
+    errors=(InvalidRequest, *_AWAY),
+    description=_NEEDS,
+    tag="internal",
+    query=(_STATUS, _AFTER, _LIMIT),
+    is_internal=True,
+)
+EVENTS = operation(
+    "Events after a number, oldest first",
+    ("The events", event_documents([Event(1, EXAMPLE_ORDER)])),
+    errors=(InvalidRequest, *_AWAY),
+    description=_NEEDS,
+    tag="internal",
+    query=(_SEQUENCE, _LIMIT),
+    is_internal=True,
+)
+LAST_EVENT = operation(
+    "The number of the newest event",
+    ("The number", {"sequence": 2}),
+    errors=(InvalidRequest, *_AWAY),
+    description=_NEEDS,
+    tag="internal",
+    is_internal=True,
+)

@@ -1,0 +1,87 @@
+"""An order's life: it is accepted, and later settled or cancelled, once. Each of these is an event of the desk. The
+port OrderLife."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from buydesk.errors import DeskError, OrderStateConflict
+from buydesk.orders.model import Order
+
+# Closing many at once holds up those who buy: 500 took 8 ms.
+CLOSED_AT_ONCE_MAX = 64
+# How many orders are looked at for those that are still open.
+LOOKED_AT_MAX = 10_000
+REASON_CHARS_MAX = 500
+
+Closed = Literal["settled", "cancelled"]
+
+
+class Closing(msgspec.Struct, frozen=True, gc=False):
+    """What is to become of an order. `text` is the settlement's reference, if there is one, or the reason of a
+    cancellation."""
+
+    order_id: uuid.UUID
+    status: Closed
+    text: str | None
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """What happened, as the order was then. `sequence` counts the desk's events: 1, 2, 3 … without gaps in the order of
+    commit."""
+
+    sequence: int
+    order: Order
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedOrders:
+    """Open orders, oldest first; all up to the desk's number `next_after` have been looked at."""
+
+    orders: Sequence[Order]
+    next_after: int
+
+
+class OrderLife(Protocol):
+    """What becomes of orders, beside the ledger that stores them."""
+
+    async def close_orders(self, closings: Sequence[Closing]) -> Sequence[Order | DeskError]:
+        """Settles and cancels orders as if one by one in this order, CLOSED_AT_ONCE_MAX at most, in one transaction;
+        one result each: the order as it is then, for a repeat too, OrderNotFound, or OrderStateConflict.
+
+        Raises LedgerUnavailable or Overloaded: certainly nothing was changed. Raises OutcomeUnknown: all or nothing
+        was; doing it again is harmless.
+        """
+        ...
+
+    async def accepted(self, after: int, limit: int) -> AcceptedOrders:
+        """The lowest of the desk's numbers above `after` that are open: up to `limit`, and of the next LOOKED_AT_MAX
+        numbers; raises LedgerUnavailable, Overloaded."""
+        ...
+
+    async def events(self, after: int, limit: int) -> Sequence[Event]:
+        """The events after the `after`-th, oldest first, in the same time for every `after`; raises LedgerUnavailable,
+        Overloaded."""
+        ...
+
+    async def last_event(self) -> int:
+        """The number of the newest event, 0 when there is none; raises as `events`."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def conflict(stored: Order) -> OrderStateConflict:
+    """The error for whoever wants something else to become of an order that is closed already."""
+    facts: dict[str, Any] = {"order_status": stored.status} | text_member(stored)
+    return OrderStateConflict(f"The order was {stored.status} already, otherwise.", **facts)
+
+
+def text_member(stored: Order) -> dict[str, str | None]:
+    """The text that a closed order was closed with, as a member of its name."""
+    if stored.status == "settled":
+        return {"settlement_reference": stored.settlement_reference}
+    return {"reason": stored.reason}

@@ -1,0 +1,67 @@
+"""What becomes of orders, between services as JSON: db_proxy takes closings and gives their results, open orders and
+events. What is no such document raises WrongMember."""
+
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+
+from buydesk.errors import DeskError, problem, rebuild
+from buydesk.orders.documents import order_from, stored_document
+from buydesk.orders.life import CLOSED_AT_ONCE_MAX, AcceptedOrders, Closed, Closing, Event
+from buydesk.orders.model import Order
+from buydesk.reading import read
+
+
+class _Closing(msgspec.Struct):
+    order_id: uuid.UUID
+    status: Closed
+    text: str | None
+
+
+_Closings = Annotated[list[_Closing], msgspec.Meta(max_length=CLOSED_AT_ONCE_MAX)]
+
+
+def closing_documents(closings: Sequence[Closing]) -> list[dict[str, object]]:
+    """What is to become of orders, as a JSON list."""
+    return [{"order_id": each.order_id, "status": each.status, "text": each.text} for each in closings]
+
+
+def closings_from(document: object) -> list[Closing]:
+    """What `closing_documents` wrote."""
+    return [Closing(each.order_id, each.status, each.text) for each in read(_Closings, document, "body")]
+
+
+def result_document(result: Order | DeskError) -> dict[str, object]:
+    """What became of one order, or why not."""
+    if isinstance(result, DeskError):
+        return {"problem": problem(result, "/closings")}
+    return {"order": stored_document(result)}
+
+
+def result_from(document: Any) -> Order | DeskError:
+    """The result that `result_document` wrote."""
+    if "problem" in document:
+        return rebuild(document["problem"])
+    return order_from(document["order"])
+
+
+def accepted_document(found: AcceptedOrders) -> dict[str, object]:
+    """Open orders as JSON."""
+    return {"data": [stored_document(order) for order in found.orders], "next_after": found.next_after}
+
+
+def accepted_from(document: Any) -> AcceptedOrders:
+    """The open orders that `accepted_document` wrote."""
+    return AcceptedOrders([order_from(each) for each in document["data"]], int(document["next_after"]))
+
+
+def event_documents(events: Sequence[Event]) -> dict[str, object]:
+    """Events as JSON."""
+    return {"data": [{"sequence": each.sequence, "order": stored_document(each.order)} for each in events]}
+
+
+def events_from(document: Any) -> list[Event]:
+    """The events that `event_documents` wrote."""
+    return [Event(int(each["sequence"]), order_from(each["order"])) for each in document["data"]]

@@ -1,0 +1,150 @@
+"""process_buy_orders: what becomes of accepted orders, for those who settle and cancel them, and the desk's events."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
+
+from fastapi import Response
+
+from buydesk.errors import DeskError, LedgerUnavailable
+from buydesk.http.app import Check, Endpoint, Service, service_app
+from buydesk.http.life import (
+    CANCEL_MANY,
+    CANCEL_ONE,
+    GET_ACCEPTED,
+    GET_EVENTS,
+    LIST_BYTES_MAX,
+    SETTLE_MANY,
+    SETTLE_ONE,
+    events_page,
+    processed,
+    read_accepted,
+    read_closing,
+    read_closings,
+    read_events,
+    result,
+    server_sent,
+)
+from buydesk.http.openapi import Json
+from buydesk.http.requests import Request, require_json, require_token
+from buydesk.http.responses import MsgspecResponse, StreamedResponse
+from buydesk.limits import SharedCheck
+from buydesk.observability.reporter import Reporter
+from buydesk.orders.life import CLOSED_AT_ONCE_MAX, Closed, Closing, Event, OrderLife
+from buydesk.orders.model import Order
+from buydesk.settings.model import Settings
+from buydesk.settings.types import tokens
+
+NAME = "process_buy_orders"
+# How often it is asked whether there are new events, by all who wait together.
+LOOK_SECONDS = 0.25
+# How often a stream without events says that it is there: proxies close what is silent.
+HEARTBEAT_SECONDS = 10.0
+
+
+class EventFeed:
+    """The desk's events for those who wait for them. Whoever waits is woken by one look for all, and by the end of the
+    service, `stopping`."""
+
+    def __init__(self, life: OrderLife, stopping: asyncio.Event) -> None:
+        self._life = life
+        self._stopping = stopping
+        self._last = 0
+        self._looked_at = -LOOK_SECONDS
+        self._look = SharedCheck(self._look_once)
+
+    async def after(self, after: int, limit: int, wait_seconds: float) -> Sequence[Event]:
+        """The events after the `after`-th; if there are none yet, the first that come in this time. Raises
+        LedgerUnavailable, Overloaded."""
+        give_up_at = time.monotonic() + wait_seconds
+        events = await self._life.events(after, limit)
+        while not events and not self._stopping.is_set() and (left := give_up_at - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, LOOK_SECONDS)):
+                    await self._stopping.wait()
+            if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+                await self._look()
+            if self._last > after:
+                events = await self._life.events(after, limit)
+        return events
+
+    async def _look_once(self) -> None:
+        self._looked_at = time.monotonic()
+        self._last = await self._life.last_event()
+
+    async def stream(self, after: int, limit: int) -> AsyncGenerator[bytes]:
+        """The events from there on as server-sent events, until the service ends or the ledger is away: whoever reads
+        comes back then, and says where it was."""
+        while not self._stopping.is_set():
+            try:
+                events = await self.after(after, limit, HEARTBEAT_SECONDS)
+            except DeskError:
+                return
+            after = events[-1].sequence if events else after
+            yield server_sent(events)
+
+
+def create_app(settings: Settings, life: OrderLife, check_ledger: Check, reporter: Reporter) -> Service:
+    """The service over what becomes of orders."""
+    app = service_app(NAME, "Settle and cancel orders, and follow events", {"ledger": check_ledger}, reporter)
+    feed = EventFeed(life, app.stopping)
+    may_process = tokens(settings.processing_tokens)
+
+    async def get_orders(request: Request) -> Response:
+        """Open orders, oldest first."""
+        require_token(request, may_process)
+        after, limit = read_accepted(request)
+        found = await life.accepted(after, limit)
+        return MsgspecResponse({"data": [processed(each) for each in found.orders], "next_after": found.next_after})
+
+    async def get_events(request: Request) -> Response:
+        """Events, oldest first: a page, waited for if there is none yet, or a stream of all that come."""
+        require_token(request, may_process)
+        asked = read_events(request)
+        if asked.is_stream:
+            return StreamedResponse(feed.stream(asked.after, asked.limit), "text/event-stream")
+        return MsgspecResponse(events_page(await feed.after(asked.after, asked.limit, asked.wait_seconds), asked.after))
+
+    async def close_one(request: Request, status: Closed) -> Response:
+        require_token(request, may_process)
+        body = await request.body()
+        if body:
+            require_json(request)
+        [found] = await life.close_orders([read_closing(request.parameter, status, body)])
+        if isinstance(found, DeskError):
+            raise found
+        return MsgspecResponse(processed(found))
+
+    async def close_many(request: Request, status: Closed) -> Response:
+        require_token(request, may_process)
+        require_json(request)
+        closings = read_closings(status, await request.body(LIST_BYTES_MAX))
+        found = await _close_all(life, closings)
+        return MsgspecResponse({"data": [result(*each) for each in zip(closings, found, strict=True)]})
+
+    def add(path: str, act: Endpoint, operation: Json) -> None:
+        app.add_direct_route(path, "POST", act, operation)
+
+    add("/orders/settle", partial(close_many, status="settled"), SETTLE_MANY)
+    add("/orders/cancel", partial(close_many, status="cancelled"), CANCEL_MANY)
+    add("/orders/{order_id}/settle", partial(close_one, status="settled"), SETTLE_ONE)
+    add("/orders/{order_id}/cancel", partial(close_one, status="cancelled"), CANCEL_ONE)
+    app.add_direct_route("/orders/", "GET", get_orders, GET_ACCEPTED)
+    app.add_direct_route("/events", "GET", get_events, GET_EVENTS)
+    return app
+
+
+async def _close_all(life: OrderLife, closings: Sequence[Closing]) -> list[Order | DeskError]:
+    """One result each. What was closed before the ledger failed stays so, and what comes after is not tried."""
+    results: list[Order | DeskError] = []
+    for start in range(0, len(closings), CLOSED_AT_ONCE_MAX):
+        some = closings[start : start + CLOSED_AT_ONCE_MAX]
+        try:
+            results += await life.close_orders(some)
+        except DeskError as error:
+            results += [error] * len(some)
+            rest = LedgerUnavailable("It was not tried, because the ledger failed before.", retry_after_seconds=1)
+            return results + [rest] * (len(closings) - len(results))
+    return results

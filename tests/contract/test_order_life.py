@@ -1,0 +1,468 @@
+"""What every OrderLife does, beside its ledger: the model, PostgreSQL of both versions, and db_proxy across real
+TCP."""
+
+import asyncio
+import contextlib
+import random
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import asyncpg
+import pytest
+from msgspec.structs import replace
+
+from buydesk.backends.memory.reports import MemoryReportStore
+from buydesk.backends.postgres.anchors import PostgresAnchors
+from buydesk.backends.postgres.ledger import PostgresLedger
+from buydesk.backends.postgres.life import PostgresLife
+from buydesk.backends.remote import RemoteLedger, RemoteLife
+from buydesk.errors import ClientCapExceeded, DeskError, OrderNotFound, OrderStateConflict, OrderTooLarge
+from buydesk.money import SATOSHI_PER_BTC
+from buydesk.observability.reporter import Reporter
+from buydesk.orders.life import CLOSED_AT_ONCE_MAX, Closing, Event, OrderLife
+from buydesk.orders.model import (
+    NUMBER_MAX,
+    Order,
+    OrderLedger,
+    Outcome,
+    PageFrom,
+    Placed,
+    PricedOrder,
+    Refused,
+    Replayed,
+)
+from buydesk.services import db_proxy
+from tests.builders import new_order, priced_order, record, settings
+from tests.databases import CAP_SATOSHI, Databases, as_db_proxy, run
+from tests.model_ledger import ModelAccount, ModelLedger
+from tests.recount import assert_adds_up
+from tests.serving import served
+
+SECONDS = 5.0
+# One bitcoin costs 1000.00.
+PRICE = record(1000 * 10**8, ttl=3600)
+SETTINGS = settings(price_ttl_seconds=3600)
+BTC_CENTS = 100_000
+
+
+@dataclass
+class Desk:
+    ledger: OrderLedger
+    life: OrderLife
+    dsn: str | None
+
+    async def place(self, *cents: int, client: str = "anonymous", key: str | None = None) -> list[Order]:
+        items = [of(client, each, key) for each in cents]
+        outcomes = await self.ledger.place(items, SECONDS)
+        return [outcome.order for outcome in outcomes if isinstance(outcome, Placed)]
+
+    async def close(self, order: Order | uuid.UUID, status: str, text: str | None) -> Order | DeskError:
+        order_id = order.id if isinstance(order, Order) else order
+        [result] = await self.life.close_orders([Closing(order_id, status, text)])  # type: ignore[arg-type]
+        return result
+
+    async def events(self, after: int = 0, limit: int = 1000) -> list[Event]:
+        return list(await self.life.events(after, limit))
+
+    async def count_open_only(self, client: str | None = None) -> None:
+        """From now on the cap counts open orders, of the desk or of a client."""
+        if self.dsn is not None:
+            if client is None:
+                await run(self.dsn, "UPDATE exposure SET cap_counts_open = true")
+            else:
+                await run(self.dsn, "UPDATE clients SET cap_counts_open = true WHERE name = $1", client)
+        else:
+            assert isinstance(self.ledger, ModelLedger)
+            if client is None:
+                self.ledger.counts_open = True
+            else:
+                self.ledger.clients.setdefault(client, ModelAccount()).counts_open = True
+
+    async def limit(self, client: str, cap_satoshi: int | None, order_satoshi_max: int | None = None) -> None:
+        if self.dsn is not None:
+            change = "UPDATE clients SET cap_satoshi = $2, order_satoshi_max = $3 WHERE name = $1"
+            await run(self.dsn, change, client, cap_satoshi, order_satoshi_max)
+        else:
+            assert isinstance(self.ledger, ModelLedger)
+            counts_open = self.ledger.clients.get(client, ModelAccount()).counts_open
+            self.ledger.clients[client] = ModelAccount(cap_satoshi, order_satoshi_max, counts_open)
+
+
+def of(client: str, cents: int, key: str | None = None) -> PricedOrder:
+    return priced_order(order=replace(new_order(cents, key), client=client), price=PRICE)
+
+
+def codes(outcomes: Sequence[Outcome]) -> list[str]:
+    return [each.problem.code if isinstance(each, Refused) else type(each).__name__.lower() for each in outcomes]
+
+
+@contextlib.asynccontextmanager
+async def opened(kind: str, databases: Databases) -> AsyncIterator[Desk]:
+    if kind == "model":
+        model = ModelLedger()
+        yield Desk(model, model, None)
+        return
+    dsn = await databases.new(16 if kind == "postgres16" else 18)
+    ledger = PostgresLedger(as_db_proxy(dsn), SETTINGS, livemode=False)
+    life = PostgresLife(ledger)
+    if kind == "remote":
+        reporter = Reporter("db_proxy", MemoryReportStore(SETTINGS), SETTINGS)
+        app = db_proxy.create_app(SETTINGS, ledger, life, PostgresAnchors(ledger), reporter)
+        async with served(app) as url:
+            remote, remote_life = RemoteLedger(url, SETTINGS), RemoteLife(url, SETTINGS)
+            yield Desk(remote, remote_life, dsn)
+            await remote.close()
+            await remote_life.close()
+    else:
+        yield Desk(ledger, life, dsn)
+    await ledger.close()
+    await assert_adds_up(dsn)
+
+
+@pytest.fixture(params=["model", "postgres18", "postgres16", "remote"])
+async def desk(request: pytest.FixtureRequest, databases: Databases) -> AsyncIterator[Desk]:
+    async with opened(request.param, databases) as opened_desk:
+        yield opened_desk
+
+
+async def test_order_is_accepted_until_it_is_settled(desk: Desk) -> None:
+    [order] = await desk.place(6900, key="k")
+    assert (order.status, order.settlement_reference, order.reason, order.closed_at) == ("accepted", None, None, None)
+    settled = await desk.close(order, "settled", "bank-7")
+    assert isinstance(settled, Order)
+    assert settled.closed_at is not None
+    assert settled.closed_at >= order.created_at
+    assert settled == replace(order, status="settled", settlement_reference="bank-7", closed_at=settled.closed_at)
+    assert await desk.ledger.order(order.id) == settled
+    assert await desk.ledger.order_by_key("anonymous", "k") == settled
+    assert list((await desk.ledger.page(PageFrom(0), 10)).orders) == [settled]
+
+
+async def test_order_is_cancelled_for_a_reason(desk: Desk) -> None:
+    [order] = await desk.place(6900)
+    cancelled = await desk.close(order, "cancelled", "the client asked for it")
+    assert isinstance(cancelled, Order)
+    expected = {"status": "cancelled", "reason": "the client asked for it", "closed_at": cancelled.closed_at}
+    assert cancelled == replace(order, **expected)
+    assert await desk.ledger.order(order.id) == cancelled
+
+
+async def test_settlement_needs_no_reference(desk: Desk) -> None:
+    [order] = await desk.place(6900)
+    settled = await desk.close(order, "settled", None)
+    assert isinstance(settled, Order)
+    assert (settled.status, settled.settlement_reference) == ("settled", None)
+    assert await desk.close(order, "settled", None) == settled
+    assert isinstance(await desk.close(order, "settled", "bank-7"), OrderStateConflict)
+
+
+async def test_same_act_again_has_the_same_answer_and_is_no_further_event(desk: Desk) -> None:
+    [order] = await desk.place(6900)
+    settled = await desk.close(order, "settled", "bank-7")
+    assert await desk.close(order, "settled", "bank-7") == settled
+    assert len(await desk.events()) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "text"), [("settled", "bank-8"), ("settled", None), ("cancelled", "bank-7"), ("cancelled", "late")]
+)
+async def test_another_act_is_a_conflict_that_says_what_there_is(desk: Desk, status: str, text: str | None) -> None:
+    [order] = await desk.place(6900)
+    settled = await desk.close(order, "settled", "bank-7")
+    conflict = await desk.close(order, status, text)
+    assert isinstance(conflict, OrderStateConflict)
+    assert conflict.facts == {"order_status": "settled", "settlement_reference": "bank-7"}
+    assert await desk.ledger.order(order.id) == settled
+
+
+async def test_conflict_with_a_cancellation_tells_its_reason(desk: Desk) -> None:
+    [order] = await desk.place(6900)
+    await desk.close(order, "cancelled", "why not")
+    conflict = await desk.close(order, "settled", "bank-7")
+    assert isinstance(conflict, OrderStateConflict)
+    assert conflict.facts == {"order_status": "cancelled", "reason": "why not"}
+
+
+async def test_what_is_not_there_cannot_be_closed(desk: Desk) -> None:
+    assert isinstance(await desk.close(uuid.uuid4(), "settled", None), OrderNotFound)
+    assert await desk.events() == []
+
+
+async def test_list_is_closed_as_if_one_by_one(desk: Desk) -> None:
+    first, second, third = await desk.place(100, 200, 300)
+    acts = [
+        Closing(first.id, "settled", "a"),
+        Closing(uuid.uuid4(), "settled", "a"),
+        Closing(first.id, "settled", "a"),
+        Closing(first.id, "cancelled", "a"),
+        Closing(second.id, "cancelled", "b"),
+        Closing(second.id, "settled", "b"),
+        Closing(third.id, "settled", None),
+    ]
+    results = await desk.life.close_orders(acts)
+    said = [each.status if isinstance(each, Order) else each.code for each in results]
+    assert said == [
+        "settled", "order_not_found", "settled", "order_state_conflict", "cancelled", "order_state_conflict", "settled",
+    ]  # fmt: skip
+    assert results[2] == results[0]
+    assert [(event.sequence, event.order.status) for event in await desk.events(3)] == [
+        (4, "settled"),
+        (5, "cancelled"),
+        (6, "settled"),
+    ]
+
+
+async def test_repeat_shows_the_moment_of_placing_whatever_became_of_the_order(desk: Desk) -> None:
+    item = of("anonymous", 6900, "k")
+    [placed] = await desk.ledger.place([item], SECONDS)
+    assert isinstance(placed, Placed)
+    await desk.close(placed.order, "cancelled", "why not")
+    assert await desk.ledger.place([item], SECONDS) == [Replayed(placed.order)]
+
+
+async def test_reference_and_metadata_are_kept_and_part_of_the_request(desk: Desk) -> None:
+    new = replace(new_order(6900, "k"), reference="Müller, invoice 7", metadata='{"b":"1","a":"2"}')
+    placed, _ = await desk.ledger.place([priced_order(order=new, price=PRICE), of("anonymous", 100)], SECONDS)
+    assert isinstance(placed, Placed)
+    assert await desk.ledger.order(placed.order.id) == placed.order
+    assert (placed.order.reference, placed.order.metadata) == (new.reference, new.metadata)
+    assert (placed.order.received_at, placed.order.market_rate_e8) == (new.received_at, placed.order.rate_e8)
+    again = replace(new, id=uuid.uuid4(), metadata='{"a":"2","b":"1"}')
+    others = [replace(again, reference=None), replace(again, metadata=None), replace(again, metadata='{"a":"2"}')]
+    outcomes = await desk.ledger.place([priced_order(order=each, price=PRICE) for each in (again, *others)], SECONDS)
+    assert codes(outcomes) == ["replayed", *["idempotency_key_reused"] * 3]
+
+
+async def test_events_are_what_happened_in_order_as_it_was_then(desk: Desk) -> None:
+    first, second = await desk.place(100, 200)
+    settled = await desk.close(first, "settled", "bank-7")
+    [third] = await desk.place(300)
+    cancelled = await desk.close(third, "cancelled", "why not")
+    expected = list(enumerate([first, second, settled, third, cancelled], 1))
+    assert [(event.sequence, event.order) for event in await desk.events()] == expected
+    for after in range(7):
+        for limit in range(1, 7):
+            found = [(event.sequence, event.order) for event in await desk.events(after, limit)]
+            assert found == expected[after : after + limit]
+    assert await desk.events(NUMBER_MAX) == []
+    assert await desk.life.last_event() == 5
+
+
+async def test_accepted_orders_oldest_first(desk: Desk) -> None:
+    orders = await desk.place(*range(100, 110))
+    for each in orders[:3] + orders[5:6]:
+        await desk.close(each, "settled", None)
+    left = [order for order in orders if order.number not in (1, 2, 3, 6)]
+    for after, limit, numbers, next_after in (
+        (0, 100, [4, 5, 7, 8, 9, 10], 10),
+        (0, 2, [4, 5], 5),
+        (5, 2, [7, 8], 8),
+        (9, 1, [10], 10),
+        (10, 5, [], 10),
+        (50, 5, [], 50),
+    ):
+        found = await desk.life.accepted(after, limit)
+        assert list(found.orders) == [order for order in left if order.number in numbers]
+        assert found.next_after == next_after
+    assert list((await desk.life.accepted(NUMBER_MAX, 5)).orders) == []
+
+
+async def test_orders_are_numbered_by_client_too(desk: Desk) -> None:
+    clients = ["other", "anonymous", "other", "third", "anonymous", "other"]
+    outcomes = await desk.ledger.place([of(client, 100) for client in clients], SECONDS)
+    orders = [outcome.order for outcome in outcomes if isinstance(outcome, Placed)]
+    assert [(order.number, order.client_number) for order in orders] == [
+        (1, 1), (2, 1), (3, 2), (4, 1), (5, 2), (6, 3),
+    ]  # fmt: skip
+    [further] = await desk.place(100, client="third")
+    assert (further.number, further.client_number) == (7, 2)
+
+
+async def test_keys_are_each_client_s_own(desk: Desk) -> None:
+    items = [of(client, cents, "k") for client, cents in (("anonymous", 100), ("other", 200), ("third", 300))]
+    assert codes(await desk.ledger.place(items, SECONDS)) == ["placed"] * 3
+    again = [of("other", 200, "k"), of("third", 100, "k")]
+    assert codes(await desk.ledger.place(again, SECONDS)) == ["replayed", "idempotency_key_reused"]
+    assert (await desk.ledger.order_by_key("third", "k")).amount_cents == 300
+
+
+async def test_client_s_own_cap_and_largest_order_hold_beside_the_desk_s(desk: Desk) -> None:
+    await desk.limit("other", 3 * SATOSHI_PER_BTC, 2 * SATOSHI_PER_BTC)
+    outcomes = await desk.ledger.place(
+        [
+            of("other", 2 * BTC_CENTS),
+            of("other", 2 * BTC_CENTS + 1),
+            of("other", BTC_CENTS + 1),
+            of("third", 98 * BTC_CENTS),
+            of("other", BTC_CENTS),
+            of("other", 1),
+        ],
+        SECONDS,
+    )
+    assert codes(outcomes) == [
+        "placed", "order_too_large", "client_cap_exceeded", "placed", "exposure_cap_exceeded", "exposure_cap_exceeded",
+    ]  # fmt: skip
+    too_large, over = (each.problem for each in outcomes[1:3] if isinstance(each, Refused))
+    assert isinstance(too_large, OrderTooLarge)
+    assert too_large.facts == {"bitcoin_amount_max": "2.00000000"}
+    assert isinstance(over, ClientCapExceeded)
+    assert over.facts == {"cap": "3.00000000", "used": "2.00000000", "available": "1.00000000"}
+    # A limit may be changed while an earlier sending is on its way: no refusal of a sending is one of all.
+    assert not any(each.by_ledger for each in outcomes if isinstance(each, Refused))
+    await desk.limit("other", None, None)
+    [last] = await desk.ledger.place([of("other", 1)], SECONDS)
+    assert codes([last]) == ["exposure_cap_exceeded"]
+
+
+async def test_closing_makes_no_room_where_the_cap_counts_all(desk: Desk) -> None:
+    [order] = await desk.place(100 * BTC_CENTS)
+    await desk.close(order, "cancelled", "why not")
+    exposure = await desk.ledger.exposure()
+    assert (exposure.cap_satoshi, exposure.used_satoshi, exposure.orders) == (CAP_SATOSHI, CAP_SATOSHI, 1)
+    assert codes(await desk.ledger.place([of("anonymous", 1)], SECONDS)) == ["exposure_cap_exceeded"]
+
+
+@pytest.mark.parametrize("status", ["settled", "cancelled"])
+async def test_closing_gives_the_room_back_exactly_where_the_cap_counts_open_orders(desk: Desk, status: str) -> None:
+    await desk.count_open_only()
+    small, _ = await desk.place(33_333, 100 * BTC_CENTS - 33_333)
+    assert codes(await desk.ledger.place([of("anonymous", 1)], SECONDS)) == ["exposure_cap_exceeded"]
+    for _ in range(2):  # a repeat gives nothing back
+        await desk.close(small, status, "because")
+    assert (await desk.ledger.exposure()).used_satoshi == CAP_SATOSHI - small.satoshi
+    outcomes = await desk.ledger.place([of("other", 33_334), of("other", 33_333), of("other", 1)], SECONDS)
+    assert codes(outcomes) == ["exposure_cap_exceeded", "placed", "exposure_cap_exceeded"]
+
+
+async def test_closing_gives_a_client_its_own_room_back(desk: Desk) -> None:
+    await desk.limit("other", SATOSHI_PER_BTC)
+    [order] = await desk.place(BTC_CENTS, client="other")
+    assert codes(await desk.ledger.place([of("other", 1)], SECONDS)) == ["client_cap_exceeded"]
+    await desk.close(order, "cancelled", "why not")
+    assert codes(await desk.ledger.place([of("other", 1)], SECONDS)) == ["client_cap_exceeded"]
+    await desk.count_open_only("other")
+    outcomes = await desk.ledger.place([of("other", BTC_CENTS), of("other", 1)], SECONDS)
+    assert codes(outcomes) == ["placed", "client_cap_exceeded"]
+
+
+@pytest.mark.parametrize("kind", ["postgres18", "postgres16", "remote"])
+@pytest.mark.parametrize("seed", range(6))
+async def test_any_sequence_of_batches_and_closings_ends_as_in_the_model(
+    kind: str, seed: int, databases: Databases
+) -> None:
+    rng = random.Random(seed)  # noqa: S311
+    clients = ["anonymous", "other", "third"]
+    async with opened(kind, databases) as desk, opened("model", databases) as model:
+        for each in (desk, model):
+            if seed % 2:
+                await each.count_open_only()
+            await each.limit("other", 20 * SATOSHI_PER_BTC, 5 * SATOSHI_PER_BTC)
+            await each.limit("third", 30 * SATOSHI_PER_BTC)
+            if seed % 3:
+                await each.count_open_only("third")
+        known: list[PricedOrder] = []
+
+        def item() -> PricedOrder:
+            if known and rng.random() < 0.2:
+                return rng.choice(known)
+            key = rng.choice([None, None, *"abcdef"])
+            known.append(of(rng.choice(clients), rng.choice([100, 5000, 200_000, 450_000, 600_000, 3_000_000]), key))
+            return known[-1]
+
+        def act() -> Closing:
+            order_id = uuid.uuid4() if not known or rng.random() < 0.1 else rng.choice(known).order.id
+            if rng.random() < 0.5:
+                return Closing(order_id, "settled", rng.choice([None, "a", "b"]))
+            return Closing(order_id, "cancelled", rng.choice(["a", "b"]))
+
+        for _ in range(25):
+            batch = [item() for _ in range(rng.choice([1, 3, 10]))]
+            outcomes, expected = await desk.ledger.place(batch, SECONDS), await model.ledger.place(batch, SECONDS)
+            assert codes(outcomes) == codes(expected)
+            for found, other in zip(outcomes, expected, strict=True):
+                if isinstance(found, Refused):
+                    assert isinstance(other, Refused)
+                    assert found.problem.facts == other.problem.facts
+                else:
+                    assert not isinstance(other, Refused)
+                    assert found.order == replace(other.order, created_at=found.order.created_at)
+            acts = [act() for _ in range(rng.choice([1, 2, 8]))]
+            results, wanted = await desk.life.close_orders(acts), await model.life.close_orders(acts)
+            for result, want in zip(results, wanted, strict=True):
+                if isinstance(want, Order):
+                    assert isinstance(result, Order)
+                    times = {"created_at": result.created_at, "closed_at": result.closed_at}
+                    assert result == replace(want, **times)
+                else:
+                    assert isinstance(result, DeskError)
+                    assert (result.code, result.facts) == (want.code, want.facts)
+            assert await desk.ledger.exposure() == await model.ledger.exposure()
+        events = [(event.sequence, event.order.id, event.order.status) for event in await desk.events()]
+        assert events == [(event.sequence, event.order.id, event.order.status) for event in await model.events()]
+
+
+async def names(dsn: str, count: int) -> list[str]:
+    """So many clients, made."""
+    made = [f"client-{number}" for number in range(count)]
+    await run(dsn, "INSERT INTO clients (name) SELECT unnest($1::text[])", made)
+    return made
+
+
+@pytest.mark.parametrize("clients", [1, 3, 1000])
+async def test_batches_of_any_number_of_clients_at_once_keep_every_cap(databases: Databases, clients: int) -> None:
+    """Four writers and two who close, each with sessions of their own."""
+    async with contextlib.AsyncExitStack() as stack:
+        desk = await stack.enter_async_context(opened("postgres18", databases))
+        assert desk.dsn is not None
+        made = await names(desk.dsn, clients)
+        cap = 60 * SATOSHI_PER_BTC // clients
+        await run(desk.dsn, "UPDATE clients SET cap_satoshi = $1, cap_counts_open = true", cap)
+        await run(desk.dsn, "UPDATE exposure SET cap_counts_open = true")
+        cents = max(1, 60 * BTC_CENTS // clients // 3)  # three fit
+        placed: list[Order] = []
+
+        async def place(writer: int) -> None:
+            ledger = PostgresLedger(as_db_proxy(desk.dsn or ""), SETTINGS, livemode=False)
+            stack.push_async_callback(ledger.close)
+            for turn in range(3):
+                batch = [of(made[(each + writer) % clients], cents, f"{writer}-{turn}-{each}") for each in range(250)]
+                outcomes = await ledger.place(batch * (1 + turn % 2), SECONDS)
+                placed.extend(outcome.order for outcome in outcomes if isinstance(outcome, Placed))
+
+        async def close(status: str) -> None:
+            ledger = PostgresLedger(as_db_proxy(desk.dsn or ""), SETTINGS, livemode=False)
+            stack.push_async_callback(ledger.close)
+            life = PostgresLife(ledger)
+            for _ in range(6):
+                some = [Closing(order.id, status, "why") for order in placed[-CLOSED_AT_ONCE_MAX:]]  # type: ignore[arg-type]
+                if some:
+                    await life.close_orders(some)
+                await asyncio.sleep(0.01)
+
+        await asyncio.gather(*map(place, range(4)), close("settled"), close("cancelled"))
+        assert len({order.number for order in placed}) == len(placed) > 0
+        sequence = [event.sequence for event in await desk.events(0, 5000)]
+        assert sequence == list(range(1, len(sequence) + 1))
+
+
+async def test_client_that_is_not_there_gets_no_order_and_spoils_no_batch(databases: Databases) -> None:
+    async with opened("postgres18", databases) as desk:
+        items = [of("anonymous", 100), of("nobody", 100), of("other", 100)]
+        assert codes(await desk.ledger.place(items, SECONDS)) == ["placed", "internal_error", "placed"]
+
+
+async def test_settings_that_change_between_the_look_up_and_the_lock_are_seen(databases: Databases) -> None:
+    async with opened("postgres18", databases) as desk:
+        assert desk.dsn is not None
+        await desk.limit("other", 10 * SATOSHI_PER_BTC)
+        owner, watcher = await asyncpg.connect(desk.dsn), await asyncpg.connect(desk.dsn)
+        async with owner.transaction():
+            await owner.execute("UPDATE clients SET cap_satoshi = 5 WHERE name = 'other'")
+            placing = asyncio.create_task(desk.ledger.place([of("other", 100)], SECONDS))
+            waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            while not await watcher.fetch(waiting):
+                await asyncio.sleep(0.005)
+        assert codes(await placing) == ["client_cap_exceeded"]
+        await owner.close()
+        await watcher.close()

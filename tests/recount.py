@@ -1,0 +1,64 @@
+"""A ledger recounted from its facts: its counters and numbers follow from the orders and closings that are stored."""
+
+import asyncpg
+
+# Every account beside what the orders and closings of its client, or of all, add up to.
+_ACCOUNTS = """
+WITH placed AS (
+    SELECT client, count(*) AS orders, max(coalesce(client_number, number)) AS last, sum(satoshi) AS satoshi
+    FROM orders GROUP BY client
+), closed AS (
+    SELECT c.client, count(*) AS closings, max(c.client_closing) AS last, sum(o.satoshi) AS satoshi
+    FROM closings c JOIN orders o ON o.number = c.number AND o.client = c.client GROUP BY c.client
+), account AS (
+    SELECT '(desk)' AS name, last_number, last_closing, placed_satoshi, closed_satoshi FROM exposure
+    UNION ALL SELECT name, last_number, last_closing, placed_satoshi, closed_satoshi FROM clients
+), fact AS (
+    SELECT '(desk)' AS name, (SELECT count(*) FROM orders) AS orders, (SELECT max(number) FROM orders) AS last_order,
+           (SELECT sum(satoshi) FROM placed) AS placed, (SELECT count(*) FROM closings) AS closings,
+           (SELECT max(closing) FROM closings) AS last_closing, (SELECT sum(satoshi) FROM closed) AS closed
+    UNION ALL
+    SELECT p.client, p.orders, p.last, p.satoshi, c.closings, c.last, c.satoshi
+    FROM placed p LEFT JOIN closed c ON c.client = p.client
+)
+SELECT a, f FROM account a LEFT JOIN fact f ON f.name = a.name
+WHERE (a.last_number, a.last_number, a.placed_satoshi, a.last_closing, a.last_closing, a.closed_satoshi)
+    IS DISTINCT FROM (coalesce(f.orders, 0), coalesce(f.last_order, 0), coalesce(f.placed, 0),
+                      coalesce(f.closings, 0), coalesce(f.last_closing, 0), coalesce(f.closed, 0))
+"""
+# Events whose numbers are not those of their place: among all, and among their client's.
+_EVENTS = """
+SELECT * FROM (
+    SELECT e.*, row_number() OVER (ORDER BY event_number) AS nth,
+           row_number() OVER (PARTITION BY client ORDER BY event_number) AS nth_of_client,
+           count(*) FILTER (WHERE is_order) OVER (ORDER BY event_number) AS orders_until,
+           count(*) FILTER (WHERE is_order) OVER (PARTITION BY client ORDER BY event_number) AS orders_of_client
+    FROM (
+        SELECT coalesce(event_number, number) AS event_number, client,
+               coalesce(client_event_number, number) AS client_event_number, number AS own,
+               coalesce(client_number, number) AS own_of_client, true AS is_order
+        FROM orders
+        UNION ALL
+        SELECT event_number, client, client_event_number, closing, client_closing, false FROM closings
+    ) e
+) x
+WHERE event_number <> nth OR client_event_number <> nth_of_client
+    OR own <> CASE WHEN is_order THEN orders_until ELSE nth - orders_until END
+    OR own_of_client <> CASE WHEN is_order THEN orders_of_client ELSE nth_of_client - orders_of_client END
+"""
+# Closings before their orders, and orders whose times go back.
+_TIMES = """
+SELECT o.number FROM orders o JOIN closings c ON c.number = o.number
+WHERE c.closed_at < o.created_at OR c.event_number <= o.event_number OR c.client <> o.client
+"""
+
+
+async def assert_adds_up(dsn: str) -> None:
+    """Fails unless all that is counted in the ledger is what its orders and closings say."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            for query in (_ACCOUNTS, _EVENTS, _TIMES):
+                assert await connection.fetch(query) == []
+    finally:
+        await connection.close()
