@@ -59,7 +59,7 @@ from buydesk.runtime.wiring import wire
 from buydesk.settings.model import OWNERS, PORT_OFFSET_MAX, Settings, variable
 from buydesk.settings.reading import read_settings
 from buydesk.signing_keys import public_key
-from buydesk.times import utc_now
+from buydesk.times import format_time, utc_now
 from buydesk.topology import PORTS
 from tests.builders import TOKEN, settings, shared_env
 from tests.databases import Databases
@@ -772,6 +772,29 @@ async def test_the_table_says_what_does_not_answer() -> None:
     async with new_session() as session, served(FastAPI(), price_port), served(FastAPI(), orders_port):
         with_another_there = await startup_report(session, given, Dependencies("here", "there"), 1.0, "everything")
     assert with_another_there == said
+
+
+@pytest.mark.parametrize("follows", [True, False])
+async def test_the_table_is_of_the_tick_that_made_the_price(monkeypatch: pytest.MonkeyPatch, *, follows: bool) -> None:
+    monkeypatch.setattr("buydesk.runtime.startup_report.SOURCES_SECONDS_MAX", 0.5)
+    given, now = settings(port_offset=free_offset()), utc_now()
+    late = {"source": "sandbox-1", "detail": "is late"}
+    states: list[dict[str, Any] | None] = [None, {"at": format_time(now - timedelta(seconds=1)), "sources": []}]
+    states += [{"at": format_time(now), "sources": [late]}] if follows else []
+    store = FastAPI()
+
+    @store.get("/record")
+    async def record() -> dict[str, Any]:
+        return {"rates": {"EUR": "1"}, "decided_at": format_time(now), "replayed_from": "2023"}
+
+    @store.get("/sources")
+    async def sources() -> JSONResponse:
+        state = states.pop(0) if len(states) > 1 else states[0]
+        return JSONResponse(state or {}, 200 if state else 503)
+
+    async with new_session() as session, served(store, given.port("api_cache_proxy")):
+        said = await startup_report(session, given, Dependencies("here", "there"), 1.0, "")
+    assert ("Not all price sources are well:\n  sandbox-1         is late\n" in said) == follows
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from buydesk.topology import PORTS
 
 READY_SECONDS_MAX = 10.0
 READY_POLL_SECONDS = 0.05
+SOURCES_SECONDS_MAX = 3.0
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -91,7 +92,7 @@ async def startup_report(
     width = max(len(name) for name, _, _ in rows) + 2
     ask = partial(_found, session)
     record = await ask(settings.own_url("api_cache_proxy") + "/record")
-    state = await ask(settings.own_url("api_cache_proxy") + "/sources")
+    state = await _sources_at(session, settings, record)
     exposure = await ask(settings.own_url("fetch_buy_orders") + "/exposure")
     about = _about(settings, parts, record, exposure)
     lines = [
@@ -135,6 +136,19 @@ def _about(
         "cap": room,
         "data": str(settings.data_dir),
     }
+
+
+async def _sources_at(session: "ClientSession", settings: Settings, record: Document | None) -> Document | None:
+    """The state of the sources, of the tick that made the record or a later one: it is stored after the price."""
+    state = None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SOURCES_SECONDS_MAX):
+            while True:
+                state = await _found(session, settings.own_url("api_cache_proxy") + "/sources")
+                if record is None or (state is not None and state["at"] >= record["decided_at"]):
+                    return state
+                await asyncio.sleep(READY_POLL_SECONDS)
+    return state
 
 
 def _sources(
