@@ -32,7 +32,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Message
 
 from buydesk import __version__
+from buydesk.clients.scopes import Scope
 from buydesk.errors import DeskError, InternalError, InvalidRequest, MethodNotAllowed, NotFound, NotReady
+from buydesk.http.access import Access
 from buydesk.http.openapi import EVERY_SERVICE, Json, openapi_document, operation
 from buydesk.http.requests import Request
 from buydesk.http.responses import JSONBytesResponse, MsgspecResponse, encode, problem_response
@@ -52,11 +54,12 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 class Route(NamedTuple):
     """A route that is called directly; `path` is the documented one. One with a path parameter has it at the end,
-    before `suffix`, or before the last segment."""
+    before `suffix`, or before the last segment. It is for callers with the scope that it `needs`, if it needs one."""
 
     path: str
     endpoint: Endpoint
     suffix: str = ""
+    needs: Scope | None = None
 
 
 class Service(FastAPI):
@@ -77,6 +80,7 @@ class Service(FastAPI):
         self.name = name
         self.running: Lifespan = contextlib.nullcontext  # entered while it runs
         self.stopping = asyncio.Event()  # what waits for something to happen ends then
+        self.access = Access()
         self.checks: dict[str, Check] = {}  # what /readyz asks, each by the name of what is missing when it raises
         # One registry a service, also when several run in one process.
         self.registry = registry = CollectorRegistry()
@@ -88,9 +92,11 @@ class Service(FastAPI):
         self._traffic = Traffic(name)
         registry.register(self._traffic)
 
-    def add_direct_route(self, path: str, method: str, endpoint: Endpoint, operation: Json | None) -> None:
+    def add_direct_route(
+        self, path: str, method: str, endpoint: Endpoint, operation: Json | None, *, needs: Scope | None = None
+    ) -> None:
         """A route, documented by its OpenAPI operation object. Its path may end in one parameter, `/orders/{id}`, or
-        have it before the last segment: `/orders/{id}/settle`."""
+        have it before the last segment: `/orders/{id}/settle`. With `needs`, a request has its `caller`."""
         if operation is not None:
             self.operations.setdefault(path, {})[method.lower()] = operation
         before, brace, after = path.partition("{")
@@ -98,7 +104,7 @@ class Service(FastAPI):
         if suffix.startswith("/"):
             before, suffix = f"{before}{{}}{suffix}", ""
         routes = self._direct.setdefault(before if brace else path.rstrip("/"), {})
-        routes[method] = Route(path, endpoint, suffix)
+        routes[method] = Route(path, endpoint, suffix, needs)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, with the direct routes in it."""
@@ -118,6 +124,8 @@ class Service(FastAPI):
             else:
                 path = route.path
                 request.parameter = parameter.removesuffix(route.suffix)
+                if route.needs is not None:
+                    request.caller = await self.access.caller(request, route.needs)
                 response = await route.endpoint(request)
         except DeskError as error:
             response = problem_response(error, path or request.path)

@@ -24,7 +24,7 @@ from buydesk.http.openapi import operation
 from buydesk.http.requests import Request, require_json, single_parameters
 from buydesk.http.responses import JSONBytesResponse, encode
 from buydesk.money import CURRENCIES, CURRENCIES_TEXT, Currency, parse_amount, parse_currency
-from buydesk.orders.model import ANONYMOUS, KEY_CHARS_MAX, NewOrder, Order, new_order_id, parse_key
+from buydesk.orders.model import KEY_CHARS_MAX, NewOrder, Order, new_order_id, parse_key
 from buydesk.orders.representations import PlacedDocument1, placed_document
 from buydesk.reading import is_text
 
@@ -59,7 +59,7 @@ async def read_order(request: Request) -> NewOrder:
     if reasons:
         raise InvalidRequest.of_all(reasons)
     key = header_key if key is None else key
-    return NewOrder(new_order_id(), ANONYMOUS, key, found["currency"], found["amount"])
+    return NewOrder(new_order_id(), request.caller.client, key, found["currency"], found["amount"])
 
 
 def _currency(value: object) -> Currency:

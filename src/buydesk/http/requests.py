@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from fastapi import Request as StarletteRequest
 from multidict import MultiDict
 
+from buydesk.clients.model import Caller
 from buydesk.errors import InvalidRequest, Unauthorized, UnsupportedMediaType
 
 if TYPE_CHECKING:
@@ -38,10 +39,24 @@ class Request:
     """One request, of which the server has read the head.
 
     `path` is decoded, `query` is not; `authority` is the host of a request that names it in its first line; `parameter`
-    is what stands in the place of the route's one path parameter. The body has to come within `seconds_max`.
+    is what stands in the place of the route's one path parameter; `caller` is who calls, on a route that needs a scope.
+    The body has to come within `seconds_max`.
     """
 
-    __slots__ = ("_incoming", "_seconds_max", "authority", "headers", "method", "parameter", "path", "query", "version")
+    caller: Caller
+
+    __slots__ = (
+        "_incoming",
+        "_seconds_max",
+        "authority",
+        "caller",
+        "headers",
+        "method",
+        "parameter",
+        "path",
+        "query",
+        "version",
+    )
 
     def __init__(self, incoming: "Incoming", headers: Headers, seconds_max: float) -> None:
         target = incoming.target.decode("latin-1")

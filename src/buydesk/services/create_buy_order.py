@@ -66,7 +66,7 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
 
     checks = {"ledger": check_ledger, "price": prices.check}
     app = service_app(NAME, "Place buy orders: POST /place_order/", checks, reporter, lifespan)
-    app.add_direct_route("/place_order/", "POST", place_order, PLACE_ORDER)
+    app.add_direct_route("/place_order/", "POST", place_order, PLACE_ORDER, needs="orders:create")
     return app
 
 

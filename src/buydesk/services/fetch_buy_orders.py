@@ -19,7 +19,7 @@ from buydesk.http.pages import (
 from buydesk.http.requests import Request
 from buydesk.http.responses import MsgspecResponse, encode
 from buydesk.observability.reporter import Reporter
-from buydesk.orders.model import ANONYMOUS, OrderLedger
+from buydesk.orders.model import OrderLedger
 from buydesk.orders.paging import PageReader
 from buydesk.orders.representations import order_document
 from buydesk.prices.documents import record_document
@@ -38,7 +38,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> S
         """A page of orders or, by client_order_id, one order."""
         asked = read_page_request(request)
         if isinstance(asked, str):
-            return MsgspecResponse(order_document(await ledger.order_by_key(ANONYMOUS, asked)))
+            return MsgspecResponse(order_document(await ledger.order_by_key(request.caller.client, asked)))
         anchor, page_size = asked
         page = rendered(anchor, page_size, *await pages.read(anchor, page_size, order_document))
         return page_response(request, page)
@@ -58,8 +58,8 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> S
         found = await ledger.exposure()
         return MsgspecResponse(found.facts() | {"orders": found.orders})
 
-    app.add_direct_route("/get_orders/", "GET", get_orders, GET_ORDERS)
-    app.add_direct_route("/get_orders/{order_id}", "GET", get_order, GET_ORDER)
-    app.add_direct_route("/prices/{price_id}", "GET", get_price, GET_PRICE)
-    app.add_direct_route("/exposure", "GET", exposure, GET_EXPOSURE)
+    app.add_direct_route("/get_orders/", "GET", get_orders, GET_ORDERS, needs="orders:read")
+    app.add_direct_route("/get_orders/{order_id}", "GET", get_order, GET_ORDER, needs="orders:read")
+    app.add_direct_route("/prices/{price_id}", "GET", get_price, GET_PRICE, needs="orders:read")
+    app.add_direct_route("/exposure", "GET", exposure, GET_EXPOSURE, needs="orders:read")
     return app

@@ -1,0 +1,1 @@
+"""Clients: who calls, with which key, and what it permits."""
