@@ -91,8 +91,9 @@ def with_examples(document: Document, parameters: Mapping[str, str], bodies: Map
     """The document with these examples: of parameters by name, and of bodies by operation. What they name is there."""
     document = copy.deepcopy(document)
     for name, operation in operations(document):
-        for parameter in operation.get("parameters", ()) if name.startswith("GET ") else ():
-            if parameter["name"] in parameters:
+        for parameter in operation.get("parameters", ()):
+            # What stands in the query of another method makes something, and is there already.
+            if parameter["name"] in parameters and (name.startswith("GET ") or parameter["in"] == "path"):
                 parameter["example"] = parameters[parameter["name"]]
         if name in bodies:
             operation["requestBody"]["content"]["application/json"]["example"] = bodies[name]

@@ -116,6 +116,24 @@ class Number(str):
     __slots__ = ()
 
 
+# Text of one line that reads as it is written: without control characters, ends of lines, and characters that turn the
+# direction of what is read. As JSON schemas have it; half of a surrogate pair, which no UTF-8 has, is none either.
+LINE_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]+$"
+_LINE = re.compile(LINE_PATTERN.replace("]", r"\ud800-\udfff]"))
+
+
+def is_line(text: str) -> bool:
+    """Whether it is one line as above, of at least one character."""
+    return bool(_LINE.fullmatch(text))
+
+
+def parse_line(text: str, chars_max: int) -> str:
+    """The text, which is one line of at most so many characters; raises ValueError with the reason."""
+    if len(text) > chars_max or not is_line(text):
+        raise ValueError(f"must be 1 to {chars_max} characters without control characters")
+    return text
+
+
 def is_text(value: object) -> TypeGuard[str]:
     """Whether it is text, and no number."""
     return isinstance(value, str) and not isinstance(value, Number)

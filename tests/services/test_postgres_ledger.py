@@ -246,12 +246,12 @@ async def test_checks_that_fail_take_a_bounded_number_of_connections(
 
     monkeypatch.setattr(postgres, "open_session", counted)
     async with ledger_at(own_dsn) as ledger, session(own_dsn) as connection:
-        await connection.execute("ALTER FUNCTION place_batch RENAME TO elsewhere")
+        await connection.execute("ALTER FUNCTION place_orders RENAME TO elsewhere")
         for _ in range(50):
             with pytest.raises(LedgerUnavailable, match="run `buydesk migrate`"):
                 await ledger.check()
         assert opened <= 2
-        await connection.execute("ALTER FUNCTION elsewhere RENAME TO place_batch")
+        await connection.execute("ALTER FUNCTION elsewhere RENAME TO place_orders")
         await asyncio.sleep(1.0)
         await ledger.check()
 

@@ -93,6 +93,16 @@ async def test_row_that_somebody_holds_is_waited_for_only_so_long(wired: Wired, 
     assert (await wired.settle()).status == "settled"
 
 
+async def test_warning_while_closing_proves_nothing_and_asking_again_tells(wired: Wired, dsn: str) -> None:
+    """As when the wait for a standby is cancelled."""
+    warn = "BEGIN RAISE WARNING 'not yet on the standby'; RETURN NULL; END"
+    await run(dsn, f"CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS $${warn}$$")
+    await run(dsn, "CREATE TRIGGER warned AFTER INSERT ON closings FOR EACH ROW EXECUTE FUNCTION warn()")
+    settled = await wired.settle()
+    assert settled == await wired.ledger.order(wired.order.id)
+    assert len(await wired.life.events(0, 9)) == 2
+
+
 async def test_fault_after_the_commit_is_no_refusal(wired: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch = Session.fetch
 

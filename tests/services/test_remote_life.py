@@ -117,8 +117,11 @@ async def test_what_db_proxy_finds_wrong_is_the_desk_s_fault(proxy: Proxy) -> No
         ([{"order_id": "x", "status": "settled", "text": None}], "0.order_id"),
         ([{"order_id": str(uuid.uuid4()), "status": "accepted", "text": None}], "0.status"),
         ([{"order_id": str(uuid.uuid4()), "status": "settled"}], "0.text"),
+        ([{"order_id": str(uuid.uuid4()), "status": "settled", "text": "x" * 129}], "0"),
+        ([{"order_id": str(uuid.uuid4()), "status": "settled", "text": "\0"}], "0"),
+        ([{"order_id": str(uuid.uuid4()), "status": "cancelled", "text": None}], "0"),
     ],
-    ids=range(4),
+    ids=range(7),
 )
 async def test_what_are_no_closings_is_refused_by_name(proxy: Proxy, body: Any, member: str) -> None:
     async with httpx2.AsyncClient(base_url=proxy.url, headers={"Authorization": f"Bearer {TOKEN}"}) as client:

@@ -32,11 +32,11 @@ from buydesk.http.members import (
 from buydesk.http.openapi import Json, id_in_path, operation
 from buydesk.http.requests import Request
 from buydesk.http.responses import encode
-from buydesk.orders.life import CLOSED_AT_ONCE_MAX, REASON_CHARS_MAX, AcceptedOrders, Closed, Closing, Event
+from buydesk.orders.life import CLOSED_AT_ONCE_MAX, TEXT_CHARS_MAX, AcceptedOrders, Closed, Closing, Event, parse_text
 from buydesk.orders.life_documents import accepted_document, closing_documents, event_documents, result_document
-from buydesk.orders.model import NUMBER_MAX, REFERENCE_CHARS_MAX, Order
+from buydesk.orders.model import NUMBER_MAX, Order
 from buydesk.orders.representations import OrderDocument, order_document
-from buydesk.reading import is_text
+from buydesk.reading import LINE_PATTERN, is_text
 from buydesk.times import format_time
 
 LIST_MAX = 1000
@@ -45,18 +45,13 @@ LIMIT = 100
 WAIT_SECONDS_MAX = 20
 
 
-def _text(chars_max: int) -> Any:
-    def parse(value: object) -> str:
-        if not is_text(value) or not 1 <= len(value) <= chars_max or not value.isprintable():
-            raise ValueError(f"must be text of 1 to {chars_max} characters without control characters")
-        return value
+def _text_for(status: Closed) -> Any:
+    def parse(value: object) -> str | None:
+        if value is not None and not is_text(value):
+            raise ValueError("must be text")
+        return parse_text(value, status)
 
     return parse
-
-
-def _optional_text(chars_max: int) -> Any:
-    parse = _text(chars_max)
-    return lambda value: None if value is None else parse(value)
 
 
 def _id(value: object) -> uuid.UUID:
@@ -66,18 +61,20 @@ def _id(value: object) -> uuid.UUID:
         raise ValueError("must be a UUID") from error
 
 
-def _text_schema(chars_max: int, *types: str) -> dict[str, object]:
-    return {"type": [*types] if len(types) > 1 else types[0], "minLength": 1, "maxLength": chars_max}
+def _text_schema(status: Closed) -> dict[str, object]:
+    """A JSON schema of the text with which orders are closed so."""
+    kind: object = ["string", "null"] if status == "settled" else "string"
+    return {"type": kind, "minLength": 1, "maxLength": TEXT_CHARS_MAX[status], "pattern": LINE_PATTERN}
 
 
 _ID = Member("id", _id, {"type": "string", "format": "uuid"}, is_required=True)
 _REFERENCE = Member(
     "settlement_reference",
-    _optional_text(REFERENCE_CHARS_MAX),
-    _text_schema(REFERENCE_CHARS_MAX, "string", "null"),
+    _text_for("settled"),
+    _text_schema("settled"),
     "By which the settlement is found again, in a bank's or a wallet's books.",
 )
-_REASON = Member("reason", _text(REASON_CHARS_MAX), _text_schema(REASON_CHARS_MAX, "string"), "Why.", is_required=True)
+_REASON = Member("reason", _text_for("cancelled"), _text_schema("cancelled"), "Why.", is_required=True)
 _TEXT_OF: dict[Closed, Member] = {"settled": _REFERENCE, "cancelled": _REASON}
 
 
@@ -293,6 +290,24 @@ GET_EVENTS = operation(
     is_internal=True,
 )
 # Between the desk's own services.
+_CLOSINGS = {
+    "type": "array",
+    "maxItems": CLOSED_AT_ONCE_MAX,
+    "items": {
+        "oneOf": [
+            {
+                "type": "object",
+                "required": ["order_id", "status", "text"],
+                "properties": {
+                    "order_id": {"type": "string", "format": "uuid"},
+                    "status": {"const": status},
+                    "text": _text_schema(status),
+                },
+            }
+            for status in _TEXT_OF
+        ]
+    },
+}
 CLOSE = operation(
     "Settle and cancel orders",
     ("One result each, in order", [result_document(_SETTLED), result_document(OrderNotFound("No order has this id."))]),
@@ -300,7 +315,7 @@ CLOSE = operation(
     description=f"{_NEEDS} `text` is the settlement's reference, or the reason of a cancellation.",
     tag="internal",
     body={
-        "schema": {"type": "array", "maxItems": CLOSED_AT_ONCE_MAX},
+        "schema": _CLOSINGS,
         "example": msgspec.to_builtins(closing_documents([Closing(_SETTLED.id, "settled", "bank-7")])),
     },
     is_internal=True,

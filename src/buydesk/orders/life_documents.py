@@ -9,7 +9,7 @@ import msgspec
 
 from buydesk.errors import DeskError, problem, rebuild
 from buydesk.orders.documents import order_from, stored_document
-from buydesk.orders.life import CLOSED_AT_ONCE_MAX, AcceptedOrders, Closed, Closing, Event
+from buydesk.orders.life import CLOSED_AT_ONCE_MAX, AcceptedOrders, Closed, Closing, Event, parse_text
 from buydesk.orders.model import Order
 from buydesk.reading import read
 
@@ -18,6 +18,10 @@ class _Closing(msgspec.Struct):
     order_id: uuid.UUID
     status: Closed
     text: str | None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError."""
+        parse_text(self.text, self.status)
 
 
 _Closings = Annotated[list[_Closing], msgspec.Meta(max_length=CLOSED_AT_ONCE_MAX)]

@@ -17,7 +17,7 @@ import msgspec
 from buydesk.errors import DeskError
 from buydesk.money import Currency, format_btc
 from buydesk.prices.model import PriceRecord
-from buydesk.reading import Cents, Moment, RateE8, Satoshi, text_type
+from buydesk.reading import Cents, Moment, RateE8, Satoshi, is_line, parse_line, text_type
 from buydesk.times import utc_now
 
 # The shape in which an order that is placed now is answered; `representations` has all there were.
@@ -250,9 +250,7 @@ def parse_key(text: str) -> str:
 
 def parse_reference(text: str) -> str:
     """The text, which is fit to be a client's reference for an order; raises ValueError with the reason."""
-    if not 1 <= len(text) <= REFERENCE_CHARS_MAX or not text.isprintable():
-        raise ValueError(f"must be 1 to {REFERENCE_CHARS_MAX} characters without control characters")
-    return text
+    return parse_line(text, REFERENCE_CHARS_MAX)
 
 
 def parse_metadata(text: str) -> str:
@@ -263,7 +261,7 @@ def parse_metadata(text: str) -> str:
         raise ValueError("must be an object whose members are text") from error
     if len(members) > METADATA_MEMBERS_MAX or len(text.encode()) > METADATA_BYTES_MAX:
         raise ValueError(f"may have {METADATA_MEMBERS_MAX} members and {METADATA_BYTES_MAX} bytes at most")
-    if not all(each.isprintable() for member in members.items() for each in member):
+    if not all(is_line(each) for member in members.items() for each in member if each):
         raise ValueError("must have no control characters")
     return text
 
