@@ -47,7 +47,7 @@ def create_app(settings: Settings) -> web.Service:
 
     reporter = Reporter(NAME, MemoryReportStore(settings), settings)
     app = web.service_app("echo", "Answers orders without storing them", {}, reporter, lifespan)
-    app.add_direct_route("/place_order/", "POST", place_order, {})
+    app.add_direct_route("/place_order/", "POST", place_order, {}, needs="orders:create")
     return app
 
 
