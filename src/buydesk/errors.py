@@ -102,6 +102,17 @@ class Unauthorized(DeskError):
     code, status, title = "unauthorized", 401, "The token is missing or wrong"
 
 
+class InsufficientScope(DeskError):
+    """Facts: `scope`, what the caller lacks (RFC 6750, section 3.1)."""
+
+    code, status, title = "insufficient_scope", 403, "The key does not permit this"
+    example_facts: ClassVar = {"scope": "orders:read_all"}
+
+    @classmethod
+    def of(cls, scope: str) -> "InsufficientScope":
+        return cls(f"This needs the scope {scope}.", scope=scope)
+
+
 class ForeignOrigin(DeskError):
     code, status, title = "foreign_origin", 403, "An open desk takes this from its own pages and from programs only"
 

@@ -1,7 +1,17 @@
 import pytest
 
 from buydesk import errors
-from buydesk.errors import DeskError, ExposureCapExceeded, InternalError, InvalidRequest, PriceStale, problem, rebuild
+from buydesk.errors import (
+    DeskError,
+    ExposureCapExceeded,
+    InsufficientScope,
+    InternalError,
+    InvalidRequest,
+    PriceStale,
+    problem,
+    rebuild,
+)
+from buydesk.http.responses import problem_response
 
 KINDS = list(DeskError.by_code.values())
 
@@ -71,3 +81,11 @@ def test_an_invalid_request_names_no_more_members_than_a_person_reads() -> None:
 
 def test_an_error_says_its_detail() -> None:
     assert str(PriceStale("Old.")) == "Old."
+
+
+def test_a_missing_scope_is_named_in_the_header_too() -> None:
+    error = InsufficientScope.of("orders:read_all")
+    assert error.facts == {"scope": "orders:read_all"}
+    answer = problem_response(error, "/get_orders/")
+    assert answer.status_code == 403
+    assert answer.headers["www-authenticate"] == 'Bearer error="insufficient_scope", scope="orders:read_all"'

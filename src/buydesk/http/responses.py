@@ -10,7 +10,7 @@ import msgspec
 from fastapi import Response
 from starlette.responses import JSONResponse
 
-from buydesk.errors import DeskError, MethodNotAllowed, Unauthorized, problem
+from buydesk.errors import DeskError, InsufficientScope, MethodNotAllowed, Unauthorized, problem
 
 PROBLEM_TYPE = "application/problem+json"
 encode = msgspec.json.encode
@@ -54,6 +54,8 @@ def problem_response(error: DeskError, instance: str) -> Response:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, InsufficientScope):
+        headers["WWW-Authenticate"] = f'Bearer error="{error.code}", scope="{error.facts["scope"]}"'
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = str(error.facts["allow"])
     return Response(encode(problem(error, instance)), error.status, headers, PROBLEM_TYPE)
