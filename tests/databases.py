@@ -73,8 +73,11 @@ async def run(dsn: str, statement: str, *arguments: Any) -> None:
         await connection.close()
 
 
-async def fill(dsn: str, orders: int) -> None:
-    """Stores many orders of 0.20 EUR, 1000 satoshi each, in a new database; PostgreSQL has no statistics of them."""
+async def fill(dsn: str, orders: int, others: int = 0) -> None:
+    """Stores many orders of 0.20 EUR, 1000 satoshi each, in a new database; PostgreSQL has no statistics of them.
+
+    With `others`, every other order is one of so many further clients' in turn.
+    """
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute(
@@ -86,12 +89,18 @@ async def fill(dsn: str, orders: int) -> None:
             INSERT INTO orders (number, client_number, event_number, client_event_number, amount_cents, rate_e8,
                                 market_rate_e8, satoshi, received_at, created_at, price_as_of, id, price_id,
                                 representation, currency, client, client_order_id)
-            SELECT n, n, n, n, 20, 2000000000000, 2000000000000, 1000, now(), now(), now(), gen_random_uuid(), p.id,
-                   1, 'EUR', 'anonymous', 'filled-' || n
-            FROM generate_series(1, {orders}) AS n, price_records p;
+            SELECT n, row_number() OVER (PARTITION BY client ORDER BY n), n,
+                   row_number() OVER (PARTITION BY client ORDER BY n), 20, 2000000000000, 2000000000000, 1000, now(),
+                   now(), now(), gen_random_uuid(), p.id, 1, 'EUR', client, 'filled-' || n
+            FROM generate_series(1, {orders}) AS n, price_records p, LATERAL (
+                SELECT CASE WHEN {others} > 0 AND n % 2 = 0 THEN 'client-' || n / 2 % {max(others, 1)}
+                       ELSE 'anonymous' END AS client
+            ) c;
             UPDATE exposure SET placed_satoshi = {orders}::bigint * 1000, last_number = {orders};
-            UPDATE clients SET placed_satoshi = {orders}::bigint * 1000, last_number = {orders}
-            WHERE name = 'anonymous';
+            INSERT INTO clients (name) SELECT 'client-' || n FROM generate_series(0, {others} - 1) AS n;
+            UPDATE clients SET placed_satoshi = o.orders * 1000, last_number = o.orders
+            FROM (SELECT client, count(*) AS orders FROM orders GROUP BY client) o
+            WHERE name = o.client;
             """  # noqa: S608
         )
     finally:

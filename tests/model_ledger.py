@@ -1,7 +1,7 @@
 """The model of a ledger: plainly right, and nothing more."""
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -117,12 +117,12 @@ class ModelLedger:
         if account.order_satoshi_max is not None and satoshi > account.order_satoshi_max:
             return OrderTooLarge("large", bitcoin_amount_max=format_btc(account.order_satoshi_max))
         if account.cap_satoshi is not None:
-            own = Exposure(account.cap_satoshi, self._used(account.counts_open, client), 0)
-            if satoshi > own.cap_satoshi - own.used_satoshi:
-                return ClientCapExceeded("full", **own.facts())
-        desk = Exposure(self.cap_satoshi, self._used(self.counts_open), 0)
-        if satoshi > desk.cap_satoshi - desk.used_satoshi:
-            return ExposureCapExceeded("full", **desk.facts())
+            used = self._used(account.counts_open, client)
+            if satoshi > account.cap_satoshi - used:
+                return ClientCapExceeded("full", **Exposure(account.cap_satoshi, used, 0).facts())
+        used = self._used(self.counts_open)
+        if satoshi > self.cap_satoshi - used:
+            return ExposureCapExceeded("full", **Exposure(self.cap_satoshi, used, 0).facts())
         return None
 
     def _used(self, counts_open: bool, client: str | None = None) -> int:
@@ -162,25 +162,28 @@ class ModelLedger:
         next_after = found[-1].number if len(found) == limit else max(after, after + len(looked_at))
         return AcceptedOrders(found, next_after)
 
-    async def events(self, after: int, limit: int) -> Sequence[Event]:
-        return [Event(sequence, order) for sequence, order in enumerate(self.happened, 1)][after : after + limit]
+    async def events(self, client: str | None, after: int, limit: int) -> Sequence[Event]:
+        own = [order for order in self.happened if client in (None, order.client)]
+        return [Event(sequence, order) for sequence, order in enumerate(own, 1)][after : after + limit]
 
-    async def last_event(self) -> int:
-        return len(self.happened)
+    async def last_events(self, clients: Sequence[str]) -> Mapping[str | None, int]:
+        return {each: sum(each in (None, order.client) for order in self.happened) for each in (None, *clients)}
 
-    async def page(self, anchor: Anchor, page_size: int) -> Page:
-        newest_first = [self.now_of(order) for order in reversed(self.stored)]
+    async def page(self, client: str | None, anchor: Anchor, page_size: int) -> Page:
+        oldest_first = [self.now_of(order) for order in self.stored if client in (None, order.client)]
+        newest_first = list(enumerate(oldest_first, 1))[::-1]
         match anchor:
-            case PageBefore(number):
-                return Page([order for order in newest_first if order.number < number][:page_size], None)
-            case PageAfter(number):
-                above = [order for order in newest_first[::-1] if order.number > number][:page_size]
+            case PageBefore(limit):
+                return Page([order for number, order in newest_first if number < limit][:page_size], None)
+            case PageAfter(limit):
+                above = [order for number, order in newest_first[::-1] if number > limit][:page_size]
                 return Page(above[::-1], None)
             case _:
-                return Page(newest_first[anchor.start : anchor.start + page_size], len(self.stored))
+                found = newest_first[anchor.start : anchor.start + page_size]
+                return Page([order for _, order in found], len(newest_first))
 
-    async def order(self, order_id: uuid.UUID) -> Order:
-        return self._only([order for order in self.stored if order.id == order_id])
+    async def order(self, order_id: uuid.UUID, client: str | None) -> Order:
+        return self._only([order for order in self.stored if order.id == order_id and client in (None, order.client)])
 
     async def order_by_key(self, client: str, client_order_id: str) -> Order:
         key = (client, client_order_id)
@@ -191,8 +194,12 @@ class ModelLedger:
             raise OrderNotFound("none")
         return self.now_of(found[0])
 
-    async def exposure(self) -> Exposure:
-        return Exposure(self.cap_satoshi, self._used(self.counts_open), len(self.stored))
+    async def exposure(self, client: str | None) -> Exposure:
+        account = ModelAccount(self.cap_satoshi, None, self.counts_open)
+        if client is not None:
+            account = self.clients.get(client, ModelAccount())
+        orders = sum(client in (None, order.client) for order in self.stored)
+        return Exposure(account.cap_satoshi, self._used(account.counts_open, client), orders)
 
     async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
         if price_id not in self.records:

@@ -92,22 +92,22 @@ async def test_a_placed_order_is_stored_as_asked_and_priced(ledger: OrderLedger)
     assert (order.currency, order.amount_cents, order.rate_e8) == (Currency.EUR, 6900, 4119191 * 10**6)
     assert order.satoshi == 167509
     assert (order.price_id, order.price_as_of, order.livemode) == (price.id, price.as_of, False)
-    assert await ledger.order(order.id) == order
+    assert await ledger.order(order.id, None) == order
     assert await ledger.order_by_key("anonymous", "key-1") == order
     assert await ledger.price_record(price.id) == price
-    assert await ledger.exposure() == Exposure(CAP_SATOSHI, 167509, 1)
+    assert await ledger.exposure(None) == Exposure(CAP_SATOSHI, 167509, 1)
 
 
 async def test_an_empty_batch_changes_nothing(ledger: OrderLedger) -> None:
     assert list(await place(ledger)) == []
-    assert await ledger.exposure() == Exposure(CAP_SATOSHI, 0, 0)
+    assert await ledger.exposure(None) == Exposure(CAP_SATOSHI, 0, 0)
 
 
 async def test_a_repeat_by_key_returns_the_first_order(ledger: OrderLedger) -> None:
     [first] = await place(ledger, priced_order(key="k"))
     again = priced_order(key="k", price=record(rate_e8=30_000 * 10**8))
     assert await place(ledger, again) == [Replayed(order_of(first))]
-    assert (await ledger.exposure()).orders == 1
+    assert (await ledger.exposure(None)).orders == 1
 
 
 async def test_a_repeat_by_id_returns_the_first_order(ledger: OrderLedger) -> None:
@@ -123,7 +123,7 @@ async def test_a_key_with_another_request_is_refused(ledger: OrderLedger, change
     other = replace(new_order(key="k"), **change)
     assert codes(await place(ledger, priced_order(order=other))) == ["idempotency_key_reused"]
     assert codes(await place(ledger, priced_order(order=replace(order, **change)))) == ["idempotency_key_reused"]
-    assert (await ledger.exposure()).orders == 1
+    assert (await ledger.exposure(None)).orders == 1
 
 
 async def test_an_id_that_comes_back_under_another_key_is_refused(ledger: OrderLedger) -> None:
@@ -179,7 +179,7 @@ async def test_an_order_that_does_not_fit_is_refused_and_smaller_later_ones_fit(
     assert outcomes[1].problem.facts == {"cap": "100.00000000", "used": "99.99900000", "available": "0.00100000"}
     assert isinstance(outcomes[3], Refused)
     assert outcomes[3].problem.facts == {"cap": "100.00000000", "used": "100.00000000", "available": "0.00000000"}
-    assert await ledger.exposure() == Exposure(CAP_SATOSHI, CAP_SATOSHI, 2)
+    assert await ledger.exposure(None) == Exposure(CAP_SATOSHI, CAP_SATOSHI, 2)
 
 
 async def test_the_largest_amount_at_the_lowest_rate_is_refused_by_the_cap(ledger: OrderLedger) -> None:
@@ -243,7 +243,7 @@ async def test_refused_orders_hold_no_key_and_leave_no_price_record(ledger: Orde
 
 async def test_what_is_not_there_is_not_found(ledger: OrderLedger) -> None:
     with pytest.raises(OrderNotFound):
-        await ledger.order(uuid.uuid4())
+        await ledger.order(uuid.uuid4(), None)
     with pytest.raises(OrderNotFound):
         await ledger.order_by_key("anonymous", "never")
     with pytest.raises(PriceNotFound):
@@ -255,7 +255,7 @@ async def test_a_migrated_ledger_is_ready(ledger: OrderLedger) -> None:
 
 
 async def test_pages_by_every_anchor(ledger: OrderLedger) -> None:
-    empty = await ledger.page(PageFrom(0), 10)
+    empty = await ledger.page(None, PageFrom(0), 10)
     assert (list(empty.orders), empty.total) == ([], 0)
     await place(ledger, *(priced_order(100 + cents) for cents in range(7)))
     expected: dict[Anchor, list[int]] = {
@@ -276,10 +276,10 @@ async def test_pages_by_every_anchor(ledger: OrderLedger) -> None:
         PageAfter(2**63 - 1): [],
     }
     for anchor, numbers in expected.items():
-        page = await ledger.page(anchor, 3)
+        page = await ledger.page(None, anchor, 3)
         assert [order.number for order in page.orders] == numbers, anchor
         assert page.total == (7 if isinstance(anchor, PageFrom) else None)
-    assert [order.amount_cents for order in (await ledger.page(PageFrom(0), 2)).orders] == [106, 105]
+    assert [order.amount_cents for order in (await ledger.page(None, PageFrom(0), 2)).orders] == [106, 105]
 
 
 @pytest.mark.parametrize("kind", ["postgres18", "postgres16", "remote"])
@@ -310,7 +310,7 @@ async def test_any_sequence_of_batches_ends_as_in_the_model(kind: str, seed: int
                     assert mine.problem.facts == theirs.problem.facts  # type: ignore[union-attr]
                 else:
                     assert mine.order == replace(theirs.order, created_at=mine.order.created_at)
-            assert await ledger.exposure() == await model.exposure()
+            assert await ledger.exposure(None) == await model.exposure(None)
 
 
 @pytest.mark.parametrize("kind", ["postgres18", "postgres16", "remote"])
@@ -328,6 +328,6 @@ async def test_writers_at_once_never_exceed_the_cap_and_leave_no_gap(kind: str, 
         assert len(placed) == 200
         assert sorted(order.number for order in placed) == list(range(1, 201))
         assert codes(outcomes).count("exposure_cap_exceeded") == 120
-        assert await ledger.exposure() == Exposure(CAP_SATOSHI, 100 * SATOSHI_PER_BTC, 200)
+        assert await ledger.exposure(None) == Exposure(CAP_SATOSHI, 100 * SATOSHI_PER_BTC, 200)
         by_number = sorted(placed, key=lambda order: order.number)
         assert by_number == sorted(by_number, key=lambda order: order.created_at)

@@ -63,7 +63,7 @@ class Desk:
         return result
 
     async def events(self, after: int = 0, limit: int = 1000) -> list[Event]:
-        return list(await self.life.events(after, limit))
+        return list(await self.life.events(None, after, limit))
 
     async def count_open_only(self, client: str | None = None) -> None:
         """From now on the cap counts open orders, of the desk or of a client."""
@@ -134,9 +134,9 @@ async def test_order_is_accepted_until_it_is_settled(desk: Desk) -> None:
     assert settled.closed_at is not None
     assert settled.closed_at >= order.created_at
     assert settled == replace(order, status="settled", settlement_reference="bank-7", closed_at=settled.closed_at)
-    assert await desk.ledger.order(order.id) == settled
+    assert await desk.ledger.order(order.id, None) == settled
     assert await desk.ledger.order_by_key("anonymous", "k") == settled
-    assert list((await desk.ledger.page(PageFrom(0), 10)).orders) == [settled]
+    assert list((await desk.ledger.page(None, PageFrom(0), 10)).orders) == [settled]
 
 
 async def test_order_is_cancelled_for_a_reason(desk: Desk) -> None:
@@ -145,7 +145,7 @@ async def test_order_is_cancelled_for_a_reason(desk: Desk) -> None:
     assert isinstance(cancelled, Order)
     expected = {"status": "cancelled", "reason": "the client asked for it", "closed_at": cancelled.closed_at}
     assert cancelled == replace(order, **expected)
-    assert await desk.ledger.order(order.id) == cancelled
+    assert await desk.ledger.order(order.id, None) == cancelled
 
 
 async def test_settlement_needs_no_reference(desk: Desk) -> None:
@@ -173,7 +173,7 @@ async def test_another_act_is_a_conflict_that_says_what_there_is(desk: Desk, sta
     conflict = await desk.close(order, status, text)
     assert isinstance(conflict, OrderStateConflict)
     assert conflict.facts == {"order_status": "settled", "settlement_reference": "bank-7"}
-    assert await desk.ledger.order(order.id) == settled
+    assert await desk.ledger.order(order.id, None) == settled
 
 
 async def test_conflict_with_a_cancellation_tells_its_reason(desk: Desk) -> None:
@@ -225,7 +225,7 @@ async def test_reference_and_metadata_are_kept_and_part_of_the_request(desk: Des
     new = replace(new_order(6900, "k"), reference="Müller, invoice 7", metadata='{"b":"1","a":"2"}')
     placed, _ = await desk.ledger.place([priced_order(order=new, price=PRICE), of("anonymous", 100)], SECONDS)
     assert isinstance(placed, Placed)
-    assert await desk.ledger.order(placed.order.id) == placed.order
+    assert await desk.ledger.order(placed.order.id, None) == placed.order
     assert (placed.order.reference, placed.order.metadata) == (new.reference, new.metadata)
     assert (placed.order.received_at, placed.order.market_rate_e8) == (new.received_at, placed.order.rate_e8)
     again = replace(new, id=uuid.uuid4(), metadata='{"a":"2","b":"1"}')
@@ -246,7 +246,7 @@ async def test_events_are_what_happened_in_order_as_it_was_then(desk: Desk) -> N
             found = [(event.sequence, event.order) for event in await desk.events(after, limit)]
             assert found == expected[after : after + limit]
     assert await desk.events(NUMBER_MAX) == []
-    assert await desk.life.last_event() == 5
+    assert await desk.life.last_events([]) == {None: 5}
 
 
 async def test_accepted_orders_oldest_first(desk: Desk) -> None:
@@ -318,7 +318,7 @@ async def test_client_s_own_cap_and_largest_order_hold_beside_the_desk_s(desk: D
 async def test_closing_makes_no_room_where_the_cap_counts_all(desk: Desk) -> None:
     [order] = await desk.place(100 * BTC_CENTS)
     await desk.close(order, "cancelled", "why not")
-    exposure = await desk.ledger.exposure()
+    exposure = await desk.ledger.exposure(None)
     assert (exposure.cap_satoshi, exposure.used_satoshi, exposure.orders) == (CAP_SATOSHI, CAP_SATOSHI, 1)
     assert codes(await desk.ledger.place([of("anonymous", 1)], SECONDS)) == ["exposure_cap_exceeded"]
 
@@ -330,7 +330,7 @@ async def test_closing_gives_the_room_back_exactly_where_the_cap_counts_open_ord
     assert codes(await desk.ledger.place([of("anonymous", 1)], SECONDS)) == ["exposure_cap_exceeded"]
     for _ in range(2):  # a repeat gives nothing back
         await desk.close(small, status, "because")
-    assert (await desk.ledger.exposure()).used_satoshi == CAP_SATOSHI - small.satoshi
+    assert (await desk.ledger.exposure(None)).used_satoshi == CAP_SATOSHI - small.satoshi
     outcomes = await desk.ledger.place([of("other", 33_334), of("other", 33_333), of("other", 1)], SECONDS)
     assert codes(outcomes) == ["exposure_cap_exceeded", "placed", "exposure_cap_exceeded"]
 
@@ -397,7 +397,7 @@ async def test_any_sequence_of_batches_and_closings_ends_as_in_the_model(
                 else:
                     assert isinstance(result, DeskError)
                     assert (result.code, result.facts) == (want.code, want.facts)
-            assert await desk.ledger.exposure() == await model.ledger.exposure()
+            assert await desk.ledger.exposure(None) == await model.ledger.exposure(None)
         events = [(event.sequence, event.order.id, event.order.status) for event in await desk.events()]
         assert events == [(event.sequence, event.order.id, event.order.status) for event in await model.events()]
 

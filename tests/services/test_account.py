@@ -47,7 +47,7 @@ async def test_it_places_and_reads_all_that_a_ledger_does(dsn: str) -> None:
     [placed] = await ledger.place([item], 5)
     assert isinstance(placed, Placed)
     assert isinstance((await ledger.place([item], 5))[0], Replayed)
-    assert (await ledger.exposure()).orders == 2
+    assert (await ledger.exposure(None)).orders == 2
     assert await ledger.order_by_key(placed.order.client, "second") == placed.order
     assert (await ledger.price_record(placed.order.price_id)).id == placed.order.price_id
     await ledger.close()

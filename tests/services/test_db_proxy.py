@@ -502,7 +502,7 @@ async def test_metrics_tell_the_exposure_that_readiness_saw_last(proxy: Proxy) -
 
 
 async def test_a_desk_whose_readers_are_too_many_is_ready(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def full() -> None:
+    async def full(_: object) -> None:
         raise Overloaded("100 reads are waiting already.", retry_after_seconds=1)
 
     monkeypatch.setattr(proxy.ledger, "exposure", full)

@@ -16,7 +16,7 @@ from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.errors import LedgerUnavailable, Overloaded
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.life import Closing
-from buydesk.orders.model import Exposure, Order, Page, PageAfter, PageBefore, PageFrom
+from buydesk.orders.model import Anchor, Exposure, Order, Page
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord
 from buydesk.services.fetch_buy_orders import create_app
@@ -41,13 +41,13 @@ class Ledger(ModelLedger):
         if self.fault is not None:
             raise self.fault
 
-    async def page(self, anchor: PageFrom | PageBefore | PageAfter, page_size: int) -> Page:
+    async def page(self, client: str | None, anchor: Anchor, page_size: int) -> Page:
         self._fail()
-        return await super().page(anchor, page_size)
+        return await super().page(client, anchor, page_size)
 
-    async def order(self, order_id: uuid.UUID) -> Order:
+    async def order(self, order_id: uuid.UUID, client: str | None) -> Order:
         self._fail()
-        return await super().order(order_id)
+        return await super().order(order_id, client)
 
     async def order_by_key(self, client: str, client_order_id: str) -> Order:
         self._fail()
@@ -57,9 +57,9 @@ class Ledger(ModelLedger):
         self._fail()
         return await super().price_record(price_id)
 
-    async def exposure(self) -> Exposure:
+    async def exposure(self, client: str | None) -> Exposure:
         self._fail()
-        return await super().exposure()
+        return await super().exposure(client)
 
     async def check(self) -> None:
         self._fail()
@@ -427,10 +427,10 @@ async def test_wrong_methods_and_paths(desk: Reading) -> None:
 async def test_the_paths_are_documented_with_examples(desk: Reading) -> None:
     paths = (await desk.client.get("/openapi.json")).json()["paths"]
     expected = {
-        "/get_orders/": {"200", "304", "404", "422", "503"},
-        "/get_orders/{order_id}": {"200", "404", "422", "503"},
+        "/get_orders/": {"200", "304", "403", "404", "422", "503"},
+        "/get_orders/{order_id}": {"200", "403", "404", "422", "503"},
         "/prices/{price_id}": {"200", "304", "404", "422", "503"},
-        "/exposure": {"200", "422", "503"},
+        "/exposure": {"200", "403", "422", "503"},
     }
     for path, statuses in expected.items():
         responses = paths[path]["get"]["responses"]

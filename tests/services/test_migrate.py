@@ -163,7 +163,7 @@ async def test_orders_placed_before_an_upgrade_are_kept_and_repeated(dsn: str, m
     try:
         outcomes = await ledger.place([priced_order(100, "a"), *items, priced_order(400, "d")], 5)
         assert [type(outcome) for outcome in outcomes] == [Replayed] * 4 + [Placed]
-        assert [order.number for order in (await ledger.page(PageFrom(0), 9)).orders] == [4, 3, 2, 1]
+        assert [order.number for order in (await ledger.page(None, PageFrom(0), 9)).orders] == [4, 3, 2, 1]
     finally:
         await ledger.close()
 
@@ -231,7 +231,7 @@ async def test_orders_from_before_there_were_clients_are_anonymous_s_with_their_
         assert (outcomes[3].order.number, outcomes[3].order.client_number) == (4, 4)
         [settled] = await life.close_orders([Closing(items[1].order.id, "settled", None)])
         assert isinstance(settled, Order)
-        assert [event.order.number for event in await life.events(0, 9)] == [1, 2, 3, 4, 2]
+        assert [event.order.number for event in await life.events(None, 0, 9)] == [1, 2, 3, 4, 2]
     finally:
         await ledger.close()
     await assert_adds_up(dsn)

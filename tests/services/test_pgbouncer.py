@@ -68,8 +68,8 @@ async def test_in_session_mode_everything_works(pooled: str) -> None:
         await ledger.check()
         assert [type(outcome) for outcome in await ledger.place(items, 5)] == [Placed] * 2
         assert [type(outcome) for outcome in await ledger.place(items, 5)] == [Replayed] * 2
-        assert (await ledger.page(PageFrom(0), 9)).total == 2
+        assert (await ledger.page(None, PageFrom(0), 9)).total == 2
         with pytest.raises(OrderNotFound):
-            await ledger.order(new_order_id())
+            await ledger.order(new_order_id(), None)
     finally:
         await ledger.close()

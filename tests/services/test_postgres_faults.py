@@ -352,8 +352,8 @@ async def test_look_up_on_a_standby_is_not_told_to_be_final(server: Server) -> N
     signal_file.chmod(0o644)
     await server.postgres.start()
     try:
-        assert (await ledger.page(PageFrom(0), 1)).orders == [placed.order]
-        for look_up in (ledger.order(item.order.id), ledger.order_by_key(item.order.client, "nowhere")):
+        assert (await ledger.page(None, PageFrom(0), 1)).orders == [placed.order]
+        for look_up in (ledger.order(item.order.id, None), ledger.order_by_key(item.order.client, "nowhere")):
             with pytest.raises(LedgerUnavailable):
                 await look_up
     finally:

@@ -116,7 +116,7 @@ async def ask(ledger: PostgresLedger, path: str) -> object:
         case "place":
             return await ledger.place([priced_order()], SECONDS)
         case "page":
-            return await ledger.page(PageFrom(0), 10)
+            return await ledger.page(None, PageFrom(0), 10)
         case "order" | "price_record":
             return await getattr(ledger, path)(new_order_id())
         case "order_by_key":
@@ -161,7 +161,7 @@ async def test_a_closed_ledger_is_unavailable(dsn: str) -> None:
     async with ledger_at(dsn) as ledger:
         await ledger.check()
     with pytest.raises(LedgerUnavailable):
-        await ledger.exposure()
+        await ledger.exposure(None)
 
 
 async def test_the_other_mode_s_database_is_refused_on_every_path(dsn: str) -> None:
@@ -181,7 +181,7 @@ async def test_a_live_database_is_refused_to_the_sandbox(own_dsn: str) -> None:
     async with ledger_at(own_dsn, livemode=True) as ledger:
         [outcome] = await ledger.place([priced_order()], SECONDS)
         assert order_of(outcome).livemode
-        assert (await ledger.order(order_of(outcome).id)).livemode
+        assert (await ledger.order(order_of(outcome).id, None)).livemode
 
 
 async def test_a_database_without_tables_says_how_to_get_them(own_dsn: str) -> None:
@@ -293,7 +293,7 @@ async def test_check_stores_nothing_and_asks_again_only_after_a_while(dsn: str) 
         seen = await other.fetchval(locks)
         await asyncio.gather(*(ledger.check() for _ in range(5)))
         assert await other.fetchval(locks) == seen
-        assert (await ledger.exposure()).orders == 0
+        assert (await ledger.exposure(None)).orders == 0
 
 
 async def test_database_that_takes_no_order_at_all_is_not_ready(own_dsn: str) -> None:
@@ -536,7 +536,7 @@ async def warm_ledger(through: str, **given: Any) -> AsyncIterator[PostgresLedge
     """A ledger whose two connections have made all that they ask for before their statements."""
     async with ledger_at(through, **given) as ledger:
         assert codes(await ledger.place([priced_order(key="warm")] * 2, SECONDS)) == ["placed", "replayed"]
-        await ledger.exposure()
+        await ledger.exposure(None)
         yield ledger
 
 
@@ -601,12 +601,12 @@ async def test_a_driver_that_lost_its_footing_leaves_the_outcome_unknown_and_its
         assert isinstance(raised.value.__cause__, asyncpg.InternalClientError)
         calls = wire.calls
         assert codes(await ledger.place([item], SECONDS)) == ["replayed"]
-        assert (await ledger.exposure()).orders == 2
+        assert (await ledger.exposure(None)).orders == 2
         assert wire.calls == calls + 2  # the connection beside it was not trusted either
         wire.instead = b"D\x00\x00\x00\x06\x00\x63Z\x00\x00\x00\x05I"
         with pytest.raises(LedgerUnavailable, match="ProtocolError"):
-            await ledger.exposure()
-        assert (await ledger.exposure()).orders == 2
+            await ledger.exposure(None)
+        assert (await ledger.exposure(None)).orders == 2
         assert wire.calls == calls + 3
 
 
@@ -626,7 +626,7 @@ async def test_read_is_made_again_whatever_the_driver_says_of_a_connection_that_
             return await fetch(connection, *arguments)
 
         monkeypatch.setattr(asyncpg.Connection, "fetch", fail_once)
-        assert (await ledger.exposure()).orders == 0
+        assert (await ledger.exposure(None)).orders == 0
         assert kept.is_closed
 
 
@@ -635,19 +635,19 @@ async def test_a_kept_connection_that_died_does_not_fail_the_next_read(dsn: str,
     async with warm_ledger(through) as ledger:
         async with session(dsn) as connection:
             await connection.execute(END_THE_OTHERS)
-        assert (await ledger.exposure()).orders == 1
+        assert (await ledger.exposure(None)).orders == 1
         wire.fault = "before"
-        assert (await ledger.exposure()).orders == 1
+        assert (await ledger.exposure(None)).orders == 1
         wire.fault = "after"
-        assert len((await ledger.page(PageFrom(0), 10)).orders) == 1
+        assert len((await ledger.page(None, PageFrom(0), 10)).orders) == 1
         wire.cut_all()
         wire.refusing = True
         with pytest.raises(LedgerUnavailable):
-            await ledger.exposure()
+            await ledger.exposure(None)
         with pytest.raises(LedgerUnavailable):
             await ledger.place([priced_order()], SECONDS)
         wire.refusing = False
-        assert (await ledger.exposure()).orders == 1
+        assert (await ledger.exposure(None)).orders == 1
 
 
 def poisonous(key: str) -> PricedOrder:
@@ -693,7 +693,7 @@ async def test_items_that_come_apart_from_a_poisonous_one_are_judged_in_list_ord
             "placed", "exposure_cap_exceeded", "placed", "internal_error", "exposure_cap_exceeded", "placed",
             "exposure_cap_exceeded",
         ]  # fmt: skip
-        assert (await ledger.exposure()).used_satoshi == CAP_SATOSHI
+        assert (await ledger.exposure(None)).used_satoshi == CAP_SATOSHI
     assert await stored(dsn) == [1, 2, 3]
 
 
@@ -774,7 +774,7 @@ async def test_the_cap_holds_against_anybody_who_writes_sql(dsn: str, change: st
         await ledger.place([priced_order()], SECONDS)
         with pytest.raises((asyncpg.CheckViolationError, asyncpg.UniqueViolationError)):
             await connection.execute(change)
-        assert (await ledger.exposure()).cap_satoshi == CAP_SATOSHI
+        assert (await ledger.exposure(None)).cap_satoshi == CAP_SATOSHI
 
 
 @pytest.mark.parametrize(("connections", "short", "large"), [(4, 1, 1), (8, 4, 2)])
@@ -794,10 +794,14 @@ async def test_with_all_readers_places_taken_orders_and_checks_go_on_and_a_furth
             prices = [asyncio.create_task(ledger.price_record(new_order_id())) for _ in range(short + 3)]
             while len(await waiting_backends(watcher)) < short:
                 pass
-            for read in (ledger.price_record(new_order_id()), ledger.page(PageFrom(0), 100), ledger.exposure()):
+            for read in (
+                ledger.price_record(new_order_id()),
+                ledger.page(None, PageFrom(0), 100),
+                ledger.exposure(None),
+            ):
                 with pytest.raises(Overloaded, match="3 reads are waiting already"):
                     await read
-            assert len((await ledger.page(PageFrom(0), 101)).orders) == 1
+            assert len((await ledger.page(None, PageFrom(0), 101)).orders) == 1
             await asyncio.gather(*(ledger.check() for _ in range(50)))
             refusal = PriceUnavailable("no price")
             assert codes(await ledger.place([priced_order(price=refusal)], SECONDS)) == ["price_unavailable"]
@@ -806,12 +810,12 @@ async def test_with_all_readers_places_taken_orders_and_checks_go_on_and_a_furth
 
         async with other.transaction():
             await other.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
-            pages = [asyncio.create_task(ledger.page(PageFrom(0), 1000)) for _ in range(large + 3)]
+            pages = [asyncio.create_task(ledger.page(None, PageFrom(0), 1000)) for _ in range(large + 3)]
             while len(await waiting_backends(watcher)) < large:
                 pass
             with pytest.raises(Overloaded, match="3 reads are waiting already"):
-                await ledger.page(PageFrom(0), 1000)
-            assert (await ledger.exposure()).orders == 1
+                await ledger.page(None, PageFrom(0), 1000)
+            assert (await ledger.exposure(None)).orders == 1
             await ledger.check()  # an order was stored a moment ago
         assert [len((await page).orders) for page in pages] == [1] * (large + 3)
         assert (await ledger.order_by_key("anonymous", "k")).number == 1
@@ -821,7 +825,7 @@ async def test_a_read_that_gets_no_answer_in_time_ends_the_connections_that_idle
     mine = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'buydesk'"
     limits: Any = {"statement_seconds_max": 60, "remote_seconds_max": 0.2}
     async with ledger_at(dsn, **limits) as ledger, session(dsn) as other, session(dsn) as watcher:
-        await asyncio.gather(ledger.check(), ledger.exposure())
+        await asyncio.gather(ledger.check(), ledger.exposure(None))
         before = {row["pid"] for row in await watcher.fetch(mine)}
         assert len(before) == 2
         async with other.transaction():

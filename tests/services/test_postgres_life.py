@@ -49,7 +49,7 @@ async def wired(dsn: str, tmp_path: Path) -> AsyncIterator[Wired]:
         ledger = PostgresLedger(through, settings(**given), livemode=False)
         [placed] = await ledger.place([priced_order()], 5)
         assert isinstance(placed, Placed)
-        await ledger.exposure()  # a session for reads is there
+        await ledger.exposure(None)  # a session for reads is there
         yield Wired(ledger, line, placed.order)
         await ledger.close()
 
@@ -60,8 +60,8 @@ async def test_connection_that_is_cut_is_made_up_for_by_doing_it_once_more(wired
     settled = await wired.settle()
     assert wired.line.struck.is_set()
     assert settled.settlement_reference == "bank-7"
-    assert await wired.ledger.order(wired.order.id) == settled
-    assert len(await wired.life.events(0, 9)) == 2
+    assert await wired.ledger.order(wired.order.id, None) == settled
+    assert len(await wired.life.events(None, 0, 9)) == 2
 
 
 async def test_answer_that_stays_lost_is_unknown_and_sending_again_tells(wired: Wired) -> None:
@@ -71,8 +71,8 @@ async def test_answer_that_stays_lost_is_unknown_and_sending_again_tells(wired: 
         await wired.settle()
     wired.line.refusing = False
     settled = await wired.settle()
-    assert await wired.ledger.order(wired.order.id) == settled
-    assert len(await wired.life.events(0, 9)) == 2
+    assert await wired.ledger.order(wired.order.id, None) == settled
+    assert len(await wired.life.events(None, 0, 9)) == 2
 
 
 async def test_without_a_database_nothing_was_done(wired: Wired) -> None:
@@ -99,8 +99,8 @@ async def test_warning_while_closing_proves_nothing_and_asking_again_tells(wired
     await run(dsn, f"CREATE FUNCTION warn() RETURNS trigger LANGUAGE plpgsql AS $${warn}$$")
     await run(dsn, "CREATE TRIGGER warned AFTER INSERT ON closings FOR EACH ROW EXECUTE FUNCTION warn()")
     settled = await wired.settle()
-    assert settled == await wired.ledger.order(wired.order.id)
-    assert len(await wired.life.events(0, 9)) == 2
+    assert settled == await wired.ledger.order(wired.order.id, None)
+    assert len(await wired.life.events(None, 0, 9)) == 2
 
 
 async def test_fault_after_the_commit_is_no_refusal(wired: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ async def test_fault_after_the_commit_is_no_refusal(wired: Wired, monkeypatch: p
         with pytest.raises(OutcomeUnknown):
             await wired.settle()
     assert (await wired.settle()).status == "settled"
-    assert len(await wired.life.events(0, 9)) == 2
+    assert len(await wired.life.events(None, 0, 9)) == 2
 
 
 async def test_what_the_database_refuses_to_keep_is_a_fault_and_nothing_of_it_is_done(
@@ -125,7 +125,7 @@ async def test_what_the_database_refuses_to_keep_is_a_fault_and_nothing_of_it_is
     with pytest.raises(InternalError, match="they certainly were not"):
         await wired.settle("x" * 129)
     assert "1 orders cannot be settled or cancelled" in caplog.text
-    assert (await wired.ledger.order(wired.order.id)).status == "accepted"
+    assert (await wired.ledger.order(wired.order.id, None)).status == "accepted"
 
 
 async def test_nothing_to_close_is_nothing_done(wired: Wired) -> None:
@@ -200,7 +200,7 @@ async def test_no_array_gives_room_back_that_no_closing_stands_for(wired: Wired,
     with pytest.raises(asyncpg.IntegrityConstraintViolationError):
         await account.fetch(call, ids, texts)
     await account.close()
-    assert (await wired.ledger.order(wired.order.id)).status == "accepted"
+    assert (await wired.ledger.order(wired.order.id, None)).status == "accepted"
 
 
 async def test_closing_goes_by_index_whatever_the_session_s_settings(wired: Wired, dsn: str) -> None:

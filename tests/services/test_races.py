@@ -44,7 +44,7 @@ class TwoDesks:
         return await self.clients[number % 2].post("/place_order/", json={"currency": "EUR", **order})
 
     async def orders(self) -> list[Order]:
-        return list((await self.ledger.page(PageFrom(0), 1000)).orders)
+        return list((await self.ledger.page(None, PageFrom(0), 1000)).orders)
 
 
 @contextlib.asynccontextmanager
@@ -90,7 +90,7 @@ async def test_64_clients_race_for_the_last_half_bitcoin(desks: TwoDesks) -> Non
     placed = {answer.json()["order"]["id"] for answer in answers if answer.status_code == 201}
     assert placed == {str(order.id) for order in orders[:5]}
     used = sum(order.satoshi for order in orders)
-    assert await desks.ledger.exposure() == Exposure(CAP_SATOSHI, used, 6)
+    assert await desks.ledger.exposure(None) == Exposure(CAP_SATOSHI, used, 6)
     assert used == 100 * SATOSHI_PER_BTC
 
 

@@ -55,12 +55,12 @@ SOME_ID = uuid.uuid4()
 Call = Callable[[Any], Awaitable[object]]
 
 READS: dict[str, Call] = {
-    "page_from": lambda ledger: ledger.page(PageFrom(0), 10),
-    "page_before": lambda ledger: ledger.page(PageBefore(5), 10),
-    "page_after": lambda ledger: ledger.page(PageAfter(5), 10),
-    "order": lambda ledger: ledger.order(SOME_ID),
+    "page_from": lambda ledger: ledger.page(None, PageFrom(0), 10),
+    "page_before": lambda ledger: ledger.page(None, PageBefore(5), 10),
+    "page_after": lambda ledger: ledger.page(None, PageAfter(5), 10),
+    "order": lambda ledger: ledger.order(SOME_ID, None),
     "order_by_key": lambda ledger: ledger.order_by_key("anonymous", "k"),
-    "exposure": lambda ledger: ledger.exposure(),
+    "exposure": lambda ledger: ledger.exposure(None),
     "price_record": lambda ledger: ledger.price_record(SOME_ID),
 }
 STORE_CALLS: dict[str, Call] = {
@@ -221,19 +221,19 @@ async def test_a_read_on_a_kept_connection_that_is_cut_is_asked_once_more(proxy:
     proxy.line.fault = fault
     assert await proxy.remote.order_by_key("anonymous", "k") == placed.order
     proxy.line.fault = fault
-    assert await proxy.remote.order(placed.order.id) == placed.order
+    assert await proxy.remote.order(placed.order.id, None) == placed.order
     proxy.line.fault = fault
-    assert (await proxy.remote.exposure()).orders == 1
+    assert (await proxy.remote.exposure(None)).orders == 1
 
 
 async def test_a_read_that_is_cut_again_and_again_is_unavailable(proxy: Proxy) -> None:
     proxy.line.cut_all()
     proxy.line.refusing = True
     calls = proxy.line.calls
-    assert type(await failure_of(proxy.remote.exposure())) is LedgerUnavailable
+    assert type(await failure_of(proxy.remote.exposure(None))) is LedgerUnavailable
     assert proxy.line.calls - calls <= 4  # aiohttp's own second try included
     proxy.line.refusing = False
-    assert (await proxy.remote.exposure()).orders == 0
+    assert (await proxy.remote.exposure(None)).orders == 0
 
 
 async def test_an_answer_that_breaks_off_is_a_cut(told: tuple[Answers, RemoteLedger]) -> None:
@@ -249,7 +249,7 @@ async def test_an_answer_that_breaks_off_is_a_cut(told: tuple[Answers, RemoteLed
     answers.respond = Broken
     assert type(await failure_of(ledger.place([priced_order()], SECONDS))) is OutcomeUnknown
     assert answers.asked == ["add/"]
-    assert type(await failure_of(ledger.exposure())) is LedgerUnavailable
+    assert type(await failure_of(ledger.exposure(None))) is LedgerUnavailable
     assert answers.asked == ["add/", "exposure", "exposure"]
 
 
@@ -267,7 +267,7 @@ async def test_no_answer_in_time_is_unknown_for_orders_and_unavailable_for_reads
     error = await failure_of(ledger.place([priced_order()], 0.05))
     assert type(error) is OutcomeUnknown
     assert "TimeoutError" in error.detail
-    assert type(await failure_of(ledger.exposure())) is LedgerUnavailable
+    assert type(await failure_of(ledger.exposure(None))) is LedgerUnavailable
     assert answers.asked == ["add/", "exposure"]
     gate.set()
 
@@ -336,7 +336,7 @@ async def test_more_or_fewer_outcomes_than_items_are_no_answer(
 async def test_a_problem_comes_back_as_the_error_it_was(told: tuple[Answers, RemoteLedger], error: DeskError) -> None:
     answers, ledger = told
     answers.respond = lambda: problem_response(error, "/x")
-    calls: list[Awaitable[object]] = [ledger.exposure()]
+    calls: list[Awaitable[object]] = [ledger.exposure(None)]
     if not isinstance(error, InvalidRequest):
         calls.append(ledger.place([priced_order()], SECONDS))
     for call in calls:
@@ -401,10 +401,10 @@ async def test_reads_leave_connections_to_orders_and_checks_and_one_too_many_is_
 
     answers.respond = when_told
     async with opened(RemoteLedger, url, remote_connections_max=5, reads_waiting_max=2) as ledger:
-        readers = [asyncio.create_task(ledger.order(SOME_ID)) for _ in range(3)]
+        readers = [asyncio.create_task(ledger.order(SOME_ID, None)) for _ in range(3)]
         while not answers.asked:
             await asyncio.sleep(0.001)
-        assert type(await failure_of(ledger.exposure())) is Overloaded
+        assert type(await failure_of(ledger.exposure(None))) is Overloaded
         await asyncio.gather(*(ledger.check() for _ in range(50)))
         assert answers.asked == [f"order/{SOME_ID}", "readyz"]
         assert type(await failure_of(ledger.place([priced_order()], SECONDS))) is OutcomeUnknown  # it was asked
@@ -420,7 +420,7 @@ async def test_a_retry_after_that_is_no_number_of_seconds_is_left_out(
 ) -> None:
     answers, ledger = told
     answers.say(problem(OrderNotFound("none"), "/"), 404, Retry_After=header)
-    error = await failure_of(ledger.order(SOME_ID))
+    error = await failure_of(ledger.order(SOME_ID, None))
     assert error.retry_after_seconds is None
 
 
@@ -430,7 +430,7 @@ async def test_services_that_misunderstand_each_other_do_not_blame_the_client(
 ) -> None:
     answers, ledger = told
     answers.respond = lambda: problem_response(error, "/x")
-    for call in (ledger.place([priced_order()], SECONDS), ledger.exposure()):
+    for call in (ledger.place([priced_order()], SECONDS), ledger.exposure(None)):
         found = await failure_of(call)
         assert type(found) is LedgerUnavailable
         assert found.detail == f"db_proxy answered {error.code}: {error.detail}"
@@ -440,7 +440,7 @@ async def test_a_fault_of_the_other_side_leaves_the_outcome_unknown(told: tuple[
     answers, ledger = told
     answers.respond = lambda: problem_response(InternalError("It has been logged."), "/add/")
     assert type(await failure_of(ledger.place([priced_order()], SECONDS))) is OutcomeUnknown
-    assert type(await failure_of(ledger.exposure())) is InternalError
+    assert type(await failure_of(ledger.exposure(None))) is InternalError
     answers.say({"code": "a_code_of_the_future", "detail": "?"}, 500)
     assert type(await failure_of(ledger.place([priced_order()], SECONDS))) is OutcomeUnknown
 

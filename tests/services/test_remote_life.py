@@ -13,6 +13,7 @@ from buydesk.backends.remote import RemoteLife
 from buydesk.errors import DeskError, LedgerUnavailable, OutcomeUnknown, Overloaded
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.life import CLOSED_AT_ONCE_MAX, Closing
+from buydesk.orders.life_documents import CLIENTS_MAX
 from buydesk.orders.model import Order
 from buydesk.services import db_proxy
 from tests.builders import TOKEN, priced_order, settings
@@ -57,7 +58,7 @@ async def proxy() -> AsyncIterator[Proxy]:
     async with served(app) as url, line_to_url(url) as (through, line):
         await ledger.place([priced_order()], 1)
         life = RemoteLife(through, settings())
-        await life.last_event()  # the next request finds a kept connection
+        await life.last_events([])  # the next request finds a kept connection
         yield Proxy(ledger, life, line, url)
         await life.close()
 
@@ -127,12 +128,17 @@ async def test_what_are_no_closings_is_refused_by_name(proxy: Proxy, body: Any, 
     async with httpx2.AsyncClient(base_url=proxy.url, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
         problem = assert_problem(await client.post("/closings", json=body), 422, "invalid_request")
         assert [each["member"] for each in problem["errors"]] == [member]
-        for path in ("/accepted?limit=x", "/events?wait=1", "/events/last?after=1"):
+        for path in ("/accepted?limit=x", "/events?wait=1", "/events?client=a%20b"):
             assert_problem(await client.get(path), 422, "invalid_request")
+        too_many = ["c"] * (CLIENTS_MAX + 1)
+        bodies: list[Any] = [[], {}, {"clients": "other"}, {"clients": [7]}, {"clients": too_many}]
+        for wrong in bodies:
+            assert_problem(await client.post("/events/last", json=wrong), 422, "invalid_request")
 
 
 async def test_nobody_without_the_token_closes_or_looks(proxy: Proxy) -> None:
     async with httpx2.AsyncClient(base_url=proxy.url) as stranger:
         assert_problem(await stranger.post("/closings", json=[]), 401, "unauthorized")
-        for path in ("/accepted", "/events", "/events/last"):
+        assert_problem(await stranger.post("/events/last", json={"clients": []}), 401, "unauthorized")
+        for path in ("/accepted", "/events"):
             assert_problem(await stranger.get(path), 401, "unauthorized")

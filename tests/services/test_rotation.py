@@ -81,7 +81,7 @@ async def test_tokens_of_neighbouring_stages_are_taken(theirs: int, ours: int) -
     async with clients_of(with_tokens(STAGES[theirs]), with_tokens(STAGES[ours])) as clients:
         [placed] = await clients.ledger.place([priced_order()], 5)
         assert isinstance(placed, Placed)
-        assert await clients.ledger.order(placed.order.id) == placed.order
+        assert await clients.ledger.order(placed.order.id, None) == placed.order
         published = record()
         await clients.store.publish(published)
         assert await clients.store.latest() == published
@@ -95,9 +95,9 @@ async def test_token_that_was_withdrawn_is_none(theirs: str, ours: str) -> None:
         with pytest.raises(LedgerUnavailable, match="unauthorized"):
             await clients.ledger.place([priced_order()], 5)
         with pytest.raises(LedgerUnavailable, match="unauthorized"):
-            await clients.ledger.exposure()
+            await clients.ledger.exposure(None)
         with pytest.raises(LedgerUnavailable, match="unauthorized"):
-            await clients.life.events(0, 1)
+            await clients.life.events(None, 0, 1)
         with pytest.raises(LedgerUnavailable, match="unauthorized"):
             await clients.life.close_orders([Closing(new_order_id(), "settled", None)])
         with pytest.raises(PriceStoreUnavailable, match="unauthorized"):
@@ -114,7 +114,7 @@ async def test_token_for_one_purpose_is_none_for_another(known: str) -> None:
     async with clients_of(thief, with_tokens("right")) as clients:
         for purpose, attempt in {
             "placing_tokens": clients.ledger.place([priced_order()], 5),
-            "reading_tokens": clients.ledger.exposure(),
+            "reading_tokens": clients.ledger.exposure(None),
             "processing_tokens": clients.life.close_orders([Closing(new_order_id(), "settled", None)]),
             "publishing_tokens": clients.store.publish(record()),
             "reporting_tokens": clients.desk.report(Report("info", "db_proxy", 200, "here"), verified=True),

@@ -71,8 +71,8 @@ def logged() -> Iterator[io.StringIO]:
 
 async def ask(wired: WiredServices, answers: list[str]) -> None:
     """Calls everything that is elsewhere, and keeps what clients, reports and the log are told of it."""
-    calls: list[Callable[[], Awaitable[object]]] = [wired.check_mode, wired.ledger.check, wired.ledger.exposure]
-    calls.append(lambda: wired.ledger.place([priced_order()], 1))
+    calls: list[Callable[[], Awaitable[object]]] = [wired.check_mode, wired.ledger.check]
+    calls += [lambda: wired.ledger.exposure(None), lambda: wired.ledger.place([priced_order()], 1)]
     checks = [each for each in wired.backends if isinstance(each, RedisCheck)]
     store, desk = [each for each in wired.backends if each not in checks][-2:]
     calls += [getattr(store, "latest"), getattr(desk, "last_of_each"), *checks]  # noqa: B009
@@ -153,7 +153,7 @@ async def test_clients_do_not_read_where_a_service_is(caplog: pytest.LogCaptureF
     address = f"http://127.0.0.1:{free_port()}"
     ledger = RemoteLedger(address, settings(remote_seconds_max=0.3))
     with caplog.at_level(logging.DEBUG, "buydesk"):
-        for call in (ledger.exposure(), ledger.check(), ledger.place([priced_order()], 1)):
+        for call in (ledger.exposure(None), ledger.check(), ledger.place([priced_order()], 1)):
             with pytest.raises(DeskError) as raised:
                 await call
             assert not isinstance(raised.value, OutcomeUnknown)

@@ -95,7 +95,10 @@ async def place(ledger: OrderLedger, item: PricedOrder, seconds: float = SECONDS
 async def refused_look_ups(ledger: OrderLedger, item: PricedOrder) -> None:
     """Neither 200 nor 404 can be said of the order now."""
     assert item.order.client_order_id is not None
-    for look_up in (ledger.order(item.order.id), ledger.order_by_key(item.order.client, item.order.client_order_id)):
+    for look_up in (
+        ledger.order(item.order.id, None),
+        ledger.order_by_key(item.order.client, item.order.client_order_id),
+    ):
         with pytest.raises(LedgerUnavailable):
             await look_up
 
@@ -108,7 +111,7 @@ async def test_what_a_commit_that_waits_may_store_is_not_told_to_be_nowhere(
         with pytest.raises(OutcomeUnknown, match="TimeoutError"):
             await place(ledger, item, 0.3)
         await refused_look_ups(ledger, item)
-    assert (await ledger.order(item.order.id)).number == 1
+    assert (await ledger.order(item.order.id, None)).number == 1
 
 
 @pytest.mark.parametrize("how", ["pg_cancel_backend", "pg_terminate_backend"])
@@ -128,7 +131,7 @@ async def test_what_only_the_primary_has_is_not_told_to_be_stored(
         await refused_look_ups(ledger, item)
     outcome = await place(ledger, item)
     assert isinstance(outcome, Replayed)
-    assert await ledger.order(item.order.id) == outcome.order
+    assert await ledger.order(item.order.id, None) == outcome.order
 
 
 async def test_a_refusal_waits_for_the_standby_too(ledger: PostgresLedger, server: Connection) -> None:
@@ -146,7 +149,7 @@ async def test_a_cancelled_wait_of_a_repeat_or_a_look_up_proves_nothing(
     item = priced_order(key="k")
     await place(ledger, item)
     async with standby_away(server):
-        for asking in (place(ledger, item), ledger.order(item.order.id)):
+        for asking in (place(ledger, item), ledger.order(item.order.id, None)):
             task = asyncio.create_task(asking)
             await server.execute("SELECT pg_cancel_backend($1)", await waiting_backend(server))
             with pytest.raises((OutcomeUnknown, LedgerUnavailable), match="Warned"):
@@ -186,7 +189,7 @@ async def test_what_waits_for_the_standby_is_not_joined_by_more(
     await place(ledger, item)
     ask: dict[str, Callable[[], Awaitable[object]]] = {
         "checks": ledger.check,
-        "look-ups": lambda: ledger.order(item.order.id),
+        "look-ups": lambda: ledger.order(item.order.id, None),
     }
     async with standby_away(server):
         for _ in range(4):
@@ -196,9 +199,9 @@ async def test_what_waits_for_the_standby_is_not_joined_by_more(
         with pytest.raises(LedgerUnavailable, match="StandbyAway"):
             await ledger.check()
         with pytest.raises(LedgerUnavailable, match="StandbyAway"):
-            await ledger.order(item.order.id)
+            await ledger.order(item.order.id, None)
     await ledger.check()
-    assert (await ledger.order(item.order.id)).number == 1
+    assert (await ledger.order(item.order.id, None)).number == 1
 
 
 async def test_orders_leave_one_backend_that_waits_for_the_standby(ledger: PostgresLedger, server: Connection) -> None:
@@ -217,7 +220,7 @@ async def test_without_standbys_repeats_and_look_ups_write_nothing(ledger: Postg
     for _ in range(5):
         before = await server.fetchval("SELECT pg_current_wal_insert_lsn()")
         assert isinstance(await place(ledger, item), Replayed)
-        await ledger.order(item.order.id)
+        await ledger.order(item.order.id, None)
         await ledger.check()
         with pytest.raises(OrderNotFound):
             await ledger.order_by_key("anonymous", "another")
@@ -236,7 +239,7 @@ async def test_a_look_up_waits_for_what_is_being_stored(dsn: str, server: Connec
             placing = asyncio.create_task(place(ledger, item))
             while not await server.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"):
                 await asyncio.sleep(0.005)
-            looking = asyncio.create_task(ledger.order(item.order.id))
+            looking = asyncio.create_task(ledger.order(item.order.id, None))
             while not await server.fetchval(
                 "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
             ):

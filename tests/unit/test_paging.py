@@ -19,11 +19,11 @@ class Ledger(ModelLedger):
     go: asyncio.Event
     asked: int = 0
 
-    async def page(self, anchor: Anchor, page_size: int) -> Page:
+    async def page(self, client: str | None, anchor: Anchor, page_size: int) -> Page:
         if page_size > SLICE_ITEMS:
             self.asked += 1
             await self.go.wait()
-        return await super().page(anchor, page_size)
+        return await super().page(client, anchor, page_size)
 
 
 async def test_two_large_pages_are_read_at_a_time_and_short_ones_pass_them() -> None:
@@ -33,7 +33,7 @@ async def test_two_large_pages_are_read_at_a_time_and_short_ones_pass_them() -> 
     pages = PageReader(ledger, settings(reads_waiting_max=3))
 
     async def read(page_size: int) -> list[int]:
-        page, documents = await pages.read(PageFrom(0), page_size, order_document)
+        page, documents = await pages.read(None, PageFrom(0), page_size, order_document)
         assert documents == [order_document(order) for order in page.orders]
         return [document.number for document in documents]
 

@@ -89,6 +89,11 @@ def blocks(plan: Plan) -> int:
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
+def most_rows(plan: Plan) -> int:
+    """The most rows that any part of the plan read, those that it left out included."""
+    return max(int(node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) for node in nodes(plan))
+
+
 def goes_by(index: str, plan: Plan, blocks_max: int, table: str = "orders") -> None:
     """The plan seeks in the table's index, reads in its order, and touches few blocks."""
     found = list(nodes(plan))
@@ -107,8 +112,12 @@ async def assert_plans(connection: "asyncpg.Connection[asyncpg.Record]") -> None
         for name, anchors in PAGES.items():
             for anchor in anchors:
                 goes_by("orders_pkey", await plan_of(connection, name, mode, str(anchor), "10"), 40)
+                plan = await plan_of(connection, f"client_{name}", mode, "'anonymous'", str(anchor), "10")
+                goes_by("orders_of_client", plan, 40)
+                assert most_rows(plan) <= 10
         goes_by("orders_pkey", await plan_of(connection, "orders_by_number", mode, "'{1, 15000, 30000}'"), 40)
-        goes_by("orders_id_unique", await plan_of(connection, "order_by_id", mode, f"'{an_id}'"), 20)
+        for client in ("NULL", "'anonymous'", "'other'"):
+            goes_by("orders_id_unique", await plan_of(connection, "order_by_id", mode, f"'{an_id}'", client), 20)
         goes_by("orders_key_unique", await plan_of(connection, "order_by_key", mode, "'anonymous'", "'filled-7'"), 20)
         goes_by("orders_pkey", await plan_of(connection, "closed_orders", mode, "'{1, 15000, 30000}'"), 40)
         for after in (0, 1, 15_000, 29_995, 30_000, 44_999, 45_000, 50_000):
@@ -116,6 +125,15 @@ async def assert_plans(connection: "asyncpg.Connection[asyncpg.Record]") -> None
             assert reads(plan, "orders") == {("Index Scan", "orders_pkey")}
             assert reads(plan, "closings") <= {("Index Scan", "closings_pkey"), ("Index Only Scan", "closings_pkey")}
             assert blocks(plan) <= 80
+            plan = await plan_of(connection, "client_events_after", mode, "'anonymous'", str(after), "10")
+            assert reads(plan, "orders") <= {("Index Scan", "orders_of_client"), ("Index Scan", "orders_pkey")}
+            assert reads(plan, "closings") == {("Index Scan", "closings_of_client")}
+            assert blocks(plan) <= 100
+            assert most_rows(plan) <= 20
+        plan = await plan_of(connection, "client_exposure", mode, "'anonymous'")
+        assert (reads(plan, "clients"), most_rows(plan)) == ({("Index Scan", "clients_pkey")}, 1)
+        plan = await plan_of(connection, "last_events", mode, "'{anonymous,other}'")
+        assert (reads(plan, "clients"), most_rows(plan)) == ({("Index Scan", "clients_pkey")}, 3)
         for after in (0, 15_000, 29_990, 30_000):
             plan = await plan_of(connection, "accepted_after", mode, str(after), "10000", "10")
             assert reads(plan, "orders") == {("Index Scan", "orders_pkey")}
@@ -153,6 +171,35 @@ async def test_every_page_is_an_index_seek_without_a_sort_whatever_the_planner_k
     await assert_plans(connection)
 
 
+@pytest.mark.parametrize("version", [18, 16])
+async def test_client_s_page_reads_the_same_at_any_depth_however_many_clients_there_are(
+    databases: Databases, version: int
+) -> None:
+    dsn = await databases.new(version)
+    await fill(dsn, ORDERS, others=10_000)
+    connection = await asyncpg.connect(dsn, server_settings=session_settings(settings()))
+    try:
+        own = ORDERS // 2
+        for analyzed in (False, True):
+            if analyzed:
+                await connection.execute("ANALYZE")
+            for name, anchors in (("from", (0, own // 2, own - 10)), ("before", (own, 11)), ("after", (0, own - 10))):
+                for anchor in anchors:
+                    query, arguments = f"client_page_{name}", ("'anonymous'", str(anchor), "10")
+                    plan = await plan_of(connection, query, "force_generic_plan", *arguments)
+                    goes_by("orders_of_client", plan, 60)
+                    assert (plan["Actual Rows"], most_rows(plan)) == (10, 10)
+            for after in (0, own // 2, own - 10):
+                arguments = ("'anonymous'", str(after), "10")
+                plan = await plan_of(connection, "client_events_after", "force_generic_plan", *arguments)
+                assert (plan["Actual Rows"], most_rows(plan)) == (10, 10)
+            plan = await plan_of(connection, "client_page_from", "force_generic_plan", "'client-7'", "0", "10")
+            goes_by("orders_of_client", plan, 20)
+            assert most_rows(plan) <= 2
+    finally:
+        await connection.close()
+
+
 async def test_anchors_and_confirmations_go_by_index_however_many_have_ended(
     connection: "asyncpg.Connection[asyncpg.Record]",
 ) -> None:
@@ -174,6 +221,9 @@ async def test_a_page_of_a_thousand_orders_is_read_the_same_way(
     for name in PAGES:
         plan = await plan_of(connection, name, "force_generic_plan", "12345", "1000")
         goes_by("orders_pkey", plan, 4000)  # what became of each is looked up: some blocks of an index each
+        assert plan["Actual Rows"] == 1000
+        plan = await plan_of(connection, f"client_{name}", "force_generic_plan", "'anonymous'", "12345", "1000")
+        goes_by("orders_of_client", plan, 5000)
         assert plan["Actual Rows"] == 1000
 
 

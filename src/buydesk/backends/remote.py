@@ -32,13 +32,13 @@ from buydesk.errors import (
     rebuild,
 )
 from buydesk.limits import Bulkhead, SharedCheck
-from buydesk.money import Currency, parse_btc
+from buydesk.money import Currency
 from buydesk.observability import request_ids
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.observability.reports import Level, Report, ReportStore, StoredReport, stored_report_from
-from buydesk.orders.documents import order_from, outcome_from, priced_order_documents
+from buydesk.orders.documents import exposure_from, order_from, outcome_from, page_from, priced_order_documents
 from buydesk.orders.life import AcceptedOrders, Closing, Event, OrderLife
-from buydesk.orders.life_documents import accepted_from, closing_documents, events_from, result_from
+from buydesk.orders.life_documents import accepted_from, closing_documents, events_from, last_events_from, result_from
 from buydesk.orders.model import (
     Anchor,
     Exposure,
@@ -147,10 +147,10 @@ class RemoteService:
     def _misunderstood(self, error: DeskError) -> DeskError:
         return self.unavailable(f"{self.service} answered {error.code}: {error.detail}", retry_after_seconds=1)
 
-    async def read(self, shape: Callable[[Any], T], path: str, **query: str | int) -> T:
-        """What `shape` makes of the answer to a GET; raises Overloaded when too many reads wait for a connection."""
+    async def read(self, shape: Callable[[Any], T], path: str, **asked: Any) -> T:
+        """As `ask`, of a read; raises Overloaded when too many wait for a connection."""
         async with self._bulkhead:
-            return await self.ask(shape, path, **query)
+            return await self.ask(shape, path, **asked)
 
     async def ask(self, shape: Callable[[Any], T], path: str, **asked: Any) -> T:
         """What `shape` makes of the answer to a `call` that may be repeated without harm: it is, on a fresh connection,
@@ -228,29 +228,21 @@ class RemoteLedger(RemoteService, OrderLedger):
             return Refused(self._misunderstood(outcome.problem))
         return outcome
 
-    async def page(self, anchor: Anchor, page_size: int) -> Page:
+    async def page(self, client: str | None, anchor: Anchor, page_size: int) -> Page:
         if isinstance(anchor, PageFrom):
             query = {"start": anchor.start}
         else:
             query = {"before" if isinstance(anchor, PageBefore) else "after": anchor.number}
-        return await self.read(
-            lambda document: Page([order_from(each) for each in document["data"]], document["total"]),
-            "/page",
-            page_size=page_size,
-            **query,
-        )
+        return await self.read(page_from, "/page", page_size=page_size, **query, **_of(client))
 
-    async def order(self, order_id: uuid.UUID) -> Order:
-        return await self.read(order_from, f"/order/{order_id}")
+    async def order(self, order_id: uuid.UUID, client: str | None) -> Order:
+        return await self.read(order_from, f"/order/{order_id}", **_of(client))
 
     async def order_by_key(self, client: str, client_order_id: str) -> Order:
         return await self.read(order_from, "/order", client=client, client_order_id=client_order_id)
 
-    async def exposure(self) -> Exposure:
-        return await self.read(
-            lambda document: Exposure(parse_btc(document["cap"]), parse_btc(document["used"]), document["orders"]),
-            "/exposure",
-        )
+    async def exposure(self, client: str | None) -> Exposure:
+        return await self.read(exposure_from, "/exposure", **_of(client))
 
     async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
         return await self.read(record_from, f"/price/{price_id}")
@@ -290,11 +282,11 @@ class RemoteLife(RemoteService, OrderLife):
     async def accepted(self, after: int, limit: int) -> AcceptedOrders:
         return await self.read(accepted_from, "/accepted", after=after, limit=limit)
 
-    async def events(self, after: int, limit: int) -> Sequence[Event]:
-        return await self.read(events_from, "/events", after=after, limit=limit)
+    async def events(self, client: str | None, after: int, limit: int) -> Sequence[Event]:
+        return await self.read(events_from, "/events", after=after, limit=limit, **_of(client))
 
-    async def last_event(self) -> int:
-        return await self.read(lambda document: int(document["sequence"]), "/events/last")
+    async def last_events(self, clients: Sequence[str]) -> Mapping[str | None, int]:
+        return await self.read(last_events_from, "/events/last", body={"clients": clients})
 
 
 class RemoteAnchorStore(RemoteService, AnchorStore):
@@ -383,6 +375,11 @@ def _whys(error: NotReady) -> str:
     missing = error.facts.get("missing")
     whys = [str(each["why"]) for each in missing if "why" in each] if isinstance(missing, list) else []
     return " ".join(whys) or error.detail
+
+
+def _of(client: str | None) -> dict[str, str]:
+    """The query for what is a client's; of all the desk without one."""
+    return {} if client is None else {"client": client}
 
 
 def _whatever(document: object) -> object:

@@ -37,7 +37,7 @@ from buydesk.errors import DeskError, InternalError, InvalidRequest, MethodNotAl
 from buydesk.http.access import Access
 from buydesk.http.openapi import EVERY_SERVICE, Json, openapi_document, operation
 from buydesk.http.requests import Request
-from buydesk.http.responses import JSONBytesResponse, MsgspecResponse, encode, problem_response
+from buydesk.http.responses import JSONBytesResponse, MsgspecResponse, encode, keep_private, problem_response
 from buydesk.observability.metrics import Traffic
 from buydesk.observability.reporter import Reporter
 
@@ -113,7 +113,7 @@ class Service(FastAPI):
     async def respond(self, request: Request, admit: Callable[[Request], None]) -> Response:
         """The answer to a request, whatever happens; counted. `admit` raises what refuses it before anything else."""
         started = time.perf_counter()
-        path = ""
+        path, needs = "", None
         try:
             admit(request)
             routes, parameter = self._at(request.path)
@@ -124,8 +124,9 @@ class Service(FastAPI):
             else:
                 path = route.path
                 request.parameter = parameter.removesuffix(route.suffix)
-                if route.needs is not None:
-                    request.caller = await self.access.caller(request, route.needs)
+                needs = route.needs
+                if needs is not None:
+                    request.caller = await self.access.caller(request, needs)
                 response = await route.endpoint(request)
         except DeskError as error:
             response = problem_response(error, path or request.path)
@@ -133,6 +134,8 @@ class Service(FastAPI):
             self._log.exception("%s %s failed", request.method, path)
             unexpected = InternalError("It has been logged; nothing is known about the outcome.")
             response = problem_response(unexpected, path or request.path)
+        if needs is not None:
+            keep_private(response)
         # The route's pattern, never the path itself: clients must not be able to make new series.
         counted = (request.method, path) if path else ("(any)", "(none)")
         self._traffic.count(*counted, response.status_code, time.perf_counter() - started)

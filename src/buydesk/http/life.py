@@ -10,12 +10,14 @@ import msgspec
 
 from buydesk.errors import (
     DeskError,
+    InsufficientScope,
     InvalidRequest,
     LedgerUnavailable,
     OrderNotFound,
     OrderStateConflict,
     OutcomeUnknown,
     Overloaded,
+    Unauthorized,
     problem,
 )
 from buydesk.http.examples import EXAMPLE_ORDER
@@ -30,12 +32,20 @@ from buydesk.http.members import (
     whole_number,
 )
 from buydesk.http.openapi import Json, id_in_path, operation
+from buydesk.http.owners import CLIENT, CLIENT_OR_DESK, Owner, owner
 from buydesk.http.requests import Request
 from buydesk.http.responses import encode
 from buydesk.orders.life import CLOSED_AT_ONCE_MAX, TEXT_CHARS_MAX, AcceptedOrders, Closed, Closing, Event, parse_text
-from buydesk.orders.life_documents import accepted_document, closing_documents, event_documents, result_document
-from buydesk.orders.model import NUMBER_MAX, Order
-from buydesk.orders.representations import OrderDocument, order_document
+from buydesk.orders.life_documents import (
+    CLIENTS_MAX,
+    accepted_document,
+    closing_documents,
+    event_documents,
+    last_events_document,
+    result_document,
+)
+from buydesk.orders.model import ANONYMOUS, NUMBER_MAX, Order
+from buydesk.orders.representations import OrderDocument, desk_document
 from buydesk.reading import LINE_PATTERN, is_text
 from buydesk.times import format_time
 
@@ -112,24 +122,11 @@ def read_closings(status: Closed, body: bytes) -> list[Closing]:
     return closings
 
 
-class ProcessedOrder(OrderDocument, frozen=True, gc=False, kw_only=True):
-    """An order as those see it who act on all clients' orders."""
-
-    desk_number: int
-    client: str
-
-
-def processed(order: Order) -> ProcessedOrder:
-    """The order as it is, for those who act on all clients' orders."""
-    shown = msgspec.structs.asdict(order_document(order))
-    return ProcessedOrder(**shown, desk_number=order.number, client=order.client)
-
-
 def result(closing: Closing, found: Order | DeskError) -> dict[str, object]:
     """One result of a list: the order, or the problem."""
     if isinstance(found, DeskError):
         return {"problem": problem(found, f"/orders/{closing.order_id}")}
-    return {"order": processed(found)}
+    return {"order": desk_document(found)}
 
 
 class EventDocument(msgspec.Struct, frozen=True, gc=False):
@@ -139,31 +136,31 @@ class EventDocument(msgspec.Struct, frozen=True, gc=False):
     type: Literal["order.placed", "order.settled", "order.cancelled"]
     sequence: int
     created_at: str
-    order: ProcessedOrder
+    order: OrderDocument
 
 
-def event_document(event: Event) -> EventDocument:
-    """The event as it is told."""
+def event_document(event: Event, owner: Owner) -> EventDocument:
+    """The event as it is told to who reads for this owner."""
     order = event.order
     kind: Any = "placed" if order.status == "accepted" else order.status
     at: datetime = order.closed_at or order.created_at
-    return EventDocument(f"{order.id}.{kind}", f"order.{kind}", event.sequence, format_time(at), processed(order))  # type: ignore[arg-type]
+    return EventDocument(f"{order.id}.{kind}", f"order.{kind}", event.sequence, format_time(at), owner.document(order))  # type: ignore[arg-type]
 
 
-def events_page(events: Sequence[Event], after: int) -> dict[str, object]:
+def events_page(events: Sequence[Event], after: int, owner: Owner) -> dict[str, object]:
     """Events as a page; the next one is asked for after `next_after`."""
     next_after = events[-1].sequence if events else after
-    return {"data": [event_document(each) for each in events], "next_after": next_after}
+    return {"data": [event_document(each, owner) for each in events], "next_after": next_after}
 
 
-def server_sent(events: Sequence[Event]) -> bytes:
+def server_sent(events: Sequence[Event], owner: Owner) -> bytes:
     """The events as a part of a stream (HTML standard, section 9.2): each with its number as its `id`. Without any it
     is a comment, which says that somebody is there."""
     if not events:
         return b":\n\n"
     return b"".join(
         b"id: %d\nevent: %b\ndata: %b\n\n" % (each.sequence, each.type.encode(), encode(each))
-        for each in map(event_document, events)
+        for each in (event_document(event, owner) for event in events)
     )
 
 
@@ -186,15 +183,16 @@ def read_accepted(request: Request) -> tuple[int, int]:
     return found["after"], found["limit"]
 
 
-def read_after(request: Request) -> tuple[int, int]:
-    """After which number events are asked for, and how many at most; raises InvalidRequest."""
-    found = read_query(request, _SEQUENCE, _LIMIT)
-    return found["after"], found["limit"]
+def read_after(request: Request) -> tuple[str | None, int, int]:
+    """Whose events another service asks for, after which number, and how many at most; raises InvalidRequest."""
+    found = read_query(request, _SEQUENCE, _LIMIT, CLIENT_OR_DESK)
+    return found["client"], found["after"], found["limit"]
 
 
 class EventsRequest(NamedTuple):
     """Which events are asked for, and how."""
 
+    owner: Owner
     after: int
     limit: int
     wait_seconds: float
@@ -203,8 +201,9 @@ class EventsRequest(NamedTuple):
 
 def read_events(request: Request) -> EventsRequest:
     """Which events are asked for: those after `after`, or after `Last-Event-ID`, which a client of a stream sends when
-    it comes back and which counts then; raises InvalidRequest."""
-    found = read_query(request, _SEQUENCE, _LIMIT, _WAIT)
+    it comes back and which counts then; raises InvalidRequest, InsufficientScope."""
+    found = read_query(request, _SEQUENCE, _LIMIT, _WAIT, CLIENT)
+    whose = owner(request.caller, found["client"])
     after = found["after"]
     last = request.headers.get("last-event-id")
     if last:
@@ -213,7 +212,7 @@ def read_events(request: Request) -> EventsRequest:
         except ValueError as error:
             raise InvalidRequest.of("Last-Event-ID", str(error)) from error
     accepts = (request.headers.get("accept") or "").lower()
-    return EventsRequest(after, found["limit"], found["wait"], "text/event-stream" in accepts)
+    return EventsRequest(whose, after, found["limit"], found["wait"], "text/event-stream" in accepts)
 
 
 _SETTLED = msgspec.structs.replace(
@@ -230,7 +229,7 @@ def _close_operation(act: str, status: Closed, closed: Order) -> Json:
     member = _TEXT_OF[status]
     return operation(
         f"{act} an order",
-        (f"The order, {status}", processed(closed)),
+        (f"The order, {status}", desk_document(closed)),
         errors=(OrderNotFound, OrderStateConflict, OutcomeUnknown, *_AWAY),
         description=f"{_NEEDS} The same act with the same text has the same answer; another one is a conflict. After a "
         "lost answer (`outcome_unknown`) send it again.",
@@ -256,7 +255,7 @@ def _close_list_operation(act: str, status: Closed, closed: Order) -> Json:
         f"{act} up to {LIST_MAX} orders",
         (
             "One result each, in order",
-            {"data": [result(missing, OrderNotFound("No order has this id.")), {"order": processed(closed)}]},
+            {"data": [result(missing, OrderNotFound("No order has this id.")), {"order": desk_document(closed)}]},
         ),
         errors=_AWAY,
         description=f"{_NEEDS} As if they were sent one by one: some may fail, and the others are {status}.",
@@ -272,7 +271,7 @@ SETTLE_MANY = _close_list_operation("Settle", "settled", _SETTLED)
 CANCEL_MANY = _close_list_operation("Cancel", "cancelled", _CANCELLED)
 GET_ACCEPTED = operation(
     "Open orders, oldest first",
-    ("The orders", {"data": [processed(EXAMPLE_ORDER)], "next_after": EXAMPLE_ORDER.number}),
+    ("The orders", {"data": [desk_document(EXAMPLE_ORDER)], "next_after": EXAMPLE_ORDER.number}),
     errors=(InvalidRequest, *_AWAY),
     description=f"{_NEEDS} Ask again after `next_after`, until it stays the same: a page may have few orders or none.",
     tag="orders",
@@ -281,13 +280,13 @@ GET_ACCEPTED = operation(
 )
 GET_EVENTS = operation(
     "Events after a number, oldest first",
-    ("The events", events_page([Event(1, EXAMPLE_ORDER), Event(2, _SETTLED)], 0)),
-    errors=(InvalidRequest, *_AWAY),
-    description=f"{_NEEDS} `sequence` has no gaps. With `Accept: text/event-stream` the same as a stream without an "
-    "end; `Last-Event-ID` goes on where it broke off.",
+    ("The events", events_page([Event(1, EXAMPLE_ORDER), Event(2, _SETTLED)], 0, Owner(EXAMPLE_ORDER.client, False))),
+    errors=(Unauthorized, InsufficientScope, InvalidRequest, *_AWAY),
+    description="The caller's own; `sequence` counts these, without gaps. For another `client`, or all of the desk "
+    "(which it is for the processing token without a `client`), an order also has `client` and `desk_number`. With "
+    "`Accept: text/event-stream` the same as a stream without an end; `Last-Event-ID` goes on where it broke off.",
     tag="events",
-    query=(_SEQUENCE, _LIMIT, _WAIT),
-    is_internal=True,
+    query=(_SEQUENCE, _LIMIT, _WAIT, CLIENT),
 )
 # Between the desk's own services.
 _CLOSINGS = {
@@ -335,14 +334,22 @@ EVENTS = operation(
     errors=(InvalidRequest, *_AWAY),
     description=_NEEDS,
     tag="internal",
-    query=(_SEQUENCE, _LIMIT),
+    query=(_SEQUENCE, _LIMIT, CLIENT_OR_DESK),
     is_internal=True,
 )
-LAST_EVENT = operation(
-    "The number of the newest event",
-    ("The number", {"sequence": 2}),
-    errors=(InvalidRequest, *_AWAY),
-    description=_NEEDS,
+LAST_EVENTS = operation(
+    "The numbers of the newest events, of the desk and of clients",
+    ("The numbers", last_events_document({None: 7, ANONYMOUS: 2})),
+    errors=_AWAY,
+    description=f"{_NEEDS} 0 where there is no event.",
     tag="internal",
+    body={
+        "schema": {
+            "type": "object",
+            "required": ["clients"],
+            "properties": {"clients": {"type": "array", "maxItems": CLIENTS_MAX, "items": {"type": "string"}}},
+        },
+        "example": {"clients": [ANONYMOUS]},
+    },
     is_internal=True,
 )

@@ -6,11 +6,15 @@ from collections.abc import Iterable
 import msgspec
 from fastapi import Response
 
+from buydesk.clients.model import Caller
 from buydesk.errors import (
+    ClientCapExceeded,
+    DeskError,
     ExposureCapExceeded,
     IdempotencyKeyReused,
     InvalidRequest,
     LedgerUnavailable,
+    OrderTooLarge,
     OutcomeUnknown,
     Overloaded,
     PriceStale,
@@ -24,9 +28,20 @@ from buydesk.http.openapi import operation
 from buydesk.http.requests import Request, require_json, single_parameters
 from buydesk.http.responses import JSONBytesResponse, encode
 from buydesk.money import CURRENCIES, CURRENCIES_TEXT, Currency, parse_amount, parse_currency
-from buydesk.orders.model import KEY_CHARS_MAX, NewOrder, Order, new_order_id, parse_key
+from buydesk.orders.model import (
+    KEY_CHARS_MAX,
+    METADATA_BYTES_MAX,
+    METADATA_MEMBERS_MAX,
+    REFERENCE_CHARS_MAX,
+    NewOrder,
+    Order,
+    metadata_text,
+    new_order_id,
+    parse_key,
+    parse_reference,
+)
 from buydesk.orders.representations import PlacedDocument1, placed_document
-from buydesk.reading import is_text
+from buydesk.reading import LINE_PATTERN, is_text
 
 # However it is spelt, and whatever stands around it.
 _MEANT_AS_KEY = re.compile(r"in?demp|clientorderid")
@@ -41,7 +56,7 @@ async def read_order(request: Request) -> NewOrder:
     if request.query:
         if body:
             raise InvalidRequest.of("body", "must be empty when the order is in the query")
-        given: dict[str, object] = dict(single_parameters(request, [each.name for each in _MEMBERS]))
+        given: dict[str, object] = dict(single_parameters(request, [each.name for each in _PARAMETERS]))
     else:
         if body or "content-type" in request.headers:
             require_json(request)
@@ -59,7 +74,15 @@ async def read_order(request: Request) -> NewOrder:
     if reasons:
         raise InvalidRequest.of_all(reasons)
     key = header_key if key is None else key
-    return NewOrder(new_order_id(), request.caller.client, key, found["currency"], found["amount"])
+    return NewOrder(
+        new_order_id(),
+        request.caller.client,
+        key,
+        found["currency"],
+        found["amount"],
+        found["reference"],
+        found["metadata"],
+    )
 
 
 def _currency(value: object) -> Currency:
@@ -78,6 +101,22 @@ def _key(value: object) -> str | None:
     if not is_text(value):
         raise ValueError("must be text")
     return parse_key(value)
+
+
+def _reference(value: object) -> str | None:
+    if value is None:
+        return None
+    if not is_text(value):
+        raise ValueError("must be text")
+    return parse_reference(value)
+
+
+def _metadata(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not all(map(is_text, value.values())):
+        raise ValueError("must be an object whose members are text")
+    return metadata_text(value)
 
 
 def _header_key(request: Request, reasons: list[tuple[str, str]]) -> str | None:
@@ -127,6 +166,13 @@ def created(order: Order, orders_url: str, *, is_replay: bool) -> Response:
     )
 
 
+def refusal(problem: DeskError, caller: Caller) -> DeskError:
+    """The problem as the caller may see it: what others have bought of the desk is told to no client."""
+    if isinstance(problem, ExposureCapExceeded) and not caller.is_anybody:
+        return ExposureCapExceeded("The desk cannot sell as much any more. A smaller order may still fit.")
+    return problem
+
+
 _EXAMPLE = PlacedDocument("Order was placed for EUR:69.00", placed_document(EXAMPLE_ORDER))
 _KEY_SCHEMA = {"type": "string", "pattern": f"^[!-~]{{1,{KEY_CHARS_MAX}}}$"}
 _AMOUNT_RULE = "0 < amount < 1,000,000,000, a whole number of cents."
@@ -156,13 +202,33 @@ _CURRENCY_SCHEMA = {
 _CURRENCY = Member("currency", _currency, _CURRENCY_SCHEMA, is_required=True)
 _AMOUNT = Member("amount", _amount_cents, _AMOUNT_SCHEMA, is_required=True)
 _KEY = Member("client_order_id", _key, _KEY_SCHEMA | {"type": ["string", "null"]})
-_MEMBERS = (_CURRENCY, _AMOUNT, _KEY)
+_REFERENCE_SCHEMA = {"type": "string", "minLength": 1, "maxLength": REFERENCE_CHARS_MAX, "pattern": LINE_PATTERN}
+_REFERENCE = Member("reference", _reference, _REFERENCE_SCHEMA | {"type": ["string", "null"]})
+_METADATA_SCHEMA = {
+    "type": ["object", "null"],
+    "maxProperties": METADATA_MEMBERS_MAX,
+    "propertyNames": {"pattern": f"{LINE_PATTERN}|^$"},
+    "additionalProperties": {"type": "string", "pattern": f"{LINE_PATTERN}|^$"},
+    "description": f"At most {METADATA_BYTES_MAX} bytes as JSON.",
+    "examples": [{"shop": "12"}],
+}
+_METADATA = Member("metadata", _metadata, _METADATA_SCHEMA)
+_MEMBERS = (_CURRENCY, _AMOUNT, _KEY, _REFERENCE, _METADATA)
+_PARAMETERS = (
+    _CURRENCY,
+    _AMOUNT._replace(schema=_AMOUNT_TEXT_SCHEMA),
+    _KEY._replace(schema=_KEY_SCHEMA),
+    _REFERENCE._replace(schema=_REFERENCE_SCHEMA, description="The client's own: an end customer, or an invoice."),
+)
+_BODY_EXAMPLE = {"currency": "USD", "amount": 600, "reference": "invoice 7", "metadata": {"shop": "12"}}
 PLACE_ORDER = operation(
     "Place a buy order",
     ("The order is stored, on disk.", _EXAMPLE),
     errors=(
         IdempotencyKeyReused,
         RequestTimeout,
+        OrderTooLarge,
+        ClientCapExceeded,
         ExposureCapExceeded,
         PriceUnavailable,
         PriceStale,
@@ -172,11 +238,12 @@ PLACE_ORDER = operation(
         OutcomeUnknown,
     ),
     description="By query or by JSON body. With a key (header or `client_order_id`) it may be sent again without "
-    "harm: the same request gives the same answer, and is placed once.",
+    "harm: the same request gives the same answer, and is placed once. `reference` and `metadata` are the client's own "
+    "words, kept with the order and shown with it.",
     tag="orders",
-    query=(_CURRENCY, _AMOUNT._replace(schema=_AMOUNT_TEXT_SCHEMA), _KEY._replace(schema=_KEY_SCHEMA)),
+    query=_PARAMETERS,
     parameters=[{"name": "Idempotency-Key", "in": "header", "schema": _KEY_SCHEMA}],
-    body={"schema": body_schema(_MEMBERS), "example": {"currency": "USD", "amount": 600}},
+    body={"schema": body_schema(_MEMBERS), "example": _BODY_EXAMPLE},
     is_body_required=False,
     status=201,
 )

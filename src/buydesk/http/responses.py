@@ -47,6 +47,15 @@ class MsgspecResponse(JSONResponse):
         return encode(content)
 
 
+_PRIVATE = ((b"cache-control", b"private, no-cache"), (b"vary", b"Authorization"))
+
+
+def keep_private(response: Response) -> None:
+    """Adds what keeps an answer to one caller, a refusal too, from being kept for another, unless it says so itself."""
+    said = [name for name, _ in response.raw_headers]
+    response.raw_headers += [(name, value) for name, value in _PRIVATE if name not in said]
+
+
 def problem_response(error: DeskError, instance: str) -> Response:
     """The error as application/problem+json, with the headers that go with it."""
     headers = {}

@@ -14,13 +14,15 @@ import msgspec
 from msgspec.structs import replace
 
 from buydesk.errors import DeskError, InvalidRequest, problem, rebuild
-from buydesk.money import Currency, format_btc, format_cents, format_rate
+from buydesk.money import Currency, format_btc, format_cents, format_rate, parse_btc
 from buydesk.orders.model import (
+    Exposure,
     Key,
     Metadata,
     NewOrder,
     Order,
     Outcome,
+    Page,
     Placed,
     PricedOrder,
     Reference,
@@ -203,6 +205,27 @@ def stored_document(order: Order) -> StoredDocument:
 def order_from(document: object) -> Order:
     """The order that `stored_document` wrote; raises WrongMember for anything else."""
     return read(Order, document, "order")
+
+
+def page_document(page: Page, documents: Sequence[StoredDocument]) -> dict[str, object]:
+    """A page, whose orders were made documents, for the other services."""
+    return {"data": documents, "total": page.total}
+
+
+def page_from(document: Any) -> Page:
+    """The page that `page_document` wrote."""
+    return Page([order_from(each) for each in document["data"]], document["total"])
+
+
+def exposure_document(exposure: Exposure) -> dict[str, object]:
+    """An exposure, for clients too."""
+    return exposure.facts() | {"orders": exposure.orders}
+
+
+def exposure_from(document: Any) -> Exposure:
+    """The exposure that `exposure_document` wrote."""
+    cap = document["cap"]
+    return Exposure(None if cap is None else parse_btc(cap), parse_btc(document["used"]), document["orders"])
 
 
 def _problem_document(error: DeskError) -> dict[str, object]:

@@ -2,7 +2,7 @@
 port OrderLife."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -39,8 +39,8 @@ def parse_text(text: str | None, status: Closed) -> str | None:
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
-    """What happened, as the order was then. `sequence` counts the desk's events: 1, 2, 3 … without gaps in the order of
-    commit."""
+    """What happened, as the order was then. `sequence` counts the events of the desk or, where a client's were asked
+    for, that client's: 1, 2, 3 … without gaps in the order of commit."""
 
     sequence: int
     order: Order
@@ -71,13 +71,14 @@ class OrderLife(Protocol):
         numbers; raises LedgerUnavailable, Overloaded."""
         ...
 
-    async def events(self, after: int, limit: int) -> Sequence[Event]:
-        """The events after the `after`-th, oldest first, in the same time for every `after`; raises LedgerUnavailable,
-        Overloaded."""
+    async def events(self, client: str | None, after: int, limit: int) -> Sequence[Event]:
+        """The events after the `after`-th, oldest first, in the same time for every `after`: the client's or, without
+        one, the desk's. Raises LedgerUnavailable, Overloaded."""
         ...
 
-    async def last_event(self) -> int:
-        """The number of the newest event, 0 when there is none; raises as `events`."""
+    async def last_events(self, clients: Sequence[str]) -> Mapping[str | None, int]:
+        """The numbers of the newest events, 0 where there is none: the desk's, by None, and each of these clients'.
+        Raises as `events`."""
         ...
 
     async def close(self) -> None: ...

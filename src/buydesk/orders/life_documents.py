@@ -2,7 +2,7 @@
 events. What is no such document raises WrongMember."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -12,6 +12,9 @@ from buydesk.orders.documents import order_from, stored_document
 from buydesk.orders.life import CLOSED_AT_ONCE_MAX, AcceptedOrders, Closed, Closing, Event, parse_text
 from buydesk.orders.model import Order
 from buydesk.reading import read
+
+# More than wait for events at a service: it has no more connections.
+CLIENTS_MAX = 10_000
 
 
 class _Closing(msgspec.Struct):
@@ -69,3 +72,22 @@ def event_documents(events: Sequence[Event]) -> dict[str, object]:
 def events_from(document: Any) -> list[Event]:
     """The events that `event_documents` wrote."""
     return [Event(int(each["sequence"]), order_from(each["order"])) for each in document["data"]]
+
+
+class _Clients(msgspec.Struct):
+    clients: Annotated[list[str], msgspec.Meta(max_length=CLIENTS_MAX)]
+
+
+def clients_from(document: object) -> list[str]:
+    """The clients of whom it is asked which their newest events are, `{"clients": […]}`."""
+    return read(_Clients, document, "body").clients
+
+
+def last_events_document(last: Mapping[str | None, int]) -> dict[str, object]:
+    """The numbers of the newest events as JSON."""
+    return {"desk": last[None], "clients": {name: last[name] for name in last if name is not None}}
+
+
+def last_events_from(document: Any) -> Mapping[str | None, int]:
+    """What `last_events_document` wrote."""
+    return {None: int(document["desk"])} | {name: int(last) for name, last in document["clients"].items()}

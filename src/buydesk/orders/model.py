@@ -3,11 +3,12 @@
 What is stored of an order never changes. That it was settled or cancelled is stored beside it.
 """
 
+import json
 import re
 import secrets
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -139,19 +140,21 @@ Outcome = Placed | Replayed | Refused
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """What the desk has sold against its cap, in satoshi."""
+    """What was sold, by the desk or to a client, against the cap that it has; a client may have none. In satoshi."""
 
-    cap_satoshi: int
+    cap_satoshi: int | None
     used_satoshi: int
     orders: int
 
+    @property
+    def available_satoshi(self) -> int | None:
+        """The room under the cap, if there is one."""
+        return None if self.cap_satoshi is None else max(0, self.cap_satoshi - self.used_satoshi)
+
     def facts(self) -> dict[str, Any]:
-        """The room under the cap as JSON members, BTC as decimal text."""
-        return {
-            "cap": format_btc(self.cap_satoshi),
-            "used": format_btc(self.used_satoshi),
-            "available": format_btc(max(0, self.cap_satoshi - self.used_satoshi)),
-        }
+        """The room under the cap as JSON members, BTC as decimal text; null where there is no cap."""
+        named = {"cap": self.cap_satoshi, "used": self.used_satoshi, "available": self.available_satoshi}
+        return {name: None if satoshi is None else format_btc(satoshi) for name, satoshi in named.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +183,8 @@ Anchor = PageFrom | PageBefore | PageAfter
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Orders, newest first. `total` counts all stored orders at the moment of reading; only a PageFrom page has it."""
+    """Orders, newest first. `total` counts all that there are of the client, or the desk, at the moment of reading;
+    only a PageFrom page has it."""
 
     orders: Sequence[Order]
     total: int | None
@@ -191,6 +195,8 @@ class OrderLedger(Protocol):
 
     `batches_at_once` says how many calls of `place` under way at a time make sense, `place_seconds` how long a call has
     to be allowed for its outcome to be known, however slow the ledger is.
+
+    What is read for a `client` is its own: what belongs to another is not there. For None it is the whole desk's.
     """
 
     batches_at_once: int
@@ -210,12 +216,12 @@ class OrderLedger(Protocol):
         """
         ...
 
-    async def page(self, anchor: Anchor, page_size: int) -> Page:
-        """Up to `page_size` orders, newest first, in the same time for every anchor; raises LedgerUnavailable or, as
-        every read, Overloaded when too many wait."""
+    async def page(self, client: str | None, anchor: Anchor, page_size: int) -> Page:
+        """Up to `page_size` orders, newest first, in the same time for every anchor, which counts the client's orders
+        or, without one, the desk's; raises LedgerUnavailable or, as every read, Overloaded when too many wait."""
         ...
 
-    async def order(self, order_id: uuid.UUID) -> Order:
+    async def order(self, order_id: uuid.UUID, client: str | None) -> Order:
         """Raises OrderNotFound, LedgerUnavailable.
 
         What is found, or not found, stays so, but for an order that is placed later than this look-up began.
@@ -226,7 +232,7 @@ class OrderLedger(Protocol):
         """As `order`."""
         ...
 
-    async def exposure(self) -> Exposure:
+    async def exposure(self, client: str | None) -> Exposure:
         """Raises LedgerUnavailable."""
         ...
 
@@ -259,11 +265,23 @@ def parse_metadata(text: str) -> str:
         members = msgspec.json.decode(text, type=dict[str, str])
     except msgspec.MsgspecError as error:
         raise ValueError("must be an object whose members are text") from error
-    if len(members) > METADATA_MEMBERS_MAX or len(text.encode()) > METADATA_BYTES_MAX:
-        raise ValueError(f"may have {METADATA_MEMBERS_MAX} members and {METADATA_BYTES_MAX} bytes at most")
+    _require_metadata(members, text)
+    return text
+
+
+def metadata_text(members: Mapping[str, str]) -> str:
+    """The JSON text of an order's metadata, as it is answered for ever; raises ValueError with the reason."""
+    # Half of a surrogate pair cannot be written; whoever looks at the members finds it.
+    text = json.dumps(members, ensure_ascii=False, separators=(",", ":"))
+    _require_metadata(members, text)
+    return text
+
+
+def _require_metadata(members: Mapping[str, str], text: str) -> None:
     if not all(is_line(each) for member in members.items() for each in member if each):
         raise ValueError("must have no control characters")
-    return text
+    if len(members) > METADATA_MEMBERS_MAX or len(text.encode()) > METADATA_BYTES_MAX:
+        raise ValueError(f"may have {METADATA_MEMBERS_MAX} members and {METADATA_BYTES_MAX} bytes at most")
 
 
 if TYPE_CHECKING:

@@ -21,8 +21,11 @@ class PageReader:
         self._ledger = ledger
         self._large = Bulkhead(_LARGE_PAGES_AT_ONCE, settings.reads_waiting_max, settings.read_wait_seconds_max)
 
-    async def read(self, anchor: Anchor, page_size: int, document: Callable[[Order], T]) -> tuple[Page, list[T]]:
-        """The page, and the document of each of its orders; raises Overloaded, LedgerUnavailable."""
+    async def read(
+        self, client: str | None, anchor: Anchor, page_size: int, document: Callable[[Order], T]
+    ) -> tuple[Page, list[T]]:
+        """The page, of a client or of the desk, and the document of each of its orders; raises Overloaded,
+        LedgerUnavailable."""
         async with self._large if page_size > SLICE_ITEMS else nullcontext():
-            page = await self._ledger.page(anchor, page_size)
+            page = await self._ledger.page(client, anchor, page_size)
             return page, await in_slices(document, page.orders)

@@ -59,6 +59,19 @@ def order_document(order: Order) -> OrderDocument:
     )
 
 
+class DeskDocument(OrderDocument, frozen=True, gc=False, kw_only=True):
+    """An order as those see it who see all clients'."""
+
+    desk_number: int
+    client: str
+
+
+def desk_document(order: Order) -> DeskDocument:
+    """The order as it is now, for those who see all clients'."""
+    shown = msgspec.structs.asdict(order_document(order))
+    return DeskDocument(**shown, desk_number=order.number, client=order.client)
+
+
 def placed_document(order: Order) -> PlacedDocument1:
     """The order as it was answered when it was placed, whatever became of it, in the shape of then.
 

@@ -11,7 +11,7 @@ from fastapi import Response
 
 from buydesk.errors import DeskError, InvalidRequest, PriceStale
 from buydesk.http.app import Service, service_app
-from buydesk.http.orders import PLACE_ORDER, created, read_order
+from buydesk.http.orders import PLACE_ORDER, created, read_order, refusal
 from buydesk.http.requests import Request
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.batching import OrderBatcher, PendingOrder
@@ -57,7 +57,7 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
                 [waiting] = queue.put([again], give_up_at)
                 outcome = await waiting.outcome
         if isinstance(outcome, Refused):
-            raise outcome.problem
+            raise refusal(outcome.problem, request.caller)
         return created(outcome.order, orders_url, is_replay=outcome.order.id != order.id)
 
     async def check_ledger() -> None:

@@ -6,30 +6,16 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Annotated
 
 import msgspec
-from fastapi import Depends, FastAPI, Query, Response
-from fastapi import Request as StarletteRequest
-from fastapi.security import HTTPBearer
+from fastapi import Response
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from buydesk.errors import (
-    ClockSkewed,
-    DeskError,
-    ExposureCapExceeded,
-    InvalidRequest,
-    LedgerUnavailable,
-    OrderNotFound,
-    Overloaded,
-    PriceNotFound,
-    PriceUnavailable,
-    Unauthorized,
-)
+from buydesk.errors import ClockSkewed, DeskError, ExposureCapExceeded, InvalidRequest, Overloaded, PriceUnavailable
 from buydesk.http.anchors import (
     GET_ANCHORS,
     GET_CONFIRMATIONS,
@@ -39,32 +25,46 @@ from buydesk.http.anchors import (
     parse_confirmation,
 )
 from buydesk.http.app import Service, service_app
-from buydesk.http.examples import EXAMPLE_EXPOSURE, EXAMPLE_ORDER, EXAMPLE_PRICED_ORDER, EXAMPLE_RECORD
-from buydesk.http.life import ACCEPTED, CLOSE, EVENTS, LAST_EVENT, read_accepted, read_after
+from buydesk.http.examples import EXAMPLE_ORDER, EXAMPLE_PRICED_ORDER
+from buydesk.http.ledger import (
+    EXPOSURE,
+    LIST,
+    ORDER,
+    ORDER_BY_KEY,
+    PAGE,
+    PRICE,
+    read_client,
+    read_key,
+    read_list,
+    read_page,
+)
+from buydesk.http.life import ACCEPTED, CLOSE, EVENTS, LAST_EVENTS, LIST_BYTES_MAX, read_accepted, read_after
 from buydesk.http.members import decode_body, read_query, whole_number
-from buydesk.http.openapi import INTERNAL_SCHEME, Responses, error_responses, operation, response_example
+from buydesk.http.openapi import operation
+from buydesk.http.pages import id_of
 from buydesk.http.prices import wrong_members_named
-from buydesk.http.requests import Request, require_json, require_token, single_parameters
+from buydesk.http.requests import Request, require_json, require_token
 from buydesk.http.responses import MsgspecResponse
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.batching import OrderBatcher
-from buydesk.orders.documents import outcome_document, priced_order_documents, priced_order_from, stored_document
-from buydesk.orders.life import OrderLife
-from buydesk.orders.life_documents import accepted_document, closings_from, event_documents, result_document
-from buydesk.orders.model import (
-    NUMBER_MAX,
-    PAGE_SIZE_MAX,
-    Anchor,
-    Exposure,
-    OrderLedger,
-    Outcome,
-    PageAfter,
-    PageBefore,
-    PageFrom,
-    Placed,
-    PricedOrder,
-    Refused,
+from buydesk.orders.documents import (
+    exposure_document,
+    outcome_document,
+    page_document,
+    priced_order_documents,
+    priced_order_from,
+    stored_document,
 )
+from buydesk.orders.life import OrderLife
+from buydesk.orders.life_documents import (
+    accepted_document,
+    clients_from,
+    closings_from,
+    event_documents,
+    last_events_document,
+    result_document,
+)
+from buydesk.orders.model import Exposure, OrderLedger, Outcome, Placed, PricedOrder, Refused
 from buydesk.orders.paging import PageReader
 from buydesk.orders.pricing import price_order
 from buydesk.orders.representations import order_document
@@ -88,22 +88,6 @@ SENDER_WAITS_SHARE = 0.75
 # taken: for so long, a price's life, that shows that senders agree with this service on keys and limits.
 REFUSAL_SHOWN_SECONDS = 15.0
 PROVEN_SHOWN_SECONDS = 60.0
-_BEARER = HTTPBearer(scheme_name=INTERNAL_SCHEME, auto_error=False)  # for the documents; `require_token` decides
-
-Number = Annotated[int, Query(ge=0, le=NUMBER_MAX)]
-Endpoint = Callable[..., Awaitable[Response]]
-Read = Callable[[str, str, Responses], Callable[[Endpoint], Endpoint]]
-Key = Annotated[str, Query(pattern=r"^[\x21-\x7e]{1,255}$")]
-PageSize = Annotated[int, Query(ge=1, le=PAGE_SIZE_MAX)]
-
-
-async def _require_known(request: StarletteRequest) -> None:
-    """Raises InvalidRequest for query parameters that the route does not take, and for repeated ones."""
-    single_parameters(request, [each.alias for each in request.scope["route"].dependant.query_params])
-
-
-_ONLY_KNOWN = Depends(_require_known)
-_REFUSALS = error_responses(LedgerUnavailable, Overloaded, InvalidRequest)
 
 
 class ExposureSeen(Collector):
@@ -117,13 +101,13 @@ class ExposureSeen(Collector):
         """Raises LedgerUnavailable when orders cannot be stored."""
         await self._ledger.check()
         with contextlib.suppress(Overloaded):  # by readers: orders can be stored all the same
-            self._seen = await self._ledger.exposure()
+            self._seen = await self._ledger.exposure(None)
 
     def collect(self) -> Iterator[Metric]:
         """What prometheus_client asks for at every scrape; nothing before the first check."""
         if self._seen is not None:
             yield GaugeMetricFamily("buydesk_exposure_used_satoshi", "Sold in all.", self._seen.used_satoshi)
-            yield GaugeMetricFamily("buydesk_exposure_cap_satoshi", "May be sold in all.", self._seen.cap_satoshi)
+            yield GaugeMetricFamily("buydesk_exposure_cap_satoshi", "May be sold in all.", self._seen.cap_satoshi or 0)
 
 
 class PriceProofs:
@@ -254,67 +238,43 @@ def _unproven(price: PriceRecord | DeskError, settings: Settings, now: datetime)
     return None
 
 
-def _add_reads(app: FastAPI, ledger: OrderLedger, settings: Settings) -> None:
+def _add_reads(app: Service, ledger: OrderLedger, settings: Settings) -> None:
     pages = PageReader(ledger, settings)
     may_read = tokens(settings.reading_tokens)
 
-    async def internal(request: StarletteRequest) -> None:
-        require_token(request, may_read)
-
-    only_internal = [Depends(_BEARER), Depends(internal), _ONLY_KNOWN]
-
-    def read(path: str, summary: str, responses: Responses) -> Callable[[Endpoint], Endpoint]:
-        responses = responses | _REFUSALS | error_responses(Unauthorized)
-        return app.get(path, tags=["internal"], summary=summary, dependencies=only_internal, responses=responses)
-
-    @app.get(
-        "/get/",
-        tags=["orders"],
-        summary="Orders, newest first",
-        dependencies=[_ONLY_KNOWN],
-        responses=response_example("The orders", [order_document(EXAMPLE_ORDER)]) | _REFUSALS,
-    )
-    async def get(start: Number = 0, page_size: PageSize = 10) -> Response:
-        _, documents = await pages.read(PageFrom(start), page_size, order_document)
+    async def get(request: Request) -> Response:
+        anchor, page_size = read_list(request)
+        _, documents = await pages.read(request.caller.client, anchor, page_size, order_document)
         return MsgspecResponse(documents)
 
-    @read("/exposure", "Cap and use", response_example("BTC", EXAMPLE_EXPOSURE))
-    async def exposure() -> Response:
-        found = await ledger.exposure()
-        return MsgspecResponse(found.facts() | {"orders": found.orders})
+    async def page(request: Request) -> Response:
+        require_token(request, may_read)
+        return MsgspecResponse(page_document(*await pages.read(*read_page(request), stored_document)))
 
-    record = response_example("The record", record_document(EXAMPLE_RECORD))
+    async def order(request: Request) -> Response:
+        require_token(request, may_read)
+        client = read_client(request)
+        return MsgspecResponse(stored_document(await ledger.order(id_of(request, "order_id"), client)))
 
-    @read("/price/{price_id}", "A price record that orders were priced with", record | error_responses(PriceNotFound))
-    async def price(price_id: uuid.UUID) -> Response:
-        return MsgspecResponse(record_document(await ledger.price_record(price_id)))
+    async def order_by_key(request: Request) -> Response:
+        require_token(request, may_read)
+        return MsgspecResponse(stored_document(await ledger.order_by_key(*read_key(request))))
 
-    _add_order_reads(read, ledger, pages)
+    async def exposure(request: Request) -> Response:
+        require_token(request, may_read)
+        return MsgspecResponse(exposure_document(await ledger.exposure(read_client(request))))
 
+    async def price(request: Request) -> Response:
+        require_token(request, may_read)
+        read_query(request)
+        return MsgspecResponse(record_document(await ledger.price_record(id_of(request, "price_id"))))
 
-def _add_order_reads(read: Read, ledger: OrderLedger, pages: PageReader) -> None:
-    example = stored_document(EXAMPLE_ORDER)
-    order_or_none = response_example("The order", example) | error_responses(OrderNotFound)
-
-    @read("/page", "A page by anchor", response_example("The page", {"data": [example], "total": 1}))
-    async def page(
-        page_size: PageSize, start: Number | None = None, before: Number | None = None, after: Number | None = None
-    ) -> Response:
-        anchor: Anchor = PageFrom(start or 0)
-        if before is not None:
-            anchor = PageBefore(before)
-        elif after is not None:
-            anchor = PageAfter(after)
-        found, documents = await pages.read(anchor, page_size, stored_document)
-        return MsgspecResponse({"data": documents, "total": found.total})
-
-    @read("/order/{order_id}", "An order by its id", order_or_none)
-    async def order(order_id: uuid.UUID) -> Response:
-        return MsgspecResponse(stored_document(await ledger.order(order_id)))
-
-    @read("/order", "An order by its client's key", order_or_none)
-    async def order_by_key(client: Key, client_order_id: Key) -> Response:
-        return MsgspecResponse(stored_document(await ledger.order_by_key(client, client_order_id)))
+    app.add_direct_route("/get/", "GET", get, LIST, needs="orders:read")
+    app.add_direct_route("/page", "GET", page, PAGE)
+    app.add_direct_route("/order", "GET", order_by_key, ORDER_BY_KEY)
+    app.add_direct_route("/order/{order_id}", "GET", order, ORDER)
+    app.add_direct_route("/exposure", "GET", exposure, EXPOSURE)
+    app.add_direct_route("/price/{price_id}", "GET", price, PRICE)
 
 
 def _add_life(app: Service, life: OrderLife, settings: Settings) -> None:
@@ -335,15 +295,17 @@ def _add_life(app: Service, life: OrderLife, settings: Settings) -> None:
         require_token(request, may_process)
         return MsgspecResponse(event_documents(await life.events(*read_after(request))))
 
-    async def last_event(request: Request) -> Response:
+    async def last_events(request: Request) -> Response:
         require_token(request, may_process)
-        read_query(request)
-        return MsgspecResponse({"sequence": await life.last_event()})
+        require_json(request)
+        with wrong_members_named():
+            clients = clients_from(decode_body(await request.body(LIST_BYTES_MAX)))
+        return MsgspecResponse(last_events_document(await life.last_events(clients)))
 
     app.add_direct_route("/closings", "POST", close, CLOSE)
     app.add_direct_route("/accepted", "GET", accepted, ACCEPTED)
     app.add_direct_route("/events", "GET", events, EVENTS)
-    app.add_direct_route("/events/last", "GET", last_event, LAST_EVENT)
+    app.add_direct_route("/events/last", "POST", last_events, LAST_EVENTS)
 
 
 def _add_anchors(app: Service, anchors: AnchorStore, settings: Settings) -> None:

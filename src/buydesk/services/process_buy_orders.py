@@ -1,14 +1,19 @@
-"""process_buy_orders: what becomes of accepted orders, for those who settle and cancel them, and the desk's events."""
+"""process_buy_orders: what becomes of accepted orders, for those who settle and cancel them, and events: a client's own
+and, for who may read all, the desk's."""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from functools import partial
 
 from fastapi import Response
 
+from buydesk.clients.model import Caller
+from buydesk.clients.scopes import CLIENT_SCOPES, Scope
 from buydesk.errors import DeskError, LedgerUnavailable
+from buydesk.http.access import Access
 from buydesk.http.app import Check, Endpoint, Service, service_app
 from buydesk.http.life import (
     CANCEL_MANY,
@@ -18,8 +23,8 @@ from buydesk.http.life import (
     LIST_BYTES_MAX,
     SETTLE_MANY,
     SETTLE_ONE,
+    EventsRequest,
     events_page,
-    processed,
     read_accepted,
     read_closing,
     read_closings,
@@ -34,6 +39,7 @@ from buydesk.limits import SharedCheck
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.life import CLOSED_AT_ONCE_MAX, Closed, Closing, Event, OrderLife
 from buydesk.orders.model import Order
+from buydesk.orders.representations import desk_document
 from buydesk.settings.model import Settings
 from buydesk.settings.types import tokens
 
@@ -42,97 +48,123 @@ NAME = "process_buy_orders"
 LOOK_SECONDS = 0.25
 # How often a stream without events says that it is there: proxies close what is silent.
 HEARTBEAT_SECONDS = 10.0
+_PROCESSOR = Caller("", frozenset({"orders:process", "events:read", "orders:read_all"}))
 
 
 class EventFeed:
-    """The desk's events for those who wait for them. Whoever waits is woken by one look for all, and by the end of the
-    service, `stopping`."""
+    """Events for those who wait for them. One look for all who wait says whose newest events are which, and wakes only
+    those whose own came; the end of the service, `stopping`, wakes all."""
 
     def __init__(self, life: OrderLife, stopping: asyncio.Event) -> None:
         self._life = life
         self._stopping = stopping
-        self._last = 0
+        self._waiting: Counter[str | None] = Counter()  # for whose events; None are the desk's
+        self._last: Mapping[str | None, int] = {}
         self._looked_at = -LOOK_SECONDS
         self._look = SharedCheck(self._look_once)
 
-    async def after(self, after: int, limit: int, wait_seconds: float) -> Sequence[Event]:
-        """The events after the `after`-th; if there are none yet, the first that come in this time. Raises
-        LedgerUnavailable, Overloaded."""
+    async def after(self, client: str | None, after: int, limit: int, wait_seconds: float) -> Sequence[Event]:
+        """The events of the client, or the desk, after the `after`-th; if there are none yet, the first that come in
+        this time. Raises LedgerUnavailable, Overloaded."""
         give_up_at = time.monotonic() + wait_seconds
-        events = await self._life.events(after, limit)
-        while not events and not self._stopping.is_set() and (left := give_up_at - time.monotonic()) > 0:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, LOOK_SECONDS)):
-                    await self._stopping.wait()
-            if time.monotonic() - self._looked_at >= LOOK_SECONDS:
-                await self._look()
-            if self._last > after:
-                events = await self._life.events(after, limit)
+        events = await self._life.events(client, after, limit)
+        with self._named(client):
+            while not events and not self._stopping.is_set() and (left := give_up_at - time.monotonic()) > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, LOOK_SECONDS)):
+                        await self._stopping.wait()
+                if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+                    await self._look()
+                if self._last.get(client, 0) > after:
+                    events = await self._life.events(client, after, limit)
         return events
+
+    @contextlib.contextmanager
+    def _named(self, client: str | None) -> Iterator[None]:
+        """While entered, looks ask for this client's events too."""
+        self._waiting[client] += 1
+        try:
+            yield
+        finally:
+            self._waiting[client] -= 1
+            if not self._waiting[client]:
+                del self._waiting[client]
 
     async def _look_once(self) -> None:
         self._looked_at = time.monotonic()
-        self._last = await self._life.last_event()
+        self._last = await self._life.last_events([client for client in self._waiting if client is not None])
 
-    async def stream(self, after: int, limit: int) -> AsyncGenerator[bytes]:
+    async def stream(self, asked: EventsRequest) -> AsyncGenerator[bytes]:
         """The events from there on as server-sent events, until the service ends or the ledger is away: whoever reads
         comes back then, and says where it was."""
+        after = asked.after
         while not self._stopping.is_set():
             try:
-                events = await self.after(after, limit, HEARTBEAT_SECONDS)
+                events = await self.after(asked.owner.client, after, asked.limit, HEARTBEAT_SECONDS)
             except DeskError:
                 return
             after = events[-1].sequence if events else after
-            yield server_sent(events)
+            yield server_sent(events, asked.owner)
+
+
+class ProcessorAccess(Access):
+    """Access that takes the token of the desk's processors for a caller too."""
+
+    def __init__(self, accepted: tuple[str, ...]) -> None:
+        self._accepted = accepted
+
+    async def caller(self, request: Request, needs: Scope) -> Caller:
+        """As Access; the token's caller is no client."""
+        if needs not in CLIENT_SCOPES or "authorization" in request.headers:
+            require_token(request, self._accepted)
+            return _PROCESSOR
+        return await super().caller(request, needs)
 
 
 def create_app(settings: Settings, life: OrderLife, check_ledger: Check, reporter: Reporter) -> Service:
     """The service over what becomes of orders."""
     app = service_app(NAME, "Settle and cancel orders, and follow events", {"ledger": check_ledger}, reporter)
     feed = EventFeed(life, app.stopping)
-    may_process = tokens(settings.processing_tokens)
+    app.access = ProcessorAccess(tokens(settings.processing_tokens))
 
     async def get_orders(request: Request) -> Response:
         """Open orders, oldest first."""
-        require_token(request, may_process)
         after, limit = read_accepted(request)
         found = await life.accepted(after, limit)
-        return MsgspecResponse({"data": [processed(each) for each in found.orders], "next_after": found.next_after})
+        return MsgspecResponse({"data": [desk_document(each) for each in found.orders], "next_after": found.next_after})
 
     async def get_events(request: Request) -> Response:
         """Events, oldest first: a page, waited for if there is none yet, or a stream of all that come."""
-        require_token(request, may_process)
         asked = read_events(request)
         if asked.is_stream:
-            return StreamedResponse(feed.stream(asked.after, asked.limit), "text/event-stream")
-        return MsgspecResponse(events_page(await feed.after(asked.after, asked.limit, asked.wait_seconds), asked.after))
+            return StreamedResponse(feed.stream(asked), "text/event-stream")
+        found = await feed.after(asked.owner.client, asked.after, asked.limit, asked.wait_seconds)
+        return MsgspecResponse(events_page(found, asked.after, asked.owner))
 
     async def close_one(request: Request, status: Closed) -> Response:
-        require_token(request, may_process)
         body = await request.body()
         if body:
             require_json(request)
         [found] = await life.close_orders([read_closing(request.parameter, status, body)])
         if isinstance(found, DeskError):
             raise found
-        return MsgspecResponse(processed(found))
+        return MsgspecResponse(desk_document(found))
 
     async def close_many(request: Request, status: Closed) -> Response:
-        require_token(request, may_process)
         require_json(request)
         closings = read_closings(status, await request.body(LIST_BYTES_MAX))
         found = await _close_all(life, closings)
         return MsgspecResponse({"data": [result(*each) for each in zip(closings, found, strict=True)]})
 
     def add(path: str, act: Endpoint, operation: Json) -> None:
-        app.add_direct_route(path, "POST", act, operation)
+        app.add_direct_route(path, "POST", act, operation, needs="orders:process")
 
     add("/orders/settle", partial(close_many, status="settled"), SETTLE_MANY)
     add("/orders/cancel", partial(close_many, status="cancelled"), CANCEL_MANY)
     add("/orders/{order_id}/settle", partial(close_one, status="settled"), SETTLE_ONE)
     add("/orders/{order_id}/cancel", partial(close_one, status="cancelled"), CANCEL_ONE)
-    app.add_direct_route("/orders/", "GET", get_orders, GET_ACCEPTED)
-    app.add_direct_route("/events", "GET", get_events, GET_EVENTS)
+    app.add_direct_route("/orders/", "GET", get_orders, GET_ACCEPTED, needs="orders:process")
+    app.add_direct_route("/events", "GET", get_events, GET_EVENTS, needs="events:read")
     return app
 
 

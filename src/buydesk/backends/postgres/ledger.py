@@ -26,7 +26,18 @@ from buydesk.backends.postgres.storing import StoringMonitor
 from buydesk.errors import LedgerUnavailable, OrderNotFound, OutcomeUnknown, Overloaded, PriceNotFound, WrongMode
 from buydesk.limits import SLICE_ITEMS, Bulkhead, SharedCheck
 from buydesk.observability.clock_skew import ClockMonitor
-from buydesk.orders.model import Anchor, Exposure, Order, Outcome, Page, PageBefore, PageFrom, PricedOrder, Refused
+from buydesk.orders.model import (
+    Anchor,
+    Exposure,
+    Order,
+    Outcome,
+    Page,
+    PageAfter,
+    PageBefore,
+    PageFrom,
+    PricedOrder,
+    Refused,
+)
 from buydesk.prices.documents import record_from
 from buydesk.prices.model import PriceRecord
 from buydesk.settings.model import Settings
@@ -36,6 +47,8 @@ logger = logging.getLogger("buydesk.services.db_proxy")
 
 # Less than a check of readiness may take (http.app): its reason is to be told, not that there was no answer.
 CHECK_SECONDS_MAX = 2.5
+# The query of each kind of page, of the desk; a client's has another one, with "client_" before its name.
+_PAGES = {PageFrom: "page_from", PageBefore: "page_before", PageAfter: "page_after"}
 # What a reader asks of a session, in how many seconds a statement.
 Ask = Callable[[Session, float], Awaitable[list[asyncpg.Record]]]
 
@@ -170,24 +183,22 @@ class PostgresLedger:
         rows = await session.fetch("orders_by_number", numbers, seconds=seconds)
         return {row["number"]: order_of(row) for row in rows}
 
-    async def page(self, anchor: Anchor, page_size: int) -> Page:
+    async def page(self, client: str | None, anchor: Anchor, page_size: int) -> Page:
         """See OrderLedger."""
         places = self._large_pages if page_size > SLICE_ITEMS else self._short_reads
-        if isinstance(anchor, PageFrom):
-            rows = await self.fetch("page_from", anchor.start, page_size, places=places)
-            orders = [order_of(row) for row in rows if row["number"] is not None]
-            # They come in this order already, but SQL does not promise it.
-            orders.sort(key=lambda order: order.number, reverse=True)
-            return Page(orders, rows[0]["total"])
-        if isinstance(anchor, PageBefore):
-            rows = await self.fetch("page_before", anchor.number, page_size, places=places)
-            return Page([order_of(row) for row in rows], None)
-        rows = await self.fetch("page_after", anchor.number, page_size, places=places)
-        return Page([order_of(row) for row in reversed(rows)], None)
+        query, number = _PAGES[type(anchor)], anchor.start if isinstance(anchor, PageFrom) else anchor.number
+        if client is None:
+            rows = await self.fetch(query, number, page_size, places=places)
+        else:
+            rows = await self.fetch(f"client_{query}", client, number, page_size, places=places)
+        orders = [order_of(row) for row in rows if row["number"] is not None]
+        # Most come in this order already, but SQL does not promise it. The desk's numbers order a client's too.
+        orders.sort(key=lambda order: order.number, reverse=True)
+        return Page(orders, rows[0]["total"] if isinstance(anchor, PageFrom) else None)
 
-    async def order(self, order_id: uuid.UUID) -> Order:
+    async def order(self, order_id: uuid.UUID, client: str | None) -> Order:
         """See OrderLedger."""
-        return await self._look_up(f"No order has the id {order_id}.", "order_by_id", order_id)
+        return await self._look_up(f"No order has the id {order_id}.", "order_by_id", order_id, client)
 
     async def order_by_key(self, client: str, client_order_id: str) -> Order:
         """See OrderLedger."""
@@ -213,10 +224,12 @@ class PostgresLedger:
             raise OrderNotFound(not_found)
         return order_of(rows[0])
 
-    async def exposure(self) -> Exposure:
+    async def exposure(self, client: str | None) -> Exposure:
         """See OrderLedger."""
-        row = (await self.fetch("exposure"))[0]
-        return Exposure(row["cap_satoshi"], row["used_satoshi"], row["last_number"])
+        rows = await (self.fetch("exposure") if client is None else self.fetch("client_exposure", client))
+        if not rows:
+            return Exposure(None, 0, 0)
+        return Exposure(rows[0]["cap_satoshi"], rows[0]["used_satoshi"], rows[0]["last_number"])
 
     async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
         """See OrderLedger."""

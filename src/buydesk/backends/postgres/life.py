@@ -1,7 +1,7 @@
 """OrderLife in PostgreSQL, beside the orders."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import asyncpg
 
@@ -75,19 +75,23 @@ class PostgresLife(OrderLife):
         looked_at = min(after + LOOKED_AT_MAX, rows[0]["total"])
         return AcceptedOrders(orders, orders[-1].number if len(orders) == limit else max(after, looked_at))
 
-    async def events(self, after: int, limit: int) -> Sequence[Event]:
+    async def events(self, client: str | None, after: int, limit: int) -> Sequence[Event]:
         """See OrderLife."""
-        rows = await self._ledger.fetch("events_after", min(after, NUMBER_MAX - limit), limit)
+        bounds = min(after, NUMBER_MAX - limit), limit
+        if client is None:
+            rows = await self._ledger.fetch("events_after", *bounds)
+        else:
+            rows = await self._ledger.fetch("client_events_after", client, *bounds)
         events = [Event(row["sequence"], order_of(row)) for row in rows]
         return sorted(events, key=lambda event: event.sequence)
 
     async def close(self) -> None:
         """Nothing here is its own."""
 
-    async def last_event(self) -> int:
+    async def last_events(self, clients: Sequence[str]) -> Mapping[str | None, int]:
         """See OrderLife."""
-        rows = await self._ledger.fetch("last_event")
-        return int(rows[0]["sequence"])
+        rows = await self._ledger.fetch("last_events", clients)
+        return dict.fromkeys(clients, 0) | {row["client"]: row["sequence"] for row in rows}
 
 
 def _result_of(closing: Closing, kind: str, order: Order | None) -> Order | DeskError:

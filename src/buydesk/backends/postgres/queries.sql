@@ -26,16 +26,44 @@ SELECT {order} FROM orders o CROSS JOIN exposure e
 WHERE o.number > $1::bigint
 ORDER BY o.number LIMIT $2::int
 
+-- name: client_page_from
+-- The page that leaves out the $2 newest orders of the client $1: a seek too, by its own count. Without an account: none.
+SELECT {order}, coalesce(c.last_number, 0) AS total
+FROM exposure e
+LEFT JOIN clients c ON c.name = $1::text
+LEFT JOIN LATERAL (
+    SELECT {stored} FROM orders
+    WHERE client = $1::text AND coalesce(client_number, number) <= c.last_number - $2::bigint
+    ORDER BY coalesce(client_number, number) DESC LIMIT $3::int
+) o ON true
+{closing}
+
+-- name: client_page_before
+-- The $3 highest of the client's own numbers below $2.
+SELECT {order} FROM orders o CROSS JOIN exposure e
+{closing}
+WHERE o.client = $1::text AND coalesce(o.client_number, o.number) < $2::bigint
+ORDER BY coalesce(o.client_number, o.number) DESC LIMIT $3::int
+
+-- name: client_page_after
+-- The $3 lowest of the client's own numbers above $2, lowest first.
+SELECT {order} FROM orders o CROSS JOIN exposure e
+{closing}
+WHERE o.client = $1::text AND coalesce(o.client_number, o.number) > $2::bigint
+ORDER BY coalesce(o.client_number, o.number) LIMIT $3::int
+
 -- name: orders_by_number
 -- The orders with these numbers, as they were placed.
 SELECT {placed} FROM orders o CROSS JOIN exposure e
 WHERE o.number = ANY ($1::bigint[])
 
 -- name: order_by_id
--- The order with this id, or a row of nulls; and whether there are standbys, this one maybe.
+-- The order with this id, if $2 is null or its client, or a row of nulls; and whether there are standbys, this one maybe.
 SELECT {order},
        (current_setting('synchronous_standby_names') <> '' OR pg_is_in_recovery()) AS has_standbys
-FROM exposure e LEFT JOIN orders o ON o.id = $1::uuid
+FROM exposure e
+-- The limit keeps the planner from looking for it among the client's.
+LEFT JOIN LATERAL (SELECT {stored} FROM orders WHERE id = $1::uuid LIMIT 1) o ON $2::text IS NULL OR o.client = $2::text
 {closing}
 
 -- name: order_by_key
@@ -61,6 +89,10 @@ WHERE NOT EXISTS (
 -- name: exposure
 -- The cap, what is used of it, how many orders there are, and whether they are real.
 SELECT cap_satoshi, used_satoshi, last_number, livemode FROM exposure
+
+-- name: client_exposure
+-- The same of a client, whose cap may be null.
+SELECT cap_satoshi, used_satoshi, last_number FROM clients WHERE name = $1::text
 
 -- name: price_record
 -- The document of a price record.
@@ -105,9 +137,11 @@ LEFT JOIN LATERAL (
     ORDER BY i.number LIMIT $3::int
 ) o ON true
 
--- name: last_event
--- The number of the newest event.
-SELECT last_number + last_closing AS sequence FROM exposure
+-- name: last_events
+-- The numbers of the newest events of the desk, under no name, and of the clients $1.
+SELECT NULL AS client, last_number + last_closing AS sequence FROM exposure
+UNION ALL
+SELECT name, last_number + last_closing FROM clients WHERE name = ANY ($1::text[])
 
 -- name: events_after
 -- The $2 events after the $1-th, in any order: two seeks, as closings in schema.sql explains.
@@ -123,6 +157,23 @@ UNION ALL
 SELECT {order}, x.event_number AS sequence
 FROM closings x JOIN orders o ON o.number = x.number CROSS JOIN exposure e
 WHERE x.event_number > $1::bigint AND x.event_number <= $1::bigint + $2::int
+
+-- name: client_events_after
+-- The $3 events of the client $1 after the $2-th of its own, in any order: the same two seeks, by its own counts.
+SELECT {placed}, coalesce(o.client_event_number, o.number) AS sequence
+FROM exposure e CROSS JOIN LATERAL (
+    SELECT $2::bigint - coalesce((
+        SELECT client_closing FROM closings WHERE client = $1::text AND client_event_number <= $2::bigint
+        ORDER BY client_event_number DESC LIMIT 1
+    ), 0) AS last_number
+) seen
+JOIN orders o ON o.client = $1::text AND coalesce(o.client_number, o.number) > seen.last_number
+    AND coalesce(o.client_number, o.number) <= seen.last_number + $3::int
+WHERE coalesce(o.client_event_number, o.number) <= $2::bigint + $3::int
+UNION ALL
+SELECT {order}, x.client_event_number AS sequence
+FROM closings x JOIN orders o ON o.number = x.number CROSS JOIN exposure e
+WHERE x.client = $1::text AND x.client_event_number > $2::bigint AND x.client_event_number <= $2::bigint + $3::int
 
 -- name: price_anchors
 -- The last published prices in the currencies $1.

@@ -165,7 +165,7 @@ def _over_limit(said: Judged) -> DeskError:
         largest = format_btc(limit_satoshi)
         return OrderTooLarge(f"An order may be of {largest} BTC at most.", bitcoin_amount_max=largest)
     exposure = Exposure(limit_satoshi, said.used_satoshi or 0, 0)
-    room = format_btc(exposure.cap_satoshi - exposure.used_satoshi)
+    room = exposure.facts()["available"]
     if said.kind == "over_client_cap":
         return ClientCapExceeded(f"Only {room} BTC can still be bought below this client's cap.", **exposure.facts())
     return ExposureCapExceeded(f"Only {room} BTC can still be sold.", **exposure.facts())
