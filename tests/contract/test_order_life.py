@@ -23,9 +23,13 @@ from buydesk.observability.reporter import Reporter
 from buydesk.orders.life import CLOSED_AT_ONCE_MAX, Closing, Event, OrderLife
 from buydesk.orders.model import (
     NUMBER_MAX,
+    Anchor,
+    Exposure,
     Order,
     OrderLedger,
     Outcome,
+    PageAfter,
+    PageBefore,
     PageFrom,
     Placed,
     PricedOrder,
@@ -397,9 +401,110 @@ async def test_any_sequence_of_batches_and_closings_ends_as_in_the_model(
                 else:
                     assert isinstance(result, DeskError)
                     assert (result.code, result.facts) == (want.code, want.facts)
-            assert await desk.ledger.exposure(None) == await model.ledger.exposure(None)
+            for client in (None, *clients, "nobody"):
+                assert await desk.ledger.exposure(client) == await model.ledger.exposure(client)
+        for client in (None, *clients, "nobody"):
+            await assert_reads_alike(desk, model, client)
+        assert await desk.life.last_events(["other", "nobody"]) == await model.life.last_events(["other", "nobody"])
         events = [(event.sequence, event.order.id, event.order.status) for event in await desk.events()]
         assert events == [(event.sequence, event.order.id, event.order.status) for event in await model.events()]
+
+
+async def assert_reads_alike(desk: Desk, model: Desk, client: str | None) -> None:
+    """What a client, or the desk, reads is what the model has: pages of every kind and depth, and events."""
+    total = (await model.ledger.page(client, PageFrom(0), 1)).total or 0
+    for number in (*range(0, total + 3, max(1, total // 7)), NUMBER_MAX):
+        for anchor in (PageFrom(number), PageBefore(number), PageAfter(number)):
+            found, wanted = await desk.ledger.page(client, anchor, 4), await model.ledger.page(client, anchor, 4)
+            assert found.total == wanted.total
+            assert [(each.id, each.client_number, each.status) for each in found.orders] == [
+                (each.id, each.client_number, each.status) for each in wanted.orders
+            ]
+    for after in (*range(0, total * 2 + 3, max(1, total // 7)), NUMBER_MAX):
+        events, expected = await desk.life.events(client, after, 5), await model.life.events(client, after, 5)
+        assert [(each.sequence, each.order.id, each.order.status) for each in events] == [
+            (each.sequence, each.order.id, each.order.status) for each in expected
+        ]
+
+
+async def test_order_is_found_by_its_client_only(desk: Desk) -> None:
+    [order] = await desk.place(6900, client="other", key="k")
+    assert await desk.ledger.order(order.id, "other") == await desk.ledger.order(order.id, None) == order
+    for stranger in ("anonymous", "third", "nobody"):
+        with pytest.raises(OrderNotFound):
+            await desk.ledger.order(order.id, stranger)
+        with pytest.raises(OrderNotFound):
+            await desk.ledger.order_by_key(stranger, "k")
+
+
+async def test_client_reads_its_own_pages_exposure_and_events(desk: Desk) -> None:
+    await desk.limit("other", 10 * SATOSHI_PER_BTC)
+    orders = [each for client in ("other", "third") * 3 for each in await desk.place(100, client=client)]
+    own = orders[::2]
+    settled = await desk.close(own[0], "settled", "bank-7")
+    page = await desk.ledger.page("other", PageFrom(1), 5)
+    assert (list(page.orders), page.total) == ([own[1], settled], 3)
+    assert list((await desk.ledger.page("other", PageBefore(3), 1)).orders) == [own[1]]
+    assert list((await desk.ledger.page("other", PageAfter(1), 1)).orders) == [own[1]]
+    used = sum(order.satoshi for order in own)
+    assert await desk.ledger.exposure("other") == Exposure(10 * SATOSHI_PER_BTC, used, 3)
+    third = await desk.ledger.exposure("third")
+    assert (third.cap_satoshi, third.orders) == (None, 3)
+    events = await desk.life.events("other", 1, 5)
+    assert [(event.sequence, event.order) for event in events] == [(2, own[1]), (3, own[2]), (4, settled)]
+    assert await desk.life.last_events(["other", "third", "nobody"]) == {None: 7, "other": 4, "third": 3, "nobody": 0}
+
+
+@pytest.mark.parametrize("kind", ["postgres18", "remote"])
+async def test_following_one_s_own_while_all_write_shows_each_once(kind: str, databases: Databases) -> None:
+    """Pages back and forth, and events, of one client, while it and others buy and have orders closed."""
+    clients = ["anonymous", "other", "third"]
+    rng = random.Random(7)  # noqa: S311
+    async with opened(kind, databases) as desk:
+        await desk.ledger.place([of(clients[each % 3], 100) for each in range(90)], SECONDS)
+        is_writing = True
+
+        async def write() -> None:
+            for _ in range(40):
+                items = [of(rng.choice(clients), 100) for _ in range(rng.choice([1, 2, 7]))]
+                placed = [each.order for each in await desk.ledger.place(items, SECONDS) if isinstance(each, Placed)]
+                some = [Closing(each.id, "settled", None) for each in placed if rng.random() < 0.5]
+                await desk.life.close_orders(some)
+
+        async def back() -> list[int]:
+            found: list[int] = []
+            anchor: Anchor = PageFrom(0)
+            while orders := (await desk.ledger.page("other", anchor, 3)).orders:
+                found += [order.client_number for order in orders]
+                anchor = PageBefore(found[-1])
+            return found
+
+        async def forth() -> list[int]:
+            found = [0]
+            while (orders := (await desk.ledger.page("other", PageAfter(found[-1]), 3)).orders) or is_writing:
+                found += [order.client_number for order in reversed(orders)]
+            return found[1:]
+
+        async def events() -> list[Event]:
+            found: list[Event] = []
+            while (more := await desk.life.events("other", len(found), 5)) or is_writing:
+                found += more
+            return found
+
+        readers = [asyncio.create_task(each()) for each in (back, forth)]
+        following = asyncio.create_task(events())
+        await write()
+        is_writing = False
+        going_back, going_forth = [await reader for reader in readers]
+        assert going_back == list(range(going_back[0], 0, -1))
+        orders = (await desk.ledger.exposure("other")).orders
+        assert going_forth == list(range(1, orders + 1))
+        told = await following
+        assert [event.sequence for event in told] == list(range(1, len(told) + 1))
+        assert len(told) == (await desk.life.last_events(["other"]))["other"]
+        placed = [event.order.client_number for event in told if event.order.status == "accepted"]
+        assert placed == going_forth
+        assert {event.order.client for event in told} == {"other"}
 
 
 async def names(dsn: str, count: int) -> list[str]:
@@ -444,6 +549,15 @@ async def test_batches_of_any_number_of_clients_at_once_keep_every_cap(databases
         assert len({order.number for order in placed}) == len(placed) > 0
         sequence = [event.sequence for event in await desk.events(0, 5000)]
         assert sequence == list(range(1, len(sequence) + 1))
+        numbers: dict[str, list[int]] = {}
+        for order in sorted(placed, key=lambda order: order.number):
+            numbers.setdefault(order.client, []).append(order.client_number)
+        assert all(each == list(range(1, len(each) + 1)) for each in numbers.values())
+        last = await desk.life.last_events(made)
+        for client in made[:20]:
+            assert (await desk.ledger.exposure(client)).used_satoshi <= cap
+            own = await desk.life.events(client, 0, 5000)
+            assert [event.sequence for event in own] == list(range(1, last[client] + 1))
 
 
 async def test_client_that_is_not_there_gets_no_order_and_spoils_no_batch(databases: Databases) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -22,13 +23,15 @@ from buydesk.observability.reporter import Reporter
 from buydesk.orders.model import Exposure, Order, PageFrom
 from buydesk.services import create_buy_order, db_proxy
 from tests.builders import priced_order, record, settings
-from tests.databases import CAP_SATOSHI, Databases
+from tests.callers import KeyedAccess, key
+from tests.databases import CAP_SATOSHI, Databases, run
 from tests.lines import Fault, Line, line_to_postgres, line_to_url
 from tests.serving import served
 
 # One bitcoin costs 1000.00: 100.00 buys 0.1 BTC.
 PRICE = record(1000 * 10**8, ttl=3600)
 SETTINGS = settings(resend_pause_seconds=0.01, price_ttl_seconds=3600)
+ROOM_SATOSHI = SATOSHI_PER_BTC // 50
 FAULTS: tuple[Fault, ...] = ("before", "after")
 
 
@@ -40,8 +43,9 @@ class TwoDesks:
     clients: list[httpx2.AsyncClient]
     lines: list[Line]
 
-    async def place(self, number: int, **order: Any) -> httpx2.Response:
-        return await self.clients[number % 2].post("/place_order/", json={"currency": "EUR", **order})
+    async def place(self, number: int, caller: str | None = None, **order: Any) -> httpx2.Response:
+        headers = {} if caller is None else key(caller)
+        return await self.clients[number % 2].post("/place_order/", json={"currency": "EUR", **order}, headers=headers)
 
     async def orders(self) -> list[Order]:
         return list((await self.ledger.page(None, PageFrom(0), 1000)).orders)
@@ -59,6 +63,7 @@ async def desk(dsn: str, directory: Path) -> AsyncIterator[tuple[httpx2.AsyncCli
         async with served(proxy) as url, line_to_url(url) as (proxy_url, to_proxy):
             remote = RemoteLedger(proxy_url, SETTINGS)
             edge = create_buy_order.create_app(SETTINGS, remote, store, Reporter("create_buy_order", health, SETTINGS))
+            edge.access = KeyedAccess()
             limits = httpx2.Limits(max_connections=200)
             async with served(edge) as edge_url, httpx2.AsyncClient(base_url=edge_url, limits=limits) as client:
                 yield client, [to_proxy, to_postgres]
@@ -69,6 +74,8 @@ async def desk(dsn: str, directory: Path) -> AsyncIterator[tuple[httpx2.AsyncCli
 @pytest.fixture
 async def desks(databases: Databases, tmp_path: Path) -> AsyncIterator[TwoDesks]:
     dsn = await databases.new()
+    made = [f"client-{number}" for number in range(1000)]
+    await run(dsn, "INSERT INTO clients (name, cap_satoshi) SELECT unnest($1::text[]), $2", made, ROOM_SATOSHI)
     ledger = PostgresLedger(dsn, SETTINGS, livemode=False)
     directories = [tmp_path / "1", tmp_path / "2"]
     for directory in directories:
@@ -92,6 +99,31 @@ async def test_64_clients_race_for_the_last_half_bitcoin(desks: TwoDesks) -> Non
     used = sum(order.satoshi for order in orders)
     assert await desks.ledger.exposure(None) == Exposure(CAP_SATOSHI, used, 6)
     assert used == 100 * SATOSHI_PER_BTC
+
+
+@pytest.mark.parametrize("clients", [1, 3, 1000])
+async def test_clients_race_each_for_its_own_cap_and_get_numbers_of_their_own(desks: TwoDesks, clients: int) -> None:
+    """Each has room for two orders, and sends more, each to both edges."""
+    at_once = asyncio.Semaphore(150)
+
+    async def place(edge: int, client: int, number: int) -> httpx2.Response:
+        async with at_once:
+            return await desks.place(edge, f"client-{client}", amount="10.00", client_order_id=f"k{number}")
+
+    sent = itertools.product(range(max(3, 60 // clients)), range(clients), (0, 1))
+    answers = await asyncio.gather(*(place(edge, client, number) for number, client, edge in sent))
+    assert {answer.status_code for answer in answers} == {201, 409}
+    assert {answer.json()["code"] for answer in answers if answer.status_code == 409} == {"client_cap_exceeded"}
+    for client in range(clients):
+        page = await desks.ledger.page(f"client-{client}", PageFrom(0), 1000)
+        assert [order.client_number for order in page.orders] == [2, 1]
+        assert page.orders[0].number > page.orders[1].number
+        full = Exposure(ROOM_SATOSHI, ROOM_SATOSHI, 2)
+        assert await desks.ledger.exposure(f"client-{client}") == full
+    assert (await desks.ledger.exposure(None)).orders == 2 * clients
+    placed = Counter(answer.json()["order"]["id"] for answer in answers if answer.status_code == 201)
+    assert set(placed.values()) == {2}  # each once by either edge
+    assert len(placed) == 2 * clients
 
 
 async def test_200_copies_of_one_keyed_request_are_one_order_with_200_equal_answers(desks: TwoDesks) -> None:
