@@ -13,7 +13,7 @@ METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch",
 # OpenAPI cannot say that parameters, or the query and the body, exclude each other. So a path is called as documented,
 # and once more in each of these forms, which may be refused for no such reason: the parameters taken, and the body.
 FORMS: Mapping[str, Sequence[tuple[frozenset[str], bool]]] = {
-    "/place_order/": ((frozenset({"currency", "amount", "client_order_id"}), False), (frozenset[str](), True)),
+    "/place_order/": ((frozenset({"currency", "amount", "client_order_id", "reference"}), False), (frozenset[str](), True)),
     "/get_orders/": tuple(
         (frozenset(names), False)
         for names in (("start", "page_size"), ("before", "page_size"), ("after", "page_size"), ("client_order_id",))
