@@ -40,7 +40,8 @@ STRICTER_THAN_SCHEMA: Mapping[str, Collection[str]] = {
     "create_buy_order": {"POST /place_order/"},  # query or body, not both (see FORMS)
     "fetch_buy_orders": {"GET /get_orders/"},  # one of the parameters only (see FORMS)
     "api_cache_proxy": {"POST /add/", "POST /sources/"},  # what makes a price proven, what a state consists of
-    "db_proxy": {"PUT /anchors", "POST /confirmations"},  # what an anchor consists of, and that a range is not empty
+    # One anchor of a page only; what an anchor of a price consists of, and that a range is not empty.
+    "db_proxy": {"GET /page", "PUT /anchors", "POST /confirmations"},
 }
 
 

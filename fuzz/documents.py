@@ -13,7 +13,10 @@ METHODS = frozenset({"get", "put", "post", "delete", "options", "head", "patch",
 # OpenAPI cannot say that parameters, or the query and the body, exclude each other. So a path is called as documented,
 # and once more in each of these forms, which may be refused for no such reason: the parameters taken, and the body.
 FORMS: Mapping[str, Sequence[tuple[frozenset[str], bool]]] = {
-    "/place_order/": ((frozenset({"currency", "amount", "client_order_id", "reference"}), False), (frozenset[str](), True)),
+    "/place_order/": (
+        (frozenset({"currency", "amount", "client_order_id", "reference"}), False),
+        (frozenset[str](), True),
+    ),
     "/get_orders/": tuple(
         (frozenset(names), False)
         for names in (("start", "page_size"), ("before", "page_size"), ("after", "page_size"), ("client_order_id",))
@@ -85,6 +88,16 @@ def only_guarded(document: Document) -> Document:
         **document,
         "paths": {path: item for path, item in paths if any("security" in operation for operation in item.values())},
     }
+
+
+def for_anybody(document: Document) -> Document:
+    """The document without the parameter that whoever calls without a key has no scope for: each call with it would be
+    refused."""
+    document = copy.deepcopy(document)
+    for _, operation in operations(document):
+        if "security" not in operation and "parameters" in operation:
+            operation["parameters"] = [each for each in operation["parameters"] if each["name"] != "client"]
+    return document
 
 
 def with_examples(document: Document, parameters: Mapping[str, str], bodies: Mapping[str, object]) -> Document:

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 import httpx2
 
 from fuzz.calls import Found, Part, call
-from fuzz.documents import Document, faults, forms, only_guarded, operations, with_examples
+from fuzz.documents import Document, faults, for_anybody, forms, only_guarded, operations, with_examples
 
 # Calls of an operation in the first round, which also makes those at the edges of the schemas, and in every later one.
 EXAMPLES_FIRST = 5
@@ -68,7 +68,7 @@ def _parts(services: Services, documents: Mapping[str, Document]) -> Iterator[Pa
     for service, document in documents.items():
         url = services.urls[service]
         shown = with_examples(document, services.parameters, services.bodies.get(service, {}))
-        for index, form in enumerate(forms(shown)):
+        for index, form in enumerate(forms(for_anybody(shown))):
             yield Part(service, url, form, None, is_form=index > 0)
         guarded = only_guarded(shown)
         if guarded["paths"]:

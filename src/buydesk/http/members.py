@@ -97,6 +97,7 @@ def parameter_documents(members: Iterable[Member]) -> list[Mapping[str, object]]
     return [
         {"name": each.name, "in": "query", "schema": each.schema}
         | ({"description": each.description} if each.description else {})
+        | ({"required": True} if each.is_required else {})
         for each in members
     ]
 

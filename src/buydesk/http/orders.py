@@ -29,7 +29,7 @@ from buydesk.http.requests import Request, require_json, single_parameters
 from buydesk.http.responses import JSONBytesResponse, encode
 from buydesk.money import CURRENCIES, CURRENCIES_TEXT, Currency, parse_amount, parse_currency
 from buydesk.orders.model import (
-    KEY_CHARS_MAX,
+    KEY_PATTERN,
     METADATA_BYTES_MAX,
     METADATA_MEMBERS_MAX,
     REFERENCE_CHARS_MAX,
@@ -174,7 +174,7 @@ def refusal(problem: DeskError, caller: Caller) -> DeskError:
 
 
 _EXAMPLE = PlacedDocument("Order was placed for EUR:69.00", placed_document(EXAMPLE_ORDER))
-_KEY_SCHEMA = {"type": "string", "pattern": f"^[!-~]{{1,{KEY_CHARS_MAX}}}$"}
+_KEY_SCHEMA = {"type": "string", "pattern": KEY_PATTERN}
 _AMOUNT_RULE = "0 < amount < 1,000,000,000, a whole number of cents."
 _AMOUNT_TEXT_SCHEMA = {
     "type": "string",
@@ -214,9 +214,10 @@ _METADATA_SCHEMA = {
 }
 _METADATA = Member("metadata", _metadata, _METADATA_SCHEMA)
 _MEMBERS = (_CURRENCY, _AMOUNT, _KEY, _REFERENCE, _METADATA)
+# Documented as if none were needed: an order may come in the body instead.
 _PARAMETERS = (
-    _CURRENCY,
-    _AMOUNT._replace(schema=_AMOUNT_TEXT_SCHEMA),
+    _CURRENCY._replace(is_required=False),
+    _AMOUNT._replace(schema=_AMOUNT_TEXT_SCHEMA, is_required=False),
     _KEY._replace(schema=_KEY_SCHEMA),
     _REFERENCE._replace(schema=_REFERENCE_SCHEMA, description="The client's own: an end customer, or an invoice."),
 )

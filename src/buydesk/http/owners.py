@@ -7,7 +7,7 @@ from buydesk.clients.model import Caller
 from buydesk.clients.scopes import Scope
 from buydesk.errors import InsufficientScope
 from buydesk.http.members import Member
-from buydesk.orders.model import Order, parse_key
+from buydesk.orders.model import KEY_PATTERN, Order, parse_key
 from buydesk.orders.representations import OrderDocument, desk_document, order_document
 
 EVERY_CLIENT = "*"
@@ -31,7 +31,10 @@ CLIENT = Member(
 
 # Between the desk's own services.
 CLIENT_OR_DESK = Member(
-    "client", parse_key, {"type": "string"}, "What is this client's; without it, what is of all the desk."
+    "client",
+    parse_key,
+    {"type": "string", "pattern": KEY_PATTERN},
+    "What is this client's; without it, what is of all the desk.",
 )
 
 

@@ -23,7 +23,7 @@ from buydesk.http.owners import CLIENT, EVERY_CLIENT, Owner, owner
 from buydesk.http.requests import Request
 from buydesk.http.responses import JSONBytesResponse, encode
 from buydesk.orders.model import (
-    KEY_CHARS_MAX,
+    KEY_PATTERN,
     NUMBER_MAX,
     PAGE_SIZE_MAX,
     Anchor,
@@ -54,7 +54,7 @@ ANCHORS = (
     whole_number("before", "The highest numbers below this one.", NUMBER_MAX, lowest=0),
     whole_number("after", "The lowest numbers above this one.", NUMBER_MAX, lowest=0),
 )
-KEY = Member("client_order_id", parse_key, {"type": "string", "pattern": f"^[!-~]{{1,{KEY_CHARS_MAX}}}$"})
+KEY = Member("client_order_id", parse_key, {"type": "string", "pattern": KEY_PATTERN})
 _PAGE_MEMBERS = (SIZE, *ANCHORS, KEY, CLIENT)
 
 
