@@ -19,14 +19,17 @@ def key(name: str) -> dict[str, str]:
 
 
 class KeyedAccess(Access):
-    """Access of an open desk on which any client's name is its key."""
+    """Access of an open desk on which any client's name is its key, unless it is among `revoked`."""
+
+    def __init__(self) -> None:
+        self.revoked = {"wrong"}
 
     async def caller(self, request: Request, needs: Scope) -> Caller:
         shown = request.headers.get("authorization")
         if shown is None:
             return await super().caller(request, needs)
         name = shown.removeprefix("Bearer ")
-        if name == "wrong":
+        if name in self.revoked:
             raise Unauthorized("wrong")
         caller = _CALLERS.get(name) or Caller(name, CLIENT_SCOPES, name)
         if needs not in caller.scopes:

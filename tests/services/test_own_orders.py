@@ -54,6 +54,7 @@ class Ledger(ModelLedger):
 @dataclass(repr=False)
 class Desk:
     ledger: Ledger
+    access: KeyedAccess
     create: httpx2.AsyncClient
     fetch: httpx2.AsyncClient
     process: httpx2.AsyncClient
@@ -92,12 +93,12 @@ async def desk() -> AsyncIterator[Desk]:
         db_proxy.create_app(SETTINGS, ledger, ledger, ModelAnchors(), Reporter("db_proxy", reports, SETTINGS)),
     ]
     async with AsyncExitStack() as stack:
-        clients = []
+        clients, access = [], KeyedAccess()
         for app in apps:
-            app.access = KeyedAccess()
+            app.access = access
             url = await stack.enter_async_context(served(app))
             clients.append(await stack.enter_async_context(httpx2.AsyncClient(base_url=url, timeout=10)))
-        yield Desk(ledger, *clients)
+        yield Desk(ledger, access, *clients)
 
 
 def told(order: Order) -> dict[str, Any]:
@@ -325,6 +326,16 @@ async def test_only_those_whose_own_events_came_are_woken_by_one_look(desk: Desk
     further = asyncio.create_task(desk.events("?after=1&wait=1", "other"))
     await further
     assert desk.ledger.looked_for[-1] == {"other"}  # nobody else waits any more
+
+
+async def test_key_that_is_revoked_gets_no_event_that_it_waited_for(desk: Desk) -> None:
+    waiting = asyncio.create_task(desk.process.get("/events?wait=20", headers=key("other")))
+    async with desk.process.stream("GET", "/events", headers=key("other") | {"Accept": "text/event-stream"}) as stream:
+        await asyncio.sleep(0.3)
+        desk.access.revoked.add("other")
+        await desk.place("other")
+        assert [part async for part in stream.aiter_bytes()] == []
+    assert_problem(await waiting, 401, "unauthorized")
 
 
 async def test_scope_that_is_missing_is_named(desk: Desk) -> None:

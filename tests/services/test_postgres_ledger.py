@@ -117,11 +117,16 @@ async def ask(ledger: PostgresLedger, path: str) -> object:
             return await ledger.place([priced_order()], SECONDS)
         case "page":
             return await ledger.page(None, PageFrom(0), 10)
-        case "order" | "price_record":
-            return await getattr(ledger, path)(new_order_id())
+        case "order":
+            return await ledger.order(new_order_id(), None)
+        case "price_record":
+            return await ledger.price_record(new_order_id())
+        case "exposure":
+            return await ledger.exposure(None)
         case "order_by_key":
             return await ledger.order_by_key("anonymous", "k")
-    return await getattr(ledger, path)()
+    await ledger.check()
+    return None
 
 
 def codes(outcomes: Sequence[Outcome]) -> list[str]:

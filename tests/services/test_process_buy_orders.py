@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from msgspec.structs import replace
 
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.errors import DeskError, LedgerUnavailable, OutcomeUnknown
@@ -17,7 +18,7 @@ from buydesk.observability.reporter import Reporter
 from buydesk.orders.life import CLOSED_AT_ONCE_MAX, Closing, Event
 from buydesk.orders.model import Order
 from buydesk.services import process_buy_orders
-from tests.builders import TOKEN, priced_order, record, settings, shown
+from tests.builders import TOKEN, new_order, priced_order, record, settings, shown
 from tests.model_ledger import ModelLedger
 from tests.problems import assert_problem
 from tests.serving import served
@@ -386,11 +387,20 @@ async def test_nobody_without_the_token_acts_or_looks(desk: Desk, token: str | N
     headers = {} if token is None else {"Authorization": token}
     async with httpx2.AsyncClient(base_url=desk.url, headers=headers) as stranger:
         assert_problem(await stranger.get("/orders/"), 401, "unauthorized")
-        if token is not None:
+        if token is not None:  # otherwise it is anonymous, on an open desk
             assert_problem(await stranger.get("/events"), 401, "unauthorized")
         for act in ("settle", "cancel"):
             for path in (f"/orders/{uuid.uuid4()}/{act}", f"/orders/{act}"):
                 assert_problem(await stranger.post(path, json={}), 401, "unauthorized")
+
+
+async def test_without_a_token_events_are_anonymous_s_own(desk: Desk) -> None:
+    await desk.ledger.place([priced_order(order=replace(new_order(100), client="other"), price=PRICE)], 1)
+    [order] = await desk.place()
+    async with httpx2.AsyncClient(base_url=desk.url) as anybody:
+        page = (await anybody.get("/events")).json()
+        assert_problem(await anybody.get("/events?client=*"), 403, "insufficient_scope")
+    assert [(each["sequence"], each["order"]) for each in page["data"]] == [(1, shown(order))]
 
 
 async def test_other_methods_and_paths_are_none(desk: Desk) -> None:

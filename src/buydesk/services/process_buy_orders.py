@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from fastapi import Response
@@ -48,6 +48,8 @@ NAME = "process_buy_orders"
 LOOK_SECONDS = 0.25
 # How often a stream without events says that it is there: proxies close what is silent.
 HEARTBEAT_SECONDS = 10.0
+# Raises a DeskError when what is waited for is not permitted any more.
+Permitted = Callable[[], Awaitable[None]]
 _PROCESSOR = Caller("", frozenset({"orders:process", "events:read", "orders:read_all"}))
 
 
@@ -94,13 +96,14 @@ class EventFeed:
         self._looked_at = time.monotonic()
         self._last = await self._life.last_events([client for client in self._waiting if client is not None])
 
-    async def stream(self, asked: EventsRequest) -> AsyncGenerator[bytes]:
-        """The events from there on as server-sent events, until the service ends or the ledger is away: whoever reads
-        comes back then, and says where it was."""
+    async def stream(self, asked: EventsRequest, permitted: Permitted) -> AsyncGenerator[bytes]:
+        """The events from there on as server-sent events, until the service ends, the ledger is away, or they are not
+        `permitted` any more: whoever reads comes back then, and says where it was."""
         after = asked.after
         while not self._stopping.is_set():
             try:
                 events = await self.after(asked.owner.client, after, asked.limit, HEARTBEAT_SECONDS)
+                await permitted()
             except DeskError:
                 return
             after = events[-1].sequence if events else after
@@ -135,10 +138,18 @@ def create_app(settings: Settings, life: OrderLife, check_ledger: Check, reporte
 
     async def get_events(request: Request) -> Response:
         """Events, oldest first: a page, waited for if there is none yet, or a stream of all that come."""
+
+        async def permitted() -> None:
+            # A key may end while its events are waited for.
+            request.caller = await app.access.caller(request, "events:read")
+            read_events(request)
+
         asked = read_events(request)
         if asked.is_stream:
-            return StreamedResponse(feed.stream(asked), "text/event-stream")
+            return StreamedResponse(feed.stream(asked, permitted), "text/event-stream")
         found = await feed.after(asked.owner.client, asked.after, asked.limit, asked.wait_seconds)
+        if asked.wait_seconds:
+            await permitted()
         return MsgspecResponse(events_page(found, asked.after, asked.owner))
 
     async def close_one(request: Request, status: Closed) -> Response:
