@@ -26,7 +26,7 @@ from buydesk.errors import CannotStart
 from buydesk.http.orders import created
 from buydesk.money import Currency
 from buydesk.orders.life import Closing
-from buydesk.orders.model import Order, PageFrom, Placed, PricedOrder, Refused, Replayed
+from buydesk.orders.model import Order, PageAfter, PageBefore, PageFrom, Placed, PricedOrder, Refused, Replayed
 from buydesk.orders.representations import PlacedDocument1
 from buydesk.prices.anchors import Anchor
 from buydesk.times import utc_now
@@ -231,7 +231,12 @@ async def test_orders_from_before_there_were_clients_are_anonymous_s_with_their_
         assert (outcomes[3].order.number, outcomes[3].order.client_number) == (4, 4)
         [settled] = await life.close_orders([Closing(items[1].order.id, "settled", None)])
         assert isinstance(settled, Order)
-        assert [event.order.number for event in await life.events(None, 0, 9)] == [1, 2, 3, 4, 2]
+        for owner in (None, "anonymous"):  # those of before are its own, under the numbers they had
+            assert [event.order.number for event in await life.events(owner, 0, 9)] == [1, 2, 3, 4, 2]
+            assert [event.order.number for event in await life.events(owner, 3, 1)] == [4]
+            assert [order.number for order in (await ledger.page(owner, PageFrom(1), 9)).orders] == [3, 2, 1]
+            assert [order.number for order in (await ledger.page(owner, PageBefore(3), 9)).orders] == [2, 1]
+            assert [order.number for order in (await ledger.page(owner, PageAfter(1), 2)).orders] == [3, 2]
     finally:
         await ledger.close()
     await assert_adds_up(dsn)
