@@ -1,5 +1,5 @@
-"""The account of db_proxy in PostgreSQL: it may read, place orders and keep what prices are judged by (anchors and
-confirmations), and change nothing that is stored in any other way."""
+"""The account of db_proxy in PostgreSQL: it may read, place orders, keep what prices are judged by (anchors and
+confirmations) and note that keys were used, and change nothing that is stored in any other way."""
 
 import hashlib
 import hmac
@@ -12,9 +12,11 @@ from buydesk.errors import CannotStart
 
 TABLES = (
     "alembic_version",
+    "audit",
     "clients",
     "closings",
     "exposure",
+    "keys",
     "orders",
     "price_anchors",
     "price_confirmations",
@@ -22,7 +24,7 @@ TABLES = (
     "price_records",
 )
 # All of its writing.
-FUNCTIONS = ("place_orders", "close_orders", "place_batch", "keep_price_anchors", "confirm_price")
+FUNCTIONS = ("place_orders", "close_orders", "place_batch", "keep_price_anchors", "confirm_price", "note_keys_used")
 # As many iterations as PostgreSQL itself makes (scram_iterations).
 _TURNS = 4096
 
