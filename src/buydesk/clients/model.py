@@ -1,9 +1,22 @@
-"""Callers: on whose behalf a request is made, and what it may do."""
+"""Callers, and the keys by which they are known: the port KeyStore."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime
+from ipaddress import ip_network
+from typing import Protocol
 
-from buydesk.clients.scopes import CLIENT_SCOPES, Scope
+import msgspec
+
+from buydesk.clients.scopes import CLIENT_SCOPES, SCOPES, Scope
+from buydesk.hosts import Address
 from buydesk.orders.model import ANONYMOUS
+from buydesk.reading import Moment
+
+# The settings whose tokens let a service ask for keys: those of the services that clients and processors call.
+KEY_READERS = ("reading_tokens", "placing_tokens", "processing_tokens")
+
+NOTED_AT_ONCE_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,7 +24,7 @@ class Caller:
     """Who calls. One of the desk's own services is no client: its name is empty."""
 
     client: str
-    scopes: frozenset[Scope]
+    scopes: Collection[Scope]
     key_id: str | None = None
 
     @property
@@ -21,3 +34,55 @@ class Caller:
 
 
 ANYBODY = Caller(ANONYMOUS, CLIENT_SCOPES)
+
+
+class StoredKey(msgspec.Struct, frozen=True):
+    """A key as it is stored: `digest` is the SHA-256 of its text. `allow_from` are the networks that it is taken from,
+    all if there are none. `last_used_on` is a day of UTC, known roughly."""
+
+    id: str
+    client: str
+    digest: bytes
+    scopes: Sequence[str]
+    allow_from: Sequence[str]
+    expires_at: Moment | None
+    revoked_at: Moment | None
+    last_used_on: date | None
+
+    def is_valid(self, now: datetime) -> bool:
+        """Whether it is neither revoked nor expired."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+    def is_taken_from(self, address: Address | None) -> bool:
+        """Whether it may be used from the address; where that is not known, only when it may be from everywhere."""
+        if not self.allow_from:
+            return True
+        return address is not None and any(address in ip_network(each) for each in self.allow_from)
+
+    def caller(self) -> Caller:
+        """Who calls with it. Scopes that this version does not know permit nothing."""
+        return Caller(self.client, SCOPES.intersection(self.scopes), self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """What a key is to permit, whose it is to be, from where it may be used, and when it ends."""
+
+    client: str
+    scopes: Sequence[str]
+    allow_from: Sequence[str] = ()
+    expires_at: datetime | None = None
+
+
+class KeyStore(Protocol):
+    """Where keys are stored."""
+
+    async def key(self, key_id: str) -> StoredKey | None:
+        """The key with this id, if there is one; raises LedgerUnavailable, Overloaded."""
+        ...
+
+    async def note_used(self, key_ids: Sequence[str]) -> None:
+        """Notes that these keys, at most NOTED_AT_ONCE_MAX, were used today; raises LedgerUnavailable, Overloaded."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,24 +1,32 @@
-"""Anchors and confirmations over HTTP: how they are read from a request, and documented."""
+"""Anchors and confirmations over HTTP: how they are read from a request, documented, and kept."""
 
 from datetime import UTC, datetime
 
+from fastapi import Response
+
 from buydesk.errors import InvalidRequest, LedgerUnavailable, Overloaded
+from buydesk.http.app import Service
 from buydesk.http.examples import EXAMPLE_RECORD
-from buydesk.http.members import Member, body_schema, decode_body, json_members, read_members, unknown
+from buydesk.http.members import Member, body_schema, decode_body, json_members, read_members, read_query, unknown
 from buydesk.http.openapi import operation
 from buydesk.http.prices import wrong_members_named
+from buydesk.http.requests import Request, require_json, require_token
+from buydesk.http.responses import MsgspecResponse
 from buydesk.money import CURRENCIES, CURRENCIES_TEXT, RATE_SCALE, Currency, parse_rate
 from buydesk.prices.anchor_documents import anchors_document, anchors_from
 from buydesk.prices.anchors import (
     CONFIRMED_MINUTES_MAX,
     WHY_CHARS_MAX,
     Anchor,
+    AnchorStore,
     Confirmation,
     NewConfirmation,
     anchors_of,
 )
 from buydesk.prices.documents import document_of
 from buydesk.reading import Number, is_text
+from buydesk.settings.model import Settings
+from buydesk.settings.types import tokens
 
 
 def parse_anchors(body: bytes) -> dict[Currency, Anchor]:
@@ -116,3 +124,36 @@ POST_CONFIRMATION = operation(
     body={"schema": body_schema(_MEMBERS), "example": document_of(_NEW)},
     is_internal=True,
 )
+
+
+def add_anchor_routes(app: Service, anchors: AnchorStore, settings: Settings) -> None:
+    """The routes for whoever publishes prices."""
+    may_publish = tokens(settings.publishing_tokens)
+
+    def require_publisher(request: Request) -> None:
+        require_token(request, may_publish)
+        read_query(request)
+
+    async def get_anchors(request: Request) -> Response:
+        require_publisher(request)
+        return MsgspecResponse(anchors_document(await anchors.anchors()))
+
+    async def put_anchors(request: Request) -> Response:
+        require_publisher(request)
+        require_json(request)
+        await anchors.keep_anchors(parse_anchors(await request.body()))
+        return MsgspecResponse(anchors_document(await anchors.anchors()))
+
+    async def get_confirmations(request: Request) -> Response:
+        require_publisher(request)
+        return MsgspecResponse({"data": [document_of(each) for each in await anchors.confirmations()]})
+
+    async def confirm(request: Request) -> Response:
+        require_publisher(request)
+        require_json(request)
+        return MsgspecResponse(document_of(await anchors.confirm(parse_confirmation(await request.body()))))
+
+    app.add_direct_route("/anchors", "GET", get_anchors, GET_ANCHORS)
+    app.add_direct_route("/anchors", "PUT", put_anchors, PUT_ANCHORS)
+    app.add_direct_route("/confirmations", "GET", get_confirmations, GET_CONFIRMATIONS)
+    app.add_direct_route("/confirmations", "POST", confirm, POST_CONFIRMATION)

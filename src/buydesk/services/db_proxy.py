@@ -15,16 +15,11 @@ from fastapi import Response
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from buydesk.clients.model import KeyStore
 from buydesk.errors import ClockSkewed, DeskError, ExposureCapExceeded, InvalidRequest, Overloaded, PriceUnavailable
-from buydesk.http.anchors import (
-    GET_ANCHORS,
-    GET_CONFIRMATIONS,
-    POST_CONFIRMATION,
-    PUT_ANCHORS,
-    parse_anchors,
-    parse_confirmation,
-)
+from buydesk.http.anchors import add_anchor_routes
 from buydesk.http.app import Service, service_app
+from buydesk.http.clients import add_key_routes
 from buydesk.http.examples import EXAMPLE_ORDER, EXAMPLE_PRICED_ORDER
 from buydesk.http.ledger import (
     EXPOSURE,
@@ -68,9 +63,8 @@ from buydesk.orders.model import Exposure, OrderLedger, Outcome, Placed, PricedO
 from buydesk.orders.paging import PageReader
 from buydesk.orders.pricing import price_order
 from buydesk.orders.representations import order_document
-from buydesk.prices.anchor_documents import anchors_document
 from buydesk.prices.anchors import AnchorStore
-from buydesk.prices.documents import document_of, record_document
+from buydesk.prices.documents import record_document
 from buydesk.prices.model import RETRY_AFTER_SECONDS, PriceRecord
 from buydesk.prices.verification import require_proven
 from buydesk.reading import WrongMember
@@ -139,10 +133,16 @@ class PriceProofs:
 
 
 def create_app(
-    settings: Settings, ledger: OrderLedger, life: OrderLife, anchors: AnchorStore, reporter: Reporter
+    settings: Settings,
+    ledger: OrderLedger,
+    life: OrderLife,
+    anchors: AnchorStore,
+    reporter: Reporter,
+    *,
+    keys: KeyStore,
 ) -> Service:
-    """The service over a ledger, what becomes of its orders, and the anchors that are kept in it. Its caller closes
-    them."""
+    """The service over a ledger, what becomes of its orders, and the anchors and keys that are kept in it. Its caller
+    closes them."""
     queue = OrderBatcher(ledger, settings, NAME)
 
     @asynccontextmanager
@@ -174,7 +174,8 @@ def create_app(
     app.add_direct_route("/add/", "POST", add, _ADD_OPERATION)
     _add_reads(app, ledger, settings)
     _add_life(app, life, settings)
-    _add_anchors(app, anchors, settings)
+    add_anchor_routes(app, anchors, settings)
+    add_key_routes(app, keys, settings)
     return app
 
 
@@ -306,38 +307,6 @@ def _add_life(app: Service, life: OrderLife, settings: Settings) -> None:
     app.add_direct_route("/accepted", "GET", accepted, ACCEPTED)
     app.add_direct_route("/events", "GET", events, EVENTS)
     app.add_direct_route("/events/last", "POST", last_events, LAST_EVENTS)
-
-
-def _add_anchors(app: Service, anchors: AnchorStore, settings: Settings) -> None:
-    may_publish = tokens(settings.publishing_tokens)
-
-    def require_publisher(request: Request) -> None:
-        require_token(request, may_publish)
-        read_query(request)
-
-    async def get_anchors(request: Request) -> Response:
-        require_publisher(request)
-        return MsgspecResponse(anchors_document(await anchors.anchors()))
-
-    async def put_anchors(request: Request) -> Response:
-        require_publisher(request)
-        require_json(request)
-        await anchors.keep_anchors(parse_anchors(await request.body()))
-        return MsgspecResponse(anchors_document(await anchors.anchors()))
-
-    async def get_confirmations(request: Request) -> Response:
-        require_publisher(request)
-        return MsgspecResponse({"data": [document_of(each) for each in await anchors.confirmations()]})
-
-    async def confirm(request: Request) -> Response:
-        require_publisher(request)
-        require_json(request)
-        return MsgspecResponse(document_of(await anchors.confirm(parse_confirmation(await request.body()))))
-
-    app.add_direct_route("/anchors", "GET", get_anchors, GET_ANCHORS)
-    app.add_direct_route("/anchors", "PUT", put_anchors, PUT_ANCHORS)
-    app.add_direct_route("/confirmations", "GET", get_confirmations, GET_CONFIRMATIONS)
-    app.add_direct_route("/confirmations", "POST", confirm, POST_CONFIRMATION)
 
 
 _REFUSED = Refused(ExposureCapExceeded("Only 0.00100000 BTC can still be sold."))

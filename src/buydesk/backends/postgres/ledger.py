@@ -76,8 +76,9 @@ class PostgresLedger:
         self._idle: list[Session] = []
         self._is_closed = False
         # As many places as connections: no kind of read waits behind another, and checks wait for nobody.
-        readers = settings.database_connections_max - 2
+        readers = settings.database_connections_max - 3
         waiting = settings.reads_waiting_max, settings.read_wait_seconds_max
+        self.key_look_ups = Bulkhead(1, *waiting)  # or a key would be honoured as long as readers take all places
         self._large_pages = Bulkhead(max(1, readers // 3), *waiting)
         self._short_reads = Bulkhead(readers - max(1, readers // 3), *waiting)
         self._shared_check = SharedCheck(self._check_in_time)

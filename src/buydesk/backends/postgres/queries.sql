@@ -1,6 +1,6 @@
 -- {order} stands for an order's columns, in the order of the fields of `Order`; {placed} for the same as of its placing;
 -- {stored} for those of them that the table orders has; {closing} for the join with what became of it. sql.py puts them
--- in.
+-- in, and for {key} a key's columns.
 
 -- name: page_from
 -- The page that leaves out the $1 newest orders: an index seek, the same for every $1, because numbers have no gaps.
@@ -211,3 +211,33 @@ WHERE NOT EXISTS (SELECT FROM price_keys k WHERE k.key = given.key)
 -- name: session
 -- Sets each of the settings named $1 to the value beside it in $2.
 SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS s (name, value)
+
+-- name: key
+-- The key with this id.
+SELECT {key} FROM keys WHERE id = $1::text
+
+-- name: keys
+-- The keys of a client, or all, in the order in which they were made.
+SELECT {key} FROM keys WHERE coalesce(client = $1::text, true) ORDER BY created_at
+
+-- name: has_keys
+-- Whether any key is valid.
+SELECT EXISTS (
+    SELECT FROM keys WHERE revoked_at IS NULL AND coalesce(expires_at > clock_timestamp(), true)
+) AS has_keys
+
+-- name: clients
+-- All clients, and how many keys of each are valid.
+SELECT name, cap_satoshi, order_satoshi_max, used_satoshi, last_number AS orders, (
+    SELECT count(k.id) FROM keys k
+    WHERE k.client = c.name AND revoked_at IS NULL AND coalesce(expires_at > clock_timestamp(), true)
+) AS keys
+FROM clients c ORDER BY name
+
+-- name: acts
+-- What operators did.
+SELECT number, at, operator, address, act, subject, why, before, after, hash FROM audit ORDER BY number
+
+-- name: note_keys_used
+-- Notes that these keys were used today.
+SELECT note_keys_used($1::text[])

@@ -38,6 +38,7 @@ _COLUMNS = {
     "{closing}": "LEFT JOIN LATERAL (\n"
     "    SELECT status, settlement_reference, reason, closed_at FROM closings WHERE number = o.number LIMIT 1\n"
     ") x ON true",
+    "{key}": "id, client, digest, scopes, allow_from::text[] AS allow_from, expires_at, revoked_at, last_used_on",
 }
 
 

@@ -125,8 +125,8 @@ class RemoteService:
         """
         method, data = ("GET", None) if body is None else (method, msgspec.json.encode(body))
         headers = {}
-        if shows_token and method in self.tokens:
-            headers["Authorization"] = f"Bearer {tokens(getattr(self._settings, self.tokens[method]))[0]}"
+        if shows_token and (token := self.token(method)) is not None:
+            headers["Authorization"] = f"Bearer {token}"
         if (request_id := request_ids.current()) is not None:
             headers[request_ids.NAME] = request_id
         timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=self._settings.connect_seconds_max)
@@ -143,6 +143,10 @@ class RemoteService:
             retry_after = response.headers.get("Retry-After", "")
             error = rebuild(document, int(retry_after) if retry_after.isdecimal() else None)
             raise self._misunderstood(error) if isinstance(error, _MISUNDERSTOOD) else error
+
+    def token(self, method: str) -> str | None:
+        """What is shown with a call by this method."""
+        return tokens(getattr(self._settings, self.tokens[method]))[0] if method in self.tokens else None
 
     def _misunderstood(self, error: DeskError) -> DeskError:
         return self.unavailable(f"{self.service} answered {error.code}: {error.detail}", retry_after_seconds=1)
