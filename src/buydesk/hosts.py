@@ -31,6 +31,12 @@ def address_of(host: str) -> Address | None:
         return None
 
 
+def caller_address(text: str) -> Address:
+    """The address of whoever is at the other end; IPv4 as such also where it comes in IPv6. Raises ValueError."""
+    address = ip_address(text.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches what listens on `host`. Of names that is certain of ``localhost`` only."""
     address = address_of(host)

@@ -33,6 +33,7 @@ from buydesk.times import utc_now
 from tests.builders import settings
 from tests.databases import Databases, as_db_proxy
 from tests.model_anchors import ModelAnchors
+from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.serving import free_port, served
 
@@ -85,7 +86,9 @@ async def opened(kind: str, databases: Databases) -> AsyncIterator[Kept]:
     own = PostgresAnchors(ledger)
     if kind == "remote":
         reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
-        async with served(db_proxy.create_app(settings(), ledger, PostgresLife(ledger), own, reporter)) as url:
+        async with served(
+            db_proxy.create_app(settings(), ledger, PostgresLife(ledger), own, reporter, keys=ModelKeys())
+        ) as url:
             remote = RemoteAnchorStore(url, settings())
             yield Kept(remote, None, dsn)
             await remote.close()
@@ -235,7 +238,9 @@ async def test_db_proxy_that_gives_no_answer_or_takes_no_such_token_is_an_unavai
     await calls_of(remote)
     await remote.close()
     reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
-    async with served(db_proxy.create_app(settings(), ModelLedger(), ModelLedger(), ModelAnchors(), reporter)) as url:
+    async with served(
+        db_proxy.create_app(settings(), ModelLedger(), ModelLedger(), ModelAnchors(), reporter, keys=ModelKeys())
+    ) as url:
         stranger = RemoteAnchorStore(url, settings(publishing_tokens="another"))
         await calls_of(stranger)
         await stranger.close()
@@ -250,7 +255,9 @@ async def test_db_proxy_of_another_version_is_an_unavailable_ledger() -> None:
             return {cast("Currency", Francs.CHF): Anchor(10**8, NOON)}
 
     reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
-    async with served(db_proxy.create_app(settings(), ModelLedger(), ModelLedger(), Newer(), reporter)) as url:
+    async with served(
+        db_proxy.create_app(settings(), ModelLedger(), ModelLedger(), Newer(), reporter, keys=ModelKeys())
+    ) as url:
         remote = RemoteAnchorStore(url, settings())
         with pytest.raises(LedgerUnavailable):
             await remote.anchors()

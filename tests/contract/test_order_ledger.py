@@ -36,6 +36,7 @@ from buydesk.orders.pricing import price_order
 from buydesk.services import db_proxy
 from tests.builders import new_order, priced_order, record, settings
 from tests.databases import CAP_SATOSHI, Databases, as_db_proxy
+from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.serving import served
 
@@ -51,7 +52,7 @@ async def opened(kind: str, databases: Databases) -> AsyncIterator[OrderLedger]:
     own = PostgresLedger(as_db_proxy(await databases.new(version)), settings(), livemode=False)
     if kind == "remote":
         reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
-        app = db_proxy.create_app(settings(), own, PostgresLife(own), PostgresAnchors(own), reporter)
+        app = db_proxy.create_app(settings(), own, PostgresLife(own), PostgresAnchors(own), reporter, keys=ModelKeys())
         async with served(app) as url:
             remote = RemoteLedger(url, settings())
             yield remote

@@ -39,6 +39,7 @@ from buydesk.orders.model import (
 from buydesk.services import db_proxy
 from tests.builders import new_order, priced_order, record, settings
 from tests.databases import CAP_SATOSHI, Databases, as_db_proxy, run
+from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelAccount, ModelLedger
 from tests.recount import assert_adds_up
 from tests.serving import served
@@ -112,7 +113,7 @@ async def opened(kind: str, databases: Databases) -> AsyncIterator[Desk]:
     life = PostgresLife(ledger)
     if kind == "remote":
         reporter = Reporter("db_proxy", MemoryReportStore(SETTINGS), SETTINGS)
-        app = db_proxy.create_app(SETTINGS, ledger, life, PostgresAnchors(ledger), reporter)
+        app = db_proxy.create_app(SETTINGS, ledger, life, PostgresAnchors(ledger), reporter, keys=ModelKeys())
         async with served(app) as url:
             remote, remote_life = RemoteLedger(url, SETTINGS), RemoteLife(url, SETTINGS)
             yield Desk(remote, remote_life, dsn)

@@ -28,6 +28,7 @@ from buydesk.services.db_proxy import ADD_BYTES_MAX, ITEMS_MAX, ExposureSeen, cr
 from buydesk.times import format_time, utc_now
 from tests.builders import priced_order, record, settings, shown
 from tests.model_anchors import ModelAnchors
+from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.problems import assert_problem
 from tests.serving import served
@@ -89,7 +90,12 @@ async def proxy_with(**given: Any) -> AsyncIterator[Proxy]:
     configured = settings(price_ttl_seconds=3600, **given)
     ledger, anchors = Ledger(), ModelAnchors()
     app = create_app(
-        configured, ledger, ledger, anchors, Reporter("db_proxy", MemoryReportStore(configured), configured)
+        configured,
+        ledger,
+        ledger,
+        anchors,
+        Reporter("db_proxy", MemoryReportStore(configured), configured),
+        keys=ModelKeys(),
     )
     async with served(app) as url, httpx2.AsyncClient(base_url=url, timeout=20) as client:
         yield Proxy(ledger, anchors, client)
@@ -353,10 +359,11 @@ async def test_wrong_methods_and_paths(proxy: Proxy) -> None:
 
 async def test_every_path_is_documented_with_examples_problems_and_the_token(proxy: Proxy) -> None:
     document = (await proxy.client.get("/openapi.json")).json()
-    assert document["components"]["securitySchemes"] == {"internal_token": {"type": "http", "scheme": "bearer"}}
+    bearer = {"type": "http", "scheme": "bearer"}
+    assert document["components"]["securitySchemes"] == {"internal_token": bearer, "key": bearer}
     expected = {
         ("/add/", "post"): {"401", "413", "415", "422", "503"},
-        ("/get/", "get"): {"422", "503"},
+        ("/get/", "get"): {"401", "403", "422", "503"},
         ("/page", "get"): {"401", "422", "503"},
         ("/order", "get"): {"401", "404", "422", "503"},
         ("/order/{order_id}", "get"): {"401", "404", "422", "503"},

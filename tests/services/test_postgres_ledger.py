@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from buydesk import limits
 from buydesk.backends.postgres import ledger as postgres
 from buydesk.backends.postgres import storing
+from buydesk.backends.postgres.clients import PostgresKeys
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.rows import place_arguments
 from buydesk.backends.postgres.sessions import Session, open_session
@@ -516,7 +517,7 @@ async def test_a_batch_waits_for_the_one_before_it_but_not_for_long(dsn: str) ->
 
 
 async def test_cancelling_an_order_in_flight_hands_no_broken_connection_back(dsn: str) -> None:
-    async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10, database_connections_max=4) as ledger:
+    async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10, database_connections_max=5) as ledger:
         async with row_held(dsn), session(dsn) as watcher:
             for _ in range(4):  # more than there are connections
                 placing = asyncio.create_task(ledger.place([priced_order()], SECONDS))
@@ -782,8 +783,8 @@ async def test_the_cap_holds_against_anybody_who_writes_sql(dsn: str, change: st
         assert (await ledger.exposure(None)).cap_satoshi == CAP_SATOSHI
 
 
-@pytest.mark.parametrize(("connections", "short", "large"), [(4, 1, 1), (8, 4, 2)])
-async def test_with_all_readers_places_taken_orders_and_checks_go_on_and_a_further_read_is_overloaded(
+@pytest.mark.parametrize(("connections", "short", "large"), [(5, 1, 1), (9, 4, 2)])
+async def test_with_all_readers_places_taken_orders_checks_and_keys_go_on_and_a_further_read_is_overloaded(
     dsn: str, connections: int, short: int, large: int
 ) -> None:
     limits: Any = {"statement_seconds_max": 60, "remote_seconds_max": 60, "read_wait_seconds_max": 60}
@@ -808,6 +809,7 @@ async def test_with_all_readers_places_taken_orders_and_checks_go_on_and_a_furth
                     await read
             assert len((await ledger.page(None, PageFrom(0), 101)).orders) == 1
             await asyncio.gather(*(ledger.check() for _ in range(50)))
+            assert await PostgresKeys(ledger).key("0" * 10) is None
             refusal = PriceUnavailable("no price")
             assert codes(await ledger.place([priced_order(price=refusal)], SECONDS)) == ["price_unavailable"]
         found = await asyncio.gather(*prices, return_exceptions=True)

@@ -20,6 +20,7 @@ from buydesk.services import db_proxy
 from buydesk.times import format_time, utc_now
 from tests.builders import TOKEN, settings
 from tests.model_anchors import ModelAnchors
+from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.serving import free_port, served
 
@@ -42,7 +43,9 @@ class Desk:
 async def desk() -> AsyncIterator[Desk]:
     anchors, given = ModelAnchors(), settings()
     reporter = Reporter("db_proxy", MemoryReportStore(given), given)
-    async with served(db_proxy.create_app(given, ModelLedger(), ModelLedger(), anchors, reporter)) as url:
+    async with served(
+        db_proxy.create_app(given, ModelLedger(), ModelLedger(), anchors, reporter, keys=ModelKeys())
+    ) as url:
         yield Desk(anchors, {"BUYDESK_DB_PROXY_URL": url, "BUYDESK_PUBLISHING_TOKENS": TOKEN})
 
 

@@ -47,6 +47,7 @@ from buydesk.services import db_proxy
 from tests.builders import at, priced_order, record, settings, without
 from tests.lines import Line, line_to_url
 from tests.model_anchors import ModelAnchors
+from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.serving import free_port, served
 
@@ -193,7 +194,12 @@ class Proxy:
 async def proxy() -> AsyncIterator[Proxy]:
     model = ModelLedger()
     app = db_proxy.create_app(
-        settings(), model, model, ModelAnchors(), Reporter("db_proxy", MemoryReportStore(settings()), settings())
+        settings(),
+        model,
+        model,
+        ModelAnchors(),
+        Reporter("db_proxy", MemoryReportStore(settings()), settings()),
+        keys=ModelKeys(),
     )
     async with served(app) as url, line_to_url(url) as (through, line), opened(RemoteLedger, through) as remote:
         await remote.check()  # the next request finds a kept connection

@@ -19,6 +19,7 @@ from buydesk.services import db_proxy
 from tests.builders import TOKEN, priced_order, settings
 from tests.lines import Fault, Line, line_to_url
 from tests.model_anchors import ModelAnchors
+from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.problems import assert_problem
 from tests.serving import served
@@ -54,7 +55,7 @@ class Proxy:
 async def proxy() -> AsyncIterator[Proxy]:
     ledger = Ledger()
     reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
-    app = db_proxy.create_app(settings(), ledger, ledger, ModelAnchors(), reporter)
+    app = db_proxy.create_app(settings(), ledger, ledger, ModelAnchors(), reporter, keys=ModelKeys())
     async with served(app) as url, line_to_url(url) as (through, line):
         await ledger.place([priced_order()], 1)
         life = RemoteLife(through, settings())

@@ -24,6 +24,7 @@ from buydesk.services import create_buy_order, db_proxy
 from tests.builders import record, settings
 from tests.logged import logged
 from tests.model_anchors import ModelAnchors
+from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.serving import served
 
@@ -168,7 +169,7 @@ async def hops() -> AsyncIterator[TwoHops]:
     ledger, store, desk = Ledger(), MemoryPriceStore(CALM), MemoryReportStore(CALM)
     await store.publish(record())
     async with served(
-        db_proxy.create_app(CALM, ledger, ledger, ModelAnchors(), Reporter("db_proxy", desk, CALM))
+        db_proxy.create_app(CALM, ledger, ledger, ModelAnchors(), Reporter("db_proxy", desk, CALM), keys=ModelKeys())
     ) as ledger_url:
         remote = RemoteLedger(ledger_url, CALM)
         edge = create_buy_order.create_app(CALM, remote, store, Reporter("create_buy_order", desk, CALM))

@@ -26,6 +26,7 @@ from buydesk.signing_keys import KEY_BYTES, new_signing_key, public_key, to_text
 from buydesk.times import utc_now
 from tests.builders import priced_order, record, settings
 from tests.model_anchors import ModelAnchors
+from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.serving import served
 
@@ -59,7 +60,7 @@ async def clients_of(theirs: Settings, ours: Settings) -> AsyncIterator[Clients]
     async def ready() -> None: ...
 
     apps = (
-        db_proxy.create_app(ours, ModelLedger(), ModelLedger(), ModelAnchors(), reporter("db_proxy")),
+        db_proxy.create_app(ours, ModelLedger(), ModelLedger(), ModelAnchors(), reporter("db_proxy"), keys=ModelKeys()),
         api_cache_proxy.create_app(ours, store, reporter("api_cache_proxy")),
         health_check.create_app(ours, desk, ready, store, redis_check=None, reporter=reporter("health_check")),
     )

@@ -82,7 +82,7 @@ async def receiver() -> AsyncIterator[tuple[Receiver, str]]:
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading the exposure is an accident, whose text and variables are full of what is nobody's business."""
 
-    async def accident(_: RemoteLedger, __: object) -> None:
+    async def accident(_: RemoteLedger, __: str | None) -> None:
         amount, body = AMOUNT, BODY
         try:
             raise ValueError(f"{body!r}: bad amount {amount} of postgresql://desk:{PASSWORD}@db/desk\nDETAIL: {KEY}")

@@ -28,13 +28,17 @@ from buydesk import cli
 from buydesk.backends.fallback import FallbackPriceStore, FallbackReportStore
 from buydesk.backends.postgres.accounts import Account
 from buydesk.backends.postgres.anchors import PostgresAnchors
+from buydesk.backends.postgres.clients import PostgresKeys
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.life import PostgresLife
+from buydesk.backends.postgres.registry import Operator, registry_at
 from buydesk.backends.redis.faults import RedisCheck
 from buydesk.backends.remote import RemoteAnchorStore, RemoteLedger, RemoteLife
+from buydesk.backends.remote.clients import RemoteKeys
 from buydesk.backends.sources import EXCHANGES
 from buydesk.backends.sources.exchange import ExchangeSource
 from buydesk.backends.sources.sandbox import SandboxSource
+from buydesk.clients.model import NewKey
 from buydesk.embedded.data_dir import secret_file
 from buydesk.errors import CannotStart
 from buydesk.http import listeners
@@ -219,7 +223,12 @@ async def test_a_live_desk_that_reaches_no_exchange_says_which_and_how_to_run_th
 ) -> None:
     dsn = await databases.new(livemode=True)
     live = settings(
-        data_dir=data_dir, port_offset=free_offset(), price_feed="live", database_url=dsn, **at_closed_ports()
+        data_dir=data_dir,
+        port_offset=free_offset(),
+        price_feed="live",
+        access="open",
+        database_url=dsn,
+        **at_closed_ports(),
     )
     started = time.monotonic()
     async with running_up(live) as said:
@@ -270,7 +279,11 @@ async def test_stopped_while_it_starts_it_ends_what_it_started(data_dir: Path) -
 
 async def test_the_other_mode_s_database_is_refused(data_dir: Path, databases: Databases) -> None:
     given = settings(
-        data_dir=data_dir, port_offset=free_offset(), database_url=await databases.new(), price_feed="live"
+        data_dir=data_dir,
+        port_offset=free_offset(),
+        database_url=await databases.new(),
+        price_feed="live",
+        access="open",
     )
     with pytest.raises(CannotStart, match="this database holds sandbox orders"):
         async with running_up(given):
@@ -388,6 +401,20 @@ async def test_db_proxy_starts_before_its_database_but_not_in_the_other_mode_s(d
     other = settings(database_url=await databases.new(), port_offset=free_offset(), price_feed="live")
     with pytest.raises(CannotStart, match="sandbox orders"):
         await serving_module.serve(other, "db_proxy")
+
+
+async def test_a_desk_that_nobody_could_call_does_not_start(data_dir: Path, databases: Databases) -> None:
+    dsn = await databases.new()
+    given = settings(database_url=dsn, port_offset=free_offset(), access="keys", data_dir=data_dir)
+    with pytest.raises(CannotStart, match="there is no key"):
+        await serving_module.serve(given, "db_proxy")
+    with pytest.raises(CannotStart, match="there is no key"):
+        await up(given, separate=False, say=print)
+    async with registry_at(dsn, Operator("tester", "here")) as registry:
+        await registry.create_key(NewKey("anonymous", ["orders:read"]), "")
+    wired = wire(given, ["db_proxy"])
+    await wired.check_mode()
+    await wired.close()
 
 
 async def test_an_app_that_does_not_start_is_said_to_be_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -556,12 +583,12 @@ async def test_wiring_takes_own_backends_for_own_ports_and_remote_ones_for_the_o
     given = settings(redis_url=redis_url, price_feed="live", database_url="postgresql://x")
     wired = wire(given, PORTS)
     kinds = [type(backend) for backend in wired.backends]
-    assert kinds[:8] == [ExchangeSource] * 5 + [PostgresLedger, PostgresLife, PostgresAnchors]
-    assert kinds[8:] == [FallbackPriceStore, FallbackReportStore, RedisCheck]
+    assert kinds[:9] == [ExchangeSource] * 5 + [PostgresLedger, PostgresLife, PostgresAnchors, PostgresKeys]
+    assert kinds[9:] == [FallbackPriceStore, FallbackReportStore, RedisCheck]
     await wired.close()
     alone = wire(settings(), ["api_updater"])
     kinds = [type(backend) for backend in alone.backends]
-    assert kinds[:8] == [SandboxSource] * 5 + [RemoteLedger, RemoteLife, RemoteAnchorStore]
+    assert kinds[:9] == [SandboxSource] * 5 + [RemoteLedger, RemoteLife, RemoteAnchorStore, RemoteKeys]
     assert SandboxSource not in map(type, wire(settings(), ["health_check"]).backends)
     with pytest.raises(CannotStart, match="REDIS_URL"):
         wire(settings(redis_url="redis://x?db=nonsense&socket_timeout=nonsense"), ["health_check"])
@@ -645,7 +672,6 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
             ["up", "--feed", "live", "--sandbox-fault", "stale"],
             "BUYDESK_SANDBOX_FAULT (stale) needs PRICE_FEED=sandbox",
         ),
-        (["up", "--feed", "live", "--host", "::"], "BUYDESK_ACCESS is missing: a live desk that listens on :: has to"),
     ],
 )
 def test_what_keeps_a_command_from_starting_is_one_line(runner: CliRunner, arguments: list[str], said: str) -> None:
@@ -653,41 +679,6 @@ def test_what_keeps_a_command_from_starting_is_one_line(runner: CliRunner, argum
     assert result.exit_code == 2
     assert said in result.stderr
     assert len(result.stderr.splitlines()) == 1
-
-
-def test_a_live_service_that_other_machines_reach_says_who_guards_it(
-    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in (shared_env() | {"PRICE_FEED": "live", "BUYDESK_HOST": "0.0.0.0"}).items():  # noqa: S104
-        monkeypatch.setenv(name, value)
-    result = runner.invoke(cli.main, ["serve", "create_buy_order"])
-    assert (result.exit_code, result.stderr.startswith("buydesk: BUYDESK_ACCESS is missing: ")) == (2, True)
-
-
-@pytest.mark.parametrize(
-    ("env", "warned"),
-    [
-        ({"BUYDESK_HOST": "0.0.0.0"}, True),  # noqa: S104
-        ({"BUYDESK_HOST": "0.0.0.0", "BUYDESK_ACCESS": "open"}, False),  # noqa: S104
-        ({}, False),
-    ],
-)
-def test_a_sandbox_that_other_machines_reach_says_so_unless_it_was_told_to_be_open(
-    env: dict[str, str],
-    warned: bool,
-    runner: CliRunner,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    async def fake_serve(_: Settings, __: str) -> None: ...
-
-    monkeypatch.setattr("buydesk.runtime.serve.serve", fake_serve)
-    for name, value in (shared_env() | env).items():
-        monkeypatch.setenv(name, value)
-    result = runner.invoke(cli.main, ["serve", "create_buy_order"])
-    assert result.exit_code == 0
-    told = "0.0.0.0 is reached by other machines and takes orders without a key: BUYDESK_ACCESS is not set"
-    assert (told in caplog.messages) is warned
 
 
 def test_a_cap_that_is_no_amount_is_refused(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -801,8 +792,9 @@ async def test_the_table_is_of_the_tick_that_made_the_price(monkeypatch: pytest.
     ("given", "said"),
     [
         ({}, "open, no key is needed: for programs of this machine, at 127.0.0.1"),
-        ({"host": "0.0.0.0"}, "open, no key is needed: for every machine that reaches 0.0.0.0"),  # noqa: S104
+        ({"host": "0.0.0.0", "access": "open"}, "open, no key is needed: for every machine that reaches 0.0.0.0"),  # noqa: S104
         ({"host": "::", "access": "proxy"}, "proxy: a proxy in front checks keys"),
+        ({"host": "::"}, "keys: callers show one (buydesk keys create)"),
     ],
 )
 async def test_the_table_says_who_may_order(given: dict[str, str], said: str) -> None:

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from buydesk.errors import CannotStart
 from buydesk.settings import reading as settings_reading
 from buydesk.settings.model import PREFIX, TOKENS, Settings, variable
-from buydesk.settings.reading import read_settings, require_access
+from buydesk.settings.reading import read_settings
 from buydesk.settings.types import SANDBOX_FAULTS, tokens
 from buydesk.signing_keys import DEFAULT_SIGNING_KEY, new_signing_key, public_key
 from buydesk.topology import PORTS
@@ -126,7 +126,7 @@ def test_the_command_line_wins_over_the_environment(field: str, monkeypatch: pyt
         ("BUYDESK_PRICE_SOURCES_MIN", "1"),
         ("BUYDESK_PRICE_DEVIATION_BP_MAX", "0.5"),
         ("BUYDESK_GEMINI_URL", "gemini"),
-        ("BUYDESK_ACCESS", "keys"),
+        ("BUYDESK_ACCESS", "nobody"),
         ("BUYDESK_HOSTS", "desk.example.org:8001"),
         ("BUYDESK_HOSTS", "http://desk.example.org"),
         ("BUYDESK_HOSTS", "desk.example.org."),
@@ -350,22 +350,15 @@ def test_lists_may_be_given_whole() -> None:
 BEYOND_LOOPBACK = ["0.0.0.0", "::", "192.0.2.7", "fe80::1%eth0", "::ffff:192.0.2.7", "desk.example.org"]  # noqa: S104
 
 
-@pytest.mark.parametrize("host", BEYOND_LOOPBACK)
-def test_a_live_desk_that_other_machines_reach_says_how_it_is_guarded_or_does_not_start(host: str) -> None:
-    with pytest.raises(CannotStart) as refused:
-        require_access(read_settings(price_feed="live", host=host))
-    assert str(refused.value) == (
-        f"BUYDESK_ACCESS is missing: a live desk that listens on {host} has to say who keeps strangers out: proxy "
-        "(a proxy in front checks keys) or open (nobody does); or listen on 127.0.0.1 only"
-    )
-    require_access(read_settings(price_feed="live", host=host, access="open"))
-    require_access(read_settings(price_feed="live", host=host, access="proxy"))
-    require_access(read_settings(price_feed="sandbox", host=host))
+LOOPBACK = ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "localhost", "LocalHost"]
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "localhost", "LocalHost"])
-def test_a_live_desk_for_this_machine_only_need_not_say_how_it_is_guarded(host: str) -> None:
-    require_access(read_settings(price_feed="live", host=host))
+@pytest.mark.parametrize("host", LOOPBACK + BEYOND_LOOPBACK)
+@pytest.mark.parametrize("feed", ["sandbox", "live"])
+def test_callers_need_keys_but_for_a_sandbox_that_only_this_machine_reaches(feed: str, host: str) -> None:
+    harms_nobody = feed == "sandbox" and host in LOOPBACK
+    assert read_settings(price_feed=feed, host=host).access == ("open" if harms_nobody else "keys")
+    assert read_settings(price_feed=feed, host=host, access="open").access == "open"
 
 
 KUBERNETES = [

@@ -1,16 +1,92 @@
 """Access: who calls, and whether it may."""
 
-from buydesk.clients.model import ANYBODY, Caller
+import hmac
+from collections.abc import Mapping
+from typing import Literal
+
+from buydesk.clients.cache import KeyCache
+from buydesk.clients.keys import parse_key_text
+from buydesk.clients.model import ANYBODY, Caller, StoredKey
 from buydesk.clients.scopes import Scope
-from buydesk.errors import Unauthorized
+from buydesk.errors import InsufficientScope, Unauthorized
 from buydesk.http.requests import Request
+from buydesk.observability.metrics import RefusedCallers
+from buydesk.settings.model import Settings
+from buydesk.times import CLOCK, Clock
+
+# Whatever was wrong with what was shown: no hint which part.
+_REFUSAL = "Show a key of this desk that is valid: Authorization: Bearer bd_..."
+Why = Literal[
+    "nothing_shown", "not_a_key", "other_mode", "unknown", "wrong_secret", "ended", "foreign_address", "scope"
+]
 
 
 class Access:
-    """Finds the caller of a request."""
+    """Who calls a service: by a key, by one of the desk's own `tokens`, or without any where the desk is open or a
+    proxy in front has checked. `refused` counts who may not."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        refused: RefusedCallers,
+        keys: KeyCache | None = None,
+        tokens: Mapping[str, Caller] | None = None,
+        clock: Clock = CLOCK,
+    ) -> None:
+        self._is_open = settings.access != "keys"
+        self._livemode = settings.price_feed == "live"
+        self._refused = refused
+        self._keys = keys
+        self._tokens = tokens or {}
+        self._clock = clock
 
     async def caller(self, request: Request, needs: Scope) -> Caller:
-        """Who calls, for something that needs the scope. Raises Unauthorized."""
-        if needs not in ANYBODY.scopes:
-            raise Unauthorized("Show a key that permits this.")
-        return ANYBODY
+        """Who calls, for something that needs the scope. Raises Unauthorized, InsufficientScope and, when a key cannot
+        be looked up, LedgerUnavailable and Overloaded."""
+        if "authorization" not in request.headers:
+            if not self._is_open or needs not in ANYBODY.scopes:
+                raise self._refusal("nothing_shown")
+            return ANYBODY
+        caller = await self._known(request)
+        if needs not in caller.scopes:
+            self._refused.count("scope")
+            raise InsufficientScope.of(needs)
+        return caller
+
+    async def _known(self, request: Request) -> Caller:
+        shown = request.headers.getall("authorization")
+        scheme, _, text = shown[0].partition(" ")
+        if len(shown) > 1 or scheme.lower() != "bearer":
+            raise self._refusal("not_a_key")
+        given = text.encode()
+        own = [caller for token, caller in self._tokens.items() if hmac.compare_digest(given, token.encode())]
+        if own:
+            return own[0]
+        if self._keys is None:
+            raise self._refusal("unknown")
+        key = await self._key(self._keys, text)
+        if not key.is_valid(self._clock.now()):
+            raise self._refusal("ended")
+        if not key.is_taken_from(request.address):
+            raise self._refusal("foreign_address")
+        self._keys.note_used(key)
+        return key.caller()
+
+    async def _key(self, keys: KeyCache, text: str) -> StoredKey:
+        """The stored key that the text is; what cannot be one of this desk's is not looked up."""
+        try:
+            shown = parse_key_text(text)
+        except ValueError as error:
+            raise self._refusal("not_a_key") from error
+        if shown.livemode != self._livemode:
+            raise self._refusal("other_mode")
+        stored = await keys.find(shown.id)
+        if stored is None:
+            raise self._refusal("unknown")
+        if not hmac.compare_digest(stored.digest, shown.digest):
+            raise self._refusal("wrong_secret")
+        return stored
+
+    def _refusal(self, why: Why) -> Unauthorized:
+        self._refused.count(why)
+        return Unauthorized(_REFUSAL)

@@ -32,13 +32,15 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Message
 
 from buydesk import __version__
+from buydesk.clients.cache import KeyCache
+from buydesk.clients.model import Caller
 from buydesk.clients.scopes import Scope
 from buydesk.errors import DeskError, InternalError, InvalidRequest, MethodNotAllowed, NotFound, NotReady
 from buydesk.http.access import Access
-from buydesk.http.openapi import EVERY_SERVICE, Json, openapi_document, operation
+from buydesk.http.openapi import EVERY_SERVICE, Json, needing, openapi_document, operation
 from buydesk.http.requests import Request
 from buydesk.http.responses import JSONBytesResponse, MsgspecResponse, encode, keep_private, problem_response
-from buydesk.observability.metrics import Traffic
+from buydesk.observability.metrics import RefusedCallers, Traffic
 from buydesk.observability.reporter import Reporter
 
 CHECK_SECONDS_MAX = 3.0
@@ -64,7 +66,9 @@ class Route(NamedTuple):
 
 class Service(FastAPI):
     """A service's app: its direct routes and, for all others, FastAPI. A documented path is taken with and without its
-    trailing slash; what is answered is counted."""
+    trailing slash; what is answered is counted. `access`, which whoever serves it gives, says who calls."""
+
+    access: Access
 
     def __init__(self, name: str, summary: str) -> None:
         super().__init__(
@@ -80,7 +84,8 @@ class Service(FastAPI):
         self.name = name
         self.running: Lifespan = contextlib.nullcontext  # entered while it runs
         self.stopping = asyncio.Event()  # what waits for something to happen ends then
-        self.access = Access()
+        self.keys: KeyCache | None = None  # by which callers are known, and
+        self.tokens: dict[str, Caller] = {}  # by which the desk's own are, where they call it as callers do
         self.checks: dict[str, Check] = {}  # what /readyz asks, each by the name of what is missing when it raises
         # One registry a service, also when several run in one process.
         self.registry = registry = CollectorRegistry()
@@ -90,13 +95,17 @@ class Service(FastAPI):
         self._direct: dict[str, dict[str, Route]] = {}
         self._log = logging.getLogger(f"buydesk.services.{name}")
         self._traffic = Traffic(name)
+        self.refused = RefusedCallers(name)
         registry.register(self._traffic)
+        registry.register(self.refused)
 
     def add_direct_route(
         self, path: str, method: str, endpoint: Endpoint, operation: Json | None, *, needs: Scope | None = None
     ) -> None:
         """A route, documented by its OpenAPI operation object. Its path may end in one parameter, `/orders/{id}`, or
         have it before the last segment: `/orders/{id}/settle`. With `needs`, a request has its `caller`."""
+        if operation is not None and needs is not None:
+            operation = needing(operation, needs)
         if operation is not None:
             self.operations.setdefault(path, {})[method.lower()] = operation
         before, brace, after = path.partition("{")

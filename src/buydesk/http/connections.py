@@ -7,12 +7,13 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from fastapi import Response
 
 from buydesk.errors import RequestTimeout
+from buydesk.hosts import Address, caller_address
 from buydesk.http.requests import Request
 from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
@@ -43,8 +44,9 @@ class Connections:
 
     def admit(self, connection: "Connection", peer: Sequence[object]) -> str:
         """Counts the connection; returns why there may be no more of them, "" when it is one."""
-        address = _address(str(peer[0]))
-        whose = None if any(address in proxy for proxy in self._settings.proxies) else _counted(address)
+        address = connection.peer = caller_address(str(peer[0]))
+        connection.is_of_proxy = any(address in proxy for proxy in self._settings.proxies)
+        whose = None if connection.is_of_proxy else counted(address)
         if len(self.open) >= self._settings.connections_max:
             return "Too many connections are open."
         if whose is not None and self._by_address[whose] >= self._settings.connections_per_address_max:
@@ -83,11 +85,6 @@ class Connections:
                 each.close()
 
 
-def _address(text: str) -> IPv4Address | IPv6Address:
-    address = ip_address(text.partition("%")[0])
-    return getattr(address, "ipv4_mapped", None) or address
-
-
-def _counted(address: IPv4Address | IPv6Address) -> object:
-    """What connections are counted by."""
+def counted(address: Address) -> object:
+    """What callers are told apart by, where it is by their address."""
     return address if address.version == 4 else ip_network((address, IPV6_CLIENT_BITS), strict=False)

@@ -10,14 +10,12 @@ import msgspec
 
 from buydesk.errors import (
     DeskError,
-    InsufficientScope,
     InvalidRequest,
     LedgerUnavailable,
     OrderNotFound,
     OrderStateConflict,
     OutcomeUnknown,
     Overloaded,
-    Unauthorized,
     problem,
 )
 from buydesk.http.examples import EXAMPLE_ORDER
@@ -222,7 +220,6 @@ _CANCELLED = msgspec.structs.replace(
     EXAMPLE_ORDER, status="cancelled", reason="The client asked for it.", closed_at=EXAMPLE_ORDER.created_at
 )
 _AWAY = (LedgerUnavailable, Overloaded)
-_NEEDS = "Needs `Authorization: Bearer <processing token>`."
 
 
 def _close_operation(act: str, status: Closed, closed: Order) -> Json:
@@ -231,13 +228,12 @@ def _close_operation(act: str, status: Closed, closed: Order) -> Json:
         f"{act} an order",
         (f"The order, {status}", desk_document(closed)),
         errors=(OrderNotFound, OrderStateConflict, OutcomeUnknown, *_AWAY),
-        description=f"{_NEEDS} The same act with the same text has the same answer; another one is a conflict. After a "
+        description="The same act with the same text has the same answer; another one is a conflict. After a "
         "lost answer (`outcome_unknown`) send it again.",
         tag="orders",
         parameters=[id_in_path("order_id")],
         body={"schema": body_schema((member,)), "example": {member.name: getattr(closed, member.name)}},
         is_body_required=member.is_required,
-        is_internal=True,
     )
 
 
@@ -258,10 +254,9 @@ def _close_list_operation(act: str, status: Closed, closed: Order) -> Json:
             {"data": [result(missing, OrderNotFound("No order has this id.")), {"order": desk_document(closed)}]},
         ),
         errors=_AWAY,
-        description=f"{_NEEDS} As if they were sent one by one: some may fail, and the others are {status}.",
+        description=f"As if they were sent one by one: some may fail, and the others are {status}.",
         tag="orders",
         body={"schema": schema, "example": {"orders": [msgspec.to_builtins(example)]}},
-        is_internal=True,
     )
 
 
@@ -273,15 +268,14 @@ GET_ACCEPTED = operation(
     "Open orders, oldest first",
     ("The orders", {"data": [desk_document(EXAMPLE_ORDER)], "next_after": EXAMPLE_ORDER.number}),
     errors=(InvalidRequest, *_AWAY),
-    description=f"{_NEEDS} Ask again after `next_after`, until it stays the same: a page may have few orders or none.",
+    description="Ask again after `next_after`, until it stays the same: a page may have few orders or none.",
     tag="orders",
     query=(_STATUS, _AFTER, _LIMIT),
-    is_internal=True,
 )
 GET_EVENTS = operation(
     "Events after a number, oldest first",
     ("The events", events_page([Event(1, EXAMPLE_ORDER), Event(2, _SETTLED)], 0, Owner(EXAMPLE_ORDER.client, False))),
-    errors=(Unauthorized, InsufficientScope, InvalidRequest, *_AWAY),
+    errors=(InvalidRequest, *_AWAY),
     description="The caller's own; `sequence` counts these, without gaps. For another `client`, or all of the desk "
     "(which it is for the processing token without a `client`), an order also has `client` and `desk_number`. With "
     "`Accept: text/event-stream` the same as a stream without an end; `Last-Event-ID` goes on where it broke off.",
@@ -289,6 +283,7 @@ GET_EVENTS = operation(
     query=(_SEQUENCE, _LIMIT, _WAIT, CLIENT),
 )
 # Between the desk's own services.
+_NEEDS = "Needs `Authorization: Bearer <processing token>`."
 _CLOSINGS = {
     "type": "array",
     "maxItems": CLOSED_AT_ONCE_MAX,

@@ -8,8 +8,10 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from buydesk.clients.scopes import CLIENT_SCOPES, Scope
 from buydesk.errors import (
     DeskError,
+    InsufficientScope,
     InternalError,
     InvalidRequest,
     LedgerUnavailable,
@@ -26,6 +28,7 @@ from buydesk.http.responses import PROBLEM_TYPE
 INTERNAL_SCHEME = "internal_token"
 # The `security` of an OpenAPI operation that calls `require_token`.
 INTERNAL: list[dict[str, list[str]]] = [{INTERNAL_SCHEME: []}]
+KEY_SCHEME = "key"
 EVERY_SERVICE = "every service"
 _ABOUT_IDS = (
     "Every answer has an `X-Request-Id`, by which the desk's logs and reports name the request: the one that came with "
@@ -107,6 +110,23 @@ def operation(
     return {name: member for name, member in members.items() if member}
 
 
+def needing(operation: Json, scope: Scope) -> Json:
+    """The OpenAPI operation of a route for callers with the scope; an open desk takes callers without a key too, for
+    what concerns orders of their own."""
+    documented: dict[str, Any] = deepcopy({"description": "", "responses": {}, **operation})
+    documented["description"] = f"{documented['description']} A key needs the scope `{scope}`.".lstrip()
+    documented["security"] = [{KEY_SCHEME: [scope]}, *([{}] if scope in CLIENT_SCOPES else [])]
+    _add_errors(documented["responses"], Unauthorized, InsufficientScope, LedgerUnavailable, Overloaded)
+    return documented
+
+
+def _add_errors(responses: dict[str, Any], *kinds: type[DeskError]) -> None:
+    """Documents these errors beside those that are there."""
+    for status, further in error_responses(*kinds).items():
+        response = responses.setdefault(str(status), further)
+        response["content"][PROBLEM_TYPE]["examples"] |= further["content"][PROBLEM_TYPE]["examples"]
+
+
 def id_in_path(name: str) -> Json:
     """The OpenAPI parameter of a path that ends in a UUID."""
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
@@ -127,12 +147,10 @@ def openapi_document(app: FastAPI, operations: Mapping[str, Mapping[str, Json]])
     document = deepcopy(document)  # routes share responses, which are added to
     documented = [operation for path in document["paths"].values() for operation in path.values()]
     for operation in documented:
-        for status, further in error_responses(InternalError, Overloaded).items():
-            response = operation["responses"].setdefault(status, further)
-            response["content"][PROBLEM_TYPE]["examples"] |= further["content"][PROBLEM_TYPE]["examples"]
-    if any("security" in operation for operation in documented):
+        _add_errors(operation["responses"], InternalError, Overloaded)
+    for scheme in {name for operation in documented for each in operation.get("security", ()) for name in each}:
         schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
-        schemes[INTERNAL_SCHEME] = {"type": "http", "scheme": "bearer"}
+        schemes[scheme] = {"type": "http", "scheme": "bearer"}
     # Swagger shows the groups in this order: first what the service is there for.
     groups = {tag for operation in documented for tag in operation.get("tags", [])} - {EVERY_SERVICE}
     document["tags"] = [{"name": name} for name in (*sorted(groups, reverse=True), EVERY_SERVICE)]

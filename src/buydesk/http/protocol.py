@@ -14,6 +14,7 @@ from http import HTTPStatus
 import httptools
 
 from buydesk.errors import DeskError, HeadersTooLarge, InvalidHttp, Overloaded, PayloadTooLarge, RequestTimeout
+from buydesk.hosts import Address
 from buydesk.http.connections import Connections
 from buydesk.http.requests import Headers, Request, read_headers
 from buydesk.http.responses import StreamedResponse, problem_response, serialize
@@ -87,10 +88,12 @@ class Incoming:
 
 
 class Connection(asyncio.Protocol):
-    """One connection. `whose` is what it is counted by."""
+    """One connection. `whose` is what it is counted by, `peer` the address at its other end."""
 
     def __init__(self, connections: Connections) -> None:
         self.whose: object = None
+        self.peer: Address | None = None
+        self.is_of_proxy = False
         self.head_since: float | None = None  # the first bytes of a request whose head is not whole
         self.idle_since: float | None = connections.clock.monotonic()  # the last answer, or none yet
         self._connections = connections
@@ -267,7 +270,9 @@ class Connection(asyncio.Protocol):
         headers = read_headers(incoming.headers)
         given = headers.getall(request_ids.HEADER, [])
         request_id = request_ids.begin(given[-1] if given else None)  # of several the nearest proxy's
-        request = Request(incoming, headers, self._connections.request_seconds_max)
+        request = Request(
+            incoming, headers, self._connections.request_seconds_max, peer=self.peer, is_of_proxy=self.is_of_proxy
+        )
         response = await self._connections.respond(request)
         is_stream = isinstance(response, StreamedResponse)
         if not incoming.is_complete or response.status_code == HTTPStatus.BAD_REQUEST or is_stream:

@@ -11,6 +11,7 @@ from multidict import MultiDict
 
 from buydesk.clients.model import Caller
 from buydesk.errors import InvalidRequest, Unauthorized, UnsupportedMediaType
+from buydesk.hosts import Address, caller_address
 
 if TYPE_CHECKING:
     from buydesk.http.protocol import Incoming
@@ -47,6 +48,8 @@ class Request:
 
     __slots__ = (
         "_incoming",
+        "_is_of_proxy",
+        "_peer",
         "_seconds_max",
         "authority",
         "caller",
@@ -58,7 +61,9 @@ class Request:
         "version",
     )
 
-    def __init__(self, incoming: "Incoming", headers: Headers, seconds_max: float) -> None:
+    def __init__(
+        self, incoming: "Incoming", headers: Headers, seconds_max: float, *, peer: Address | None, is_of_proxy: bool
+    ) -> None:
         target = incoming.target.decode("latin-1")
         self.authority = ""
         if not target.startswith("/"):
@@ -75,6 +80,20 @@ class Request:
         self.parameter = ""
         self._incoming = incoming
         self._seconds_max = seconds_max
+        self._peer = peer
+        self._is_of_proxy = is_of_proxy
+
+    @property
+    def address(self) -> Address | None:
+        """Where the request comes from: the peer or, if that is a proxy of BUYDESK_PROXIES, the last address that it
+        says was before it (X-Forwarded-For); None when it says none."""
+        if not self._is_of_proxy:
+            return self._peer
+        said = self.headers.getall("x-forwarded-for", [""])[-1].rpartition(",")[2].strip()
+        try:
+            return caller_address(said)
+        except ValueError:
+            return None
 
     async def body(self, bytes_max: int = BODY_BYTES_MAX) -> bytes:
         """The body; raises PayloadTooLarge, RequestTimeout and, for one that breaks off, InvalidHttp."""

@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 
 from buydesk.errors import CannotStart, ForeignOrigin, InvalidHttp
 from buydesk.hosts import address_of
+from buydesk.http.access import Access
 from buydesk.http.app import Service
 from buydesk.http.connections import Connections
 from buydesk.http.listeners import BACKLOG
@@ -102,6 +103,7 @@ async def serving(service: Service, listener: socket.socket, settings: Settings)
         except Exception as error:
             _log.exception("%s did not start", service.name)
             raise CannotStart(f"{service.name} did not start: see the log above") from error
+        service.access = Access(settings, service.refused, service.keys, service.tokens)
         connections = Connections(settings, partial(service.respond, admit=Admission(settings)))
         # The system would take megabytes of an answer that nobody reads; connections take this over.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)

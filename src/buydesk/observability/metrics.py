@@ -42,3 +42,24 @@ class Traffic(Collector):
         for path, (*counts, total) in self._seconds.items():
             seconds.add_metric([self._service, path], list(zip(bounds, accumulate(counts), strict=True)), total)
         yield seconds
+
+
+class RefusedCallers(Collector):
+    """Counts the callers that one service refused for their key, by why: they themselves are not told."""
+
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self._refused: dict[str, int] = {}
+
+    def count(self, why: str) -> None:
+        """Counts one."""
+        self._refused[why] = self._refused.get(why, 0) + 1
+
+    def collect(self) -> Iterator[Metric]:
+        """What prometheus_client asks for at every scrape."""
+        refused = CounterMetricFamily(
+            "buydesk_callers_refused", "Callers refused for their key.", labels=["service", "why"]
+        )
+        for why, count in self._refused.items():
+            refused.add_metric([self._service, why], count)
+        yield refused

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from buydesk import __version__
 from buydesk.settings.model import Settings
+from buydesk.settings.types import tokens
 from buydesk.times import format_time
 from buydesk.topology import PORTS
 
@@ -93,8 +94,10 @@ async def startup_report(
     ask = partial(_found, session)
     record = await ask(settings.own_url("api_cache_proxy") + "/record")
     state = await _sources_at(session, settings, record)
-    exposure = await ask(settings.own_url("fetch_buy_orders") + "/exposure")
+    token = tokens(settings.reading_tokens)[0]
+    exposure = await ask(settings.own_url("db_proxy") + "/exposure", token)
     about = _about(settings, parts, record, exposure)
+    shown = "-H 'Authorization: Bearer bd_...' " if settings.access == "keys" else ""
     lines = [
         f"buydesk {__version__} is up after {seconds:.1f} s" + (f", but not ready: {missing}" if missing else "."),
         "",
@@ -104,7 +107,7 @@ async def startup_report(
         "",
         *_sources(settings, parts, state, width, has_price=record is not None),
         "Try it (Ctrl-C stops the desk):",
-        f"  curl -X POST '{settings.own_url('create_buy_order')}/place_order/?currency=eur&amount=69'",
+        f"  curl -X POST {shown}'{settings.own_url('create_buy_order')}/place_order/?currency=eur&amount=69'",
     ]
     return "\n".join(lines)
 
@@ -123,7 +126,9 @@ def _about(
     room = "unknown: the ledger does not answer (see the log)"
     if exposure is not None:
         room = "{available} of {cap} BTC can still be sold, {orders} orders are stored".format(**exposure)
-    access = "proxy: a proxy in front checks keys"
+    access = "keys: callers show one (buydesk keys create)"
+    if settings.access == "proxy":
+        access = "proxy: a proxy in front checks keys"
     if settings.access == "open":
         others = "every machine that reaches" if settings.is_beyond_loopback else "programs of this machine, at"
         access = f"open, no key is needed: for {others} {settings.host}"
@@ -182,18 +187,18 @@ def sandbox_command(settings: Settings, given: Collection[str] = ()) -> str:
     return shlex.join([*unset, *program, "up", "--feed", "sandbox", "--data-dir", str(data_dir), *offset])
 
 
-async def _get(session: "ClientSession", url: str) -> tuple[int | None, dict[str, Any]]:
+async def _get(session: "ClientSession", url: str, token: str = "") -> tuple[int | None, dict[str, Any]]:
     """The status and the JSON of the answer; None and nothing when there is none."""
     import aiohttp  # noqa: PLC0415  # as in new_session
 
     try:
-        async with session.get(url) as response:
+        async with session.get(url, headers={"Authorization": f"Bearer {token}"} if token else {}) as response:
             return response.status, dict(await response.json())
     except (aiohttp.ClientError, TimeoutError, ValueError):
         return None, {}
 
 
-async def _found(session: "ClientSession", url: str) -> Document | None:
+async def _found(session: "ClientSession", url: str, token: str = "") -> Document | None:
     """The JSON of a 200, None for anything else."""
-    status, document = await _get(session, url)
+    status, document = await _get(session, url, token)
     return document if status == HTTPStatus.OK else None

@@ -175,17 +175,22 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
 
 
 async def _migrate(settings: Settings, say: Say) -> None:
-    """Brings the database up to date where it is not."""
-    from buydesk.backends.postgres.ledger import PostgresLedger  # noqa: PLC0415  # imported by now, with the services
+    """Brings the database up to date where it is not. Raises CannotStart when callers would need a key and there is
+    none."""
+    from buydesk.backends.postgres.clients import PostgresKeys  # noqa: PLC0415  # imported by now, with the services
+    from buydesk.backends.postgres.ledger import PostgresLedger  # noqa: PLC0415
 
     assert settings.database_url is not None  # noqa: S101  # given or found by now
     url = settings.database_url.get_secret_value()
     ledger = PostgresLedger(url, settings, livemode=settings.price_feed == "live")
     try:
-        await ledger.check()
-    except DeskError:
-        say("Migrating the database …")
-        await _run_migrate(settings, wait_seconds=0)
+        try:
+            await ledger.check()
+        except DeskError:
+            say("Migrating the database …")
+            await _run_migrate(settings, wait_seconds=0)
+        if settings.access == "keys":
+            await PostgresKeys(ledger).require_any()
     finally:
         await ledger.close()
 

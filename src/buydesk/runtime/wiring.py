@@ -16,13 +16,17 @@ from buydesk.backends.fallback import FallbackPriceStore, FallbackReportStore
 from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.postgres.anchors import PostgresAnchors
+from buydesk.backends.postgres.clients import PostgresKeys
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.life import PostgresLife
 from buydesk.backends.remote import RemoteAnchorStore, RemoteLedger, RemoteLife, RemotePriceStore, RemoteReportStore
+from buydesk.backends.remote.clients import RemoteKeys
 from buydesk.backends.sources import exchanges
 from buydesk.backends.sources.sandbox import sandbox_sources
+from buydesk.clients.cache import KeyCache
+from buydesk.clients.model import KeyStore
 from buydesk.errors import CannotStart, DeskError, WrongMode
-from buydesk.http.app import Service
+from buydesk.http.app import Check, Service
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.observability.reporter import Reporter, ReportHandler
 from buydesk.observability.reports import ReportStore
@@ -52,6 +56,9 @@ if TYPE_CHECKING:
 _CLOCKS_ASKED_SECONDS = 1.0
 
 
+_Ledger = tuple[OrderLedger, OrderLife, AnchorStore, KeyStore]
+
+
 class Closeable(Protocol):
     """What holds connections."""
 
@@ -66,6 +73,7 @@ class WiredServices:
     reporters: dict[str, Reporter]
     backends: tuple[Closeable, ...]
     ledger: OrderLedger
+    require_keys: Check | None  # raises CannotStart when callers would need a key and there is none
 
     def report_handler(self) -> logging.Handler:
         """Makes reports of what any service of this process logs as wrong."""
@@ -74,12 +82,15 @@ class WiredServices:
         return ReportHandler(self.reporters, default)
 
     async def check_mode(self) -> None:
-        """Raises CannotStart, everything closed, when this process would write into the other mode's database."""
+        """Raises CannotStart, everything closed, when this process would write into the other mode's database, or no
+        caller could call it."""
         try:
             await self.ledger.check()
-        except WrongMode as error:
+            if self.require_keys is not None:
+                await self.require_keys()
+        except (WrongMode, CannotStart) as error:
             await self.close()
-            raise CannotStart(error.detail) from error
+            raise CannotStart(str(error)) from error
         except Exception as error:
             # Not there yet, or not ready: the service starts all the same, and says so at /readyz.
             why = error.for_operators if isinstance(error, DeskError) else type(error).__name__
@@ -94,7 +105,8 @@ class WiredServices:
 def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServices:
     """The named services, wired to each other or to where the others are; raises CannotStart for a missing setting."""
     clocks = ClockMonitor(", ".join(services) if len(services) == 1 else "the desk", settings.clock_skew_seconds_max)
-    ledger, life, anchors = _ledger(settings, clocks, is_own="db_proxy" in services)
+    ledger, life, anchors, keys = _ledger(settings, clocks, is_own="db_proxy" in services)
+    cache = KeyCache(keys, settings)
     store = _store(settings, clocks, is_own="api_cache_proxy" in services)
     report_store = _report_store(settings, clocks, is_own="health_check" in services)
     sources = _sources(settings, clocks) if "api_updater" in services else []
@@ -103,6 +115,7 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServi
 
     def app(name: str) -> Service:
         made = makers[name](reporters[name])
+        made.keys = cache
         made.checks["clock"] = ask_and_check if name == "health_check" else clocks.check
         return made
 
@@ -117,7 +130,7 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServi
         "create_buy_order": lambda reporter: create_buy_order.create_app(settings, ledger, store, reporter),
         "fetch_buy_orders": lambda reporter: fetch_buy_orders.create_app(settings, ledger, reporter),
         "process_buy_orders": lambda reporter: process_buy_orders.create_app(settings, life, ledger.check, reporter),
-        "db_proxy": lambda reporter: db_proxy.create_app(settings, ledger, life, anchors, reporter),
+        "db_proxy": lambda reporter: db_proxy.create_app(settings, ledger, life, anchors, reporter, keys=keys),
         "api_cache_proxy": lambda reporter: api_cache_proxy.create_app(settings, store, reporter),
         "api_updater": lambda reporter: api_updater.create_app(settings, sources, store, reporter, anchors=anchors),
         "health_check": lambda reporter: health_check.create_app(
@@ -125,11 +138,12 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServi
         ),
     }
     checks = [] if redis_check is None else [redis_check]
-    backends: tuple[Closeable, ...] = (*sources, ledger, life, anchors, store, report_store, *checks)
-    return WiredServices({name: app(name) for name in reporters}, reporters, backends, ledger)
+    backends: tuple[Closeable, ...] = (*sources, ledger, life, anchors, keys, store, report_store, *checks)
+    require_keys = keys.require_any if settings.access == "keys" and isinstance(keys, PostgresKeys) else None
+    return WiredServices({name: app(name) for name in reporters}, reporters, backends, ledger, require_keys)
 
 
-def _ledger(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> tuple[OrderLedger, OrderLife, AnchorStore]:
+def _ledger(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> _Ledger:
     """The ledger, what becomes of its orders, and what is kept in it beside them."""
     if not is_own:
         url = settings.url("db_proxy")
@@ -137,12 +151,13 @@ def _ledger(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> tuple[
             RemoteLedger(url, settings, clocks),
             RemoteLife(url, settings, clocks),
             RemoteAnchorStore(url, settings, clocks),
+            RemoteKeys(url, settings, clocks),
         )
     if settings.database_url is None:
         raise CannotStart("DATABASE_URL is missing: db_proxy needs a PostgreSQL database")
     livemode = settings.price_feed == "live"
     ledger = PostgresLedger(settings.database_url.get_secret_value(), settings, livemode, clocks)
-    return ledger, PostgresLife(ledger), PostgresAnchors(ledger)
+    return ledger, PostgresLife(ledger), PostgresAnchors(ledger), PostgresKeys(ledger)
 
 
 def _store(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> PriceStore:

@@ -11,9 +11,7 @@ from functools import partial
 from fastapi import Response
 
 from buydesk.clients.model import Caller
-from buydesk.clients.scopes import CLIENT_SCOPES, Scope
 from buydesk.errors import DeskError, LedgerUnavailable
-from buydesk.http.access import Access
 from buydesk.http.app import Check, Endpoint, Service, service_app
 from buydesk.http.life import (
     CANCEL_MANY,
@@ -33,7 +31,7 @@ from buydesk.http.life import (
     server_sent,
 )
 from buydesk.http.openapi import Json
-from buydesk.http.requests import Request, require_json, require_token
+from buydesk.http.requests import Request, require_json
 from buydesk.http.responses import MsgspecResponse, StreamedResponse
 from buydesk.limits import SharedCheck
 from buydesk.observability.reporter import Reporter
@@ -110,25 +108,11 @@ class EventFeed:
             yield server_sent(events, asked.owner)
 
 
-class ProcessorAccess(Access):
-    """Access that takes the token of the desk's processors for a caller too."""
-
-    def __init__(self, accepted: tuple[str, ...]) -> None:
-        self._accepted = accepted
-
-    async def caller(self, request: Request, needs: Scope) -> Caller:
-        """As Access; the token's caller is no client."""
-        if needs not in CLIENT_SCOPES or "authorization" in request.headers:
-            require_token(request, self._accepted)
-            return _PROCESSOR
-        return await super().caller(request, needs)
-
-
 def create_app(settings: Settings, life: OrderLife, check_ledger: Check, reporter: Reporter) -> Service:
     """The service over what becomes of orders."""
     app = service_app(NAME, "Settle and cancel orders, and follow events", {"ledger": check_ledger}, reporter)
     feed = EventFeed(life, app.stopping)
-    app.access = ProcessorAccess(tokens(settings.processing_tokens))
+    app.tokens = dict.fromkeys(tokens(settings.processing_tokens), _PROCESSOR)
 
     async def get_orders(request: Request) -> Response:
         """Open orders, oldest first."""

@@ -8,7 +8,7 @@ import operator
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, model_validator
@@ -98,6 +98,12 @@ _PROVING_BP_MAX = {
 }
 
 
+def _access(given: dict[str, Any]) -> Access:
+    """By default, what harms nobody."""
+    is_sandbox = given.get("price_feed") == "sandbox"
+    return "open" if is_sandbox and hosts.is_loopback(given.get("host", "")) else "keys"
+
+
 class Settings(BaseSettings):
     """Every time-out, pool and limit of the desk; times in seconds. An alias has no prefix before it."""
 
@@ -135,9 +141,13 @@ class Settings(BaseSettings):
 
     host: NotEmpty = Field("127.0.0.1", description="The address all services listen on.")
     access: Access = Field(
-        "open",
-        description="Who keeps strangers out: nobody (`open`), or a proxy in front that checks keys (`proxy`). A live "
-        "desk that other machines reach has to say it.",
+        default_factory=_access,
+        description="Who may call: whoever has a key (`keys`), whoever a proxy in front lets through (`proxy`), or "
+        "everybody (`open`). `open` for a sandbox that only this machine reaches, otherwise `keys`.",
+    )
+    key_cache_seconds: Seconds = Field(2, description="How long a key is kept: revoking it acts within that.")
+    key_grace_seconds: Seconds = Field(
+        300, description="How long a key that is known is honoured while the ledger does not answer."
     )
     hosts: HostNames = Field((), description="Names, beside those without a dot, by which an open desk may be called.")
     proxies: Networks = Field((), description="Proxies (addresses, networks) whose word on callers' addresses counts.")
@@ -181,10 +191,10 @@ class Settings(BaseSettings):
     resend_pause_seconds: Seconds = Field(0.2, description="Between two sendings of a batch of unknown outcome.")
     statement_seconds_max: Seconds = Field(2, description="PostgreSQL ends a statement of ours after this time.")
     lock_seconds_max: Seconds = Field(1, description="The longest wait for the exposure row.")
-    database_connections_max: Annotated[int, Field(ge=4, le=100)] = Field(
-        8,
-        description="Connections of one db_proxy: one places orders, one checks, of the others a third reads "
-        "large pages.",
+    database_connections_max: Annotated[int, Field(ge=5, le=100)] = Field(
+        9,
+        description="Connections of one db_proxy: one places orders, one checks, one looks up keys, of the others a "
+        "third reads large pages.",
     )
     reads_waiting_max: Count = Field(
         100, description="Reads that may wait for their turn, and as many for large pages; more are `overloaded`."

@@ -23,15 +23,6 @@ _SERVICE_LINK = re.compile(
 )
 
 
-def require_access(settings: Settings) -> None:
-    """Raises CannotStart for a live desk that other machines reach and that does not say who keeps strangers out."""
-    if settings.price_feed == "live" and settings.is_beyond_loopback and "access" not in settings.model_fields_set:
-        raise CannotStart(
-            f"{variable('access')} is missing: a live desk that listens on {settings.host} has to say who keeps "
-            "strangers out: proxy (a proxy in front checks keys) or open (nobody does); or listen on 127.0.0.1 only"
-        )
-
-
 def require_secrets(settings: Settings, service: str) -> None:
     """Raises CannotStart for a secret that the service shares with others, and which was not given to it."""
     shared = [name for name in (*TOKENS, "price_signing_key") if service in OWNERS[name]]

@@ -95,7 +95,7 @@ def _extra_source(text: str) -> str:
     return text
 
 
-Access = Literal["open", "proxy"]
+Access = Literal["open", "proxy", "keys"]
 SandboxFault = Literal[
     "source-down", "outlier", "disagree", "stale", "garbage", "frozen", "one-currency", "crash", "jump", "swapped"
 ]
