@@ -15,11 +15,12 @@ from pathlib import Path
 
 import httpx2
 
+from buydesk.clients.scopes import SCOPES
 from buydesk.embedded.data_dir import secret_file
 from buydesk.topology import PORTS
 from fuzz.calls import Found
 from fuzz.rounds import Services, fuzz
-from tests.desks import Running, desk_up
+from tests.desks import Running, command, desk_up
 
 FAILED = 1
 CALLS = 100_000
@@ -43,7 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def _on_a_desk(data_dir: Path, asked: argparse.Namespace) -> Found:
     async with desk_up(data_dir) as desk:
-        services = await _services(desk, _tokens(data_dir))
+        tokens = _tokens(data_dir)
+        key = await command("keys", "create", "anonymous", "--scopes", ",".join(SCOPES), data_dir=data_dir)
+        for service in ("create_buy_order", "db_proxy", "fetch_buy_orders", "process_buy_orders"):
+            tokens[service].append(key)
+        services = await _services(desk, tokens)
         return await asyncio.to_thread(
             fuzz, services, calls=asked.calls, seed=asked.seed, seconds_max=asked.minutes_max * 60
         )

@@ -33,8 +33,8 @@ LEFT_OUT = {
 # Refusals that are no fault though the call was good: a key made up before may belong to another order, and on a busy
 # machine a price may end before the next one. Any other answer of 500 or more is one, documented or not.
 NO_FAULTS = {each.code for each in (IdempotencyKeyReused, PriceStale, PriceUnavailable, NotReady)}
-ACCEPTED = ["2xx", "3xx", "401", "404", "409", "429"]
-REJECTED = ["401", "404", "405", "409", "413", "415", "422", "429"]
+ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "429"]  # 403: to read for another needs a scope
+REJECTED = ["401", "403", "404", "405", "409", "413", "415", "422", "429"]
 # What fits the schema may be refused here, for rules that it does not state.
 STRICTER_THAN_SCHEMA: Mapping[str, Collection[str]] = {
     "create_buy_order": {"POST /place_order/"},  # query or body, not both (see FORMS)

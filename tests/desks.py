@@ -115,9 +115,23 @@ async def buydesk(
 
 @contextlib.asynccontextmanager
 async def desk_up(data_dir: Path, *arguments: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Running]:
-    """A desk that is up, by `buydesk up` with these further arguments."""
+    """A desk that is up, by `buydesk up` with these further arguments: open, unless the environment says otherwise."""
+    env = {"BUYDESK_ACCESS": "open"} | dict(env or {})
     offset = free_offset()
     every = ("up", "--data-dir", str(data_dir), "--port-offset", str(offset), *arguments)
     async with buydesk(*every, offset=offset, env=env) as running:
         await running.until_printed("Try it")
         yield running
+
+
+async def command(*arguments: str, data_dir: Path) -> str:
+    """What a command for the desk in the data directory printed on stdout."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "buydesk", *arguments, "--data-dir", str(data_dir)),
+        env=environment(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    printed, said = await process.communicate()
+    assert process.returncode == 0, said
+    return printed.decode().strip()

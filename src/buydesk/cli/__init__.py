@@ -1,41 +1,27 @@
 """The command `buydesk`. Whatever keeps it from starting is one line on stderr and exit code 2."""
 
-import asyncio
-import logging
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
 
 import click
 
 from buydesk import __version__, signing_keys
+from buydesk.cli.clients import audit, clients, keys
+from buydesk.cli.shared import Commands, Live, desk_settings, given, of_a_desk
+from buydesk.cli.shared import run as run_async
 from buydesk.errors import CannotStart
-from buydesk.money import NotMoney, parse_btc, parse_currency, parse_rate
+from buydesk.money import parse_btc, parse_currency, parse_rate
 from buydesk.observability import logs
 from buydesk.observability.sentry import require_sentry
 from buydesk.prices.anchors import CONFIRMED_MINUTES_MAX, NewConfirmation
 from buydesk.settings.model import TOKENS, Settings, new_token, variable
-from buydesk.settings.reading import read_settings, require_access, require_secrets
+from buydesk.settings.reading import read_settings, require_secrets
 from buydesk.settings.types import SANDBOX_FAULTS
 from buydesk.topology import PORTS
 
 # `up` and `serve` import what they need when they are called: `buydesk --help` answers at once, and the SQLAlchemy that
 # `migrate` loads stays out of the services' memory.
 
-T = TypeVar("T")
-Live = click.Choice(["sandbox", "live"])
 Fault = click.Choice(SANDBOX_FAULTS)
-
-
-class Commands(click.Group):
-    """Turns what keeps a command from starting into one line."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command; exits with 2 for CannotStart."""
-        try:
-            return super().invoke(ctx)
-        except CannotStart as error:
-            click.echo(f"buydesk: {logs.redacted(str(error))}", err=True)
-            ctx.exit(2)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -49,6 +35,8 @@ def main() -> None:
     buydesk serve db_proxy        one service, set up by its environment, for containers
     buydesk migrate               bring the database at DATABASE_URL up to date
     buydesk secrets               new ones, for services to share
+    buydesk clients create shop   a client; `buydesk keys create shop …` makes a key for it
+    buydesk audit                 what operators did
     buydesk price show            the last prices that were sold at, and what is confirmed
     buydesk price confirm EUR …   sell at a price that is far from the last one
 
@@ -70,12 +58,11 @@ def up(separate: bool, **given: object) -> None:
     Ctrl-C or SIGTERM stops it, after finishing what was accepted. Its orders are there at the next start.
     """
     settings = read_settings(**{name: value for name, value in given.items() if value is not None})
-    require_access(settings)
     require_sentry(settings)
     from buydesk.runtime.up import up as run  # noqa: PLC0415
 
     logs.configure(settings.log_level)
-    _run(run(settings, separate=separate, say=click.echo))
+    run_async(run(settings, separate=separate, say=click.echo))
 
 
 def _settings_help() -> str:
@@ -92,15 +79,11 @@ def serve(service: str) -> None:
     """Run one SERVICE, set up by environment variables only."""
     settings = read_settings()
     require_secrets(settings, service)
-    require_access(settings)
     require_sentry(settings)
     from buydesk.runtime.serve import serve as run  # noqa: PLC0415
 
     logs.configure(settings.log_level)
-    if settings.is_beyond_loopback and "access" not in settings.model_fields_set:
-        detail = "%s is reached by other machines and takes orders without a key: %s is not set"
-        logging.getLogger("buydesk").warning(detail, settings.host, variable("access"))
-    _run(run(settings, service))
+    run_async(run(settings, service))
 
 
 @main.command()
@@ -115,7 +98,7 @@ def migrate(cap: str, wait_seconds: float) -> None:
     settings = read_settings()
     if settings.database_url is None:
         raise CannotStart("DATABASE_URL is missing: say which database to migrate")
-    cap_satoshi = _given("--cap", parse_btc, cap)
+    cap_satoshi = given("--cap", parse_btc, cap)
     from buydesk.backends.postgres.accounts import account_of  # noqa: PLC0415
     from buydesk.backends.postgres.migrate import migrate as run  # noqa: PLC0415
 
@@ -128,7 +111,7 @@ def migrate(cap: str, wait_seconds: float) -> None:
         account=None if own_url is None else account_of(own_url.get_secret_value()),
         wait_seconds=wait_seconds,
     )
-    _run(migrating)
+    run_async(migrating)
     click.echo("The database is up to date.")
 
 
@@ -151,24 +134,13 @@ def price() -> None:
     """
 
 
-def _of_a_desk(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say which desk is asked."""
-    for option in (
-        click.option("--feed", "price_feed", type=Live, help="As it was started with.  [default: sandbox]"),
-        click.option("--port-offset", type=int, help="As it was started with."),
-        click.option("--data-dir", type=click.Path(), help="Of the desk.  [default: ./data, or ./data-live]"),
-    ):
-        command = option(command)
-    return command
-
-
 @price.command()
-@_of_a_desk
+@of_a_desk
 def show(**desk: object) -> None:
     """Show the last price of each currency, and the confirmations that hold."""
     from buydesk.runtime.operating import last_prices  # noqa: PLC0415
 
-    click.echo(_run(last_prices(_desk_settings(desk))))
+    click.echo(run_async(last_prices(_desk_settings(desk))))
 
 
 @price.command()
@@ -177,40 +149,30 @@ def show(**desk: object) -> None:
 @click.option("--to", "high", required=True, metavar="RATE", help="The most that it may cost.")
 @click.option("--why", required=True, help="How you know; kept for ever.")
 @click.option("--minutes", default=CONFIRMED_MINUTES_MAX, show_default=True, help="How long it holds; 15 at the most.")
-@_of_a_desk
+@of_a_desk
 def confirm(currency: str, low: str, high: str, why: str, minutes: int, **desk: object) -> None:
     """Let the desk sell at prices from RATE to RATE of CURRENCY, however far from the last one.
 
     The price itself comes from the sources all the same, and has to fulfil every other rule.
     """
     new = NewConfirmation(
-        currency=_given("CURRENCY", parse_currency, currency),
-        low_e8=_given("--from", parse_rate, low),
-        high_e8=_given("--to", parse_rate, high),
+        currency=given("CURRENCY", parse_currency, currency),
+        low_e8=given("--from", parse_rate, low),
+        high_e8=given("--to", parse_rate, high),
         why=why,
         minutes=minutes,
     )
     from buydesk.runtime.operating import confirm as run  # noqa: PLC0415
 
-    click.echo(_run(run(_desk_settings(desk), new)))
-
-
-def _given(name: str, parse: Callable[[str], T], text: str) -> T:
-    try:
-        return parse(text)
-    except NotMoney as error:
-        raise CannotStart(f"{name} {error}") from error
+    click.echo(run_async(run(_desk_settings(desk), new)))
 
 
 def _desk_settings(desk: Mapping[str, object]) -> Settings:
     from buydesk.runtime.operating import with_kept_token  # noqa: PLC0415
 
-    return with_kept_token(read_settings(**{name: value for name, value in desk.items() if value is not None}))
+    return with_kept_token(desk_settings(desk))
 
 
-def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What it returns, run in uvloop."""
-    import uvloop  # noqa: PLC0415
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(coroutine)
+main.add_command(clients)
+main.add_command(keys)
+main.add_command(audit)

@@ -1,0 +1,177 @@
+"""The commands `clients`, `keys` and `audit`: who may call, and what operators did."""
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from ipaddress import ip_network
+from typing import Any
+
+import click
+
+from buydesk.cli.shared import desk_settings, given, of_a_desk, run
+from buydesk.clients.keys import Key
+from buydesk.clients.model import NewKey
+from buydesk.clients.scopes import SCOPES
+from buydesk.errors import CannotStart
+from buydesk.money import parse_btc
+from buydesk.times import utc_now
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+_LASTS = re.compile(r"([1-9][0-9]{0,4})([mhd])", re.ASCII)
+
+
+def _lasting(text: str) -> timedelta:
+    found = _LASTS.fullmatch(text)
+    if found is None:
+        raise ValueError("must be a time such as 90d, 24h or 15m")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+def _scopes(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in SCOPES]:
+        raise ValueError(f"has no scope {', '.join(unknown)}; there are {', '.join(sorted(SCOPES))}")
+    return sorted(set(names))
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ip_network(text))
+    except ValueError as error:
+        raise ValueError("must be an address or a network, such as 192.0.2.0/24") from error
+
+
+def _btc(name: str, text: str | None) -> int | None:
+    return None if text is None else given(name, parse_btc, text)
+
+
+_why = click.option("--why", default="", help="Kept for ever.")
+_WHY = click.option("--why", required=True, help="Kept for ever.")
+
+
+@click.group()
+def clients() -> None:
+    """Clients: who may have orders, and their limits.
+
+    Works in the desk's database: at DATABASE_URL, or in the data directory, whether the desk runs or not.
+    """
+
+
+def _limits(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--largest", metavar="BTC", help="The largest order.  [default: none]"),
+        click.option("--cap", metavar="BTC", help="All that it may buy.  [default: none]"),
+    ):
+        command = option(command)
+    return command
+
+
+@clients.command("create")
+@click.argument("name")
+@_limits
+@_why
+@of_a_desk
+def create_client(name: str, cap: str | None, largest: str | None, why: str, **desk: object) -> None:
+    """Make the client NAME."""
+    from buydesk.runtime import clients as acts  # noqa: PLC0415
+
+    limits = _btc("--cap", cap), _btc("--largest", largest)
+    click.echo(run(acts.create_client(desk_settings(desk), name, *limits, why)))
+
+
+@clients.command("limit")
+@click.argument("name")
+@_limits
+@_WHY
+@of_a_desk
+def limit_client(name: str, cap: str | None, largest: str | None, why: str, **desk: object) -> None:
+    """Give the client NAME these limits, in the place of all that it had."""
+    from buydesk.runtime import clients as acts  # noqa: PLC0415
+
+    limits = _btc("--cap", cap), _btc("--largest", largest)
+    click.echo(run(acts.limit_client(desk_settings(desk), name, *limits, why)))
+
+
+@clients.command("list")
+@of_a_desk
+def list_clients(**desk: object) -> None:
+    """Show all clients."""
+    from buydesk.runtime import clients as acts  # noqa: PLC0415
+
+    click.echo(run(acts.clients(desk_settings(desk))))
+
+
+@click.group()
+def keys() -> None:
+    """Keys, by which clients are known. Works as `clients` does."""
+
+
+def _show(key: Key) -> None:
+    """The key on stdout, alone, so that a program can take it; what there is to say of it on stderr."""
+    click.echo(f"The key {key.id}, which is not shown again:", err=True)
+    click.echo(key.text)
+
+
+@keys.command("create")
+@click.argument("client")
+@click.option("--scopes", required=True, help="What it permits, separated by commas.")
+@click.option("--expires", metavar="90d", help="When it ends, from now.  [default: never]")
+@click.option("--allow-from", multiple=True, metavar="CIDR", help="Where it may be used.  [default: everywhere]")
+@_why
+@of_a_desk
+def create_key(client: str, scopes: str, why: str, expires: str | None, allow_from: Sequence[str], **desk: Any) -> None:
+    """Make a key for CLIENT, and show it, once."""
+    from buydesk.runtime import clients as acts  # noqa: PLC0415
+
+    new = NewKey(
+        client,
+        given("--scopes", _scopes, scopes),
+        [given("--allow-from", _network, each) for each in allow_from],
+        None if expires is None else utc_now() + given("--expires", _lasting, expires),
+    )
+    _show(run(acts.create_key(desk_settings(desk), new, why)))
+
+
+@keys.command("list")
+@click.argument("client", required=False)
+@of_a_desk
+def list_keys(client: str | None, **desk: object) -> None:
+    """Show the keys of CLIENT, or all: never the keys themselves, which nobody has."""
+    from buydesk.runtime import clients as acts  # noqa: PLC0415
+
+    click.echo(run(acts.keys(desk_settings(desk), client)))
+
+
+@keys.command("revoke")
+@click.argument("key_id", metavar="ID")
+@_WHY
+@of_a_desk
+def revoke_key(key_id: str, why: str, **desk: object) -> None:
+    """End the key with this ID now."""
+    from buydesk.runtime import clients as acts  # noqa: PLC0415
+
+    click.echo(run(acts.revoke_key(desk_settings(desk), key_id, why)))
+
+
+@keys.command("rotate")
+@click.argument("key_id", metavar="ID")
+@click.option("--overlap", default="24h", show_default=True, help="How long the old one is taken beside the new one.")
+@_why
+@of_a_desk
+def rotate_key(key_id: str, overlap: str, why: str, **desk: object) -> None:
+    """Make a key that permits the same as that with this ID, show it, once, and end the old one later."""
+    from buydesk.runtime import clients as acts  # noqa: PLC0415
+
+    _show(run(acts.rotate_key(desk_settings(desk), key_id, given("--overlap", _lasting, overlap), why)))
+
+
+@click.command()
+@click.option("--limit", default=20, show_default=True, help="At most so many, the last ones.")
+@of_a_desk
+def audit(limit: int, **desk: object) -> None:
+    """Show what operators did, once it is sure that the record was not changed."""
+    from buydesk.runtime import clients as acts  # noqa: PLC0415
+
+    if limit < 1:
+        raise CannotStart("--limit must be at least 1")
+    click.echo(run(acts.audit(desk_settings(desk), limit)))

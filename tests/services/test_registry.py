@@ -1,0 +1,239 @@
+"""`buydesk clients`, `keys` and `audit`, on a real database."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from click.testing import CliRunner, Result
+
+from buydesk import cli
+from buydesk.backends.postgres.migrate import migrate
+from buydesk.backends.postgres.registry import Operator, registry_at
+from buydesk.clients.audit import broken_entries
+from buydesk.clients.keys import parse_key_text
+from buydesk.embedded.postgres import EmbeddedPostgres
+from buydesk.errors import CannotStart
+from tests.databases import Databases, as_db_proxy, run
+from tests.desks import environment
+
+CREATE = ["keys", "create", "shop", "--scopes", "orders:read,orders:create"]
+
+
+@dataclass
+class Desk:
+    dsn: str
+
+    async def run(self, *arguments: str, **env: str) -> Result:
+        # A thread of its own: the command makes a loop of its own.
+        given = environment() | {"DATABASE_URL": self.dsn} | env
+        return await asyncio.to_thread(CliRunner().invoke, cli.main, arguments, env=given)
+
+    async def told(self, *arguments: str) -> str:
+        result = await self.run(*arguments)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    async def rows(self, query: str) -> list[tuple[Any, ...]]:
+        connection = await asyncpg.connect(self.dsn)
+        rows = [tuple(row) for row in await connection.fetch(query)]
+        await connection.close()
+        return rows
+
+
+@pytest.fixture
+async def desk(databases: Databases) -> AsyncIterator[Desk]:
+    desk = Desk(await databases.new())
+    await desk.told("clients", "create", "shop", "--cap", "1.5", "--largest", "0.25", "--why", "it's new")
+    yield desk
+    async with registry_at(desk.dsn, Operator("tester", "here")) as registry:
+        assert list(broken_entries(await registry.acts())) == []
+
+
+async def test_a_client_is_made_with_its_limits_and_these_may_change(desk: Desk) -> None:
+    query = "SELECT cap_satoshi, order_satoshi_max FROM clients WHERE name = 'shop'"
+    assert await desk.rows(query) == [(150_000_000, 25_000_000)]
+    told = await desk.told("clients", "limit", "shop", "--cap", "2", "--why", "more")
+    assert told == "The client shop has a cap of 2.00000000 and a largest order of none.\n"
+    assert await desk.rows(query) == [(200_000_000, None)]
+    lines = (await desk.told("clients", "list")).splitlines()
+    assert lines[0] == "NAME       ORDERS  USED        CAP         LARGEST ORDER  KEYS"
+    assert "shop       0       0.00000000  2.00000000  none           0" in lines
+
+
+async def test_a_key_is_shown_once_alone_and_only_its_hash_is_kept(desk: Desk) -> None:
+    result = await desk.run(*CREATE)
+    key = parse_key_text(result.stdout.strip())
+    assert result.stdout == f"{key.text}\n"
+    assert key.text not in result.stderr
+    assert key.id in result.stderr
+    [(digest, scopes)] = await desk.rows("SELECT digest, scopes FROM keys")
+    assert (digest, scopes) == (key.digest, ["orders:create", "orders:read"])
+    dump = str([await desk.rows(f"SELECT * FROM {table}") for table in ("keys", "audit", "clients")])  # noqa: S608
+    assert key.text not in dump
+    assert key.text[18:-6] not in dump
+    listed = await desk.told("keys", "list", "shop")
+    assert re.search(rf"^{key.id}  shop +valid  never +orders:create,orders:read$", listed, re.MULTILINE)
+    assert (await desk.told("keys", "list", "other")).count("\n") == 1
+
+
+async def test_a_key_ends_is_taken_from_its_networks_and_is_of_the_database_s_mode(databases: Databases) -> None:
+    desk = Desk(await databases.new(livemode=True))
+    options = ("--expires", "90d", "--allow-from", "192.0.2.0/24", "--allow-from", "2001:db8::1")
+    text = (await desk.told("keys", "create", "anonymous", "--scopes", "orders:read", *options)).strip()
+    assert parse_key_text(text).livemode
+    query = "SELECT allow_from::text[], round(extract(epoch FROM expires_at - created_at) / 86400) FROM keys"
+    assert await desk.rows(query) == [(["192.0.2.0/24", "2001:db8::1/128"], 90)]
+    assert re.search(r"valid until 20\d\d-\d\d-\d\dT\d\d:\d\dZ  never", await desk.told("keys", "list"))
+
+
+async def test_a_revoked_key_has_ended_and_a_rotated_one_ends_after_the_overlap(desk: Desk) -> None:
+    first = parse_key_text((await desk.told(*CREATE)).strip())
+    second = parse_key_text(
+        (await desk.told("keys", "rotate", first.id, "--overlap", "15m", "--why", "a year")).strip()
+    )
+    query = (
+        "SELECT id, client, scopes, round(extract(epoch FROM expires_at - now()) / 60) FROM keys ORDER BY created_at"
+    )
+    scopes = ["orders:create", "orders:read"]
+    assert await desk.rows(query) == [(first.id, "shop", scopes, 15), (second.id, "shop", scopes, None)]
+    told = await desk.told("keys", "revoke", second.id, "--why", "lost")
+    assert told == f"The key {second.id} is revoked: no service takes it after 2 s.\n"
+    assert re.search(rf"^{second.id}  shop +revoked ", await desk.told("keys", "list"), re.MULTILINE)
+    result = await desk.run("keys", "rotate", second.id)
+    assert (result.exit_code, result.output) == (2, f"buydesk: the key {second.id} has ended: create one\n")
+    await run(desk.dsn, "UPDATE keys SET expires_at = now()")
+    assert "ended 20" in await desk.told("keys", "list")
+
+
+async def test_every_act_is_on_record_with_who_did_it_and_why(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "alice")
+    key = parse_key_text((await desk.told(*CREATE)).strip())
+    await desk.told("keys", "revoke", key.id, "--why", "lost in a bus")
+    told = (await desk.told("audit")).splitlines()
+    assert re.fullmatch(r"1 20\S+Z \S+@\S+ client created shop \(it's new\)", told[0])
+    assert re.fullmatch(rf"2 20\S+Z alice@\S+ key created {key.id}", told[1])
+    assert re.fullmatch(rf"3 20\S+Z alice@\S+ key revoked {key.id} \(lost in a bus\)", told[2])
+    assert re.fullmatch(r"3 acts; none was changed or left out, the last hash is [0-9a-f]{64}\.", told[3])
+    assert (await desk.told("audit", "--limit", "1")).splitlines() == told[2:]
+    [(before, after)] = await desk.rows("SELECT before, after FROM audit WHERE number = 3")
+    assert '"revoked_at" : null' in before
+    assert '"revoked_at" : "20' in after
+
+
+async def test_an_account_without_a_name_is_unknown(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> str:
+        raise OSError("No username set in the environment")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    await desk.told(*CREATE)
+    assert await desk.rows("SELECT operator FROM audit WHERE number = 2") == [("unknown",)]
+
+
+async def test_a_record_that_was_changed_is_told(databases: Databases) -> None:
+    desk = Desk(await databases.new())
+    assert await desk.told("audit") == "0 acts; none was changed or left out.\n"
+    for name in ("one", "two", "three"):
+        await desk.told("clients", "create", name)
+    for statement in ("UPDATE audit SET why = 'another' WHERE number = 2", "DELETE FROM audit WHERE number = 1"):
+        await run(desk.dsn, f"SET session_replication_role = replica; {statement}")
+        result = await desk.run("audit")
+        broken = statement[-1]
+        assert result.output == (
+            f"buydesk: the record of acts was changed: entry {broken} does not fit those before it\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["clients", "create", "shop"], "there is a client of this name already"),
+        (["clients", "create", "Shop!"], "a client's name has 1 to 32 characters: a to z, 0 to 9 and, but for the"),
+        (["clients", "create", "x", "--cap", "a lot"], "--cap must be"),
+        (["clients", "create", "x", "--largest", "0"], "a client's largest order is more than 0"),
+        (["clients", "limit", "nobody", "--why", "x"], "there is no client nobody: see `buydesk clients list`"),
+        (["keys", "create", "nobody", "--scopes", "orders:read"], "there is no client of this name"),
+        (
+            ["keys", "create", "shop", "--scopes", "orders:paint"],
+            "--scopes has no scope orders:paint; there are clients:",
+        ),
+        ([*CREATE, "--expires", "soon"], "--expires must be a time such as 90d, 24h or 15m"),
+        ([*CREATE, "--allow-from", "here"], "--allow-from must be an address or a network, such as 192.0.2.0/24"),
+        (["keys", "revoke", "0" * 10, "--why", "x"], "there is no key 0000000000: see `buydesk keys list`"),
+        (["keys", "rotate", "0" * 10], "there is no key 0000000000: see `buydesk keys list`"),
+        (["audit", "--limit", "0"], "--limit must be at least 1"),
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_done_is_one_line_and_changes_nothing(desk: Desk, arguments: list[str], said: str) -> None:
+    result = await desk.run(*arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+    assert len(result.output.splitlines()) == 1
+    assert await desk.rows("SELECT count(*) FROM audit") == [(1,)]
+
+
+async def test_a_client_s_cap_is_not_less_than_it_has_bought(desk: Desk) -> None:
+    await run(desk.dsn, "UPDATE clients SET placed_satoshi = 100000000 WHERE name = 'shop'")
+    result = await desk.run("clients", "limit", "shop", "--cap", "0.5", "--why", "less")
+    assert result.output == "buydesk: the client has bought more than this cap already\n"
+
+
+async def test_only_the_owner_of_the_database_acts(desk: Desk) -> None:
+    for arguments in (("clients", "create", "x"), tuple(CREATE), ("keys", "revoke", "0" * 10, "--why", "x")):
+        result = await desk.run(*arguments, DATABASE_URL=as_db_proxy(desk.dsn))
+        assert result.exit_code == 2
+    told = "buydesk: the account in DATABASE_URL may not do this: use that of the database's owner\n"
+    assert (await desk.run(*CREATE, DATABASE_URL=as_db_proxy(desk.dsn))).output == told
+
+
+async def test_a_database_that_cannot_be_used_is_told_without_its_address(desk: Desk) -> None:
+    nowhere = "postgresql://u:hunter2@127.0.0.1:1/x"
+    result = await desk.run("clients", "list", DATABASE_URL=nowhere)
+    assert result.output == "buydesk: cannot use the database (ConnectionRefusedError): check it and its server\n"
+    await run(desk.dsn, "ALTER TABLE keys RENAME TO keys_of_before")
+    result = await desk.run("keys", "list")
+    assert result.output == "buydesk: the database is of an older version: run `buydesk migrate`\n"
+    await run(desk.dsn, "ALTER TABLE keys_of_before RENAME TO keys")
+
+
+async def test_the_database_in_a_data_directory_is_started_for_the_command_unless_it_runs(open_directory: Path) -> None:
+    data_dir = open_directory / "down"
+    data_dir.mkdir(mode=0o711)
+    postgres = EmbeddedPostgres(data_dir)
+    desk, options = Desk(""), ("--data-dir", str(data_dir))
+    await postgres.start()
+    try:
+        await migrate(postgres.dsn, livemode=False, cap_satoshi=1)
+        await desk.told("clients", "create", "one", *options)
+    finally:
+        await postgres.stop()
+    await desk.told("clients", "create", "two", *options)
+    assert [line.split()[0] for line in (await desk.told("clients", "list", *options)).splitlines()[1:]] == [
+        *("anonymous", "one", "two")
+    ]
+    with pytest.raises(OSError, match="No such file"):
+        await asyncpg.connect(postgres.dsn)
+
+
+async def test_a_data_directory_without_a_desk_is_told(desk: Desk, tmp_path: Path) -> None:
+    result = await desk.run("clients", "list", "--data-dir", str(tmp_path / "none"), DATABASE_URL="")
+    assert result.output == (
+        f"buydesk: no desk has been started in {tmp_path / 'none'}: use its --data-dir, or set DATABASE_URL\n"
+    )
+
+
+async def test_no_hand_that_writes_sql_acts_unnoticed_in_one_transaction(databases: Databases) -> None:
+    dsn = await databases.new()
+    with pytest.raises(CannotStart, match="there is no client"):
+        async with registry_at(dsn, Operator("tester", "here")) as registry:
+            await registry.limit_client("nobody", None, None, "")
+    connection = await asyncpg.connect(dsn)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await connection.execute("SELECT create_client('a', 'b', 'c', 'anonymous', NULL, NULL)")
+    assert await connection.fetchval("SELECT count(*) FROM audit") == 0
+    await connection.close()
