@@ -66,21 +66,12 @@ def test_production_sells_live_and_takes_neither_default_secrets_nor_orders_with
     given = {field: told[variable(field)] for field in Settings.model_fields if variable(field) in told}
     assert given == {
         "price_feed": "live",
-        "access": "proxy",
+        "access": "keys",
         "refuse_default_secrets": "true",
         "idempotency_keys_required": "true",
     }
     for service in PORTS:
         assert re.search(rf"^  {service}: ({{<<: )?\*desk\b", override, re.MULTILINE), service
-
-
-def test_only_the_proxy_gets_the_keys_of_clients() -> None:
-    override = (ROOT / "deploy" / "compose.production.yaml").read_text(encoding="utf-8")
-    [caddy] = re.findall(r"^  caddy:\n(?:    .*\n)+", override, re.MULTILINE)
-    told = re.sub("#.*", "", override)
-    assert "\n    secrets: [CLIENTS]\n" in caddy
-    assert told.count("CLIENTS") == 2  # the other one says where the file is
-    assert "CLIENTS" not in (ROOT / "compose.yaml").read_text(encoding="utf-8")
 
 
 def secrets_of(directory: Path) -> dict[str, str]:
@@ -121,7 +112,6 @@ def test_secrets_of_one_s_own_are_made_once_and_start_production(tmp_path: Path)
     assert secrets.keys() == {*OWNERS, "price_keys"}
     assert len(set(secrets.values())) == len(secrets) - 1  # db_proxy's address twice, for itself and for `migrate`
     assert len((made / "pgadmin_password").read_text()) >= SECRET_CHARS_MIN
-    assert re.fullmatch(r'"Bearer [0-9a-f]{64}" first\n', (made / "clients").read_text())
     assert stat.S_IMODE(made.stat().st_mode) == 0o700
     again = subprocess.run(command, check=False, capture_output=True)  # noqa: S603
     assert again.returncode != 0
