@@ -3,6 +3,7 @@
 import os
 import random
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -202,6 +203,47 @@ def test_two_of_five_that_lie_in_step_are_never_sold_at(lying: tuple[int, int], 
     rate_e8, _ = euros(quotes_of(*mids))
     assert rate_e8 is not None
     assert GOOD <= rate_e8 <= GOOD + 4
+
+
+class Drifting(price_histories.History):
+    """A market that rises by 0.4 % a tick, of which nobody tells anything wrong by himself."""
+
+    async def tick(self) -> None:
+        self.now += price_histories.TICK
+        market = {currency: rate_e8 * 1004 // 1000 for currency, rate_e8 in self.markets[-1].items()}
+        self.markets = [*self.markets[1:], market]
+        await self.publish(
+            [quote for source in self.sources for quote in source.quotes(self.dice, self.now, self.markets)]
+        )
+
+    def begin(self, names: Sequence[str], mood: str) -> None:
+        for source in self.sources:
+            if source.name in names:
+                source.begin(price_histories.Mood(mood, 1000))
+
+
+@pytest.mark.parametrize("frozen", list(combinations(price_histories.SOURCES, 2)), ids="-".join)
+@pytest.mark.parametrize("away", [0, 1, 2])
+async def test_two_of_five_that_are_frozen_are_never_sold_at(frozen: tuple[str, str], away: int) -> None:
+    """Whoever is left contradicts them as soon as they are 1 % off, and in the end their time is up."""
+    alive = [name for name in price_histories.SOURCES if name not in frozen]
+    history = Drifting(random.Random(1), Counter())  # noqa: S311
+    for _ in range(4):
+        await history.tick()
+    history.begin(frozen, "frozen")
+    history.begin(alive[:away], "away")
+    for tick in range(1, 21):
+        await history.tick()
+        for currency, record in history.for_sale.items():
+            # 1 %, and what the books of one tick differ by.
+            assert not differs(record.rates_e8[currency], history.markets[-1][currency], 115)
+        assert history.newest is not None
+        is_of_now = history.newest.made_at == history.now
+        assert away or (is_of_now and history.newest.rates_e8.keys() == set(Currency))
+        used = {each.source for each in history.newest.used if each.currency in history.newest.rates_e8}
+        assert tick <= 5 or not is_of_now or not used & set(frozen)  # too far off by now to agree with anybody
+    # Two that are right are enough again once the time of the frozen ones is up; one never is.
+    assert bool(history.for_sale) is (away < 2)
 
 
 @pytest.mark.parametrize(
