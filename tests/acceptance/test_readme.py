@@ -20,6 +20,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from buydesk.clients.keys import KEY_PATTERN
 from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.errors import DeskError
 from buydesk.settings.model import Settings, variable
@@ -30,7 +31,14 @@ ROOT = Path(__file__).parents[2]
 # In the order in which they are read, and run against one desk.
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "docs/api.md", "docs/prices.md", "docs/containers.md", "CONTRIBUTING.md")
+    for name in (
+        "README.md",
+        "docs/api.md",
+        "docs/prices.md",
+        "docs/containers.md",
+        "docs/security.md",
+        "CONTRIBUTING.md",
+    )
 }
 README_WORDS_MAX = 1200
 # Their commands need an engine and are not run here. deploy/smoke runs those for backup and restore, and
@@ -133,6 +141,12 @@ async def finish(desk: Desk, example: Example) -> list[str]:
     return [] if await _output(desk.here(example.command)) else ["nothing is printed"]
 
 
+async def make_key(desk: Desk, example: Example) -> list[str]:
+    """The commands succeed, for this desk, and show a key."""
+    printed = await _output(f"export BUYDESK_DATA_DIR={desk.data_dir}\n{desk.here(example.command)}")
+    return [] if re.search(KEY_PATTERN, printed) else [printed]
+
+
 async def serve(desk: Desk, example: Example) -> list[str]:
     """The service becomes ready, beside the desk's own on the same database, and ends well when told to."""
     service = example.command.split()[-1]
@@ -159,6 +173,7 @@ RULES: dict[str, Rule] = {
     r"(docker compose|deploy/smoke).*": elsewhere,
     r"(\w+=\$\(curl .*\)\n)?curl (.|\n)*": ask,
     r"\. \.venv/bin/activate(\nbuydesk .*--help)+": finish,
+    r"\. \.venv/bin/activate\nbuydesk clients create .*\nbuydesk keys create .*": make_key,
     r"\. \.venv/bin/activate(\nexport .*)+\nbuydesk migrate\nbuydesk serve \w+": serve,
 }
 
