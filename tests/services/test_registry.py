@@ -58,6 +58,9 @@ async def test_a_client_is_made_with_its_limits_and_these_may_change(desk: Desk)
     query = "SELECT cap_satoshi, order_satoshi_max FROM clients WHERE name = 'shop'"
     assert await desk.rows(query) == [(150_000_000, 25_000_000)]
     told = await desk.told("clients", "limit", "shop", "--cap", "2", "--why", "more")
+    assert told == "The client shop has a cap of 2.00000000 and a largest order of 0.25000000.\n"
+    assert await desk.rows(query) == [(200_000_000, 25_000_000)]
+    told = await desk.told("clients", "limit", "shop", "--largest", "none", "--why", "trusted")
     assert told == "The client shop has a cap of 2.00000000 and a largest order of none.\n"
     assert await desk.rows(query) == [(200_000_000, None)]
     lines = (await desk.told("clients", "list")).splitlines()
@@ -110,6 +113,28 @@ async def test_a_revoked_key_has_ended_and_a_rotated_one_ends_after_the_overlap(
     assert "ended 20" in await desk.told("keys", "list")
 
 
+async def test_a_key_that_ends_is_rotated_to_one_that_lasts_as_long(desk: Desk) -> None:
+    first = parse_key_text((await desk.told(*CREATE, "--expires", "90d")).strip())
+    await run(
+        desk.dsn,
+        "SET session_replication_role = replica; UPDATE keys SET created_at = now() - interval '89 d', "
+        "expires_at = now() + interval '1 d'",
+    )
+    second = parse_key_text((await desk.told("keys", "rotate", first.id)).strip())
+    query = "SELECT id, round(extract(epoch FROM expires_at - now()) / 86400) FROM keys ORDER BY created_at"
+    assert await desk.rows(query) == [(first.id, 1), (second.id, 90)]
+
+
+async def test_what_was_before_an_act_is_what_the_act_before_it_left(desk: Desk) -> None:
+    async def limit(cap_satoshi: int) -> None:
+        async with registry_at(desk.dsn, Operator("tester", "here")) as registry:
+            await registry.limit_client("shop", {"cap_satoshi": cap_satoshi}, "x")
+
+    await asyncio.gather(*(limit(each) for each in range(1, 9)))
+    states = await desk.rows("SELECT before, after FROM audit WHERE act = 'client limited' ORDER BY number")
+    assert [before for before, _ in states[1:]] == [after for _, after in states[:-1]]
+
+
 async def test_every_act_is_on_record_with_who_did_it_and_why(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("getpass.getuser", lambda: "alice")
     key = parse_key_text((await desk.told(*CREATE)).strip())
@@ -155,7 +180,11 @@ async def test_a_record_that_was_changed_is_told(databases: Databases) -> None:
         (["clients", "create", "Shop!"], "a client's name has 1 to 32 characters: a to z, 0 to 9 and, but for the"),
         (["clients", "create", "x", "--cap", "a lot"], "--cap must be"),
         (["clients", "create", "x", "--largest", "0"], "a client's largest order is more than 0"),
-        (["clients", "limit", "nobody", "--why", "x"], "there is no client nobody: see `buydesk clients list`"),
+        (
+            ["clients", "limit", "nobody", "--cap", "1", "--why", "x"],
+            "there is no client nobody: see `buydesk clients list`",
+        ),
+        (["clients", "limit", "shop", "--why", "x"], "nothing to change: give --cap or --largest"),
         (["keys", "create", "nobody", "--scopes", "orders:read"], "there is no client of this name"),
         (
             ["keys", "create", "shop", "--scopes", "orders:paint"],
@@ -231,7 +260,7 @@ async def test_no_hand_that_writes_sql_acts_unnoticed_in_one_transaction(databas
     dsn = await databases.new()
     with pytest.raises(CannotStart, match="there is no client"):
         async with registry_at(dsn, Operator("tester", "here")) as registry:
-            await registry.limit_client("nobody", None, None, "")
+            await registry.limit_client("nobody", {}, "")
     connection = await asyncpg.connect(dsn)
     with pytest.raises(asyncpg.UniqueViolationError):
         await connection.execute("SELECT create_client('a', 'b', 'c', 'anonymous', NULL, NULL)")

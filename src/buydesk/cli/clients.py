@@ -81,15 +81,21 @@ def create_client(name: str, cap: str | None, largest: str | None, why: str, **d
 
 @clients.command("limit")
 @click.argument("name")
-@_limits
+@click.option("--cap", metavar="BTC", help="All that it may buy; `none` takes the limit away.")
+@click.option("--largest", metavar="BTC", help="The largest order; `none` takes the limit away.")
 @_WHY
 @of_a_desk
 def limit_client(name: str, cap: str | None, largest: str | None, why: str, **desk: object) -> None:
-    """Give the client NAME these limits, in the place of all that it had."""
+    """Change these limits of the client NAME; the others stay."""
     from buydesk.runtime import clients as acts  # noqa: PLC0415
 
-    limits = _btc("--cap", cap), _btc("--largest", largest)
-    click.echo(run(acts.limit_client(desk_settings(desk), name, *limits, why)))
+    options = (("cap_satoshi", "--cap", cap), ("order_satoshi_max", "--largest", largest))
+    changes = {
+        limit: _btc(option, None if text == "none" else text) for limit, option, text in options if text is not None
+    }
+    if not changes:
+        raise CannotStart("nothing to change: give --cap or --largest")
+    click.echo(run(acts.limit_client(desk_settings(desk), name, changes, why)))
 
 
 @clients.command("list")

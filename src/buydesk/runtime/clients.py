@@ -1,6 +1,6 @@
 """What the commands `clients`, `keys` and `audit` print."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from buydesk.clients.audit import broken_entries
@@ -20,11 +20,12 @@ async def create_client(settings: Settings, name: str, cap: int | None, largest:
     return f"The client {name} is there: buydesk keys create {name} --scopes orders:create,orders:read"
 
 
-async def limit_client(settings: Settings, name: str, cap: int | None, largest: int | None, why: str) -> str:
-    """Gives a client other limits."""
+async def limit_client(settings: Settings, name: str, changes: Mapping[str, int | None], why: str) -> str:
+    """Changes limits of a client."""
     async with registry_of(settings) as registry:
-        await registry.limit_client(name, cap, largest, why)
-    return f"The client {name} has a cap of {_btc(cap)} and a largest order of {_btc(largest)}."
+        found = await registry.limit_client(name, changes, why)
+    cap, largest = _btc(found.cap_satoshi), _btc(found.order_satoshi_max)
+    return f"The client {name} has a cap of {cap} and a largest order of {largest}."
 
 
 async def clients(settings: Settings) -> str:

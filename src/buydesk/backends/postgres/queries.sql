@@ -220,6 +220,10 @@ SELECT {key} FROM keys WHERE id = $1::text
 -- The keys of a client, or all, in the order in which they were made.
 SELECT {key} FROM keys WHERE coalesce(client = $1::text, true) ORDER BY created_at
 
+-- name: key_lasts
+-- How long the key with this id was to be valid; NULL for ever.
+SELECT expires_at - created_at AS lasts FROM keys WHERE id = $1::text
+
 -- name: has_keys
 -- Whether any key is valid.
 SELECT EXISTS (

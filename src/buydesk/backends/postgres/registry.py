@@ -1,11 +1,12 @@
 """Clients, keys and the record of acts, for whoever owns the database."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import asyncpg
+import msgspec
 
 from buydesk.backends.postgres.sessions import FAULTS, connect
 from buydesk.backends.postgres.sql import QUERIES
@@ -64,11 +65,17 @@ class Registry:
         """Makes a client."""
         await self._act("create_client", why, name, cap_satoshi, order_satoshi_max)
 
-    async def limit_client(self, name: str, cap_satoshi: int | None, order_satoshi_max: int | None, why: str) -> None:
-        """Gives a client these limits in the place of those it had."""
-        if name not in [each.name for each in await self.clients()]:
-            raise CannotStart(f"there is no client {name}: see `buydesk clients list`")
-        await self._act("limit_client", why, name, cap_satoshi, order_satoshi_max)
+    async def limit_client(self, name: str, changes: Mapping[str, int | None], why: str) -> Client:
+        """Changes the limits of a client that are named, as fields of Client; None takes one away."""
+        await self._client(name)
+        await self._act("limit_client", why, name, msgspec.json.encode(changes).decode())
+        return await self._client(name)
+
+    async def _client(self, name: str) -> Client:
+        for each in await self.clients():
+            if each.name == name:
+                return each
+        raise CannotStart(f"there is no client {name}: see `buydesk clients list`")
 
     async def clients(self) -> list[Client]:
         """All clients, by name."""
@@ -86,12 +93,15 @@ class Registry:
         await self._act("end_key", why, key_id, None)
 
     async def rotate_key(self, key_id: str, overlap: timedelta, why: str) -> Key:
-        """A new key that permits the same; the old one ends after the overlap."""
+        """A new key that permits the same, and for as long from now on as the old one did; that ends after the
+        overlap."""
         async with self._connection.transaction():
             old = await self.key(key_id)
             if not old.is_valid(utc_now()):
                 raise CannotStart(f"the key {key_id} has ended: create one")
-            key = await self.create_key(NewKey(old.client, old.scopes, old.allow_from, old.expires_at), why)
+            lasts = await self._connection.fetchval(QUERIES["key_lasts"], key_id)
+            ends_at = None if lasts is None else utc_now() + lasts
+            key = await self.create_key(NewKey(old.client, old.scopes, old.allow_from, ends_at), why)
             await self._act("end_key", why, key_id, utc_now() + overlap)
         return key
 

@@ -96,13 +96,21 @@ BEGIN
 END
 $function$;
 
-CREATE FUNCTION limit_client(who text, from_where text, reason text, of text, cap bigint, largest bigint) RETURNS void
+-- Changes those limits that `changes` names; null takes one away. What was before is read once nobody else can change it.
+CREATE FUNCTION limit_client(who text, from_where text, reason text, of text, changes jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE
 AS $function$
 DECLARE
-    state_before text := client_state(of);
+    state_before text;
 BEGIN
-    UPDATE clients SET cap_satoshi = cap, order_satoshi_max = largest WHERE name = of;
+    PERFORM FROM exposure FOR UPDATE;
+    state_before := client_state(of);
+    UPDATE clients SET
+        cap_satoshi = CASE WHEN changes ? 'cap_satoshi' THEN (changes ->> 'cap_satoshi')::bigint ELSE cap_satoshi END,
+        order_satoshi_max = CASE
+            WHEN changes ? 'order_satoshi_max' THEN (changes ->> 'order_satoshi_max')::bigint ELSE order_satoshi_max
+        END
+    WHERE name = of;
     PERFORM note_act(who, from_where, 'client limited', of, reason, state_before, client_state(of));
 END
 $function$;
@@ -125,8 +133,10 @@ CREATE FUNCTION end_key(who text, from_where text, reason text, of text, ends_at
 LANGUAGE plpgsql VOLATILE
 AS $function$
 DECLARE
-    state_before text := key_state(of);
+    state_before text;
 BEGIN
+    PERFORM FROM keys WHERE id = of FOR UPDATE;
+    state_before := key_state(of);
     IF ends_at IS NULL THEN
         UPDATE keys SET revoked_at = coalesce(revoked_at, clock_timestamp()) WHERE id = of;
     ELSE
