@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import httpx2
 import pytest
+from fastapi.routing import APIRoute
 
 from buydesk.clients.cache import KeyCache
 from buydesk.clients.keys import Key, new_key
@@ -50,6 +51,8 @@ NEEDS = {
     ("process_buy_orders", "POST", "/orders/{order_id}/cancel"): "orders:process",
     ("process_buy_orders", "GET", "/events"): "events:read",
 }
+# What every service has, for whoever reaches it.
+COMMON = {"/", "/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs-files"}
 REFUSED = (
     *("no key", "wrong scheme", "no text", "wrong checksum", "unknown", "another's secret", "revoked", "expired"),
     *("other mode", "foreign address", "two keys"),
@@ -136,6 +139,17 @@ async def desk_of(databases: Databases, **given: Any) -> AsyncIterator[Desk]:
 async def desk(databases: Databases) -> AsyncIterator[Desk]:
     async with desk_of(databases, access="keys") as running:
         yield running
+
+
+async def test_every_route_is_documented_and_so_among_those_that_are_called_here(desk: Desk) -> None:
+    found: set[Place] = set()
+    for service, app in desk.apps.items():
+        for routes in app._direct.values():
+            found |= {Place(service, method, route.path) for method, route in routes.items()}
+        for route in app.routes:
+            methods = route.methods or () if isinstance(route, APIRoute) else ("GET",)
+            found |= {Place(service, method, str(getattr(route, "path", route))) for method in methods}
+    assert {place for place in found if place.path not in COMMON} == set(desk.places())
 
 
 async def test_every_route_is_public_needs_a_scope_or_takes_the_token_of_a_service(desk: Desk) -> None:
