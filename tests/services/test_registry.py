@@ -266,3 +266,35 @@ async def test_no_hand_that_writes_sql_acts_unnoticed_in_one_transaction(databas
         await connection.execute("SELECT create_client('a', 'b', 'c', 'anonymous', NULL, NULL)")
     assert await connection.fetchval("SELECT count(*) FROM audit") == 0
     await connection.close()
+
+
+async def test_a_database_that_fails_meanwhile_is_told(databases: Databases) -> None:
+    dsn = await databases.new()
+    other = await asyncpg.connect(dsn)
+
+    async def cut_off() -> None:
+        async with registry_at(dsn, Operator("tester", "here")) as registry:
+            await other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            await registry.clients()
+
+    with pytest.raises(CannotStart, match=r"the database failed meanwhile \(.+\): `buydesk audit` shows"):
+        await cut_off()
+    await other.close()
+
+
+async def test_a_server_in_the_data_directory_that_takes_nobody_is_told(open_directory: Path) -> None:
+    data_dir = open_directory / "full"
+    data_dir.mkdir(mode=0o711)
+    postgres = EmbeddedPostgres(data_dir)
+    await postgres.start()
+    try:
+        await migrate(postgres.dsn, livemode=False, cap_satoshi=1)
+        await run(postgres.dsn.replace("/buydesk?", "/postgres?"), "ALTER DATABASE buydesk ALLOW_CONNECTIONS false")
+        result = await Desk("").run("clients", "list", "--data-dir", str(data_dir))
+        assert (result.exit_code, result.exception.__class__) == (2, SystemExit)
+        assert re.fullmatch(r"buydesk: cannot use the database \(\w+\): check it and its server\n", result.output)
+    finally:
+        await postgres.stop()

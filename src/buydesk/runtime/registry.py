@@ -41,6 +41,8 @@ async def _database_url(settings: Settings) -> AsyncIterator[str]:
         raise CannotStart(f"no desk has been started in {data_dir.resolve()}: use its --data-dir, or set DATABASE_URL")
     try:
         await (await asyncpg.connect(postgres.dsn, timeout=CONNECT_SECONDS_MAX)).close()
+    except asyncpg.PostgresError:  # it is there, and will say so again
+        pass
     except OSError:  # nobody listens
         with locked(data_dir):
             await postgres.start()

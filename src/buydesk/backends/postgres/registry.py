@@ -141,5 +141,8 @@ async def registry_at(database_url: str, operator: Operator) -> AsyncIterator[Re
         raise CannotStart("the database is of an older version: run `buydesk migrate`") from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise CannotStart("the account in DATABASE_URL may not do this: use that of the database's owner") from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        said = f"the database failed meanwhile ({type(error).__name__}): `buydesk audit` shows whether it was done"
+        raise CannotStart(said) from error
     finally:
         await connection.close(timeout=CONNECT_SECONDS_MAX)
