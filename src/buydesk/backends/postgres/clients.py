@@ -21,7 +21,8 @@ class PostgresKeys(KeyStore):
         await self._ledger.fetch("note_keys_used", key_ids)
 
     async def require_any(self) -> None:
-        """Raises CannotStart when there is no key that is valid, and DeskError when that cannot be known."""
+        """Raises CannotStart when there was never a key, and DeskError when that cannot be known. That all have ended
+        is no reason: orders are still settled, by who has a token."""
         if not (await self._ledger.fetch("has_keys"))[0]["has_keys"]:
             raise CannotStart(
                 "no client could call this desk: there is no key. Make one (buydesk keys create --help), or set "

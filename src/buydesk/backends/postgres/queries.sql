@@ -225,10 +225,8 @@ SELECT {key} FROM keys WHERE coalesce(client = $1::text, true) ORDER BY created_
 SELECT expires_at - created_at AS lasts FROM keys WHERE id = $1::text
 
 -- name: has_keys
--- Whether any key is valid.
-SELECT EXISTS (
-    SELECT FROM keys WHERE revoked_at IS NULL AND coalesce(expires_at > clock_timestamp(), true)
-) AS has_keys
+-- Whether there was ever a key.
+SELECT EXISTS (SELECT FROM keys) AS has_keys
 
 -- name: clients
 -- All clients, and how many keys of each are valid.
