@@ -12,12 +12,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from buydesk import cli
+from buydesk.backends.postgres.ledger import PostgresLedger
+from buydesk.backends.postgres.life import PostgresLife
 from buydesk.backends.postgres.migrate import migrate
 from buydesk.backends.postgres.registry import Operator, registry_at
 from buydesk.clients.audit import broken_entries
 from buydesk.clients.keys import parse_key_text
 from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.errors import CannotStart
+from buydesk.orders.life import Closing
+from buydesk.orders.model import Placed, Refused
+from tests.builders import priced_order, record, settings
 from tests.databases import Databases, as_db_proxy, run
 from tests.desks import environment
 
@@ -64,8 +69,8 @@ async def test_a_client_is_made_with_its_limits_and_these_may_change(desk: Desk)
     assert told == "The client shop has a cap of 2.00000000 and a largest order of none.\n"
     assert await desk.rows(query) == [(200_000_000, None)]
     lines = (await desk.told("clients", "list")).splitlines()
-    assert lines[0] == "NAME       ORDERS  USED        CAP         LARGEST ORDER  KEYS"
-    assert "shop       0       0.00000000  2.00000000  none           0" in lines
+    assert lines[0] == "NAME       ORDERS  USED        CAP         COUNTS  LARGEST ORDER  KEYS"
+    assert "shop       0       0.00000000  2.00000000  stored  none           0" in lines
 
 
 async def test_a_key_is_shown_once_alone_and_only_its_hash_is_kept(desk: Desk) -> None:
@@ -195,6 +200,8 @@ async def test_a_record_that_was_changed_is_told(databases: Databases) -> None:
         (["keys", "revoke", "0" * 10, "--why", "x"], "there is no key 0000000000: see `buydesk keys list`"),
         (["keys", "rotate", "0" * 10], "there is no key 0000000000: see `buydesk keys list`"),
         (["audit", "--limit", "0"], "--limit must be at least 1"),
+        (["cap", "set", "a lot", "--why", "x"], "BTC must be"),
+        (["cap", "set", "21000000.00000001", "--why", "x"], "the cap is at most 21,000,000 BTC"),
     ],
     ids=str,
 )
@@ -209,11 +216,58 @@ async def test_what_cannot_be_done_is_one_line_and_changes_nothing(desk: Desk, a
 async def test_a_client_s_cap_is_not_less_than_it_has_bought(desk: Desk) -> None:
     await run(desk.dsn, "UPDATE clients SET placed_satoshi = 100000000 WHERE name = 'shop'")
     result = await desk.run("clients", "limit", "shop", "--cap", "0.5", "--why", "less")
-    assert result.output == "buydesk: the client has bought more than this cap already\n"
+    assert result.output == "buydesk: the client has bought more than its cap would be\n"
+
+
+async def test_the_cap_is_set_and_gives_room_back_when_it_counts_open_orders_only(desk: Desk) -> None:
+    assert await desk.told("cap", "show") == "0.00000000 of 100.00000000 BTC are sold, counting stored orders.\n"
+    told = await desk.told("cap", "set", "0.001", "--why", "a small desk")
+    assert told == "0.00000000 of 0.00100000 BTC are sold, counting stored orders.\n"
+    price, ledger = record(10_000 * 10**8), PostgresLedger(as_db_proxy(desk.dsn), settings(), livemode=False)
+    orders = [priced_order(1000, price=price), priced_order(1000, price=price)]  # 10.00 each, which buy 0.001 BTC
+    first, second = await ledger.place(orders, 5)
+    assert isinstance(first, Placed)
+    assert isinstance(second, Refused)
+    assert second.problem.code == "exposure_cap_exceeded"
+    life = PostgresLife(ledger)
+    await life.close_orders([Closing(first.order.id, "settled", None)])
+    assert isinstance((await ledger.place(orders[1:], 5))[0], Refused)
+    told = await desk.told("cap", "counts", "open", "--why", "what is settled is delivered")
+    assert told == "0.00000000 of 0.00100000 BTC are sold, counting open orders.\n"
+    assert isinstance((await ledger.place(orders[1:], 5))[0], Placed)
+    await ledger.close()
+    for arguments in (("counts", "stored"), ("set", "0.0009")):
+        result = await desk.run("cap", *arguments, "--why", "back")
+        assert result.output == "buydesk: more is sold already than the cap would be\n"
+    assert await desk.told("cap", "show") == "0.00100000 of 0.00100000 BTC are sold, counting open orders.\n"
+    acts = await desk.rows("SELECT act, subject, before, after FROM audit WHERE number > 1 ORDER BY number")
+    assert acts == [
+        ("cap set", "desk", state("10000000000", "false"), state("100000", "false")),
+        ("cap counts set", "desk", state("100000", "false"), state("100000", "true")),
+    ]
+
+
+def state(cap_satoshi: str, counts_open: str) -> str:
+    return f'{{"cap_satoshi" : {cap_satoshi}, "cap_counts_open" : {counts_open}}}'
+
+
+async def test_a_client_s_cap_counts_what_it_is_told(desk: Desk) -> None:
+    told = await desk.told("cap", "counts", "open", "--client", "shop", "--why", "as agreed")
+    assert told == "The cap of the client shop counts open orders.\n"
+    assert re.search(r"^shop .* 1\.50000000  open +0\.25000000 ", await desk.told("clients", "list"), re.MULTILINE)
+    [(act, subject)] = await desk.rows("SELECT act, subject FROM audit WHERE number = 2")
+    assert (act, subject) == ("cap counts set", "shop")
+    result = await desk.run("cap", "counts", "open", "--client", "nobody", "--why", "x")
+    assert result.output == "buydesk: there is no client nobody: see `buydesk clients list`\n"
 
 
 async def test_only_the_owner_of_the_database_acts(desk: Desk) -> None:
-    for arguments in (("clients", "create", "x"), tuple(CREATE), ("keys", "revoke", "0" * 10, "--why", "x")):
+    for arguments in (
+        ("clients", "create", "x"),
+        tuple(CREATE),
+        ("keys", "revoke", "0" * 10, "--why", "x"),
+        ("cap", "set", "1", "--why", "x"),
+    ):
         result = await desk.run(*arguments, DATABASE_URL=as_db_proxy(desk.dsn))
         assert result.exit_code == 2
     told = "buydesk: the account in DATABASE_URL may not do this: use that of the database's owner\n"

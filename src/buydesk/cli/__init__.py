@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import click
 
 from buydesk import __version__, signing_keys
-from buydesk.cli.clients import audit, clients, keys
+from buydesk.cli.clients import audit, cap, clients, keys
 from buydesk.cli.shared import Commands, Live, desk_settings, given, of_a_desk
 from buydesk.cli.shared import run as run_async
 from buydesk.errors import CannotStart
@@ -36,6 +36,7 @@ def main() -> None:
     buydesk migrate               bring the database at DATABASE_URL up to date
     buydesk secrets               new ones, for services to share
     buydesk clients create shop   a client; `buydesk keys create shop …` makes a key for it
+    buydesk cap counts open …     give the room of settled and cancelled orders back
     buydesk audit                 what operators did
     buydesk price show            the last prices that were sold at, and what is confirmed
     buydesk price confirm EUR …   sell at a price that is far from the last one
@@ -87,9 +88,9 @@ def serve(service: str) -> None:
 
 
 @main.command()
-@click.option("--cap", default="100", show_default=True, help="BTC that a new database may sell in all.")
+@click.option("--cap", "cap_text", default="100", show_default=True, help="BTC that a new database may sell in all.")
 @click.option("--wait", "wait_seconds", default=0.0, show_default=True, help="Seconds to wait for the database.")
-def migrate(cap: str, wait_seconds: float) -> None:
+def migrate(cap_text: str, wait_seconds: float) -> None:
     """Bring the database at DATABASE_URL up to date; of a new one, set mode (PRICE_FEED) and cap.
 
     An existing database keeps its cap and its mode. Keys of prices (BUYDESK_PRICE_KEYS) are added, and the account of
@@ -98,7 +99,7 @@ def migrate(cap: str, wait_seconds: float) -> None:
     settings = read_settings()
     if settings.database_url is None:
         raise CannotStart("DATABASE_URL is missing: say which database to migrate")
-    cap_satoshi = given("--cap", parse_btc, cap)
+    cap_satoshi = given("--cap", parse_btc, cap_text)
     from buydesk.backends.postgres.accounts import account_of  # noqa: PLC0415
     from buydesk.backends.postgres.migrate import migrate as run  # noqa: PLC0415
 
@@ -174,5 +175,6 @@ def _desk_settings(desk: Mapping[str, object]) -> Settings:
 
 
 main.add_command(clients)
+main.add_command(cap)
 main.add_command(keys)
 main.add_command(audit)

@@ -1,4 +1,4 @@
-"""The commands `clients`, `keys` and `audit`: who may call, and what operators did."""
+"""The commands `clients`, `cap`, `keys` and `audit`: who may call, and what operators did."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -105,6 +105,44 @@ def list_clients(**desk: object) -> None:
     from buydesk.runtime import clients as acts  # noqa: PLC0415
 
     click.echo(run(acts.clients(desk_settings(desk))))
+
+
+@click.group()
+def cap() -> None:
+    """The desk's cap: what may be sold in all, and which orders count. Works as `clients` does."""
+
+
+@cap.command("show")
+@of_a_desk
+def show_cap(**desk: object) -> None:
+    """Show the cap, and what is used of it."""
+    from buydesk.runtime import clients as acts  # noqa: PLC0415
+
+    click.echo(run(acts.desk_cap(desk_settings(desk))))
+
+
+@cap.command("set")
+@click.argument("btc")
+@_WHY
+@of_a_desk
+def set_cap(btc: str, why: str, **desk: object) -> None:
+    """Let the desk sell BTC in all; not less than it has sold."""
+    from buydesk.runtime import clients as acts  # noqa: PLC0415
+
+    click.echo(run(acts.set_cap(desk_settings(desk), given("BTC", parse_btc, btc), why)))
+
+
+@cap.command("counts")
+@click.argument("orders", type=click.Choice(["open", "stored"]))
+@click.option("--client", help="Of the cap of this client.  [default: of the desk's]")
+@_WHY
+@of_a_desk
+def set_cap_counts(orders: str, client: str | None, why: str, **desk: object) -> None:
+    """Count open orders only, so that one that is settled or cancelled gives its room back, or all that were ever
+    stored."""
+    from buydesk.runtime import clients as acts  # noqa: PLC0415
+
+    click.echo(run(acts.set_cap_counts(desk_settings(desk), client, why, open_only=orders == "open")))
 
 
 @click.group()

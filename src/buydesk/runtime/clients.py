@@ -1,8 +1,9 @@
-"""What the commands `clients`, `keys` and `audit` print."""
+"""What the commands `clients`, `cap`, `keys` and `audit` print."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
+from buydesk.backends.postgres.registry import DeskCap
 from buydesk.clients.audit import broken_entries
 from buydesk.clients.keys import Key
 from buydesk.clients.model import NewKey, StoredKey
@@ -38,12 +39,43 @@ async def clients(settings: Settings) -> str:
             str(each.orders),
             format_btc(each.used_satoshi),
             _btc(each.cap_satoshi),
+            _counted(open_only=each.cap_counts_open),
             _btc(each.order_satoshi_max),
             str(each.keys),
         )
         for each in found
     ]
-    return _table(("NAME", "ORDERS", "USED", "CAP", "LARGEST ORDER", "KEYS"), rows)
+    return _table(("NAME", "ORDERS", "USED", "CAP", "COUNTS", "LARGEST ORDER", "KEYS"), rows)
+
+
+async def desk_cap(settings: Settings) -> str:
+    """The desk's cap, and what is used of it."""
+    async with registry_of(settings) as registry:
+        return _told(await registry.desk_cap())
+
+
+async def set_cap(settings: Settings, cap_satoshi: int, why: str) -> str:
+    """Sets the desk's cap."""
+    async with registry_of(settings) as registry:
+        return _told(await registry.set_cap(cap_satoshi, why))
+
+
+async def set_cap_counts(settings: Settings, client: str | None, why: str, *, open_only: bool) -> str:
+    """Sets what a cap counts."""
+    async with registry_of(settings) as registry:
+        await registry.set_cap_counts(client, why, open_only=open_only)
+        if client is None:
+            return _told(await registry.desk_cap())
+    return f"The cap of the client {client} counts {_counted(open_only=open_only)} orders."
+
+
+def _told(found: DeskCap) -> str:
+    used, cap = format_btc(found.used_satoshi), format_btc(found.cap_satoshi)
+    return f"{used} of {cap} BTC are sold, counting {_counted(open_only=found.cap_counts_open)} orders."
+
+
+def _counted(*, open_only: bool) -> str:
+    return "open" if open_only else "stored"
 
 
 async def create_key(settings: Settings, new: NewKey, why: str) -> Key:

@@ -230,11 +230,15 @@ SELECT EXISTS (SELECT FROM keys) AS has_keys
 
 -- name: clients
 -- All clients, and how many keys of each are valid.
-SELECT name, cap_satoshi, order_satoshi_max, used_satoshi, last_number AS orders, (
+SELECT name, cap_satoshi, order_satoshi_max, cap_counts_open, used_satoshi, last_number AS orders, (
     SELECT count(k.id) FROM keys k
     WHERE k.client = c.name AND revoked_at IS NULL AND coalesce(expires_at > clock_timestamp(), true)
 ) AS keys
 FROM clients c ORDER BY name
+
+-- name: desk_cap
+-- The desk's cap, what is used of it, and whether it counts open orders only.
+SELECT cap_satoshi, used_satoshi, cap_counts_open FROM exposure
 
 -- name: acts
 -- What operators did.

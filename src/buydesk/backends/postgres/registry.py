@@ -29,14 +29,25 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client: its cap and largest order in satoshi, None without such a limit, and what it has bought."""
+    """A client: its cap and largest order in satoshi, None without such a limit, whether its cap counts open orders
+    only, and what it has bought."""
 
     name: str
     cap_satoshi: int | None
     order_satoshi_max: int | None
+    cap_counts_open: bool
     used_satoshi: int
     orders: int
     keys: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeskCap:
+    """What the desk may sell and has sold, in satoshi, and whether only open orders count."""
+
+    cap_satoshi: int
+    used_satoshi: int
+    cap_counts_open: bool
 
 
 class Registry:
@@ -81,6 +92,23 @@ class Registry:
         """All clients, by name."""
         return [Client(**row) for row in await self._connection.fetch(QUERIES["clients"])]
 
+    async def desk_cap(self) -> DeskCap:
+        """The desk's cap."""
+        [row] = await self._connection.fetch(QUERIES["desk_cap"])
+        return DeskCap(**row)
+
+    async def set_cap(self, cap_satoshi: int, why: str) -> DeskCap:
+        """Sets the desk's cap, never below what is used of it."""
+        await self._act("set_cap", why, cap_satoshi)
+        return await self.desk_cap()
+
+    async def set_cap_counts(self, client: str | None, why: str, *, open_only: bool) -> None:
+        """Sets what the cap of a client, or of the desk, counts: open orders only, or all that were ever stored; never
+        so that more is used than the cap."""
+        if client is not None:
+            await self._client(client)
+        await self._act("set_cap_counts", why, client, open_only)
+
     async def create_key(self, new: NewKey, why: str) -> Key:
         """Makes a key; its text is known to nobody else and never shown again."""
         key = new_key(livemode=await self._connection.fetchval("SELECT livemode FROM exposure"))
@@ -124,7 +152,10 @@ class Registry:
 _BROKEN = {
     "clients_order_satoshi_max_check": "a client's largest order is more than 0",
     "clients_name_check": "a client's name has 1 to 32 characters: a to z, 0 to 9 and, but for the first, -",
-    "client_used_within_cap": "the client has bought more than this cap already",
+    "client_used_within_cap": "the client has bought more than its cap would be",
+    "used_within_cap": "more is sold already than the cap would be",
+    "exposure_cap_satoshi_check": "the cap is at most 21,000,000 BTC",
+    "clients_cap_satoshi_check": "a cap is at most 21,000,000 BTC",
 }
 
 
@@ -141,7 +172,8 @@ async def registry_at(database_url: str, operator: Operator) -> AsyncIterator[Re
         raise CannotStart("the database is of an older version: run `buydesk migrate`") from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise CannotStart("the account in DATABASE_URL may not do this: use that of the database's owner") from error
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        connection.terminate()  # what a driver makes of a connection that was cut depends on the moment
         said = f"the database failed meanwhile ({type(error).__name__}): `buydesk audit` shows whether it was done"
         raise CannotStart(said) from error
     finally:

@@ -638,7 +638,8 @@ FOR EACH STATEMENT EXECUTE FUNCTION never_changed();
 CREATE FUNCTION client_state(of text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp
 AS $function$
-    SELECT json_build_object('cap_satoshi', cap_satoshi, 'order_satoshi_max', order_satoshi_max)::text
+    SELECT json_build_object('cap_satoshi', cap_satoshi, 'order_satoshi_max', order_satoshi_max,
+                             'cap_counts_open', cap_counts_open)::text
     FROM clients WHERE name = of
 $function$;
 CREATE FUNCTION key_state(of text) RETURNS text
@@ -712,6 +713,46 @@ BEGIN
 END
 $function$;
 
+-- What an operator reads of the desk's cap.
+CREATE FUNCTION desk_state() RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp
+AS $function$
+    SELECT json_build_object('cap_satoshi', cap_satoshi, 'cap_counts_open', cap_counts_open)::text FROM exposure
+$function$;
+
+-- Neither a cap nor what it counts can be set so that more is used than it allows: the tables' constraints see to that.
+CREATE FUNCTION set_cap(who text, from_where text, reason text, cap bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp
+AS $function$
+DECLARE
+    state_before text;
+BEGIN
+    PERFORM FROM exposure FOR UPDATE;
+    state_before := desk_state();
+    UPDATE exposure SET cap_satoshi = cap;
+    PERFORM note_act(who, from_where, 'cap set', 'desk', reason, state_before, desk_state());
+END
+$function$;
+
+-- Whether the cap of the client, or of the desk for NULL, counts open orders only, or all that were ever stored.
+CREATE FUNCTION set_cap_counts(who text, from_where text, reason text, of text, counts_open boolean) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp
+AS $function$
+DECLARE
+    state_before text;
+BEGIN
+    PERFORM FROM exposure FOR UPDATE;
+    state_before := CASE WHEN of IS NULL THEN desk_state() ELSE client_state(of) END;
+    IF of IS NULL THEN
+        UPDATE exposure SET cap_counts_open = counts_open;
+    ELSE
+        UPDATE clients SET cap_counts_open = counts_open WHERE name = of;
+    END IF;
+    PERFORM note_act(who, from_where, 'cap counts set', coalesce(of, 'desk'), reason, state_before,
+                     CASE WHEN of IS NULL THEN desk_state() ELSE client_state(of) END);
+END
+$function$;
+
 -- Notes that keys were used today: once a day and key. In the order of their ids, so that no two calls wait for each other.
 CREATE FUNCTION note_keys_used(ids text[]) RETURNS void
 LANGUAGE sql VOLATILE
@@ -725,5 +766,6 @@ AS $function$
     ) due
     WHERE k.id = due.id
 $function$;
-REVOKE EXECUTE ON FUNCTION audit_hash, note_act, client_state, key_state, create_client, limit_client, create_key, end_key, note_keys_used
+REVOKE EXECUTE ON FUNCTION audit_hash, note_act, client_state, key_state, create_client, limit_client, create_key, end_key, desk_state,
+    set_cap, set_cap_counts, note_keys_used
 FROM PUBLIC;
