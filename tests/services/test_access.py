@@ -11,7 +11,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from buydesk.clients.cache import KeyCache
-from buydesk.clients.keys import Key, new_key
+from buydesk.clients.keys import CHECKSUM_CHARS, SECRET_CHARS, Key, new_key
 from buydesk.clients.scopes import SCOPES
 from buydesk.errors import LedgerUnavailable
 from buydesk.http.app import Service
@@ -171,7 +171,11 @@ async def test_no_route_takes_a_key_that_is_none_and_none_says_what_was_wrong(de
     told = set()
     for place in desk.places():
         if place not in PUBLIC:
-            problem = assert_problem(await desk.call(place, *desk.shown(kind)), 401, "unauthorized")
+            shown = desk.shown(kind)
+            answer = await desk.call(place, *shown)
+            problem = assert_problem(answer, 401, "unauthorized")
+            secrets = [each[-CHECKSUM_CHARS - SECRET_CHARS :] for each in shown if "bd_" in each]
+            assert not any(secret in f"{answer.text}{answer.headers}" for secret in secrets)
             told.add((place in NEEDS, problem["detail"]))
     assert len(told) == 2  # one text for callers, one for the desk's own services
 

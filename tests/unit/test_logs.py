@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from buydesk.clients.keys import new_key
 from buydesk.observability import logs
 from buydesk.times import utc_now
 
@@ -144,10 +145,18 @@ def test_configuring_twice_logs_once() -> None:
         ("http://127.0.0.1:8050/report", "http://127.0.0.1:8050/report"),
         ("http://127.0.0.1:8050/mail/me@home", "http://127.0.0.1:8050/mail/me@home"),
         ("EUR:69.00 by me@home", "EUR:69.00 by me@home"),
+        ("bd_test_0dq4VmB9xK, bd_live_0dq4VmB9xKs3cret.", "bd_test_0dq4VmB9xK, bd_live_0dq4VmB9xK***."),
     ],
 )
 def test_passwords_in_urls_are_masked_and_nothing_else(text: str, shown: str) -> None:
     assert logs.redacted(text) == shown
+
+
+@pytest.mark.parametrize("livemode", [True, False])
+def test_of_a_client_s_key_nothing_but_its_id_is_shown(livemode: bool) -> None:
+    key = new_key(livemode=livemode)
+    shown = logs.redacted(f"Authorization: Bearer {key.text}\n")
+    assert shown == f"Authorization: Bearer {key.text[:8]}{key.id}***\n"
 
 
 @pytest.mark.parametrize("as_json", [True, False])

@@ -1,4 +1,4 @@
-"""Logs: everything goes to stdout, as JSON lines or, on a terminal, as text; and no password in any of it.
+"""Logs: everything goes to stdout, as JSON lines or, on a terminal, as text; without passwords and clients' keys.
 
 A line that is written while a request is worked on names that request's id.
 """
@@ -18,14 +18,16 @@ from buydesk.times import format_time
 # path has none: a password with a bare @ or / in it is hidden as a whole.
 _SERVER_PASSWORD = re.compile(r"((?:redis|rediss|unix|postgres|postgresql)://[^\s:]*):\S*@", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(://[^\s/:@]*):[^\s/]*@")
+# Of a client's key its id is no secret (clients/keys.py).
+_KEY = re.compile(r"(bd_(?:test|live)_[0-9A-Za-z]{10})[0-9A-Za-z]+")
 _QUERY_PASSWORD = re.compile(r"([?&]\w*password=)[^\s&#'\"\\]*", re.IGNORECASE)
 
 
 def redacted(text: str) -> str:
-    """The text with the passwords of its URLs replaced by `***`."""
+    """The text with the passwords of its URLs and the secrets of clients' keys replaced by `***`."""
     for password in (_SERVER_PASSWORD, _URL_PASSWORD):
         text = password.sub(r"\1:***@", text)
-    return _QUERY_PASSWORD.sub(r"\1***", text)
+    return _KEY.sub(r"\1***", _QUERY_PASSWORD.sub(r"\1***", text))
 
 
 def request_id_of(record: logging.LogRecord) -> str | None:
