@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from buydesk.backends.postgres.migrate import migrate
 from buydesk.backends.postgres.registry import Operator, registry_at
 from buydesk.clients.audit import broken_entries
 from buydesk.clients.keys import parse_key_text
+from buydesk.clients.model import NewKey
 from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.errors import CannotStart
 from buydesk.orders.life import Closing
@@ -128,6 +130,27 @@ async def test_a_key_that_ends_is_rotated_to_one_that_lasts_as_long(desk: Desk) 
     second = parse_key_text((await desk.told("keys", "rotate", first.id)).strip())
     query = "SELECT id, round(extract(epoch FROM expires_at - now()) / 86400) FROM keys ORDER BY created_at"
     assert await desk.rows(query) == [(first.id, 1), (second.id, 90)]
+
+
+async def test_a_key_is_rotated_and_revoked_at_the_same_time(desk: Desk) -> None:
+    async def rotate(key_id: str) -> str:
+        async with registry_at(desk.dsn, Operator("one", "here")) as registry:
+            try:
+                await registry.rotate_key(key_id, timedelta(hours=1), "a year")
+            except CannotStart as error:
+                return str(error)
+        return "rotated"
+
+    async def revoke(key_id: str) -> None:
+        async with registry_at(desk.dsn, Operator("another", "there")) as registry:
+            await registry.revoke_key(key_id, "lost")
+
+    for _ in range(20):
+        async with registry_at(desk.dsn, Operator("tester", "here")) as registry:
+            key = await registry.create_key(NewKey("shop", ["orders:read"]), "")
+        told, _ = await asyncio.gather(rotate(key.id), revoke(key.id))
+        assert told in ("rotated", f"the key {key.id} has ended: create one")
+        assert await desk.rows(f"SELECT revoked_at IS NOT NULL FROM keys WHERE id = '{key.id}'") == [(True,)]  # noqa: S608
 
 
 async def test_what_was_before_an_act_is_what_the_act_before_it_left(desk: Desk) -> None:

@@ -221,8 +221,8 @@ SELECT {key} FROM keys WHERE id = $1::text
 SELECT {key} FROM keys WHERE coalesce(client = $1::text, true) ORDER BY created_at
 
 -- name: key_lasts
--- How long the key with this id was to be valid; NULL for ever.
-SELECT expires_at - created_at AS lasts FROM keys WHERE id = $1::text
+-- How long the key with this id was to be valid, NULL for ever. Locked: whoever else ends it waits, or has ended it.
+SELECT expires_at - created_at AS lasts FROM keys WHERE id = $1::text FOR UPDATE
 
 -- name: has_keys
 -- Whether there was ever a key.

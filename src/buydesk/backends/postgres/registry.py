@@ -124,10 +124,10 @@ class Registry:
         """A new key that permits the same, and for as long from now on as the old one did; that ends after the
         overlap."""
         async with self._connection.transaction():
+            lasts = await self._connection.fetchval(QUERIES["key_lasts"], key_id)  # before the record is
             old = await self.key(key_id)
             if not old.is_valid(utc_now()):
                 raise CannotStart(f"the key {key_id} has ended: create one")
-            lasts = await self._connection.fetchval(QUERIES["key_lasts"], key_id)
             ends_at = None if lasts is None else utc_now() + lasts
             key = await self.create_key(NewKey(old.client, old.scopes, old.allow_from, ends_at), why)
             await self._act("end_key", why, key_id, utc_now() + overlap)
