@@ -281,3 +281,12 @@ async def test_behind_a_proxy_a_key_is_used_from_where_the_proxy_says(
         headers = [("Authorization", f"Bearer {key.text}"), *(("X-Forwarded-For", each) for each in forwarded)]
         answer = await desk.client.get(f"{desk.urls['fetch_buy_orders']}/exposure", headers=headers)
         assert answer.status_code == status
+
+
+async def test_a_service_that_cannot_look_keys_up_takes_none(databases: Databases) -> None:
+    async with desk_of(databases, access="open") as desk:
+        desk.apps["fetch_buy_orders"].keys = None
+        key = desk.keys.add("other", "orders:read")
+        async with served(desk.apps["fetch_buy_orders"], settings=settings()) as url:
+            answer = await desk.client.get(f"{url}/exposure", headers={"Authorization": f"Bearer {key.text}"})
+        assert_problem(answer, 401, "unauthorized")
