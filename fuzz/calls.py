@@ -39,7 +39,8 @@ REJECTED = ["401", "403", "404", "405", "409", "413", "415", "422", "429"]
 STRICTER_THAN_SCHEMA: Mapping[str, Collection[str]] = {
     "create_buy_order": {"POST /place_order/"},  # query or body, not both (see FORMS)
     "fetch_buy_orders": {"GET /get_orders/"},  # one of the parameters only (see FORMS)
-    "api_cache_proxy": {"POST /add/", "POST /sources/"},  # what makes a price proven, what a state consists of
+    # What makes a price proven, what a state consists of, integers without a point.
+    "api_cache_proxy": {"POST /add/", "POST /sources/", "POST /rates/"},
     # One anchor of a page only; what an anchor of a price consists of, and that a range is not empty.
     "db_proxy": {"GET /page", "PUT /anchors", "POST /confirmations"},
 }

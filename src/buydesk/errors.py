@@ -118,7 +118,10 @@ class ForeignOrigin(DeskError):
 
 
 class RateLimited(DeskError):
+    """Facts, where it is for what the caller did: `policy`, the kind of that, and `per_minute`."""
+
     code, status, title = "rate_limited", 429, "Too many requests"
+    example_facts: ClassVar = {"policy": "orders", "per_minute": 60}
 
 
 class NotFound(DeskError):
@@ -240,6 +243,10 @@ class OutcomeUnknown(DeskError):
 
 class ReportsUnavailable(DeskError):
     code, status, title = "health_unavailable", 503, "The reports cannot be reached"
+
+
+class RatesUnavailable(DeskError):
+    code, status, title = "rates_unavailable", 503, "The counts of requests cannot be reached"
 
 
 class NotReady(DeskError):

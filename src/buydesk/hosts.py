@@ -3,13 +3,15 @@
 import re
 import socket
 from collections.abc import Collection
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import urlsplit
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 HOST_NAME_CHARS_MAX = 253
+# An IPv6 client has a network of this size to itself.
+IPV6_CLIENT_BITS = 64
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
 
@@ -35,6 +37,11 @@ def caller_address(text: str) -> Address:
     """The address of whoever is at the other end; IPv4 as such also where it comes in IPv6. Raises ValueError."""
     address = ip_address(text.partition("%")[0])
     return getattr(address, "ipv4_mapped", None) or address
+
+
+def counted(address: Address) -> Address | Network:
+    """What callers are told apart by, where it is by their address."""
+    return address if address.version == 4 else ip_network((address, IPV6_CLIENT_BITS), strict=False)
 
 
 def is_loopback(host: str) -> bool:

@@ -60,7 +60,11 @@ NOT_RUN = {
     "deploy/smoke": "CI runs it beside the tests",
 }
 # Codes that no client meets, and where they stay.
-INTERNAL_CODES = {"price_superseded": "api_cache_proxy tells api_updater", "source_failed": "api_updater logs it"}
+INTERNAL_CODES = {
+    "price_superseded": "api_cache_proxy tells api_updater",
+    "rates_unavailable": "api_cache_proxy tells those who count there",
+    "source_failed": "api_updater logs it",
+}
 MASKS = {
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}": "<id>",
     r"(?<![\w-])([\w-]{86}|[\w-]{43})(?![\w-])": "<key or signature>",

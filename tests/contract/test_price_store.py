@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from buydesk.backends.fallback import FallbackPriceStore
 from buydesk.backends.memory import prices as memory_prices
 from buydesk.backends.memory.prices import MemoryPriceStore
+from buydesk.backends.memory.rates import MemoryRateStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.redis.prices import RedisPriceStore
 from buydesk.backends.remote import RemotePriceStore
@@ -57,7 +58,9 @@ MOMENT = timedelta(microseconds=1)
 async def remote_board(settings: Settings, clock: FakeClock) -> AsyncIterator[RemotePriceStore]:
     """The store as another process sees it."""
     reporter = Reporter("api_cache_proxy", MemoryReportStore(settings), settings)
-    async with served(create_app(settings, MemoryPriceStore(settings, clock), reporter, clock)) as url:
+    async with served(
+        create_app(settings, MemoryPriceStore(settings, clock), MemoryRateStore(), reporter, clock)
+    ) as url:
         store = RemotePriceStore(url, settings)
         yield store
         await store.close()

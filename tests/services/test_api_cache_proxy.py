@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from buydesk.backends.memory.prices import MemoryPriceStore
+from buydesk.backends.memory.rates import MemoryRateStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.redis.prices import RedisPriceStore
 from buydesk.backends.remote import RemotePriceStore
@@ -55,7 +56,7 @@ def store(settings: Settings, clock: FakeClock) -> MemoryPriceStore:
 async def client(settings: Settings, store: MemoryPriceStore, clock: FakeClock) -> AsyncIterator[httpx2.AsyncClient]:
     reporter = Reporter("api_cache_proxy", MemoryReportStore(settings), settings)
     async with (
-        served(create_app(settings, store, reporter, clock)) as url,
+        served(create_app(settings, store, MemoryRateStore(), reporter, clock)) as url,
         httpx2.AsyncClient(base_url=url, trust_env=False) as client,
     ):
         yield client
@@ -670,7 +671,7 @@ async def test_without_redis_every_answer_says_so(settings: Settings) -> None:
     redis: Redis = Redis.from_url(f"redis://127.0.0.1:{free_port()}", retry=None)
     store = RedisPriceStore(redis, settings)
     async with (
-        served(create_app(settings, store, reporter)) as url,
+        served(create_app(settings, store, MemoryRateStore(), reporter)) as url,
         httpx2.AsyncClient(base_url=url, trust_env=False) as client,
     ):
         now = datetime.now(UTC)

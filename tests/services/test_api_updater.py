@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from buydesk.backends.memory.prices import MemoryPriceStore
+from buydesk.backends.memory.rates import MemoryRateStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.remote import RemotePriceStore
 from buydesk.errors import (
@@ -1117,7 +1118,7 @@ async def test_service_publishes_to_a_store_far_away_once_it_is_there_and_tells_
     async with asyncio.timeout(30), served(app) as url, asking(url) as client:
         while "gave no answer" not in (await client.get("/readyz")).text:
             await asyncio.sleep(0.01)
-        async with served(api_cache_proxy.create_app(settings, behind, reporter), port):
+        async with served(api_cache_proxy.create_app(settings, behind, MemoryRateStore(), reporter), port):
             while (await client.get("/readyz")).status_code != 200:
                 await asyncio.sleep(0.01)
             while True:

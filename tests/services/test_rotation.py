@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import pytest
 
 from buydesk.backends.memory.prices import MemoryPriceStore
+from buydesk.backends.memory.rates import MemoryRateStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.remote import RemoteLedger, RemoteLife, RemotePriceStore, RemoteReportStore
-from buydesk.errors import DeskError, LedgerUnavailable, PriceStoreUnavailable, ReportsUnavailable
+from buydesk.backends.remote.rates import RemoteRateStore
+from buydesk.clients.rates import Lot
+from buydesk.errors import DeskError, LedgerUnavailable, PriceStoreUnavailable, RatesUnavailable, ReportsUnavailable
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import Report
@@ -32,6 +35,7 @@ from tests.serving import served
 
 # What a setting says in turn. Services are between one stage and the next at any time.
 STAGES = ("old", "old,new", "new,old", "new")
+LOT = Lot("orders:client:shop", 60, 1)
 NEIGHBOURS = [(one, other) for one in range(4) for other in range(4) if abs(one - other) <= 1]
 
 
@@ -47,6 +51,7 @@ class Clients:
     life: RemoteLife
     store: RemotePriceStore
     desk: RemoteReportStore
+    rates: RemoteRateStore
 
 
 @contextlib.asynccontextmanager
@@ -61,7 +66,7 @@ async def clients_of(theirs: Settings, ours: Settings) -> AsyncIterator[Clients]
 
     apps = (
         db_proxy.create_app(ours, ModelLedger(), ModelLedger(), ModelAnchors(), reporter("db_proxy"), keys=ModelKeys()),
-        api_cache_proxy.create_app(ours, store, reporter("api_cache_proxy")),
+        api_cache_proxy.create_app(ours, store, MemoryRateStore(), reporter("api_cache_proxy")),
         health_check.create_app(ours, desk, ready, store, redis_check=None, reporter=reporter("health_check")),
     )
     async with contextlib.AsyncExitStack() as stack:
@@ -71,8 +76,9 @@ async def clients_of(theirs: Settings, ours: Settings) -> AsyncIterator[Clients]
             RemoteLife(urls[0], theirs),
             RemotePriceStore(urls[1], theirs),
             RemoteReportStore(urls[2], theirs),
+            RemoteRateStore(urls[1], theirs),
         )
-        for client in (clients.ledger, clients.life, clients.store, clients.desk):
+        for client in (clients.ledger, clients.life, clients.store, clients.desk, clients.rates):
             stack.push_async_callback(client.close)
         yield clients
 
@@ -88,6 +94,7 @@ async def test_tokens_of_neighbouring_stages_are_taken(theirs: int, ours: int) -
         assert await clients.store.latest() == published
         await clients.desk.report(Report("info", "db_proxy", 200, "here"), verified=True)
         assert [each.verified for each in await clients.desk.reports("db_proxy", None, 1)] == [True]
+        assert [count.taken for count in await clients.rates.take([LOT])] == [1]
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("old", "new"), ("old,new", "new")])
@@ -103,6 +110,8 @@ async def test_token_that_was_withdrawn_is_none(theirs: str, ours: str) -> None:
             await clients.life.close_orders([Closing(new_order_id(), "settled", None)])
         with pytest.raises(PriceStoreUnavailable, match="unauthorized"):
             await clients.store.publish(record())
+        with pytest.raises(RatesUnavailable, match="unauthorized"):
+            await clients.rates.take([LOT])
         with pytest.raises(ReportsUnavailable, match="unauthorized"):
             await clients.desk.report(Report("info", "db_proxy", 200, "here"), verified=True)
 
@@ -118,6 +127,7 @@ async def test_token_for_one_purpose_is_none_for_another(known: str) -> None:
             "reading_tokens": clients.ledger.exposure(None),
             "processing_tokens": clients.life.close_orders([Closing(new_order_id(), "settled", None)]),
             "publishing_tokens": clients.store.publish(record()),
+            "counting_tokens": clients.rates.take([LOT]),
             "reporting_tokens": clients.desk.report(Report("info", "db_proxy", 200, "here"), verified=True),
         }.items():
             with contextlib.suppress(DeskError):

@@ -1,4 +1,5 @@
-"""Redis, and this process's memory beside it: a cache that is away, or takes no writes, stops no sales and no reports.
+"""Redis, and this process's memory beside it: a cache that is away, or takes no writes, stops no sales and no reports,
+and lifts no limit.
 
 What is published is in memory first and then in Redis, for the other processes and for after a restart; what is read
 is the newer of the two. Without Redis each process knows only what was published through it, and nothing of before its
@@ -12,7 +13,15 @@ from collections.abc import Awaitable, Sequence
 from itertools import islice
 from typing import Protocol, TypeVar
 
-from buydesk.errors import DeskError, PriceStale, PriceStoreUnavailable, PriceUnavailable, ReportsUnavailable
+from buydesk.clients.rates import Count, Lot, RateStore
+from buydesk.errors import (
+    DeskError,
+    PriceStale,
+    PriceStoreUnavailable,
+    PriceUnavailable,
+    RatesUnavailable,
+    ReportsUnavailable,
+)
 from buydesk.observability.reports import Level, Report, ReportStore, StoredReport, newest_first
 from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord, PriceStore
 
@@ -166,6 +175,25 @@ class FallbackReportStore(ReportStore):
 
     async def check(self) -> None:
         """Memory is always there."""
+
+    async def close(self) -> None:
+        await self._shared.close()
+
+
+class FallbackRateStore(RateStore):
+    """In Redis (`shared`), which it closes; what that does not count is counted in memory (`own`), beginning with
+    nothing: what came before, each edge knows by itself."""
+
+    def __init__(self, shared: RateStore, own: RateStore) -> None:
+        self._shared = shared
+        self._own = own
+        self._redis = _Redis(RatesUnavailable, "api_cache_proxy")
+
+    async def take(self, lots: Sequence[Lot]) -> Sequence[Count]:
+        try:
+            return await self._redis.ask("counts no requests", self._shared.take(lots))
+        except RatesUnavailable:
+            return await self._own.take(lots)
 
     async def close(self) -> None:
         await self._shared.close()

@@ -23,11 +23,14 @@ _network = lru_cache(maxsize=4096)(ip_network)  # reading one takes ten times as
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls. One of the desk's own services is no client: its name is empty."""
+    """Who calls. One of the desk's own services is no client: its name is empty. The rates are of its client, where
+    that has one of its own, and of the key alone, where it is limited further."""
 
     client: str
     scopes: Collection[Scope]
     key_id: str | None = None
+    client_rate_per_minute: int | None = None
+    rate_per_minute: int | None = None
 
     @property
     def is_anybody(self) -> bool:
@@ -40,7 +43,7 @@ ANYBODY = Caller(ANONYMOUS, CLIENT_SCOPES)
 
 class StoredKey(msgspec.Struct, frozen=True):
     """A key as it is stored: `digest` is the SHA-256 of its text. `allow_from` are the networks that it is taken from,
-    all if there are none. `last_used_on` is a day of UTC, known roughly."""
+    all if there are none. `last_used_on` is a day of UTC, known roughly. The rates are as in `Caller`."""
 
     id: str
     client: str
@@ -50,6 +53,8 @@ class StoredKey(msgspec.Struct, frozen=True):
     expires_at: Moment | None
     revoked_at: Moment | None
     last_used_on: date | None
+    client_rate_per_minute: int | None = None
+    rate_per_minute: int | None = None
 
     def is_valid(self, now: datetime) -> bool:
         """Whether it is neither revoked nor expired."""
@@ -63,7 +68,8 @@ class StoredKey(msgspec.Struct, frozen=True):
 
     def caller(self) -> Caller:
         """Who calls with it. Scopes that this version does not know permit nothing."""
-        return Caller(self.client, SCOPES.intersection(self.scopes), self.id)
+        scopes = SCOPES.intersection(self.scopes)
+        return Caller(self.client, scopes, self.id, self.client_rate_per_minute, self.rate_per_minute)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,12 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from fastapi import Response
 
 from buydesk.errors import RequestTimeout
-from buydesk.hosts import Address, caller_address
+from buydesk.hosts import caller_address, counted
 from buydesk.http.requests import Request
 from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from buydesk.http.protocol import Connection
 
 CHECK_SECONDS = 1.0
-# An IPv6 client has a network of this size to itself.
-IPV6_CLIENT_BITS = 64
 
 Respond = Callable[[Request], Awaitable[Response]]
 
@@ -83,8 +80,3 @@ class Connections:
                 each.refuse(RequestTimeout(f"The request was not complete within {seconds_max:g} s."))
             elif each.idle_since is not None and now - each.idle_since > self._settings.idle_seconds_max:
                 each.close()
-
-
-def counted(address: Address) -> object:
-    """What callers are told apart by, where it is by their address."""
-    return address if address.version == 4 else ip_network((address, IPV6_CLIENT_BITS), strict=False)

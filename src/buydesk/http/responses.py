@@ -10,7 +10,8 @@ import msgspec
 from fastapi import Response
 from starlette.responses import JSONResponse
 
-from buydesk.errors import DeskError, InsufficientScope, MethodNotAllowed, Unauthorized, problem
+from buydesk.clients.rates import Rate, rate_of
+from buydesk.errors import DeskError, InsufficientScope, MethodNotAllowed, RateLimited, Unauthorized, problem
 
 PROBLEM_TYPE = "application/problem+json"
 encode = msgspec.json.encode
@@ -56,6 +57,16 @@ def keep_private(response: Response) -> None:
     response.raw_headers += [(name, value) for name, value in _PRIVATE if name not in said]
 
 
+def tell_rate(response: Response, rate: Rate) -> None:
+    """Adds how the caller stands (draft-ietf-httpapi-ratelimit-headers-11): its quota for 60 s, what is left of it, and
+    in how many seconds that is more."""
+    kind = rate.kind.encode()
+    response.raw_headers += [
+        (b"ratelimit-policy", b'"%b";q=%d;w=60' % (kind, rate.per_minute)),
+        (b"ratelimit", b'"%b";r=%d;t=%d' % (kind, rate.left, rate.seconds)),
+    ]
+
+
 def problem_response(error: DeskError, instance: str) -> Response:
     """The error as application/problem+json, with the headers that go with it."""
     headers = {}
@@ -67,7 +78,10 @@ def problem_response(error: DeskError, instance: str) -> Response:
         headers["WWW-Authenticate"] = f'Bearer error="{error.code}", scope="{error.facts["scope"]}"'
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = str(error.facts["allow"])
-    return Response(encode(problem(error, instance)), error.status, headers, PROBLEM_TYPE)
+    response = Response(encode(problem(error, instance)), error.status, headers, PROBLEM_TYPE)
+    if isinstance(error, RateLimited) and (rate := rate_of(error)) is not None:
+        tell_rate(response, rate)
+    return response
 
 
 _STATUS_LINES = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}

@@ -1,4 +1,5 @@
-"""api_cache_proxy: the price, for the other services and for clients; the only service that uses the price store."""
+"""api_cache_proxy: the price, for the other services and for clients, and counts of requests for the other services.
+The only service that uses the stores of both."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -6,6 +7,7 @@ from datetime import timedelta
 
 from fastapi import Response
 
+from buydesk.clients.rates import RateStore
 from buydesk.errors import DeskError, NotFound, PriceStale, PriceUnavailable, PriceUnsettled
 from buydesk.http.app import Service, service_app
 from buydesk.http.members import read_query
@@ -23,6 +25,7 @@ from buydesk.http.prices import (
     parse_record,
     parse_state,
 )
+from buydesk.http.rates import add_rate_routes
 from buydesk.http.requests import Request, require_json, require_token
 from buydesk.http.responses import MsgspecResponse
 from buydesk.limits import in_slices
@@ -41,8 +44,10 @@ STATE_BYTES_MAX = 64 * 1024
 _PRICE_HEADERS = {"Cache-Control": "no-store", "Access-Control-Allow-Origin": "*"}
 
 
-def create_app(settings: Settings, store: PriceStore, reporter: Reporter, clock: Clock = CLOCK) -> Service:
-    """The service. Its caller closes the store."""
+def create_app(
+    settings: Settings, store: PriceStore, rates: RateStore, reporter: Reporter, clock: Clock = CLOCK
+) -> Service:
+    """The service over prices and counts of requests. Its caller closes their stores."""
 
     app = service_app("api_cache_proxy", "The price of a bitcoin", {"prices": store.check}, reporter)
     accepted = tokens(settings.publishing_tokens)
@@ -77,6 +82,7 @@ def create_app(settings: Settings, store: PriceStore, reporter: Reporter, clock:
     app.add_direct_route("/add/", "POST", add, POST_RECORD)
     app.add_direct_route("/sources/", "GET", sources, GET_SOURCES)
     app.add_direct_route("/sources/", "POST", put_sources, POST_SOURCES)
+    add_rate_routes(app, rates, settings)
     return app
 
 

@@ -30,6 +30,7 @@ from buydesk.settings.types import (
     Networks,
     NotEmpty,
     PublicKeys,
+    RateOrOff,
     RedisUrl,
     SandboxFault,
     Seconds,
@@ -60,6 +61,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "placing_tokens": ("create_buy_order", "db_proxy"),
     "reading_tokens": ("db_proxy", "fetch_buy_orders"),
     "processing_tokens": ("db_proxy", "process_buy_orders"),
+    "counting_tokens": ("api_cache_proxy", "create_buy_order", "db_proxy", "fetch_buy_orders", "process_buy_orders"),
     "reporting_tokens": tuple(PORTS),
 }
 TOKENS = tuple(name for name in OWNERS if name.endswith("_tokens"))
@@ -149,6 +151,12 @@ class Settings(BaseSettings):
     key_grace_seconds: Seconds = Field(
         300, description="How long a key that is known is honoured while the ledger does not answer."
     )
+    client_rate_per_minute: Count = Field(
+        60, description="Orders, reads, and look-ups, each a minute, of a client that has no rate of its own."
+    )
+    anonymous_rate: RateOrOff = Field(
+        60, description="The same for callers without a key, of one address (IPv6: /64); `off` for none."
+    )
     hosts: HostNames = Field((), description="Names, beside those without a dot, by which an open desk may be called.")
     proxies: Networks = Field((), description="Proxies (addresses, networks) whose word on callers' addresses counts.")
     port_offset: int = Field(0, ge=0, le=PORT_OFFSET_MAX, description="Added to every port.")
@@ -164,6 +172,9 @@ class Settings(BaseSettings):
     processing_tokens: SharedTokens = Field(
         description="What processors show process_buy_orders to settle and cancel orders and to follow the desk's "
         "events, and it shows db_proxy."
+    )
+    counting_tokens: SharedTokens = Field(
+        description="What the services that callers call show api_cache_proxy to count requests together."
     )
     reporting_tokens: SharedTokens = Field(description="What the services show health_check when they report.")
     refuse_default_secrets: bool = Field(

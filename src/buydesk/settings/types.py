@@ -18,6 +18,7 @@ LIVE_SOURCES = ("bitfinex", "bitstamp", "coinbase", "gemini", "kraken")
 EXTRA_SOURCES = ("bitvavo", "okx")
 # An old one and a new one, while they are changed.
 TOKENS_MAX = 2
+COUNT_MAX = 1_000_000
 DATABASE_SCHEMES = ("postgresql://", "postgres://")
 # Parameters that other programs read from such an address. asyncpg does not: it would send them to the server, which
 # refuses them in words that fit nothing that was written here.
@@ -95,13 +96,20 @@ def _extra_source(text: str) -> str:
     return text
 
 
+def _rate(given: object) -> object:
+    if given == "off" or (isinstance(given, int | str) and str(given).isdecimal() and 0 < int(given) <= COUNT_MAX):
+        return given if given == "off" else int(str(given))
+    raise ValueError(f"must be a number of requests a minute, from 1 to {COUNT_MAX}, or off")
+
+
 Access = Literal["open", "proxy", "keys"]
 SandboxFault = Literal[
     "source-down", "outlier", "disagree", "stale", "garbage", "frozen", "one-currency", "crash", "jump", "swapped"
 ]
 SANDBOX_FAULTS: tuple[SandboxFault, ...] = get_args(SandboxFault)
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Count = Annotated[int, Field(ge=1, le=COUNT_MAX)]
+RateOrOff = Annotated[int | Literal["off"], BeforeValidator(_rate)]
 BasisPoints = Annotated[int, Field(ge=1, le=10_000)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 PublicKeys = Annotated[
