@@ -27,11 +27,15 @@ class ModelKeys(KeyStore):
         livemode: bool = False,
         allow_from: Sequence[str] = (),
         expires_at: datetime | None = None,
+        client_rate_per_minute: int | None = None,
+        rate_per_minute: int | None = None,
     ) -> Key:
         """A new key of the client, which is stored."""
         key = new_key(livemode=livemode)
         self.stored[key.id] = StoredKey(
-            key.id, client, key.digest, list(scopes), list(allow_from), expires_at, None, None
+            *(key.id, client, key.digest, list(scopes), list(allow_from), expires_at, None, None),
+            client_rate_per_minute,
+            rate_per_minute,
         )
         return key
 

@@ -363,7 +363,7 @@ async def test_every_path_is_documented_with_examples_problems_and_the_token(pro
     assert document["components"]["securitySchemes"] == {"internal_token": bearer, "key": bearer}
     expected = {
         ("/add/", "post"): {"401", "413", "415", "422", "503"},
-        ("/get/", "get"): {"401", "403", "422", "503"},
+        ("/get/", "get"): {"401", "403", "422", "429", "503"},
         ("/page", "get"): {"401", "422", "503"},
         ("/order", "get"): {"401", "404", "422", "503"},
         ("/order/{order_id}", "get"): {"401", "404", "422", "503"},

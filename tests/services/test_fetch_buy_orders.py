@@ -427,10 +427,10 @@ async def test_wrong_methods_and_paths(desk: Reading) -> None:
 async def test_the_paths_are_documented_with_examples(desk: Reading) -> None:
     paths = (await desk.client.get("/openapi.json")).json()["paths"]
     expected = {
-        "/get_orders/": {"200", "304", "401", "403", "404", "422", "503"},
-        "/get_orders/{order_id}": {"200", "401", "403", "404", "422", "503"},
-        "/prices/{price_id}": {"200", "304", "401", "403", "404", "422", "503"},
-        "/exposure": {"200", "401", "403", "422", "503"},
+        "/get_orders/": {"200", "304", "401", "403", "404", "422", "429", "503"},
+        "/get_orders/{order_id}": {"200", "401", "403", "404", "422", "429", "503"},
+        "/prices/{price_id}": {"200", "304", "401", "403", "404", "422", "429", "503"},
+        "/exposure": {"200", "401", "403", "422", "429", "503"},
     }
     for path, statuses in expected.items():
         responses = paths[path]["get"]["responses"]

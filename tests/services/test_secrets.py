@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from buydesk import cli
 from buydesk.backends.redis.faults import RedisCheck
 from buydesk.backends.remote import RemoteLedger
+from buydesk.clients.rates import Lot
 from buydesk.errors import CannotStart, DeskError, OutcomeUnknown
 from buydesk.observability import logs
 from buydesk.observability.reporter import _described
@@ -74,8 +75,9 @@ async def ask(wired: WiredServices, answers: list[str]) -> None:
     calls: list[Callable[[], Awaitable[object]]] = [wired.check_mode, wired.ledger.check]
     calls += [lambda: wired.ledger.exposure(None), lambda: wired.ledger.place([priced_order()], 1)]
     checks = [each for each in wired.backends if isinstance(each, RedisCheck)]
-    store, desk = [each for each in wired.backends if each not in checks][-2:]
+    rates, store, desk = [each for each in wired.backends if each not in checks][-3:]
     calls += [getattr(store, "latest"), getattr(desk, "last_of_each"), *checks]  # noqa: B009
+    calls.append(lambda: getattr(rates, "take")([Lot("orders:client:shop", 60, 1)]))  # noqa: B009
     for call in calls:
         try:
             await call()

@@ -25,7 +25,7 @@ from fastapi.responses import JSONResponse
 from redis.asyncio import Redis
 
 from buydesk import cli
-from buydesk.backends.fallback import FallbackPriceStore, FallbackReportStore
+from buydesk.backends.fallback import FallbackPriceStore, FallbackRateStore, FallbackReportStore
 from buydesk.backends.postgres.accounts import Account
 from buydesk.backends.postgres.anchors import PostgresAnchors
 from buydesk.backends.postgres.clients import PostgresKeys
@@ -35,10 +35,12 @@ from buydesk.backends.postgres.registry import Operator, registry_at
 from buydesk.backends.redis.faults import RedisCheck
 from buydesk.backends.remote import RemoteAnchorStore, RemoteLedger, RemoteLife
 from buydesk.backends.remote.clients import RemoteKeys
+from buydesk.backends.remote.rates import RemoteRateStore
 from buydesk.backends.sources import EXCHANGES
 from buydesk.backends.sources.exchange import ExchangeSource
 from buydesk.backends.sources.sandbox import SandboxSource
 from buydesk.clients.model import NewKey
+from buydesk.clients.rates import RateLimiter
 from buydesk.embedded.data_dir import secret_file
 from buydesk.errors import CannotStart
 from buydesk.http import listeners
@@ -334,10 +336,11 @@ def test_a_child_gets_every_setting_given_and_no_secret_that_is_not_its_own(monk
     children = {service: environment(given, service) for service in PORTS}
     known = {service: {field for field in OWNERS if variable(field) in env} for service, env in children.items()}
     assert known == {
-        "create_buy_order": {"placing_tokens", "reporting_tokens"},
-        "fetch_buy_orders": {"reading_tokens", "reporting_tokens"},
-        "process_buy_orders": {"processing_tokens", "reporting_tokens"},
+        "create_buy_order": {"counting_tokens", "placing_tokens", "reporting_tokens"},
+        "fetch_buy_orders": {"counting_tokens", "reading_tokens", "reporting_tokens"},
+        "process_buy_orders": {"counting_tokens", "processing_tokens", "reporting_tokens"},
         "db_proxy": {
+            "counting_tokens",
             "database_url",
             "placing_tokens",
             "processing_tokens",
@@ -345,7 +348,7 @@ def test_a_child_gets_every_setting_given_and_no_secret_that_is_not_its_own(monk
             "reading_tokens",
             "reporting_tokens",
         },
-        "api_cache_proxy": {"redis_url", "publishing_tokens", "reporting_tokens"},
+        "api_cache_proxy": {"redis_url", "counting_tokens", "publishing_tokens", "reporting_tokens"},
         "api_updater": {"price_signing_key", "publishing_tokens", "reporting_tokens"},
         "health_check": {"redis_url", "reporting_tokens"},
     }
@@ -584,11 +587,12 @@ async def test_wiring_takes_own_backends_for_own_ports_and_remote_ones_for_the_o
     wired = wire(given, PORTS)
     kinds = [type(backend) for backend in wired.backends]
     assert kinds[:9] == [ExchangeSource] * 5 + [PostgresLedger, PostgresLife, PostgresAnchors, PostgresKeys]
-    assert kinds[9:] == [FallbackPriceStore, FallbackReportStore, RedisCheck]
+    assert kinds[9:] == [RateLimiter, FallbackRateStore, FallbackPriceStore, FallbackReportStore, RedisCheck]
     await wired.close()
     alone = wire(settings(), ["api_updater"])
     kinds = [type(backend) for backend in alone.backends]
     assert kinds[:9] == [SandboxSource] * 5 + [RemoteLedger, RemoteLife, RemoteAnchorStore, RemoteKeys]
+    assert kinds[9:11] == [RateLimiter, RemoteRateStore]
     assert SandboxSource not in map(type, wire(settings(), ["health_check"]).backends)
     with pytest.raises(CannotStart, match="REDIS_URL"):
         wire(settings(redis_url="redis://x?db=nonsense&socket_timeout=nonsense"), ["health_check"])
@@ -657,7 +661,7 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
         (
             ["serve", "db_proxy"],
             "BUYDESK_PUBLISHING_TOKENS, BUYDESK_PLACING_TOKENS, BUYDESK_READING_TOKENS, BUYDESK_PROCESSING_TOKENS, "
-            "BUYDESK_REPORTING_TOKENS, BUYDESK_PRICE_KEYS are missing",
+            "BUYDESK_COUNTING_TOKENS, BUYDESK_REPORTING_TOKENS, BUYDESK_PRICE_KEYS are missing",
         ),
         (
             ["serve", "api_updater"],

@@ -60,6 +60,10 @@ class KeyCache:
             kept.ask_again_at = self._clock.monotonic() + RETRY_SECONDS
             return kept.key
 
+    def knows(self, key_id: str) -> bool:
+        """Whether there was a key with this id when it was asked for last."""
+        return key_id in self._known
+
     async def _ask(self, key_id: str) -> StoredKey | None:
         """Asks the store, once for all who want to know."""
         asking = self._asking.get(key_id)

@@ -1,14 +1,16 @@
-"""Access: who calls, and whether it may."""
+"""Access: who calls, whether it may, and how often."""
 
 import hmac
 from collections.abc import Mapping
 from typing import Literal
 
 from buydesk.clients.cache import KeyCache
-from buydesk.clients.keys import parse_key_text
+from buydesk.clients.keys import Key, parse_key_text
 from buydesk.clients.model import ANYBODY, Caller, StoredKey
+from buydesk.clients.rates import RateKind, RateLimiter, refusal
 from buydesk.clients.scopes import Scope
 from buydesk.errors import InsufficientScope, Unauthorized
+from buydesk.hosts import Address
 from buydesk.http.requests import Request
 from buydesk.observability.metrics import RefusedCallers
 from buydesk.settings.model import Settings
@@ -23,7 +25,7 @@ Why = Literal[
 
 class Access:
     """Who calls a service: by a key, by one of the desk's own `tokens`, or without any where the desk is open or a
-    proxy in front has checked. `refused` counts who may not."""
+    proxy in front has checked. `refused` counts who may not; `rates` says how often one may."""
 
     def __init__(
         self,
@@ -31,6 +33,8 @@ class Access:
         refused: RefusedCallers,
         keys: KeyCache | None = None,
         tokens: Mapping[str, Caller] | None = None,
+        *,
+        rates: RateLimiter | None = None,
         clock: Clock = CLOCK,
     ) -> None:
         self._is_open = settings.access != "keys"
@@ -38,11 +42,12 @@ class Access:
         self._refused = refused
         self._keys = keys
         self._tokens = tokens or {}
+        self._rates = rates
         self._clock = clock
 
     async def caller(self, request: Request, needs: Scope) -> Caller:
-        """Who calls, for something that needs the scope. Raises Unauthorized, InsufficientScope and, when a key cannot
-        be looked up, LedgerUnavailable and Overloaded."""
+        """Who calls, for something that needs the scope. Raises Unauthorized, InsufficientScope, RateLimited when too
+        many keys from its address were none and, when a key cannot be looked up, LedgerUnavailable and Overloaded."""
         if "authorization" not in request.headers:
             if not self._is_open or needs not in ANYBODY.scopes:
                 raise self._refusal("nothing_shown")
@@ -52,6 +57,15 @@ class Access:
             self._refused.count("scope")
             raise InsufficientScope.of(needs)
         return caller
+
+    def count(self, request: Request, kind: RateKind) -> None:
+        """Counts the request of its caller, which then has its `rate`, if that is limited; raises RateLimited."""
+        if self._rates is None:
+            return
+        rate = self._rates.take(kind, request.caller, request.address)
+        if rate is not None and rate.is_over:
+            raise refusal(rate)
+        request.rate = rate
 
     async def _known(self, request: Request) -> Caller:
         shown = request.headers.getall("authorization")
@@ -64,7 +78,7 @@ class Access:
             return own[0]
         if self._keys is None:
             raise self._refusal("unknown")
-        key = await self._key(self._keys, text)
+        key = await self._key(self._keys, text, request.address)
         if not key.is_valid(self._clock.now()):
             raise self._refusal("ended")
         if not key.is_taken_from(request.address):
@@ -72,7 +86,7 @@ class Access:
         self._keys.note_used(key)
         return key.caller()
 
-    async def _key(self, keys: KeyCache, text: str) -> StoredKey:
+    async def _key(self, keys: KeyCache, text: str, address: Address | None) -> StoredKey:
         """The stored key that the text is; what cannot be one of this desk's is not looked up."""
         try:
             shown = parse_key_text(text)
@@ -80,12 +94,19 @@ class Access:
             raise self._refusal("not_a_key") from error
         if shown.livemode != self._livemode:
             raise self._refusal("other_mode")
-        stored = await keys.find(shown.id)
-        if stored is None:
-            raise self._refusal("unknown")
-        if not hmac.compare_digest(stored.digest, shown.digest):
-            raise self._refusal("wrong_secret")
-        return stored
+        stored = await self._stored(keys, shown, address)
+        if stored is not None and hmac.compare_digest(stored.digest, shown.digest):
+            return stored
+        if self._rates is not None and address is not None:
+            self._rates.note_wrong_guess(address)
+        raise self._refusal("unknown" if stored is None else "wrong_secret")
+
+    async def _stored(self, keys: KeyCache, shown: Key, address: Address | None) -> StoredKey | None:
+        """The stored key with this id. Whose key is known here is not kept out by strangers behind the same address."""
+        if self._rates is None or address is None or keys.knows(shown.id):
+            return await keys.find(shown.id)
+        with self._rates.guess(address):
+            return await keys.find(shown.id)
 
     def _refusal(self, why: Why) -> Unauthorized:
         self._refused.count(why)

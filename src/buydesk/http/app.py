@@ -34,12 +34,13 @@ from starlette.types import Message
 from buydesk import __version__
 from buydesk.clients.cache import KeyCache
 from buydesk.clients.model import Caller
+from buydesk.clients.rates import RateKind, RateLimiter
 from buydesk.clients.scopes import Scope
-from buydesk.errors import DeskError, InternalError, InvalidRequest, MethodNotAllowed, NotFound, NotReady
+from buydesk.errors import DeskError, InternalError, InvalidRequest, MethodNotAllowed, NotFound, NotReady, RateLimited
 from buydesk.http.access import Access
 from buydesk.http.openapi import EVERY_SERVICE, Json, needing, openapi_document, operation
 from buydesk.http.requests import Request
-from buydesk.http.responses import JSONBytesResponse, MsgspecResponse, encode, keep_private, problem_response
+from buydesk.http.responses import JSONBytesResponse, MsgspecResponse, encode, keep_private, problem_response, tell_rate
 from buydesk.observability.metrics import RefusedCallers, Traffic
 from buydesk.observability.reporter import Reporter
 
@@ -52,16 +53,22 @@ Lifespan = Callable[[], AbstractAsyncContextManager[None]]
 
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+# What a request is counted as, where that depends on what it asks for.
+Counted = RateKind | Callable[[Request], RateKind]
 
 
 class Route(NamedTuple):
     """A route that is called directly; `path` is the documented one. One with a path parameter has it at the end,
-    before `suffix`, or before the last segment. It is for callers with the scope that it `needs`, if it needs one."""
+    before `suffix`, or before the last segment. It is for callers with the scope that it `needs`, if it needs one, and
+    limited to so many a minute where it is `counted`. Beyond its limit `beyond` answers, if there is one, with the
+    refusal or something else."""
 
     path: str
     endpoint: Endpoint
     suffix: str = ""
     needs: Scope | None = None
+    counted: Counted | None = None
+    beyond: Callable[[Request, RateLimited], Awaitable[Response]] | None = None
 
 
 class Service(FastAPI):
@@ -86,6 +93,7 @@ class Service(FastAPI):
         self.stopping = asyncio.Event()  # what waits for something to happen ends then
         self.keys: KeyCache | None = None  # by which callers are known, and
         self.tokens: dict[str, Caller] = {}  # by which the desk's own are, where they call it as callers do
+        self.rates: RateLimiter | None = None  # by which callers are limited
         self.checks: dict[str, Check] = {}  # what /readyz asks, each by the name of what is missing when it raises
         # One registry a service, also when several run in one process.
         self.registry = registry = CollectorRegistry()
@@ -100,10 +108,19 @@ class Service(FastAPI):
         registry.register(self.refused)
 
     def add_direct_route(
-        self, path: str, method: str, endpoint: Endpoint, operation: Json | None, *, needs: Scope | None = None
+        self,
+        path: str,
+        method: str,
+        endpoint: Endpoint,
+        operation: Json | None,
+        *,
+        needs: Scope | None = None,
+        counted: Counted | None = None,
+        beyond: Callable[[Request, RateLimited], Awaitable[Response]] | None = None,
     ) -> None:
         """A route, documented by its OpenAPI operation object. Its path may end in one parameter, `/orders/{id}`, or
-        have it before the last segment: `/orders/{id}/settle`. With `needs`, a request has its `caller`."""
+        have it before the last segment: `/orders/{id}/settle`. With `needs`, a request has its `caller`; only such
+        routes can be `counted`."""
         if operation is not None and needs is not None:
             operation = needing(operation, needs)
         if operation is not None:
@@ -113,7 +130,7 @@ class Service(FastAPI):
         if suffix.startswith("/"):
             before, suffix = f"{before}{{}}{suffix}", ""
         routes = self._direct.setdefault(before if brace else path.rstrip("/"), {})
-        routes[method] = Route(path, endpoint, suffix, needs)
+        routes[method] = Route(path, endpoint, suffix, needs, counted, beyond)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, with the direct routes in it."""
@@ -136,8 +153,11 @@ class Service(FastAPI):
                 needs = route.needs
                 if needs is not None:
                     request.caller = await self.access.caller(request, needs)
-                response = await route.endpoint(request)
+                response = await self._within_rate(request, route)
         except DeskError as error:
+            if isinstance(error, RateLimited) and needs is not None:
+                self.refused.count("rate")
+                request.rate = None  # the problem tells it
             response = problem_response(error, path or request.path)
         except Exception:
             self._log.exception("%s %s failed", request.method, path)
@@ -145,10 +165,24 @@ class Service(FastAPI):
             response = problem_response(unexpected, path or request.path)
         if needs is not None:
             keep_private(response)
+            if request.rate is not None:
+                tell_rate(response, request.rate)
         # The route's pattern, never the path itself: clients must not be able to make new series.
         counted = (request.method, path) if path else ("(any)", "(none)")
         self._traffic.count(*counted, response.status_code, time.perf_counter() - started)
         return response
+
+    async def _within_rate(self, request: Request, route: Route) -> Response:
+        """What the route answers; raises RateLimited, and what its endpoint raises."""
+        if route.counted is not None:
+            kind = route.counted if isinstance(route.counted, str) else route.counted(request)
+            try:
+                self.access.count(request, kind)
+            except RateLimited as over:
+                if route.beyond is None:
+                    raise
+                return await route.beyond(request, over)
+        return await route.endpoint(request)
 
     def _at(self, path: str) -> tuple[Mapping[str, Route], str]:
         """The direct routes at the path by their methods, and what stands in the place of their parameter."""

@@ -17,6 +17,7 @@ from buydesk.errors import (
     LedgerUnavailable,
     Overloaded,
     PayloadTooLarge,
+    RateLimited,
     Unauthorized,
     UnsupportedMediaType,
     WrongMode,
@@ -116,7 +117,7 @@ def needing(operation: Json, scope: Scope) -> Json:
     documented: dict[str, Any] = deepcopy({"description": "", "responses": {}, **operation})
     documented["description"] = f"{documented['description']} A key needs the scope `{scope}`.".lstrip()
     documented["security"] = [{KEY_SCHEME: [scope]}, *([{}] if scope in CLIENT_SCOPES else [])]
-    _add_errors(documented["responses"], Unauthorized, InsufficientScope, LedgerUnavailable, Overloaded)
+    _add_errors(documented["responses"], Unauthorized, InsufficientScope, RateLimited, LedgerUnavailable, Overloaded)
     return documented
 
 

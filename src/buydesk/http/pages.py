@@ -1,6 +1,7 @@
 """Pages of orders over HTTP: which one is asked for, its links, what a client has already, its documentation."""
 
 import hashlib
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import msgspec
 from fastapi import Response
 
+from buydesk.clients.rates import RateKind
 from buydesk.errors import (
     InsufficientScope,
     InvalidRequest,
@@ -55,7 +57,14 @@ ANCHORS = (
     whole_number("after", "The lowest numbers above this one.", NUMBER_MAX, lowest=0),
 )
 KEY = Member("client_order_id", parse_key, {"type": "string", "pattern": KEY_PATTERN})
+_ASKS_BY_KEY = re.compile(rf"(?:^|&){KEY.name}=")
 _PAGE_MEMBERS = (SIZE, *ANCHORS, KEY, CLIENT)
+
+
+def page_or_lookup(request: Request) -> RateKind:
+    """What the request is counted as, whatever else is right or wrong with it. A name that is written in another way,
+    percent-encoded, makes a page of it."""
+    return "lookups" if _ASKS_BY_KEY.search(request.query) else "reads"
 
 
 class PageRequest(NamedTuple):

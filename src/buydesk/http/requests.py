@@ -10,6 +10,7 @@ from fastapi import Request as StarletteRequest
 from multidict import MultiDict
 
 from buydesk.clients.model import Caller
+from buydesk.clients.rates import Rate
 from buydesk.errors import InvalidRequest, Unauthorized, UnsupportedMediaType
 from buydesk.hosts import Address, caller_address
 
@@ -40,8 +41,8 @@ class Request:
     """One request, of which the server has read the head.
 
     `path` is decoded, `query` is not; `authority` is the host of a request that names it in its first line; `parameter`
-    is what stands in the place of the route's one path parameter; `caller` is who calls, on a route that needs a scope.
-    The body has to come within `seconds_max`.
+    is what stands in the place of the route's one path parameter; `caller` is who calls, on a route that needs a scope,
+    and `rate` how it stands there, where that is limited. The body has to come within `seconds_max`.
     """
 
     caller: Caller
@@ -58,6 +59,7 @@ class Request:
         "parameter",
         "path",
         "query",
+        "rate",
         "version",
     )
 
@@ -78,6 +80,7 @@ class Request:
         self.version = incoming.version
         self.headers = headers
         self.parameter = ""
+        self.rate: Rate | None = None
         self._incoming = incoming
         self._seconds_max = seconds_max
         self._peer = peer

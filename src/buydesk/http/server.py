@@ -103,7 +103,7 @@ async def serving(service: Service, listener: socket.socket, settings: Settings)
         except Exception as error:
             _log.exception("%s did not start", service.name)
             raise CannotStart(f"{service.name} did not start: see the log above") from error
-        service.access = Access(settings, service.refused, service.keys, service.tokens)
+        service.access = Access(settings, service.refused, service.keys, service.tokens, rates=service.rates)
         connections = Connections(settings, partial(service.respond, admit=Admission(settings)))
         # The system would take megabytes of an answer that nobody reads; connections take this over.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)

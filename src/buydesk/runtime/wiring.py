@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import SecretStr
 
-from buydesk.backends.fallback import FallbackPriceStore, FallbackReportStore
+from buydesk.backends.fallback import FallbackPriceStore, FallbackRateStore, FallbackReportStore
 from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.postgres.anchors import PostgresAnchors
@@ -21,10 +21,12 @@ from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.life import PostgresLife
 from buydesk.backends.remote import RemoteAnchorStore, RemoteLedger, RemoteLife, RemotePriceStore, RemoteReportStore
 from buydesk.backends.remote.clients import RemoteKeys
+from buydesk.backends.remote.rates import RemoteRateStore
 from buydesk.backends.sources import exchanges
 from buydesk.backends.sources.sandbox import sandbox_sources
 from buydesk.clients.cache import KeyCache
 from buydesk.clients.model import KeyStore
+from buydesk.clients.rates import RateLimiter, RateStore
 from buydesk.errors import CannotStart, DeskError, WrongMode
 from buydesk.http.app import Check, Service
 from buydesk.observability.clock_skew import ClockMonitor
@@ -108,6 +110,8 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServi
     ledger, life, anchors, keys = _ledger(settings, clocks, is_own="db_proxy" in services)
     cache = KeyCache(keys, settings)
     store = _store(settings, clocks, is_own="api_cache_proxy" in services)
+    rate_store = _rate_store(settings, clocks, is_own="api_cache_proxy" in services)
+    limiter = RateLimiter(rate_store, settings)
     report_store = _report_store(settings, clocks, is_own="health_check" in services)
     sources = _sources(settings, clocks) if "api_updater" in services else []
     redis_check = _redis_check(settings, clocks) if "health_check" in services else None
@@ -115,7 +119,7 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServi
 
     def app(name: str) -> Service:
         made = makers[name](reporters[name])
-        made.keys = cache
+        made.keys, made.rates = cache, limiter
         made.checks["clock"] = ask_and_check if name == "health_check" else clocks.check
         return made
 
@@ -131,14 +135,15 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServi
         "fetch_buy_orders": lambda reporter: fetch_buy_orders.create_app(settings, ledger, reporter),
         "process_buy_orders": lambda reporter: process_buy_orders.create_app(settings, life, ledger.check, reporter),
         "db_proxy": lambda reporter: db_proxy.create_app(settings, ledger, life, anchors, reporter, keys=keys),
-        "api_cache_proxy": lambda reporter: api_cache_proxy.create_app(settings, store, reporter),
+        "api_cache_proxy": lambda reporter: api_cache_proxy.create_app(settings, store, rate_store, reporter),
         "api_updater": lambda reporter: api_updater.create_app(settings, sources, store, reporter, anchors=anchors),
         "health_check": lambda reporter: health_check.create_app(
             settings, report_store, ledger.check, store, redis_check=redis_check, reporter=reporter
         ),
     }
     checks = [] if redis_check is None else [redis_check]
-    backends: tuple[Closeable, ...] = (*sources, ledger, life, anchors, keys, store, report_store, *checks)
+    ours: tuple[Closeable, ...] = (ledger, life, anchors, keys, limiter, rate_store, store, report_store)
+    backends = (*sources, *ours, *checks)
     require_keys = keys.require_any if settings.access == "keys" and isinstance(keys, PostgresKeys) else None
     return WiredServices({name: app(name) for name in reporters}, reporters, backends, ledger, require_keys)
 
@@ -169,6 +174,18 @@ def _store(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> PriceSt
 
     shared = RedisPriceStore(_redis(settings.redis_url, settings), settings, clocks=clocks)
     return FallbackPriceStore(shared, MemoryPriceStore(settings))
+
+
+def _rate_store(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> RateStore:
+    if not is_own:
+        return RemoteRateStore(settings.url("api_cache_proxy"), settings, clocks)
+    from buydesk.backends.memory.rates import MemoryRateStore  # noqa: PLC0415  # half as much
+
+    if settings.redis_url is None:
+        return MemoryRateStore()
+    from buydesk.backends.redis.rates import RedisRateStore  # noqa: PLC0415  # as above
+
+    return FallbackRateStore(RedisRateStore(_redis(settings.redis_url, settings), settings), MemoryRateStore())
 
 
 def _report_store(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> ReportStore:

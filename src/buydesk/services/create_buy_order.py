@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from fastapi import Response
 
-from buydesk.errors import DeskError, InvalidRequest, PriceStale
+from buydesk.errors import DeskError, InvalidRequest, PriceStale, RateLimited
 from buydesk.http.app import Service, service_app
 from buydesk.http.orders import PLACE_ORDER, created, read_order, refusal
 from buydesk.http.requests import Request
@@ -60,13 +60,32 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
             raise refusal(outcome.problem, request.caller)
         return created(outcome.order, orders_url, is_replay=outcome.order.id != order.id)
 
+    async def replay(request: Request, over: RateLimited) -> Response:
+        """What an order beyond the caller's rate is answered with: the order that is stored with its key, or `over`."""
+        try:
+            order = await read_order(request)
+            if order.client_order_id is None:
+                raise over
+            app.access.count(request, "lookups")
+        except DeskError:  # what else is wrong is told when its turn has come
+            raise over from None
+        # Whether it is a repeat the ledger sees before it looks at what the order has instead of a price.
+        refused = price_order(order, over, utc_now() + storable_for)
+        [waiting] = queue.put([refused], time.monotonic() + seconds_max)
+        outcome = await waiting.outcome
+        if isinstance(outcome, Refused):
+            raise over if isinstance(outcome.problem, RateLimited) else outcome.problem
+        return created(outcome.order, orders_url, is_replay=True)
+
     async def check_ledger() -> None:
         await ledger.check()
         await ledger.place([], seconds_max)  # nothing, but with the token that placing takes
 
     checks = {"ledger": check_ledger, "price": prices.check}
     app = service_app(NAME, "Place buy orders: POST /place_order/", checks, reporter, lifespan)
-    app.add_direct_route("/place_order/", "POST", place_order, PLACE_ORDER, needs="orders:create")
+    app.add_direct_route(
+        "/place_order/", "POST", place_order, PLACE_ORDER, needs="orders:create", counted="orders", beyond=replay
+    )
     return app
 
 

@@ -270,7 +270,7 @@ def _add_reads(app: Service, ledger: OrderLedger, settings: Settings) -> None:
         read_query(request)
         return MsgspecResponse(record_document(await ledger.price_record(id_of(request, "price_id"))))
 
-    app.add_direct_route("/get/", "GET", get, LIST, needs="orders:read")
+    app.add_direct_route("/get/", "GET", get, LIST, needs="orders:read", counted="reads")
     app.add_direct_route("/page", "GET", page, PAGE)
     app.add_direct_route("/order", "GET", order_by_key, ORDER_BY_KEY)
     app.add_direct_route("/order/{order_id}", "GET", order, ORDER)

@@ -14,6 +14,7 @@ from buydesk.http.pages import (
     KeyRequest,
     id_of,
     immutable,
+    page_or_lookup,
     page_response,
     read_page_request,
     rendered,
@@ -65,8 +66,8 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> S
             whose = None
         return MsgspecResponse(exposure_document(await ledger.exposure(whose)))
 
-    app.add_direct_route("/get_orders/", "GET", get_orders, GET_ORDERS, needs="orders:read")
-    app.add_direct_route("/get_orders/{order_id}", "GET", get_order, GET_ORDER, needs="orders:read")
-    app.add_direct_route("/prices/{price_id}", "GET", get_price, GET_PRICE, needs="orders:read")
-    app.add_direct_route("/exposure", "GET", exposure, GET_EXPOSURE, needs="orders:read")
+    app.add_direct_route("/get_orders/", "GET", get_orders, GET_ORDERS, needs="orders:read", counted=page_or_lookup)
+    app.add_direct_route("/get_orders/{order_id}", "GET", get_order, GET_ORDER, needs="orders:read", counted="lookups")
+    app.add_direct_route("/prices/{price_id}", "GET", get_price, GET_PRICE, needs="orders:read", counted="reads")
+    app.add_direct_route("/exposure", "GET", exposure, GET_EXPOSURE, needs="orders:read", counted="reads")
     return app

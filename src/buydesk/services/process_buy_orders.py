@@ -159,7 +159,7 @@ def create_app(settings: Settings, life: OrderLife, check_ledger: Check, reporte
     add("/orders/{order_id}/settle", partial(close_one, status="settled"), SETTLE_ONE)
     add("/orders/{order_id}/cancel", partial(close_one, status="cancelled"), CANCEL_ONE)
     app.add_direct_route("/orders/", "GET", get_orders, GET_ACCEPTED, needs="orders:process")
-    app.add_direct_route("/events", "GET", get_events, GET_EVENTS, needs="events:read")
+    app.add_direct_route("/events", "GET", get_events, GET_EVENTS, needs="events:read", counted="reads")
     return app
 
 
