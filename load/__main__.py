@@ -1,5 +1,6 @@
 """The command behind `make load`: Locust with this desk's users, on this machine.
 
+The desk is one without a limit for callers that show no key: BUYDESK_ANONYMOUS_RATE=off.
 Without `--ui` few users work for a short time and the exit code tells whether all went well (1: there were failures).
 With it the page at http://127.0.0.1:8089 starts and stops them. Every other option is Locust's; a later one wins.
 """

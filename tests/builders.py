@@ -34,7 +34,9 @@ def shared_env() -> dict[str, str]:
 
 
 def settings(**given: Any) -> Settings:
-    return Settings(**{"price_signing_key": SIGNING_KEY, **dict.fromkeys(TOKENS, TOKEN), **given})
+    """A desk's, without a limit for callers that show no key: tests call it as often as they like."""
+    shared = {"price_signing_key": SIGNING_KEY, "anonymous_rate": "off", **dict.fromkeys(TOKENS, TOKEN)}
+    return Settings(**(shared | given))
 
 
 def signed(unsigned: PriceRecord) -> PriceRecord:

@@ -16,6 +16,7 @@ import httpx2
 from buydesk.topology import PORTS
 
 START_SECONDS_MAX = 60
+NO_LIMIT = {"BUYDESK_ANONYMOUS_RATE": "off"}
 # Tests run in several processes (pytest-xdist), each with its own offsets, so that none takes another's ports.
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -39,10 +40,11 @@ def free_offset() -> int:
 
 
 def environment(**given: str) -> dict[str, str]:
-    """This process's environment without settings of a desk, and with those given."""
+    """This process's environment without settings of a desk, and with those given; no limit for callers without a key,
+    because tests call as often as they like."""
     foreign = ("DATABASE_URL", "REDIS_URL", "PRICE_FEED", "SENTRY_DSN")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUYDESK_", "COV_"))}
-    return {name: value for name, value in kept.items() if name not in foreign} | given
+    return {name: value for name, value in kept.items() if name not in foreign} | NO_LIMIT | given
 
 
 @dataclass
