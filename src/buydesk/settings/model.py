@@ -129,7 +129,8 @@ class Settings(BaseSettings):
     redis_url: RedisUrl | None = Field(
         None,
         validation_alias=AliasChoices("REDIS_URL"),
-        description="Redis for prices and reports; without it the service that owns them keeps them in memory.",
+        description="Redis for prices, reports and counts of requests; without it the service that owns them keeps "
+        "them in memory.",
     )
     price_feed: Literal["sandbox", "live"] = Field(
         "sandbox", validation_alias=AliasChoices("PRICE_FEED"), description="Recorded prices, or the exchanges'."

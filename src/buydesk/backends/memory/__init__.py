@@ -1,1 +1,1 @@
-"""Prices and reports in the memory of this process."""
+"""Prices, reports and counts of requests in the memory of this process."""

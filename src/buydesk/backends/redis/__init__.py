@@ -1,1 +1,1 @@
-"""Prices and reports in Redis, which may be lost at any time."""
+"""Prices, reports and counts of requests in Redis, which may be lost at any time."""

@@ -1,4 +1,4 @@
-"""What the two stores in Redis do alike."""
+"""What the stores in Redis do alike."""
 
 import asyncio
 from collections.abc import AsyncIterator
