@@ -14,7 +14,12 @@ import asyncpg
 import psutil
 
 from bench.processes import PYTHON, BenchFailed, cpu_seconds, free_base, last_lines, rss_peak_bytes, running
+from buydesk.backends.postgres.registry import own_desk
+from buydesk.clients.model import NewKey
+from buydesk.clients.rates import PER_MINUTE_MAX
+from buydesk.clients.registry import CreateClient, Limits, Operator, create_key
 from buydesk.embedded.postgres import processes_on
+from buydesk.money import Currency
 from buydesk.topology import PORTS
 
 START_SECONDS_MAX = 60.0
@@ -57,6 +62,18 @@ class Desk:
             yield connection
         finally:
             await connection.close(timeout=CONNECT_SECONDS_MAX)
+
+    async def client_keys(self, count: int) -> list[str]:
+        """A key for each of so many new clients, which have limits that they do not reach."""
+        limits = Limits(10**15, 10**15, PER_MINUTE_MAX, {Currency.EUR: 10**13})
+        found = []
+        async with own_desk(self.dsn(), Operator("bench", "here")) as own:
+            for number in range(count):
+                client = f"client-{number}"
+                await own.change(CreateClient(client, limits), "")
+                key = await create_key(own.registry, NewKey(client, ["orders:create"]), "", own.by)
+                found.append(key.text)
+        return found
 
     def processes(self) -> dict[str, list[psutil.Process]]:
         """All its processes by what they do: `desk` (or each service by its name), `postgres`, `redis`."""

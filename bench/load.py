@@ -55,12 +55,13 @@ def wrk_path() -> str:
     return found
 
 
-async def orders(url: str, connections: int, seconds: float, directory: Path) -> Run:
-    """New orders as fast as they are answered, each with a key of its own; `keys` are those of the 201s."""
+async def orders(url: str, connections: int, seconds: float, directory: Path, shown: Sequence[str] = ()) -> Run:
+    """New orders as fast as they are answered, each with a key of its own; `keys` are those of the 201s. `shown` are
+    the keys by which clients are known, in turn."""
     seed = secrets.randbelow(2**31 - 1) + 1
     tail = str(uuid.uuid4())[DIGITS_OF_SEQUENCE:]
     file = directory / f"keys{tail}"
-    run = await _wrk(url, connections, seconds, "order.lua", str(seed), tail, str(file))
+    run = await _wrk(url, connections, seconds, "order.lua", str(seed), tail, str(file), *shown)
     keys = file.read_text().split()
     file.unlink()
     return replace(run, keys=keys)

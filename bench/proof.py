@@ -20,7 +20,7 @@ FROM exposure e, (SELECT count(*) AS count, coalesce(max(number), 0) AS highest,
 """
 _FOUND = """
 SELECT count(*) FROM orders
-WHERE client = 'anonymous' AND client_order_id = ANY ($1::text[]) AND currency = 'EUR' AND amount_cents = 5
+WHERE client_order_id = ANY ($1::text[]) AND currency = 'EUR' AND amount_cents = 5
 """
 
 

@@ -4,7 +4,7 @@ What is compared is measured in turn, round after round, so that a busy minute o
 """
 
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,17 @@ PAGE_SIZE = 10
 PAGE_TURNS = 5
 SEPARATE_CONNECTIONS = (32, 64, 128, 256)
 _PGBENCH = ("pgbench", "pgbench_statement")
-_ONE_PROCESS = (*_PGBENCH, "plain", "echo", "orders_64", "orders_256", "orders_1000", "replays", "latency")
+_ONE_PROCESS = (
+    *_PGBENCH,
+    "plain",
+    "echo",
+    "orders_64",
+    "orders_keys",
+    "orders_256",
+    "orders_1000",
+    "replays",
+    "latency",
+)
 NAMES = ("start", *_ONE_PROCESS, "growth", "page", "pages", "separate", "standby")
 
 Step = Callable[[], Awaitable[None]]
@@ -110,6 +120,7 @@ class Bench:
             echo_url = await stack.enter_async_context(baselines.echo(self._directory))
             plain_url = await stack.enter_async_context(baselines.plain(desk, self._directory))
             clients = await self._best_clients(pgbench) if self._wants(*_PGBENCH) else ()
+            shown = await desk.client_keys(CONNECTIONS) if self._wants("orders_keys") else ()
             await self._in_turn(
                 {
                     "pgbench": partial(self._pgbench, pgbench, "pgbench", clients),
@@ -118,6 +129,7 @@ class Bench:
                     ),
                     "echo": partial(self._other_orders, "echo", echo_url),
                     "orders_64": partial(self._orders, "orders_64", desk, CONNECTIONS),
+                    "orders_keys": partial(self._orders, "orders_keys", desk, CONNECTIONS, shown),
                     "plain": partial(self._other_orders, "plain", plain_url),
                     "replays": partial(self._replays, desk),
                     "orders_256": partial(self._orders, "orders_256", desk, 256),
@@ -206,11 +218,11 @@ class Bench:
             raise BenchFailed(f"{name}: {run.wrong}")
         self._found(name, run.per_second, "orders/s")
 
-    async def _orders(self, name: str, desk: Desk, connections: int) -> None:
+    async def _orders(self, name: str, desk: Desk, connections: int, shown: Sequence[str] = ()) -> None:
         """New orders, proved; errors fail the bench unless they have a measure of their own."""
-        await self._new_orders(desk, connections, self._plan.warmup_seconds)
+        await self._new_orders(desk, connections, self._plan.warmup_seconds, shown)
         spent = desk.cpu_seconds()
-        run = await self._new_orders(desk, connections, self._plan.seconds)
+        run = await self._new_orders(desk, connections, self._plan.seconds, shown)
         spent = {part: seconds - spent.get(part, 0.0) for part, seconds in desk.cpu_seconds().items()}
         self._results.add_cpu(name, spent | {"wrk": run.load_cpu_seconds}, run.answers)
         if name in ("orders_256", "orders_1000"):
@@ -222,11 +234,11 @@ class Bench:
         cpu = sum(seconds for part, seconds in spent.items()) / run.answers * 1e6
         self._found(name, run.per_second, "orders/s", f"   {cpu:,.0f} µs CPU an order")
 
-    async def _new_orders(self, desk: Desk, connections: int, seconds: int) -> load.Run:
+    async def _new_orders(self, desk: Desk, connections: int, seconds: int, shown: Sequence[str] = ()) -> load.Run:
         """A run of orders and its proof."""
         async with desk.database() as database:
             before = await settled(database)
-            run = await load.orders(desk.orders_url, connections, seconds, self._directory)
+            run = await load.orders(desk.orders_url, connections, seconds, self._directory, shown)
             # A request whose answer wrk calls wrong may be stored as well.
             proof = await prove(database, before, run.keys, connections + run.errors)
         self._results.add_proof(proof)
