@@ -20,8 +20,9 @@ from buydesk.errors import (
     PriceStale,
     WrongMode,
 )
-from buydesk.orders.batching import OrderBatcher, PendingOrder
+from buydesk.orders.batching import OrderBatcher
 from buydesk.orders.model import Outcome, Placed, PricedOrder, Refused, Replayed
+from buydesk.orders.waiting import PendingOrder
 from buydesk.times import parse_time
 from tests.builders import priced_order, settings
 from tests.model_ledger import ModelLedger

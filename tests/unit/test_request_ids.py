@@ -16,8 +16,9 @@ from buydesk.errors import ExposureCapExceeded, InternalError, LedgerUnavailable
 from buydesk.observability import logs, request_ids
 from buydesk.observability.reporter import Reporter, ReportHandler
 from buydesk.observability.reports import DATA_CHARS_MAX
-from buydesk.orders.batching import OrderBatcher, PendingOrder
+from buydesk.orders.batching import OrderBatcher
 from buydesk.orders.model import Outcome, Placed, PricedOrder, Refused
+from buydesk.orders.waiting import PendingOrder
 from tests.builders import priced_order, settings
 from tests.logged import logged
 from tests.model_ledger import ModelLedger

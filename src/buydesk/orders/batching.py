@@ -16,15 +16,13 @@ lost, or the ledger has a fault with it, what is logged names the order, its req
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
-
-import msgspec
 
 from buydesk.errors import DeskError, InternalError, LedgerUnavailable, OutcomeUnknown, Overloaded, WrongMode
 from buydesk.observability import request_ids
 from buydesk.orders.model import OrderLedger, Outcome, PricedOrder, Refused
+from buydesk.orders.waiting import PendingOrder, WaitingOrders
 from buydesk.settings.model import Settings
 from buydesk.times import format_time
 
@@ -34,28 +32,13 @@ _LATE_CHECK_SECONDS = 0.25
 _DOWN = (LedgerUnavailable, WrongMode)
 
 
-class PendingOrder(msgspec.Struct, eq=False):
-    """An order on its way to the ledger. `give_up_at` is monotonic time; `resent` says that an answer was lost;
-    `request` is the id of the one that brought it."""
-
-    item: PricedOrder
-    give_up_at: float
-    outcome: asyncio.Future[Outcome]
-    request: str | None
-    resent: bool = False
-
-    def resolve(self, outcome: Outcome) -> None:
-        """Hands over the outcome, unless whoever waited is gone: that must not affect the rest of the batch."""
-        if not self.outcome.done():
-            self.outcome.set_result(outcome)
-
-
 class OrderBatcher:
     """The bounded queue in front of a ledger. Every order put in gets one outcome, in time.
 
     `pipelined` is for the edge, whose clients each wait for their own order: of a long queue it sends one half, so that
     answers are written and new orders read while the ledger has the other. If it sent all, it and the ledger would take
-    turns, each idle while the other works.
+    turns, each idle while the other works. And there clients take turns. What an edge has sent is fair already, and
+    settles in its order.
     """
 
     def __init__(self, ledger: OrderLedger, settings: Settings, service: str, *, pipelined: bool = False) -> None:
@@ -66,7 +49,8 @@ class OrderBatcher:
         # The most that a working ledger needs. A connection gone silent must not cost an order all of its time.
         self._sending_seconds = settings.connect_seconds_max + settings.statement_seconds_max
         self._batch_max = settings.batch_orders_max  # fewer while the ledger is slow
-        self._queue: deque[PendingOrder] = deque()
+        self._waiting_max = settings.orders_waiting_max
+        self._queue = WaitingOrders(fair=pipelined)
         self._arrived = asyncio.Event()
         self._closing = False
         self._workers: list[asyncio.Task[None]] = []
@@ -86,22 +70,33 @@ class OrderBatcher:
     @property
     def waiting(self) -> int:
         """How many orders wait for the next batch."""
-        return len(self._queue)
+        return self._queue.count
 
     def put(self, items: Sequence[PricedOrder], give_up_at: float) -> list[PendingOrder]:
         """Queues the items together, in this order, to be answered by `give_up_at` (monotonic time).
 
-        Raises Overloaded when they do not fit or the queue is closing: then none of them was queued.
+        Raises Overloaded when they do not fit or the queue is closing: then none of them was queued. One order of a
+        client fits in place of the newest one of whoever has more waiting.
         """
         if self._closing:
             raise Overloaded("The service is stopping.", retry_after_seconds=1)
-        if len(self._queue) + len(items) > self._settings.orders_waiting_max:
-            raise Overloaded(f"{len(self._queue)} orders are waiting already.", retry_after_seconds=1)
+        if self._queue.count + len(items) > self._waiting_max and not self._made_room(items):
+            raise Overloaded(f"{self._queue.count} orders are waiting already.", retry_after_seconds=1)
         loop, request = asyncio.get_running_loop(), request_ids.current()
         added = [PendingOrder(item, give_up_at, loop.create_future(), request) for item in items]
-        self._queue += added
+        self._queue.add(added)
         self._arrived.set()
         return added
+
+    def _made_room(self, items: Sequence[PricedOrder]) -> bool:
+        """Whether there is room for the one order now, by refusing another client's."""
+        given_up = self._queue.make_room(items[0].order.client) if len(items) == 1 else None
+        if given_up is None:
+            return False
+        given_up.resolve(
+            Refused(Overloaded("The queue is full, and this client has the most orders in it.", retry_after_seconds=1))
+        )
+        return True
 
     async def _work(self) -> None:
         while True:
@@ -182,36 +177,39 @@ class OrderBatcher:
         """Orders that were never sent do not wait behind those that are sent again to a ledger that says it is down: of
         all that it was sent, and not of one order."""
         if all(isinstance(each, Refused) and isinstance(each.problem, _DOWN) for each in outcomes):
-            while self._queue:
-                self._queue.popleft().resolve(outcomes[0])
+            for each in self._queue.take(self._queue.count):
+                each.resolve(outcomes[0])
 
     def _refuse_unknown(self, lost: Iterable[PendingOrder]) -> None:
         for each in lost:
             each.resolve(Refused(outcome_unknown(each.item, self._settings)))
 
     def _next_batch(self) -> list[PendingOrder]:
-        orders = len(self._queue)
+        orders = self._queue.count
         if self._pipelined and orders > SMALL_BATCH:
             orders = max(SMALL_BATCH, orders // 2)
         orders = min(orders, self._batch_max)
         batch: list[PendingOrder] = []
-        while self._queue and len(batch) < orders:
-            if not self._refused_as_late(each := self._queue.popleft()):
-                batch.append(each)
+        answered_at = time.monotonic() + self._ledger.place_seconds
+        while self._queue.count and len(batch) < orders:
+            taken = self._queue.take(orders - len(batch))
+            if late := [each for each in taken if each.give_up_at < answered_at]:
+                _refuse_as_late(late)
+                taken = [each for each in taken if each.give_up_at >= answered_at]
+            batch += taken
         return batch
-
-    def _refused_as_late(self, each: PendingOrder) -> bool:
-        """Whether the order, which was never sent, has waited too long to be sent; then it is refused."""
-        if each.give_up_at - time.monotonic() >= self._ledger.place_seconds:
-            return False
-        each.resolve(Refused(Overloaded("The order waited too long.", retry_after_seconds=1)))
-        return True
 
     async def _refuse_late(self) -> None:
         """Refuses orders that have waited too long, while they wait."""
         while True:
             await asyncio.sleep(_LATE_CHECK_SECONDS)
-            self._queue = deque(each for each in self._queue if not self._refused_as_late(each))
+            _refuse_as_late(self._queue.take_late(time.monotonic() + self._ledger.place_seconds))
+
+
+def _refuse_as_late(late: Iterable[PendingOrder]) -> None:
+    """Refuses orders that have waited too long to be sent; they never were."""
+    for each in late:
+        each.resolve(Refused(Overloaded("The order waited too long.", retry_after_seconds=1)))
 
 
 def _named(orders: Iterable[PendingOrder]) -> dict[str, str | None]:
