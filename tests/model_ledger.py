@@ -3,25 +3,29 @@
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
 
 from msgspec.structs import replace
 
 from buydesk.errors import (
     ClientCapExceeded,
     ClockSkewed,
+    DailyLimitExceeded,
     DeskError,
     ExposureCapExceeded,
     IdempotencyKeyReused,
     OrderNotFound,
     OrderTooLarge,
+    Paused,
     PriceNotFound,
 )
-from buydesk.money import format_btc, satoshi_for
+from buydesk.money import Currency, format_btc, format_cents, satoshi_for
 from buydesk.orders.life import LOOKED_AT_MAX, AcceptedOrders, Closing, Event, conflict
 from buydesk.orders.model import (
     Anchor,
     Exposure,
+    NewOrder,
     Order,
     Outcome,
     Page,
@@ -34,7 +38,7 @@ from buydesk.orders.model import (
     is_repeat,
 )
 from buydesk.prices.model import PriceRecord, stale
-from buydesk.times import utc_now
+from buydesk.times import format_time, utc_now
 from tests.databases import CAP_SATOSHI
 
 
@@ -45,6 +49,7 @@ class ModelAccount:
     cap_satoshi: int | None = None
     order_satoshi_max: int | None = None
     counts_open: bool = False
+    daily_cents_max: dict[Currency, int] = field(default_factory=dict)
 
 
 @dataclass(repr=False)  # pytest shows fixtures to itself, and this one grows
@@ -53,6 +58,7 @@ class ModelLedger:
 
     cap_satoshi: int = CAP_SATOSHI
     counts_open: bool = False
+    paused: bool = False
     clients: dict[str, ModelAccount] = field(default_factory=dict)
     batches_at_once: int = 1
     place_seconds: float = 0.001
@@ -77,13 +83,15 @@ class ModelLedger:
                 )
         if item.deadline <= self.now():
             return Refused(ClockSkewed("late"))
+        if self.paused:
+            return Refused(Paused("paused"))
         if isinstance(item.price, DeskError):
             return Refused(item.price, by_ledger=True)
         if item.price.expires_at <= self.now():
             return Refused(stale(item.price.as_of, item.price.expires_at), by_ledger=True)
         rate_e8 = item.price.rates_e8[new.currency]
         satoshi = satoshi_for(new.amount_cents, rate_e8)
-        if error := self._over_limit(new.client, satoshi):
+        if error := self._over_limit(new, satoshi):
             return Refused(error)
         order = Order(
             len(self.stored) + 1,
@@ -112,7 +120,8 @@ class ModelLedger:
         self.records[item.price.id] = item.price
         return Placed(order)
 
-    def _over_limit(self, client: str, satoshi: int) -> DeskError | None:
+    def _over_limit(self, new: NewOrder, satoshi: int) -> DeskError | None:
+        client = new.client
         account = self.clients.get(client, ModelAccount())
         if account.order_satoshi_max is not None and satoshi > account.order_satoshi_max:
             return OrderTooLarge("large", bitcoin_amount_max=format_btc(account.order_satoshi_max))
@@ -120,10 +129,24 @@ class ModelLedger:
             used = self._used(account.counts_open, client)
             if satoshi > account.cap_satoshi - used:
                 return ClientCapExceeded("full", **Exposure(account.cap_satoshi, used, 0).facts())
+        limit = account.daily_cents_max.get(new.currency)
+        if limit is not None and new.amount_cents > limit - (bought := self._bought_today(new)):
+            left = format_cents(max(0, limit - bought))
+            facts: dict[str, Any] = {"limit": format_cents(limit), "used": format_cents(bought), "available": left}
+            tomorrow = datetime.combine(self.now().date() + timedelta(days=1), time(), UTC)
+            return DailyLimitExceeded("enough", currency=new.currency.value, resets_at=format_time(tomorrow), **facts)
         used = self._used(self.counts_open)
         if satoshi > self.cap_satoshi - used:
             return ExposureCapExceeded("full", **Exposure(self.cap_satoshi, used, 0).facts())
         return None
+
+    def _bought_today(self, new: NewOrder) -> int:
+        today = self.now().date()
+        return sum(
+            order.amount_cents
+            for order in self.stored
+            if (order.client, order.currency, order.created_at.date()) == (new.client, new.currency, today)
+        )
 
     def _used(self, counts_open: bool, client: str | None = None) -> int:
         counted = [self.now_of(order) for order in self.stored if client in (None, order.client)]

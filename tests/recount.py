@@ -51,6 +51,14 @@ _TIMES = """
 SELECT o.number FROM orders o JOIN closings c ON c.number = o.number
 WHERE c.closed_at < o.created_at OR c.event_number <= o.event_number OR c.client <> o.client
 """
+# What clients have bought on the last day on which they did, where that is limited.
+_DAYS = """
+SELECT l.client, l.currency, l.cents, f.cents FROM daily_limits l CROSS JOIN LATERAL (
+    SELECT coalesce(sum(o.amount_cents), 0) AS cents FROM orders o
+    WHERE o.client = l.client AND o.currency = l.currency AND (o.created_at AT TIME ZONE 'UTC')::date = l.day
+) f
+WHERE l.cents <> f.cents
+"""
 
 
 async def assert_adds_up(dsn: str) -> None:
@@ -58,7 +66,7 @@ async def assert_adds_up(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            for query in (_ACCOUNTS, _EVENTS, _TIMES):
+            for query in (_ACCOUNTS, _EVENTS, _TIMES, _DAYS):
                 assert await connection.fetch(query) == []
     finally:
         await connection.close()

@@ -1,7 +1,7 @@
 """The desk's errors: one tree, in which each error has a code, a status and its facts.
 
 An error becomes an ``application/problem+json`` document (RFC 9457) in `problem` and, on the other side of an HTTP
-call, the same error again in `rebuild`, so that one process and seven behave alike.
+call, the same error again in `rebuild`, so that one process and eight behave alike.
 """
 
 from collections.abc import Mapping
@@ -63,10 +63,14 @@ class InvalidRequest(DeskError):
     @classmethod
     def of_all(cls, reasons: list[tuple[str, str]]) -> "InvalidRequest":
         """One error for the members that are wrong, as (member, reason) pairs: the first REASONS_MAX of them."""
-        # A member's name is the client's: it may be long, or no valid Unicode.
-        named = [(member[:100].encode(errors="replace").decode(), reason) for member, reason in reasons[:REASONS_MAX]]
+        # A member's name is the client's, which a reason may quote: it may be long, or no valid Unicode.
+        named = [(_written(member[:100]), _written(reason)) for member, reason in reasons[:REASONS_MAX]]
         detail = "; ".join(f"{member}: {reason}" for member, reason in named)
         return cls(detail, errors=[{"member": member, "reason": reason} for member, reason in named])
+
+
+def _written(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 class IdempotencyKeyReused(DeskError):
@@ -136,6 +140,14 @@ class PriceNotFound(DeskError):
     code, status, title = "price_not_found", 404, "There is no such price record"
 
 
+class ClientNotFound(DeskError):
+    code, status, title = "client_not_found", 404, "There is no such client"
+
+
+class KeyNotFound(DeskError):
+    code, status, title = "key_not_found", 404, "There is no such key"
+
+
 class MethodNotAllowed(DeskError):
     """Facts: `allow`, the methods as in the header."""
 
@@ -162,6 +174,38 @@ class OrderTooLarge(DeskError):
 
     code, status, title = "order_too_large", 409, "The order is larger than the client's may be"
     example_facts: ClassVar = {"bitcoin_amount_max": "1.00000000"}
+
+
+class DailyLimitExceeded(DeskError):
+    """Facts: `currency`, and of the client's own purchases in it on this day of UTC `limit`, `used`, `available`, as
+    decimal text; `resets_at`, when the next day begins."""
+
+    code, status, title = "daily_limit_exceeded", 409, "The order would exceed what the client may buy on a day"
+    example_facts: ClassVar = {
+        "currency": "EUR",
+        "limit": "1000.00",
+        "used": "980.00",
+        "available": "20.00",
+        "resets_at": "2026-03-10T00:00:00.000000Z",
+    }
+
+
+class ClientExists(DeskError):
+    code, status, title = "client_exists", 409, "There is a client of this name"
+
+
+class KeyEnded(DeskError):
+    code, status, title = "key_ended", 409, "The key has ended"
+
+
+class KeyRefused(DeskError):
+    """The key that an act was to be done with is none, or none any more: db_proxy tells operate_desk."""
+
+    code, status, title = "key_refused", 409, "The key permits nothing"
+
+
+class CapBelowUsed(DeskError):
+    code, status, title = "cap_below_used", 409, "More is used than the cap would be"
 
 
 class OrderStateConflict(DeskError):
@@ -202,6 +246,10 @@ class PriceUnsettled(DeskError):
     }
 
 
+class Paused(DeskError):
+    code, status, title = "paused", 503, "Sales are paused"
+
+
 class PriceStoreUnavailable(DeskError):
     code, status, title = "price_board_unavailable", 503, "The prices cannot be reached"
 
@@ -232,9 +280,9 @@ class Overloaded(DeskError):
 
 
 class OutcomeUnknown(DeskError):
-    """The order may or may not be stored. Facts: `order_id`, `final_after`."""
+    """It may or may not be stored. Facts, of an order: `order_id`, `final_after`; of a key that was made: `key_id`."""
 
-    code, status, title = "outcome_unknown", 503, "It is not known yet whether the order was stored"
+    code, status, title = "outcome_unknown", 503, "It is not known yet whether it was stored"
     example_facts: ClassVar = {
         "order_id": "01938f6e-5f3a-7c1b-9d2e-4a6b8c0d1e2f",
         "final_after": "2026-03-09T17:00:18.000000Z",

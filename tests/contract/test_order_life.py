@@ -7,6 +7,7 @@ import random
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
 
 import asyncpg
 import pytest
@@ -17,8 +18,16 @@ from buydesk.backends.postgres.anchors import PostgresAnchors
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.life import PostgresLife
 from buydesk.backends.remote import RemoteLedger, RemoteLife
-from buydesk.errors import ClientCapExceeded, DeskError, OrderNotFound, OrderStateConflict, OrderTooLarge
-from buydesk.money import SATOSHI_PER_BTC
+from buydesk.clients.registry import LimitClient, Limits, Pause, Resume
+from buydesk.errors import (
+    ClientCapExceeded,
+    DeskError,
+    OrderNotFound,
+    OrderStateConflict,
+    OrderTooLarge,
+    PriceUnavailable,
+)
+from buydesk.money import SATOSHI_PER_BTC, Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.life import CLOSED_AT_ONCE_MAX, Closing, Event, OrderLife
 from buydesk.orders.model import (
@@ -36,11 +45,15 @@ from buydesk.orders.model import (
     Refused,
     Replayed,
 )
+from buydesk.orders.refusals import RefusalRecorder
 from buydesk.services import db_proxy
+from buydesk.times import format_time, utc_now
 from tests.builders import new_order, priced_order, record, settings
 from tests.databases import CAP_SATOSHI, Databases, as_db_proxy, run
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelAccount, ModelLedger
+from tests.model_registry import ModelRefusals, ModelRegistry
+from tests.operators import operating
 from tests.recount import assert_adds_up
 from tests.serving import served
 
@@ -90,12 +103,31 @@ class Desk:
             await run(self.dsn, change, client, cap_satoshi, order_satoshi_max)
         else:
             assert isinstance(self.ledger, ModelLedger)
-            counts_open = self.ledger.clients.get(client, ModelAccount()).counts_open
-            self.ledger.clients[client] = ModelAccount(cap_satoshi, order_satoshi_max, counts_open)
+            account = self.ledger.clients.setdefault(client, ModelAccount())
+            account.cap_satoshi, account.order_satoshi_max = cap_satoshi, order_satoshi_max
+
+    async def limit_daily(self, client: str, currency: Currency, cents: int | None) -> None:
+        if self.dsn is not None:
+            async with operating(self.dsn) as own:
+                await own.change(LimitClient(client, Limits(daily_cents_max={currency: cents})), "")
+        else:
+            assert isinstance(self.ledger, ModelLedger)
+            daily = self.ledger.clients.setdefault(client, ModelAccount()).daily_cents_max
+            daily.pop(currency, None)
+            if cents is not None:
+                daily[currency] = cents
+
+    async def pause(self, *, paused: bool = True) -> None:
+        if self.dsn is not None:
+            async with operating(self.dsn) as own:
+                await own.change(Pause() if paused else Resume(), "")
+        else:
+            assert isinstance(self.ledger, ModelLedger)
+            self.ledger.paused = paused
 
 
-def of(client: str, cents: int, key: str | None = None) -> PricedOrder:
-    return priced_order(order=replace(new_order(cents, key), client=client), price=PRICE)
+def of(client: str, cents: int, key: str | None = None, currency: Currency = Currency.EUR) -> PricedOrder:
+    return priced_order(order=replace(new_order(cents, key), client=client, currency=currency), price=PRICE)
 
 
 def codes(outcomes: Sequence[Outcome]) -> list[str]:
@@ -113,7 +145,16 @@ async def opened(kind: str, databases: Databases) -> AsyncIterator[Desk]:
     life = PostgresLife(ledger)
     if kind == "remote":
         reporter = Reporter("db_proxy", MemoryReportStore(SETTINGS), SETTINGS)
-        app = db_proxy.create_app(SETTINGS, ledger, life, PostgresAnchors(ledger), reporter, keys=ModelKeys())
+        app = db_proxy.create_app(
+            SETTINGS,
+            ledger,
+            life,
+            PostgresAnchors(ledger),
+            reporter,
+            keys=ModelKeys(),
+            registry=ModelRegistry(),
+            refusals=RefusalRecorder(ModelRefusals()),
+        )
         async with served(app) as url:
             remote, remote_life = RemoteLedger(url, SETTINGS), RemoteLife(url, SETTINGS)
             yield Desk(remote, remote_life, dsn)
@@ -351,6 +392,138 @@ async def test_closing_gives_a_client_its_own_room_back(desk: Desk) -> None:
     assert codes(outcomes) == ["placed", "client_cap_exceeded"]
 
 
+async def test_nothing_new_is_placed_while_the_desk_is_paused(desk: Desk) -> None:
+    [order] = await desk.place(6900, key="k")
+    await desk.pause()
+    again, other, other_key = of("anonymous", 6900, "k"), of("anonymous", 6900), of("anonymous", 7000, "k")
+    outcomes = await desk.ledger.place([again, other, other_key], SECONDS)
+    assert codes(outcomes) == ["replayed", "paused", "idempotency_key_reused"]
+    assert not isinstance(outcomes[0], Refused)
+    assert outcomes[0].order == order
+    assert isinstance(outcomes[1], Refused)
+    assert not outcomes[1].by_ledger  # it may have been stored before, or be stored once the pause has ended
+    assert not isinstance(await desk.close(order, "settled", None), DeskError)
+    await desk.pause(paused=False)
+    assert codes(await desk.ledger.place([other], SECONDS)) == ["placed"]
+
+
+async def test_a_pause_is_told_before_the_lack_of_a_price_and_after_a_late_order(desk: Desk) -> None:
+    await desk.pause()
+    unpriced = priced_order(price=PriceUnavailable("none", retry_after_seconds=5))
+    late = replace(priced_order(price=PRICE), deadline=utc_now() - timedelta(seconds=1))
+    large = of("anonymous", 200 * BTC_CENTS)
+    assert codes(await desk.ledger.place([unpriced, late, large], SECONDS)) == ["paused", "clock_skewed", "paused"]
+
+
+async def test_a_client_buys_for_no_more_than_its_limit_on_a_day(desk: Desk) -> None:
+    before = await desk.place(1000, client="other")
+    await desk.limit_daily("other", Currency.EUR, 10_000)
+    batch = [of("other", 8000), of("other", 2000), of("other", 1000), of("third", 50_000), of("other", 1)]
+    batch.append(of("other", 50_000, currency=Currency.USD))
+    outcomes = await desk.ledger.place(batch, SECONDS)
+    assert codes(outcomes) == ["placed", "daily_limit_exceeded", "placed", "placed", "daily_limit_exceeded", "placed"]
+    assert isinstance(outcomes[1], Refused)
+    facts = dict(outcomes[1].problem.facts)
+    resets_at = facts.pop("resets_at")
+    assert facts == {"currency": "EUR", "limit": "100.00", "used": "90.00", "available": "10.00"}
+    assert resets_at == format_time(datetime.combine(utc_now().date() + timedelta(days=1), time(), UTC))
+    assert not outcomes[1].by_ledger
+    await desk.close(before[0], "cancelled", "what was bought counts all the same")
+    assert codes(await desk.ledger.place([of("other", 1)], SECONDS)) == ["daily_limit_exceeded"]
+
+
+async def test_a_limit_a_day_may_be_raised_lowered_and_taken_away(desk: Desk) -> None:
+    await desk.limit_daily("other", Currency.EUR, 1000)
+    await desk.place(1000, client="other")
+    await desk.limit_daily("other", Currency.EUR, 500)
+    outcomes = await desk.ledger.place([of("other", 1)], SECONDS)
+    assert codes(outcomes) == ["daily_limit_exceeded"]
+    assert isinstance(outcomes[0], Refused)
+    assert outcomes[0].problem.facts["available"] == "0.00"
+    await desk.limit_daily("other", Currency.EUR, 1100)
+    assert codes(await desk.ledger.place([of("other", 101), of("other", 100)], SECONDS)) == [
+        *("daily_limit_exceeded", "placed")
+    ]
+    await desk.limit_daily("other", Currency.EUR, None)
+    assert codes(await desk.ledger.place([of("other", 50_000)], SECONDS)) == ["placed"]
+
+
+async def test_limits_are_told_in_their_order(desk: Desk) -> None:
+    await desk.limit("other", 2 * SATOSHI_PER_BTC, SATOSHI_PER_BTC)
+    await desk.limit_daily("other", Currency.EUR, BTC_CENTS // 2)
+    placed = [each.order for each in await desk.ledger.place([of("third", 99 * BTC_CENTS)], SECONDS)]  # type: ignore[union-attr]
+    assert len(placed) == 1
+    batch = [of("other", each) for each in (3 * BTC_CENTS, BTC_CENTS, BTC_CENTS // 2, 1)]
+    batch.append(of("anonymous", BTC_CENTS))
+    assert codes(await desk.ledger.place(batch, SECONDS)) == [
+        *("order_too_large", "daily_limit_exceeded", "placed", "daily_limit_exceeded", "exposure_cap_exceeded")
+    ]
+    await desk.limit("other", SATOSHI_PER_BTC // 2)
+    assert codes(await desk.ledger.place([of("other", 1)], SECONDS)) == ["client_cap_exceeded"]
+
+
+async def test_a_new_day_begins_at_midnight_utc_and_none_ends_because_a_clock_is_set_back(databases: Databases) -> None:
+    async with opened("postgres18", databases) as desk:
+        assert desk.dsn is not None
+        await desk.limit_daily("other", Currency.EUR, 1000)
+        await desk.place(1000, client="other")
+        day = "UPDATE daily_limits SET day = day + $1::int"
+        await run(desk.dsn, day, 1)  # the ledger's clock was a day ahead
+        assert codes(await desk.ledger.place([of("other", 1)], SECONDS)) == ["daily_limit_exceeded"]
+        await run(desk.dsn, day, -2)  # what was bought was bought yesterday
+        assert codes(await desk.ledger.place([of("other", 900), of("other", 101)], SECONDS)) == [
+            *("placed", "daily_limit_exceeded")
+        ]
+        connection = await asyncpg.connect(desk.dsn)
+        [(today, cents)] = await connection.fetch(
+            "SELECT day = (now() AT TIME ZONE 'UTC')::date, cents FROM daily_limits"
+        )
+        assert (today, cents) == (True, 900)
+        # To leave all as it adds up.
+        await connection.execute("UPDATE daily_limits SET cents = 1900")
+        await connection.close()
+
+
+@pytest.mark.parametrize("clients", [1, 3, 1000])
+async def test_writers_at_once_keep_every_limit_a_day(databases: Databases, clients: int) -> None:
+    async with opened("postgres18", databases) as desk:
+        assert desk.dsn is not None
+        made = await names(desk.dsn, clients)
+        await run(
+            desk.dsn,
+            "INSERT INTO daily_limits SELECT name, currency, 10000, (now() AT TIME ZONE 'UTC')::date, 0 "
+            "FROM clients, unnest($1::text[]) AS currency WHERE name LIKE 'client-%'",
+            ["EUR", "GBP"],
+        )
+        rng = random.Random(clients)  # noqa: S311
+        writers = [PostgresLedger(as_db_proxy(desk.dsn), SETTINGS, livemode=False) for _ in range(4)]
+
+        async def write(ledger: PostgresLedger) -> None:
+            for _ in range(6):
+                batch = [
+                    of(rng.choice(made), rng.choice([1000, 2500, 4000]), currency=rng.choice(list(Currency)))
+                    for _ in range(100)
+                ]
+                outcomes = await ledger.place(batch, SECONDS)
+                assert set(codes(outcomes)) <= {"placed", "daily_limit_exceeded"}
+
+        await asyncio.gather(*map(write, writers))
+        connection = await asyncpg.connect(desk.dsn)
+        most = await connection.fetch(
+            "SELECT currency, max(cents) FROM (SELECT client, currency, sum(amount_cents)::int AS cents FROM orders "
+            "GROUP BY client, currency, (created_at AT TIME ZONE 'UTC')::date) s GROUP BY currency"
+        )
+        await connection.close()
+        bought = {row["currency"]: row["max"] for row in most}
+        assert bought["EUR"] <= 10_000
+        assert bought["GBP"] <= 10_000
+        if clients <= 3:
+            assert min(bought["EUR"], bought["GBP"]) > 10_000 - 1000
+            assert bought["USD"] > 10_000
+        for each in writers:
+            await each.close()
+
+
 @pytest.mark.parametrize("kind", ["postgres18", "postgres16", "remote"])
 @pytest.mark.parametrize("seed", range(6))
 async def test_any_sequence_of_batches_and_closings_ends_as_in_the_model(
@@ -364,6 +537,8 @@ async def test_any_sequence_of_batches_and_closings_ends_as_in_the_model(
                 await each.count_open_only()
             await each.limit("other", 20 * SATOSHI_PER_BTC, 5 * SATOSHI_PER_BTC)
             await each.limit("third", 30 * SATOSHI_PER_BTC)
+            await each.limit_daily("other", Currency.EUR, 2_500_000)
+            await each.limit_daily("third", Currency.GBP, 1_000_000)
             if seed % 3:
                 await each.count_open_only("third")
         known: list[PricedOrder] = []
@@ -372,7 +547,9 @@ async def test_any_sequence_of_batches_and_closings_ends_as_in_the_model(
             if known and rng.random() < 0.2:
                 return rng.choice(known)
             key = rng.choice([None, None, *"abcdef"])
-            known.append(of(rng.choice(clients), rng.choice([100, 5000, 200_000, 450_000, 600_000, 3_000_000]), key))
+            currency = rng.choice([Currency.EUR, Currency.EUR, Currency.GBP])
+            cents = rng.choice([100, 5000, 200_000, 450_000, 600_000, 3_000_000])
+            known.append(of(rng.choice(clients), cents, key, currency))
             return known[-1]
 
         def act() -> Closing:
@@ -381,7 +558,8 @@ async def test_any_sequence_of_batches_and_closings_ends_as_in_the_model(
                 return Closing(order_id, "settled", rng.choice([None, "a", "b"]))
             return Closing(order_id, "cancelled", rng.choice(["a", "b"]))
 
-        for _ in range(25):
+        for turn in range(25):
+            await pause_in_between(turn, desk, model)
             batch = [item() for _ in range(rng.choice([1, 3, 10]))]
             outcomes, expected = await desk.ledger.place(batch, SECONDS), await model.ledger.place(batch, SECONDS)
             assert codes(outcomes) == codes(expected)
@@ -409,6 +587,12 @@ async def test_any_sequence_of_batches_and_closings_ends_as_in_the_model(
         assert await desk.life.last_events(["other", "nobody"]) == await model.life.last_events(["other", "nobody"])
         events = [(event.sequence, event.order.id, event.order.status) for event in await desk.events()]
         assert events == [(event.sequence, event.order.id, event.order.status) for event in await model.events()]
+
+
+async def pause_in_between(turn: int, *desks: Desk) -> None:
+    for desk in desks:
+        if turn in (10, 12):
+            await desk.pause(paused=turn == 10)
 
 
 async def assert_reads_alike(desk: Desk, model: Desk, client: str | None) -> None:

@@ -15,7 +15,7 @@ from buydesk.errors import CannotStart, LedgerUnavailable
 from buydesk.orders.model import Placed, Replayed
 from buydesk.prices.model import RejectedQuote
 from tests.builders import priced_order, record, settings, signed
-from tests.databases import CAP_SATOSHI, COPY_ORDER, DB_PROXY, Databases, as_db_proxy
+from tests.databases import CAP_SATOSHI, COPY_ORDER, DB_PROXY, Databases, as_db_proxy, run
 
 PLANTED = """
     CREATE FUNCTION cardinality(uuid[]) RETURNS int LANGUAGE plpgsql
@@ -78,7 +78,15 @@ async def test_it_places_and_reads_all_that_a_ledger_does(dsn: str) -> None:
         "UPDATE price_confirmations SET high_e8 = 9e18",
         "DELETE FROM price_confirmations",
         "SELECT nextval('price_confirmations_id_seq')",
-        "ALTER FUNCTION confirm_price SECURITY INVOKER",
+        "SELECT confirm_price('me', 'here', 'why', 'EUR', 1, 2, 1)",
+        "SELECT act('me', 'here', 'why', 'set_cap', '{\"cap_satoshi\": 1}')",
+        "SELECT set_cap('me', 'here', 'why', 1)",
+        "ALTER FUNCTION act_by_key SECURITY INVOKER",
+        "UPDATE exposure SET paused = true",
+        "UPDATE daily_limits SET cents_max = 1",
+        "DELETE FROM refusals",
+        "INSERT INTO keys (id, client, digest, scopes) VALUES ('0000000000', 'other', sha256(''), '{desk:cap}')",
+        "INSERT INTO audit SELECT * FROM audit",
         "UPDATE alembic_version SET version_num = '0001'",
         "TRUNCATE orders",
         "DROP TABLE orders CASCADE",
@@ -143,45 +151,39 @@ async def test_no_array_makes_room_under_the_cap(
     await owner.close()
 
 
-async def test_tables_of_its_own_by_our_names_are_not_those_that_anchors_and_confirmations_go_to(
+async def test_tables_of_its_own_by_our_names_are_not_those_that_anchors_go_to(
     db_proxy: "asyncpg.Connection[asyncpg.Record]",
 ) -> None:
     await db_proxy.execute("CREATE TEMPORARY TABLE price_anchors AS SELECT * FROM price_anchors")
-    await db_proxy.execute("CREATE TEMPORARY TABLE price_confirmations AS SELECT * FROM price_confirmations")
     await db_proxy.execute("SELECT keep_price_anchors('{EUR}', '{7}', '{now}', '{8}')")
-    await db_proxy.execute("SELECT confirm_price('EUR', 1, 2, 'why', 1)")
     assert await db_proxy.fetchval("SELECT count(*) FROM pg_temp.price_anchors") == 0
-    assert await db_proxy.fetchval("SELECT count(*) FROM pg_temp.price_confirmations") == 0
     assert await db_proxy.fetchval("SELECT rate_e8 FROM public.price_anchors") == 7
-    assert await db_proxy.fetchval("SELECT why FROM public.price_confirmations") == "why"
 
 
 @pytest.mark.parametrize(
     ("call", "constraint"),
     [
-        ("confirm_price('EUR', 2, 1, 'why', 15)", "price_confirmations_range"),
-        ("confirm_price('EUR', 1, 2, 'why', 16)", "price_confirmations_end"),
-        ("confirm_price('EUR', 1, 2, 'why', 0)", "price_confirmations_end"),
-        ("confirm_price('EUR', 0, 2, 'why', 15)", "price_confirmations_low_e8_check"),
-        ("confirm_price('EUR', 1, 2, '', 15)", "price_confirmations_why_check"),
-        ("confirm_price('EUR', 1, 2, repeat('w', 501), 15)", "price_confirmations_why_check"),
-        ("confirm_price('eur', 1, 2, 'why', 15)", "price_confirmations_currency_check"),
+        ("confirm_price('me', 'here', 'why', 'EUR', 2, 1, 15)", "price_confirmations_range"),
+        ("confirm_price('me', 'here', 'why', 'EUR', 1, 2, 16)", "price_confirmations_end"),
+        ("confirm_price('me', 'here', 'why', 'EUR', 1, 2, 0)", "price_confirmations_end"),
+        ("confirm_price('me', 'here', 'why', 'EUR', 0, 2, 15)", "price_confirmations_low_e8_check"),
+        ("confirm_price('me', 'here', '', 'EUR', 1, 2, 15)", "price_confirmations_why_check"),
+        ("confirm_price('me', 'here', repeat('w', 501), 'EUR', 1, 2, 15)", "price_confirmations_why_check"),
+        ("confirm_price('me', 'here', 'why', 'eur', 1, 2, 15)", "price_confirmations_currency_check"),
         ("keep_price_anchors('{EUR}', '{0}', '{now}', '{1}')", "price_anchors_rate_e8_check"),
         ("keep_price_anchors('{euro}', '{1}', '{now}', '{1}')", "price_anchors_currency_check"),
         ("keep_price_anchors('{EUR}', '{1}', '{now}', '{0}')", "price_anchors_dollar_e8_check"),
     ],
 )
-async def test_limits_of_what_it_keeps_hold_in_the_database_too(
-    db_proxy: "asyncpg.Connection[asyncpg.Record]", call: str, constraint: str
-) -> None:
+async def test_limits_of_what_is_kept_hold_in_the_database_too(dsn: str, call: str, constraint: str) -> None:
     with pytest.raises(asyncpg.CheckViolationError) as refused:
-        await db_proxy.execute(f"SELECT {call}")
+        await run(dsn, f"SELECT {call}")
     assert refused.value.constraint_name == constraint
 
 
 async def test_confirmations_are_changed_and_deleted_by_nobody(dsn: str) -> None:
     owner = await asyncpg.connect(dsn)
-    await owner.execute("SELECT confirm_price('EUR', 1, 2, 'why', 15)")
+    await owner.execute("SELECT confirm_price('me', 'here', 'why', 'EUR', 1, 2, 15)")
     for statement in (
         "UPDATE price_confirmations SET why = 'because'",
         "DELETE FROM price_confirmations",

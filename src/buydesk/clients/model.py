@@ -14,10 +14,12 @@ from buydesk.hosts import Address
 from buydesk.orders.model import ANONYMOUS
 from buydesk.reading import Moment
 
-# The settings whose tokens let a service ask for keys: those of the services that clients and processors call.
-KEY_READERS = ("reading_tokens", "placing_tokens", "processing_tokens")
+# The settings whose tokens let a service ask for keys: those of the services that are called with keys.
+KEY_READERS = ("reading_tokens", "placing_tokens", "processing_tokens", "operating_tokens")
 
 NOTED_AT_ONCE_MAX = 1000
+# The client whose key `up` keeps for whoever runs the desk.
+OPERATOR = "operator"
 _network = lru_cache(maxsize=4096)(ip_network)  # reading one takes ten times as long as to look an address up in it
 
 
@@ -53,8 +55,8 @@ class StoredKey(msgspec.Struct, frozen=True):
     expires_at: Moment | None
     revoked_at: Moment | None
     last_used_on: date | None
-    client_rate_per_minute: int | None = None
     rate_per_minute: int | None = None
+    client_rate_per_minute: int | None = None
 
     def is_valid(self, now: datetime) -> bool:
         """Whether it is neither revoked nor expired."""
@@ -74,12 +76,14 @@ class StoredKey(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """What a key is to permit, whose it is to be, from where it may be used, and when it ends."""
+    """What a key is to permit, whose it is to be, from where it may be used, when it ends, and how often it may be
+    used: requests of each kind a minute, None for no limit beside its client's."""
 
     client: str
     scopes: Sequence[str]
     allow_from: Sequence[str] = ()
     expires_at: datetime | None = None
+    rate_per_minute: int | None = None
 
 
 class KeyStore(Protocol):

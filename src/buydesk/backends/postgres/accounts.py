@@ -1,5 +1,6 @@
-"""The account of db_proxy in PostgreSQL: it may read, place orders, keep what prices are judged by (anchors and
-confirmations) and note that keys were used, and change nothing that is stored in any other way."""
+"""The account of db_proxy in PostgreSQL: it may read, place and close orders, keep the last prices, note that keys were
+used and what was refused, and, with an operator's key, do what that one permits. It changes nothing that is stored in
+any other way."""
 
 import hashlib
 import hmac
@@ -15,6 +16,7 @@ TABLES = (
     "audit",
     "clients",
     "closings",
+    "daily_limits",
     "exposure",
     "keys",
     "orders",
@@ -22,9 +24,13 @@ TABLES = (
     "price_confirmations",
     "price_keys",
     "price_records",
+    "refusals",
 )
 # All of its writing.
-FUNCTIONS = ("place_orders", "close_orders", "place_batch", "keep_price_anchors", "confirm_price", "note_keys_used")
+FUNCTIONS = (
+    *("place_orders", "close_orders", "place_batch", "keep_price_anchors"),
+    *("note_keys_used", "note_refusals", "act_by_key"),
+)
 # As many iterations as PostgreSQL itself makes (scram_iterations).
 _TURNS = 4096
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import asyncpg
 import msgspec
@@ -20,7 +20,7 @@ from buydesk.backends.postgres.faults import (
     unknown_outcome,
 )
 from buydesk.backends.postgres.rows import judged, order_of, outcome_of, place_arguments
-from buydesk.backends.postgres.sessions import FAULTS, Session, StandbyAway, Warned, open_session
+from buydesk.backends.postgres.sessions import FAULTS, Ask, Session, StandbyAway, Warned, fetching, open_session
 from buydesk.backends.postgres.sql import REVISION
 from buydesk.backends.postgres.storing import StoringMonitor
 from buydesk.errors import LedgerUnavailable, OrderNotFound, OutcomeUnknown, Overloaded, PriceNotFound, WrongMode
@@ -38,6 +38,7 @@ from buydesk.orders.model import (
     PricedOrder,
     Refused,
 )
+from buydesk.orders.refusals import RefusalRecorder
 from buydesk.prices.documents import record_from
 from buydesk.prices.model import PriceRecord
 from buydesk.settings.model import Settings
@@ -49,8 +50,6 @@ logger = logging.getLogger("buydesk.services.db_proxy")
 CHECK_SECONDS_MAX = 2.5
 # The query of each kind of page, of the desk; a client's has another one, with "client_" before its name.
 _PAGES = {PageFrom: "page_from", PageBefore: "page_before", PageAfter: "page_after"}
-# What a reader asks of a session, in how many seconds a statement.
-Ask = Callable[[Session, float], Awaitable[list[asyncpg.Record]]]
 
 
 class PostgresLedger:
@@ -58,6 +57,7 @@ class PostgresLedger:
 
     # A second call would only wait for the row that the first has locked.
     batches_at_once = 1
+    refusals: RefusalRecorder | None = None  # by which they are put on record
 
     def __init__(
         self, database_url: str, settings: Settings, livemode: bool, clocks: ClockMonitor | None = None
@@ -93,6 +93,8 @@ class PostgresLedger:
             self._storing.note_failure(error)
             raise
         self._storing.note_outcomes(outcomes)
+        if self.refusals is not None:
+            self.refusals.note(items, outcomes)
         return outcomes
 
     async def _place_holding_lock(self, items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
@@ -272,7 +274,7 @@ class PostgresLedger:
             raise LedgerUnavailable("The database is read-only now.", retry_after_seconds=1)
         self._clocks.require_agreement_with("PostgreSQL")
         await self._check_storing()
-        unknown_keys = await self._ask(_fetching("unknown_price_keys", self._settings.accepted_price_keys))
+        unknown_keys = await self._ask(fetching("unknown_price_keys", self._settings.accepted_price_keys))
         if unknown_keys:
             keys = ", ".join(row["key"] for row in unknown_keys)
             detail = f"The database does not know keys that prices are signed with ({keys}): run `buydesk migrate`."
@@ -286,7 +288,7 @@ class PostgresLedger:
                 pass
         self._storing.require_no_failure()
         if not self._storing.is_shown:
-            await self._ask(_fetching("place_nothing"))
+            await self._ask(fetching("place_nothing"))
             self._storing.note_checked()
         self._storing.require_progress()
 
@@ -296,7 +298,7 @@ class PostgresLedger:
         For queries that may run twice: one whose answer was lost is asked again. Raises Overloaded, LedgerUnavailable.
         """
         async with places or self._short_reads:
-            return await self._ask(_fetching(query, *arguments))
+            return await self._ask(fetching(query, *arguments))
 
     async def ask_once(self, ask: Ask) -> list[asyncpg.Record]:
         """What a session is asked for, once, after waiting for a turn: for what writes.
@@ -386,12 +388,3 @@ class PostgresLedger:
             has = "live" if rows[0]["livemode"] else "sandbox"
             detail = f"This database holds {has} orders: start with PRICE_FEED={has}, or use another one."
             raise WrongMode(detail, retry_after_seconds=5)
-
-
-def _fetching(query: str, *arguments: object) -> Ask:
-    """Asks for the rows of a named query."""
-
-    async def ask(session: Session, seconds: float) -> list[asyncpg.Record]:
-        return await session.fetch(query, *arguments, seconds=seconds)
-
-    return ask

@@ -1,6 +1,6 @@
 -- {order} stands for an order's columns, in the order of the fields of `Order`; {placed} for the same as of its placing;
 -- {stored} for those of them that the table orders has; {closing} for the join with what became of it. sql.py puts them
--- in, and for {key} a key's columns.
+-- in, and for {key} a key's columns, for {client} a client's.
 
 -- name: page_from
 -- The page that leaves out the $1 newest orders: an index seek, the same for every $1, because numbers have no gaps.
@@ -189,10 +189,6 @@ SELECT currency, low_e8, high_e8, why, expires_at FROM price_confirmations
 WHERE expires_at > statement_timestamp() AND currency = ANY ($1::text[])
 ORDER BY expires_at DESC LIMIT $2::int
 
--- name: confirm_price
--- Confirms that a bitcoin may cost from $2 to $3 of the currency $1, because of $4, for $5 minutes; until when that is.
-SELECT ends_at FROM confirm_price($1::text, $2::bigint, $3::bigint, $4::text, $5::int)
-
 -- name: livemode
 -- Whether the database holds real orders.
 SELECT livemode FROM exposure
@@ -214,35 +210,56 @@ SELECT set_config(name, value, false) FROM unnest($1::text[], $2::text[]) AS s (
 
 -- name: key
 -- The key with this id.
-SELECT {key} FROM keys WHERE id = $1::text
+SELECT {key} FROM keys k WHERE id = $1::text
 
 -- name: keys
--- The keys of a client, or all, in the order in which they were made.
-SELECT {key} FROM keys WHERE coalesce(client = $1::text, true) ORDER BY created_at
-
--- name: key_lasts
--- How long the key with this id was to be valid, NULL for ever. Locked: whoever else ends it waits, or has ended it.
-SELECT expires_at - created_at AS lasts FROM keys WHERE id = $1::text FOR UPDATE
+-- The keys of a client, or all, the one that was made last first: $2 of them.
+SELECT {key} FROM keys k WHERE coalesce(client = $1::text, true) ORDER BY created_at DESC LIMIT $2::int
 
 -- name: has_keys
--- Whether there was ever a key.
-SELECT EXISTS (SELECT FROM keys) AS has_keys
+-- Whether there was ever a key of another client than $1.
+SELECT EXISTS (SELECT FROM keys WHERE client <> $1::text) AS has_keys
 
 -- name: clients
--- All clients, and how many keys of each are valid.
-SELECT name, cap_satoshi, order_satoshi_max, cap_counts_open, used_satoshi, last_number AS orders, (
-    SELECT count(k.id) FROM keys k
-    WHERE k.client = c.name AND revoked_at IS NULL AND coalesce(expires_at > clock_timestamp(), true)
-) AS keys
-FROM clients c ORDER BY name
+-- Clients after the name $1, and how many keys of each are valid: $2 of them.
+SELECT {client} FROM clients c WHERE name > $1::text ORDER BY name LIMIT $2::int
 
--- name: desk_cap
--- The desk's cap, what is used of it, and whether it counts open orders only.
-SELECT cap_satoshi, used_satoshi, cap_counts_open FROM exposure
+-- name: client
+-- The client $1.
+SELECT {client} FROM clients c WHERE name = $1::text
+
+-- name: desk
+-- The desk's cap, what is used of it, whether it counts open orders only, and whether the desk is paused.
+SELECT livemode, cap_satoshi, used_satoshi, cap_counts_open, paused, last_number AS orders FROM exposure
 
 -- name: acts
--- What operators did.
-SELECT number, at, operator, address, act, subject, why, before, after, hash FROM audit ORDER BY number
+-- What operators did after the act $1, the first one first: $2 of it.
+SELECT number, at, operator, address, act, subject, why, before, after, hash FROM audit
+WHERE number > $1::bigint ORDER BY number LIMIT $2::int
+
+-- name: act
+-- What the operator $1 at $2 does, because of $3: the act $4, with the JSON $5.
+SELECT act($1::text, $2::text, $3::text, $4::text, $5::text::jsonb)::text AS said
+
+-- name: act_by_key
+-- The same for whoever shows the key $1.
+SELECT act_by_key($1::text, $2::text, $3::text, $4::text, $5::text::jsonb)::text AS said
+
+-- name: note_refusals
+-- Notes refusals, one list a column.
+SELECT note_refusals($1::timestamptz[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::bigint[])
+
+-- name: refusals
+-- The newest refusals, $1 of them, of what was not placed later.
+SELECT at, client, order_id, client_order_id, code, currency, amount_cents FROM refusals r
+WHERE NOT EXISTS (SELECT FROM orders o WHERE o.id = r.order_id)
+ORDER BY number DESC LIMIT $1::int
+
+-- name: client_refusals
+-- The same of the client $1: $2 of them.
+SELECT at, client, order_id, client_order_id, code, currency, amount_cents FROM refusals r
+WHERE client = $1::text AND NOT EXISTS (SELECT FROM orders o WHERE o.id = r.order_id)
+ORDER BY number DESC LIMIT $2::int
 
 -- name: note_keys_used
 -- Notes that these keys were used today.

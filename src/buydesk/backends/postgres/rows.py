@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime, time, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -13,18 +13,21 @@ from msgspec.structs import replace
 from buydesk.errors import (
     ClientCapExceeded,
     ClockSkewed,
+    DailyLimitExceeded,
     DeskError,
     ExposureCapExceeded,
     IdempotencyKeyReused,
     OrderTooLarge,
+    Paused,
 )
-from buydesk.money import CURRENCIES, format_btc
-from buydesk.orders.model import Exposure, Order, Outcome, Placed, PricedOrder, Refused, Replayed, is_repeat
+from buydesk.money import CURRENCIES, format_btc, format_cents
+from buydesk.orders.model import Exposure, NewOrder, Order, Outcome, Placed, PricedOrder, Refused, Replayed, is_repeat
 from buydesk.orders.pricing import placed_order
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import PriceRecord, stale
 from buydesk.times import format_time
 
+PAUSED_RETRY_SECONDS = 5
 _FIELDS = len(Order.__struct_fields__)
 _CURRENCY = Order.__struct_fields__.index("currency")
 
@@ -121,8 +124,8 @@ class Judged(NamedTuple):
     kind: str
     number: int | None
     client_number: int | None
-    used_satoshi: int | None
-    limit_satoshi: int | None
+    used: int | None
+    limit: int | None
 
 
 def judged(row: asyncpg.Record) -> list[Judged]:
@@ -150,8 +153,12 @@ def outcome_of(item: PricedOrder, said: Judged, row: asyncpg.Record, stored: dic
             return Refused(stale(record.as_of, record.expires_at), by_ledger=True)
         case "unpriced", DeskError() as error:
             return Refused(error, by_ledger=True)
+        # A pause may end, and limits may be raised, while an earlier sending is still on its way.
+        case "paused", _:
+            return Refused(Paused("The desk is paused by its operator.", retry_after_seconds=PAUSED_RETRY_SECONDS))
+        case "over_day", _:
+            return Refused(_over_day(new, said, row["moment"]))
         case "too_large" | "over_client_cap" | "over_cap", _:
-            # Limits may be raised while an earlier sending is still on its way.
             return Refused(_over_limit(said))
     # After its deadline nobody waits for an order, unless clocks differ. It proves nothing of an earlier sending: that
     # one may have come while the clocks agreed, or come when they do again.
@@ -159,12 +166,26 @@ def outcome_of(item: PricedOrder, said: Judged, row: asyncpg.Record, stored: dic
     return Refused(ClockSkewed(detail, retry_after_seconds=5))
 
 
+def _over_day(new: NewOrder, said: Judged, moment: datetime) -> DailyLimitExceeded:
+    limit, used = said.limit or 0, said.used or 0
+    next_day = datetime.combine(moment.astimezone(UTC).date() + timedelta(days=1), time(), UTC)
+    left = format_cents(max(0, limit - used))
+    return DailyLimitExceeded(
+        f"Only {new.currency} {left} can still be bought today by this client.",
+        currency=new.currency.value,
+        limit=format_cents(limit),
+        used=format_cents(used),
+        available=left,
+        resets_at=format_time(next_day),
+    )
+
+
 def _over_limit(said: Judged) -> DeskError:
-    limit_satoshi = said.limit_satoshi or 0
+    limit_satoshi = said.limit or 0
     if said.kind == "too_large":
         largest = format_btc(limit_satoshi)
         return OrderTooLarge(f"An order may be of {largest} BTC at most.", bitcoin_amount_max=largest)
-    exposure = Exposure(limit_satoshi, said.used_satoshi or 0, 0)
+    exposure = Exposure(limit_satoshi, said.used or 0, 0)
     room = exposure.facts()["available"]
     if said.kind == "over_client_cap":
         return ClientCapExceeded(f"Only {room} BTC can still be bought below this client's cap.", **exposure.facts())

@@ -20,6 +20,7 @@ CREATE TABLE exposure (
     settings_version bigint NOT NULL DEFAULT 0,  -- how often settings of clients were changed
     used_satoshi bigint GENERATED ALWAYS AS
         (placed_satoshi - CASE WHEN cap_counts_open THEN closed_satoshi ELSE 0 END) STORED,
+    paused boolean NOT NULL DEFAULT false,  -- while it is, nothing new is placed
     CONSTRAINT closed_were_placed CHECK (closed_satoshi BETWEEN 0 AND placed_satoshi),
     CONSTRAINT used_within_cap CHECK (used_satoshi BETWEEN 0 AND cap_satoshi)
 ) WITH (fillfactor = 10);  -- room for new versions of the row on its own page
@@ -38,6 +39,7 @@ CREATE TABLE clients (
     used_satoshi bigint GENERATED ALWAYS AS
         (placed_satoshi - CASE WHEN cap_counts_open THEN closed_satoshi ELSE 0 END) STORED,
     created_at timestamptz DEFAULT clock_timestamp(),  -- none of anonymous, who was always there
+    rate_per_minute int CHECK (rate_per_minute BETWEEN 1 AND 1000000),  -- of each kind of requests; NULL: as the services' setting
     CONSTRAINT client_closed_were_placed CHECK (closed_satoshi BETWEEN 0 AND placed_satoshi),
     CONSTRAINT client_used_within_cap CHECK (used_satoshi BETWEEN 0 AND cap_satoshi)
 ) WITH (fillfactor = 50);
@@ -52,6 +54,19 @@ BEGIN
 END
 $function$;
 CREATE TRIGGER noted BEFORE INSERT OR UPDATE OF name, cap_satoshi, order_satoshi_max, cap_counts_open ON clients
+FOR EACH STATEMENT EXECUTE FUNCTION note_settings();
+
+-- What a client may buy for a currency on one day of UTC, if that is limited, and what it has bought on `day`, the last on
+-- which it did: cancelled orders included.
+CREATE TABLE daily_limits (
+    client text COLLATE "C" NOT NULL REFERENCES clients,
+    currency text NOT NULL CHECK (currency ~ '^[A-Z]{3}$'),
+    cents_max bigint NOT NULL CHECK (cents_max BETWEEN 0 AND 100000000000000),
+    day date NOT NULL,
+    cents bigint NOT NULL CHECK (cents >= 0),
+    PRIMARY KEY (client, currency)
+) WITH (fillfactor = 50);
+CREATE TRIGGER noted BEFORE INSERT OR UPDATE OF client, currency, cents_max OR DELETE ON daily_limits
 FOR EACH STATEMENT EXECUTE FUNCTION note_settings();
 
 -- Public keys that price records are signed with, for ever: as long as there are orders, the prices they were placed at
@@ -178,11 +193,13 @@ FOR EACH STATEMENT EXECUTE FUNCTION keep_price_records();
 -- Places a batch, as if its items came one by one, and returns one outcome for each:
 --   'repeat'    stored already under this id or key, in this batch or before: numbers[i] says as which order
 --   'clock'     it is before not_before or after not_after here: this server's clock or the sender's is off
---   'late'      past its deadline        'unpriced'  price_slots[i] is 0
+--   'late'      past its deadline        'paused'    nothing is sold now
+--   'unpriced'  price_slots[i] is 0
 --   'expired'   its price record is
 --   'too_large'        more than limits_then[i], the largest order of its client
 --   'over_client_cap'  does not fit below limits_then[i], its client's cap, of which used_then[i] was used when it was tried
---   'over_cap'         the same of the desk's
+--   'over_day'         the same of what its client may buy for the currency on that day, in cents
+--   'over_cap'         the same of the desk's cap
 --   'placed'    stored as numbers[i], which is its client's client_numbers[i]
 -- Items with equal ids share a slot in id_slots, items with equal keys of one client one in key_slots (0: no key). A slot
 -- is the index of the first such item. price_slots index the prices_* arrays, client_slots batch_clients: the names of the
@@ -236,8 +253,10 @@ DECLARE
     last bigint;
     closings bigint;
     any_stored boolean;
+    any_daily boolean;
     is_locked boolean := false;
     is_in_time boolean;
+    is_paused boolean;
     rows_stored int;
     holders_by_id bigint[];           -- per id slot: the number of the order that has the id
     holders_by_key bigint[];          -- per key slot: the number of the order that has the key
@@ -251,13 +270,22 @@ DECLARE
     largest bigint[];
     rooms bigint[];                   -- under the client's cap, before the batch
     sold bigint[];                    -- of the batch
+    day_slots int[];                  -- per item: the first item of the same client and currency, if these are limited
+    day_limits bigint[];              -- per item, as the two that follow
+    days date[];
+    bought bigint[];
+    bought_now bigint[];              -- per day slot: bought today, with the batch
+    today date;
+    d int;
 BEGIN
     LOOP
         SELECT e.last_number + e.last_closing + e.settings_version, e.cap_satoshi, e.livemode,
                EXISTS (SELECT FROM orders o WHERE o.id = ANY (ids))
                    OR EXISTS (SELECT FROM orders o WHERE o.client_order_id = ANY (keys)),
+               EXISTS (SELECT FROM daily_limits l WHERE l.client = ANY (batch_clients)),
                a.names, a.lasts, a.closings, a.caps, a.largest, a.rooms
-        INTO STRICT version_seen, cap, is_live, any_stored, names, lasts, client_closings, client_caps, largest, rooms
+        INTO STRICT version_seen, cap, is_live, any_stored, any_daily, names, lasts, client_closings, client_caps, largest,
+                    rooms
         FROM exposure e CROSS JOIN LATERAL (
             SELECT coalesce(array_agg(k.name ORDER BY k.name), '{}') AS names,
                    array_agg(k.last_number ORDER BY k.name) AS lasts,
@@ -287,11 +315,25 @@ BEGIN
                 RETURN;
             END IF;
         END IF;
+        IF any_daily THEN
+            SELECT array_agg(CASE WHEN l.client IS NOT NULL THEN i.first END ORDER BY i.place),
+                   array_agg(l.cents_max ORDER BY i.place), array_agg(l.day ORDER BY i.place),
+                   array_agg(l.cents ORDER BY i.place)
+            INTO day_slots, day_limits, days, bought
+            FROM (
+                SELECT u.place, client_slots[u.place] AS slot, currencies[u.place] AS currency,
+                       min(u.place) OVER (PARTITION BY client_slots[u.place], currencies[u.place]) AS first
+                FROM generate_series(1, count) AS u (place)
+            ) i
+            LEFT JOIN daily_limits l ON l.client = batch_clients[i.slot] AND l.currency = i.currency;
+        ELSE
+            day_slots := NULL;
+        END IF;
         EXIT WHEN is_locked;
         PERFORM pg_advisory_xact_lock(31644362927074919);
         SELECT e.last_number + e.last_closing + e.settings_version, e.used_satoshi, e.last_number, e.last_closing,
-               e.cap_satoshi
-        INTO STRICT version, used_before, last_before, closings, cap FROM exposure e FOR UPDATE;
+               e.cap_satoshi, e.paused
+        INTO STRICT version, used_before, last_before, closings, cap, is_paused FROM exposure e FOR UPDATE;
         EXIT WHEN version = version_seen;
         is_locked := true;
     END LOOP;
@@ -302,6 +344,14 @@ BEGIN
     is_in_time := moment BETWEEN not_before AND not_after;
     used := used_before;
     last := last_before;
+    IF day_slots IS NOT NULL THEN
+        today := (moment AT TIME ZONE 'UTC')::date;
+        FOR i IN 1..count LOOP
+            -- A day ahead: the clock was set back. What was bought then counts until that day is over.
+            bought[i] := CASE WHEN days[i] >= today THEN bought[i] ELSE 0 END;
+        END LOOP;
+        bought_now := bought;
+    END IF;
 
     outcomes := array_fill('placed'::text, ARRAY[count]);
     numbers := nothing;
@@ -312,14 +362,19 @@ BEGIN
     FOR i IN 1..count LOOP
         holder := coalesce(holders_by_id[id_slots[i]], holders_by_key[key_slots[i]]);
         c := client_slots[i];
-        IF holder IS NULL AND is_in_time AND moment < deadlines[i] AND price_slots[i] > 0
+        d := day_slots[i];
+        IF holder IS NULL AND is_in_time AND moment < deadlines[i] AND NOT is_paused AND price_slots[i] > 0
             AND moment < prices_expire_at[price_slots[i]] AND satoshis[i] <= cap - used
             AND satoshis[i] <= largest[c] AND satoshis[i] <= rooms[c] - sold[c]
+            AND (d IS NULL OR amounts_cents[i] <= day_limits[i] - bought_now[d])
         THEN
             last := last + 1;
             used := used + satoshis[i];
             lasts[c] := lasts[c] + 1;
             sold[c] := sold[c] + satoshis[i];
+            IF d IS NOT NULL THEN
+                bought_now[d] := bought_now[d] + amounts_cents[i];
+            END IF;
             numbers[i] := last;
             client_numbers[i] := lasts[c];
             holders_by_id[id_slots[i]] := last;
@@ -333,6 +388,8 @@ BEGIN
             outcomes[i] := 'clock';
         ELSIF deadlines[i] <= moment THEN
             outcomes[i] := 'late';
+        ELSIF is_paused THEN
+            outcomes[i] := 'paused';
         ELSIF price_slots[i] = 0 THEN
             outcomes[i] := 'unpriced';
         ELSIF prices_expire_at[price_slots[i]] <= moment THEN
@@ -344,6 +401,10 @@ BEGIN
             outcomes[i] := 'over_client_cap';
             limits_then[i] := client_caps[c];
             used_then[i] := client_caps[c] - (rooms[c] - sold[c]);
+        ELSIF amounts_cents[i] > day_limits[i] - bought_now[d] THEN
+            outcomes[i] := 'over_day';
+            limits_then[i] := day_limits[i];
+            used_then[i] := bought_now[d];
         ELSE
             outcomes[i] := 'over_cap';
             limits_then[i] := cap;
@@ -386,6 +447,12 @@ BEGIN
         UPDATE clients k SET last_number = lasts[s], placed_satoshi = k.placed_satoshi + sold[s]
         FROM generate_subscripts(names, 1) AS s
         WHERE k.name = names[s] AND sold[s] > 0;
+        IF day_slots IS NOT NULL THEN
+            UPDATE daily_limits l SET day = greatest(l.day, today), cents = bought_now[i]
+            FROM generate_series(1, count) AS i
+            WHERE day_slots[i] = i AND bought_now[i] > bought[i] AND l.client = names[client_slots[i]]
+                AND l.currency = currencies[i];
+        END IF;
         UPDATE exposure SET placed_satoshi = placed_satoshi + (used - used_before), last_number = last;
     END IF;
 END
@@ -552,20 +619,6 @@ AS $function$
 $function$;
 REVOKE EXECUTE ON FUNCTION keep_price_anchors FROM PUBLIC;
 
--- Keeps a confirmation that holds from now on, by this server's clock, for so many minutes.
-CREATE FUNCTION confirm_price(
-    new_currency text, new_low_e8 bigint, new_high_e8 bigint, new_why text, minutes int, OUT ends_at timestamptz
-)
-LANGUAGE sql VOLATILE
-SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-AS $function$
-    INSERT INTO price_confirmations (currency, low_e8, high_e8, why, confirmed_at, expires_at)
-    VALUES (new_currency, new_low_e8, new_high_e8, new_why, statement_timestamp(),
-            statement_timestamp() + make_interval(mins => minutes))
-    RETURNING expires_at
-$function$;
-REVOKE EXECUTE ON FUNCTION confirm_price FROM PUBLIC;
-
 -- What operators did. Each entry's hash is made of the one before it too: whoever keeps one hash can tell whether anything
 -- before it was changed or left out.
 CREATE TABLE audit (
@@ -594,7 +647,8 @@ AS $function$
     FROM unnest(fields) WITH ORDINALITY AS f (field, place)
 $function$;
 
--- Notes an act in the transaction that does it: both are there, or neither.
+-- Notes an act in the transaction that does it: both are there, or neither. The lock is one that only the owner can take,
+-- and hinders no reader.
 CREATE FUNCTION note_act(
     who text, from_where text, what text, which text, reason text, state_before text, state_after text
 ) RETURNS void
@@ -605,7 +659,7 @@ DECLARE
     last_hash bytea;
     moment timestamptz;
 BEGIN
-    PERFORM pg_advisory_xact_lock(31644362927074920);
+    LOCK TABLE audit IN SHARE ROW EXCLUSIVE MODE;
     moment := clock_timestamp();
     SELECT a.number, a.hash INTO last_number, last_hash FROM audit a ORDER BY a.number DESC LIMIT 1;
     INSERT INTO audit
@@ -626,44 +680,114 @@ CREATE TABLE keys (
     scopes text[] NOT NULL CHECK (cardinality(scopes) > 0),
     allow_from cidr[] NOT NULL DEFAULT '{}',
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    expires_at timestamptz,
+    expires_at timestamptz CHECK (expires_at < '9999-01-01 00:00:00+00'),  -- programs know no year 10000
     revoked_at timestamptz,
-    last_used_on date
+    last_used_on date,
+    lasts interval,  -- for how long it was made; NULL: for ever
+    rate_per_minute int CHECK (rate_per_minute BETWEEN 1 AND 1000000)  -- beside its client's; NULL: no further limit
 );
 CREATE INDEX keys_of_client ON keys (client);
-CREATE TRIGGER kept BEFORE UPDATE OF id, client, digest, scopes, allow_from, created_at OR DELETE OR TRUNCATE ON keys
+CREATE TRIGGER kept BEFORE UPDATE OF id, client, digest, scopes, allow_from, created_at, lasts, rate_per_minute
+    OR DELETE OR TRUNCATE ON keys
 FOR EACH STATEMENT EXECUTE FUNCTION never_changed();
 
--- What an operator reads of a client and of a key.
+-- What an operator reads of a client, of a key and of the desk.
 CREATE FUNCTION client_state(of text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp
 AS $function$
-    SELECT json_build_object('cap_satoshi', cap_satoshi, 'order_satoshi_max', order_satoshi_max,
-                             'cap_counts_open', cap_counts_open)::text
+    SELECT json_build_object(
+        'cap_satoshi', cap_satoshi, 'order_satoshi_max', order_satoshi_max, 'cap_counts_open', cap_counts_open,
+        'rate_per_minute', rate_per_minute, 'daily_cents_max', (
+            SELECT coalesce(json_object_agg(l.currency, l.cents_max ORDER BY l.currency), '{}')
+            FROM daily_limits l WHERE l.client = of
+        )
+    )::text
     FROM clients WHERE name = of
 $function$;
 CREATE FUNCTION key_state(of text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp
 AS $function$
     SELECT json_build_object('client', client, 'scopes', scopes, 'allow_from', allow_from, 'expires_at', expires_at,
-                             'revoked_at', revoked_at)::text
+                             'revoked_at', revoked_at, 'rate_per_minute', rate_per_minute)::text
     FROM keys WHERE id = of
 $function$;
+CREATE FUNCTION desk_state() RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp
+AS $function$
+    SELECT json_build_object('cap_satoshi', cap_satoshi, 'cap_counts_open', cap_counts_open, 'paused', paused)::text
+    FROM exposure
+$function$;
 
--- The acts. Each is noted in the same transaction.
-CREATE FUNCTION create_client(
-    who text, from_where text, reason text, new_name text, cap bigint, largest bigint
-) RETURNS void
+-- What a client bought on a day of UTC, in cents by currency: from its newest order back to the first of an earlier day. It
+-- takes about a second for a million orders of that day.
+CREATE FUNCTION bought_on(of text, that_day date) RETURNS jsonb
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, public, pg_temp
+AS $function$
+DECLARE
+    first_before bigint;
+BEGIN
+    SELECT coalesce(o.client_number, o.number) INTO first_before FROM orders o
+    WHERE o.client = of AND (o.created_at AT TIME ZONE 'UTC')::date < that_day
+    ORDER BY coalesce(o.client_number, o.number) DESC LIMIT 1;
+    RETURN (
+        SELECT coalesce(jsonb_object_agg(s.currency, s.cents), '{}') FROM (
+            SELECT o.currency, sum(o.amount_cents) AS cents FROM orders o
+            WHERE o.client = of AND coalesce(o.client_number, o.number) > coalesce(first_before, 0)
+                AND (o.created_at AT TIME ZONE 'UTC')::date = that_day
+            GROUP BY o.currency
+        ) s
+    );
+END
+$function$;
+
+-- Sets those limits of a client that `limits` names; null takes one away. Its caller has locked the exposure row.
+CREATE FUNCTION set_limits(of text, limits jsonb) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp
+AS $function$
+DECLARE
+    today date := (clock_timestamp() AT TIME ZONE 'UTC')::date;
+    bought jsonb;
+    a_day record;
+BEGIN
+    UPDATE clients SET
+        cap_satoshi = CASE WHEN limits ? 'cap_satoshi' THEN (limits ->> 'cap_satoshi')::bigint ELSE cap_satoshi END,
+        order_satoshi_max = CASE
+            WHEN limits ? 'order_satoshi_max' THEN (limits ->> 'order_satoshi_max')::bigint ELSE order_satoshi_max
+        END,
+        rate_per_minute = CASE
+            WHEN limits ? 'rate_per_minute' THEN (limits ->> 'rate_per_minute')::int ELSE rate_per_minute
+        END
+    WHERE name = of;
+    FOR a_day IN
+        SELECT l.key AS currency, (l.value #>> '{}')::bigint AS cents_max
+        FROM jsonb_each(coalesce(limits -> 'daily_cents_max', '{}')) AS l ORDER BY l.key
+    LOOP
+        IF a_day.cents_max IS NULL THEN
+            DELETE FROM daily_limits l WHERE l.client = of AND l.currency = a_day.currency;
+        ELSE
+            UPDATE daily_limits l SET cents_max = a_day.cents_max WHERE l.client = of AND l.currency = a_day.currency;
+            IF NOT FOUND THEN
+                bought := coalesce(bought, bought_on(of, today));
+                INSERT INTO daily_limits (client, currency, cents_max, day, cents)
+                VALUES (of, a_day.currency, a_day.cents_max, today, coalesce((bought ->> a_day.currency)::bigint, 0));
+            END IF;
+        END IF;
+    END LOOP;
+END
+$function$;
+
+-- The acts. Each is noted in the same transaction, and what was before is read once nobody else can change it.
+CREATE FUNCTION create_client(who text, from_where text, reason text, new_name text, limits jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp
 AS $function$
 BEGIN
-    INSERT INTO clients (name, cap_satoshi, order_satoshi_max) VALUES (new_name, cap, largest);
+    INSERT INTO clients (name) VALUES (new_name);
+    PERFORM set_limits(new_name, limits);
     PERFORM note_act(who, from_where, 'client created', new_name, reason, NULL, client_state(new_name));
 END
 $function$;
 
--- Changes those limits that `changes` names; null takes one away. What was before is read once nobody else can change it.
-CREATE FUNCTION limit_client(who text, from_where text, reason text, of text, changes jsonb) RETURNS void
+CREATE FUNCTION limit_client(who text, from_where text, reason text, of text, limits jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp
 AS $function$
 DECLARE
@@ -671,25 +795,26 @@ DECLARE
 BEGIN
     PERFORM FROM exposure FOR UPDATE;
     state_before := client_state(of);
-    UPDATE clients SET
-        cap_satoshi = CASE WHEN changes ? 'cap_satoshi' THEN (changes ->> 'cap_satoshi')::bigint ELSE cap_satoshi END,
-        order_satoshi_max = CASE
-            WHEN changes ? 'order_satoshi_max' THEN (changes ->> 'order_satoshi_max')::bigint ELSE order_satoshi_max
-        END
-    WHERE name = of;
+    IF state_before IS NULL THEN
+        RAISE no_data_found USING MESSAGE = 'there is no client of this name';
+    END IF;
+    PERFORM set_limits(of, limits);
     PERFORM note_act(who, from_where, 'client limited', of, reason, state_before, client_state(of));
 END
 $function$;
 
 CREATE FUNCTION create_key(
     who text, from_where text, reason text, new_id text, of text, new_digest bytea, new_scopes text[], networks cidr[],
-    ends_at timestamptz
+    ends_at timestamptz, rate int
 ) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp
 AS $function$
 BEGIN
-    INSERT INTO keys (id, client, digest, scopes, allow_from, expires_at)
-    VALUES (new_id, of, new_digest, new_scopes, networks, ends_at);
+    IF NOT EXISTS (SELECT FROM clients WHERE name = of) THEN
+        RAISE no_data_found USING MESSAGE = 'there is no client of this name';
+    END IF;
+    INSERT INTO keys (id, client, digest, scopes, allow_from, expires_at, lasts, rate_per_minute)
+    VALUES (new_id, of, new_digest, new_scopes, networks, ends_at, ends_at - clock_timestamp(), rate);
     PERFORM note_act(who, from_where, 'key created', new_id, reason, NULL, key_state(new_id));
 END
 $function$;
@@ -703,6 +828,9 @@ DECLARE
 BEGIN
     PERFORM FROM keys WHERE id = of FOR UPDATE;
     state_before := key_state(of);
+    IF state_before IS NULL THEN
+        RAISE no_data_found USING MESSAGE = 'there is no key of this id';
+    END IF;
     IF ends_at IS NULL THEN
         UPDATE keys SET revoked_at = coalesce(revoked_at, clock_timestamp()) WHERE id = of;
     ELSE
@@ -713,11 +841,26 @@ BEGIN
 END
 $function$;
 
--- What an operator reads of the desk's cap.
-CREATE FUNCTION desk_state() RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp
+-- Makes a key that permits the same as another one and lasts as long as that was made for; that ends after the overlap.
+CREATE FUNCTION rotate_key(
+    who text, from_where text, reason text, of text, new_id text, new_digest bytea, overlap interval
+) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp
 AS $function$
-    SELECT json_build_object('cap_satoshi', cap_satoshi, 'cap_counts_open', cap_counts_open)::text FROM exposure
+DECLARE
+    old keys;
+BEGIN
+    SELECT * INTO old FROM keys WHERE id = of FOR UPDATE;
+    IF old.id IS NULL THEN
+        RAISE no_data_found USING MESSAGE = 'there is no key of this id';
+    ELSIF old.revoked_at IS NOT NULL OR old.expires_at <= clock_timestamp() THEN
+        RAISE object_not_in_prerequisite_state USING MESSAGE = 'the key has ended';
+    END IF;
+    PERFORM create_key(who, from_where, reason, new_id, old.client, new_digest, old.scopes, old.allow_from,
+                       CASE WHEN old.lasts IS NOT NULL THEN least(clock_timestamp() + old.lasts, '9998-12-31Z') END,
+                       old.rate_per_minute);
+    PERFORM end_key(who, from_where, reason, of, clock_timestamp() + overlap);
+END
 $function$;
 
 -- Neither a cap nor what it counts can be set so that more is used than it allows: the tables' constraints see to that.
@@ -743,7 +886,9 @@ DECLARE
 BEGIN
     PERFORM FROM exposure FOR UPDATE;
     state_before := CASE WHEN of IS NULL THEN desk_state() ELSE client_state(of) END;
-    IF of IS NULL THEN
+    IF state_before IS NULL THEN
+        RAISE no_data_found USING MESSAGE = 'there is no client of this name';
+    ELSIF of IS NULL THEN
         UPDATE exposure SET cap_counts_open = counts_open;
     ELSE
         UPDATE clients SET cap_counts_open = counts_open WHERE name = of;
@@ -751,6 +896,157 @@ BEGIN
     PERFORM note_act(who, from_where, 'cap counts set', coalesce(of, 'desk'), reason, state_before,
                      CASE WHEN of IS NULL THEN desk_state() ELSE client_state(of) END);
 END
+$function$;
+
+-- Stops all placing, or takes it up again: for whoever locks the exposure row next.
+CREATE FUNCTION set_paused(who text, from_where text, reason text, is_paused boolean) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp
+AS $function$
+DECLARE
+    state_before text;
+BEGIN
+    PERFORM FROM exposure FOR UPDATE;
+    state_before := desk_state();
+    UPDATE exposure SET paused = is_paused;
+    PERFORM note_act(who, from_where, CASE WHEN is_paused THEN 'desk paused' ELSE 'desk resumed' END, 'desk', reason,
+                     state_before, desk_state());
+END
+$function$;
+
+-- Keeps a confirmation that holds from now on, by this server's clock, for so many minutes; until when that is.
+CREATE FUNCTION confirm_price(
+    who text, from_where text, reason text, new_currency text, new_low_e8 bigint, new_high_e8 bigint, minutes int
+) RETURNS timestamptz
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp
+AS $function$
+DECLARE
+    kept price_confirmations;
+BEGIN
+    INSERT INTO price_confirmations (currency, low_e8, high_e8, why, confirmed_at, expires_at)
+    VALUES (new_currency, new_low_e8, new_high_e8, reason, statement_timestamp(),
+            statement_timestamp() + make_interval(mins => minutes))
+    RETURNING * INTO kept;
+    PERFORM note_act(who, from_where, 'price confirmed', new_currency, reason, NULL, json_build_object(
+        'low_e8', kept.low_e8, 'high_e8', kept.high_e8, 'expires_at', kept.expires_at)::text);
+    RETURN kept.expires_at;
+END
+$function$;
+
+-- Does the act that is called so, with the members of `given` as its arguments. Returns what it changed as it is then, the
+-- desk or a client, and of a confirmed price until when it holds.
+CREATE FUNCTION act(who text, from_where text, reason text, called text, given jsonb) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp
+AS $function$
+BEGIN
+    -- First, so that nothing that orders need is held while it waits for another act. (See note_act.)
+    LOCK TABLE audit IN SHARE ROW EXCLUSIVE MODE;
+    CASE called
+    WHEN 'create_client' THEN
+        PERFORM create_client(who, from_where, reason, given ->> 'client', given -> 'limits');
+        RETURN client_state(given ->> 'client')::jsonb;
+    WHEN 'limit_client' THEN
+        PERFORM limit_client(who, from_where, reason, given ->> 'client', given -> 'limits');
+        RETURN client_state(given ->> 'client')::jsonb;
+    WHEN 'create_key' THEN
+        PERFORM create_key(
+            who, from_where, reason, given ->> 'id', given ->> 'client', decode(given ->> 'digest', 'hex'),
+            ARRAY(SELECT jsonb_array_elements_text(given -> 'scopes')),
+            ARRAY(SELECT jsonb_array_elements_text(given -> 'allow_from'))::cidr[],
+            (given ->> 'expires_at')::timestamptz, (given ->> 'rate_per_minute')::int
+        );
+    WHEN 'rotate_key' THEN
+        PERFORM rotate_key(who, from_where, reason, given ->> 'id', given ->> 'new_id',
+                           decode(given ->> 'digest', 'hex'), make_interval(secs => (given ->> 'overlap_seconds')::float8));
+    WHEN 'revoke_key' THEN
+        PERFORM end_key(who, from_where, reason, given ->> 'id', NULL);
+    WHEN 'set_cap' THEN
+        PERFORM set_cap(who, from_where, reason, (given ->> 'cap_satoshi')::bigint);
+        RETURN desk_state()::jsonb;
+    WHEN 'set_cap_counts' THEN
+        PERFORM set_cap_counts(who, from_where, reason, given ->> 'client', (given ->> 'open_only')::boolean);
+        RETURN coalesce(client_state(given ->> 'client'), desk_state())::jsonb;
+    WHEN 'pause' THEN
+        PERFORM set_paused(who, from_where, reason, true);
+        RETURN desk_state()::jsonb;
+    WHEN 'resume' THEN
+        PERFORM set_paused(who, from_where, reason, false);
+        RETURN desk_state()::jsonb;
+    WHEN 'confirm_price' THEN
+        RETURN to_jsonb(confirm_price(who, from_where, reason, given ->> 'currency', (given ->> 'low_e8')::bigint,
+                                      (given ->> 'high_e8')::bigint, (given ->> 'minutes')::int));
+    END CASE;
+    RETURN NULL;
+END
+$function$;
+
+-- The same for whoever shows a key that permits it. The key is looked up here: an account that may call this and read all
+-- tables, as db_proxy's, can do nothing of it without an operator's key, of which the table has the hash only.
+CREATE FUNCTION act_by_key(shown text, from_where text, reason text, called text, given jsonb) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE
+SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
+AS $function$
+DECLARE
+    key keys;
+    needed text := CASE
+        WHEN called IN ('create_client', 'limit_client', 'create_key', 'rotate_key', 'revoke_key') THEN 'clients:manage'
+        WHEN called IN ('set_cap', 'set_cap_counts') THEN 'desk:cap'
+        WHEN called IN ('pause', 'resume') THEN 'desk:pause'
+        WHEN called = 'confirm_price' THEN 'prices:confirm'
+    END;
+    granted text[];
+    lacking text;
+BEGIN
+    LOCK TABLE audit IN SHARE ROW EXCLUSIVE MODE;
+    -- Locked until the act is done: nobody acts with a key after it was ended.
+    SELECT * INTO key FROM keys k
+    WHERE k.id = substr(shown, 9, 10) AND k.digest = sha256(convert_to(shown, 'UTF8')) FOR NO KEY UPDATE;
+    IF key.id IS NULL OR key.revoked_at IS NOT NULL OR key.expires_at <= clock_timestamp() THEN
+        RAISE SQLSTATE 'BD401' USING MESSAGE = 'the key is not valid';
+    END IF;
+    granted := CASE called
+        WHEN 'create_key' THEN ARRAY(SELECT jsonb_array_elements_text(given -> 'scopes'))
+        WHEN 'rotate_key' THEN (SELECT k.scopes FROM keys k WHERE k.id = given ->> 'id')
+    END;
+    SELECT s INTO lacking FROM unnest(ARRAY[coalesce(needed, called)] || granted) AS s WHERE s <> ALL (key.scopes) LIMIT 1;
+    IF lacking IS NOT NULL THEN
+        RAISE SQLSTATE 'BD403' USING MESSAGE = lacking;
+    END IF;
+    RETURN act(key.client || '/' || key.id, from_where, reason, called, given);
+END
+$function$;
+
+-- What the ledger refused, for those who were refused and for operators; the oldest go. One entry a request: a batch may
+-- come again, or an order that is priced anew, and be placed then.
+CREATE TABLE refusals (
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    at timestamptz NOT NULL,
+    client text COLLATE "C" NOT NULL,
+    order_id uuid NOT NULL UNIQUE,
+    client_order_id text,
+    code text NOT NULL,
+    currency text NOT NULL,
+    amount_cents bigint NOT NULL
+);
+CREATE INDEX refusals_of_client ON refusals (client, number);
+
+-- Notes refusals, and lets go of twice as many at most of the oldest: of those that are older than 30 days, or more than
+-- 100,000 behind the newest.
+CREATE FUNCTION note_refusals(
+    moments timestamptz[], clients text[], ids uuid[], keys text[], codes text[], currencies text[], amounts_cents bigint[]
+) RETURNS void
+LANGUAGE sql VOLATILE
+SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
+AS $function$
+    DELETE FROM refusals WHERE number IN (
+        SELECT r.number FROM refusals r
+        WHERE r.number <= (SELECT max(o.number) FROM (SELECT number FROM refusals ORDER BY number LIMIT 2 * cardinality(ids)) o)
+            AND (r.number <= (SELECT max(n.number) - 100000 FROM refusals n)
+                OR r.at < statement_timestamp() - interval '30 days')
+        ORDER BY r.number FOR UPDATE SKIP LOCKED
+    );
+    INSERT INTO refusals (at, client, order_id, client_order_id, code, currency, amount_cents)
+    SELECT * FROM unnest(moments, clients, ids, keys, codes, currencies, amounts_cents)
+    ON CONFLICT (order_id) DO NOTHING;
 $function$;
 
 -- Notes that keys were used today: once a day and key. In the order of their ids, so that no two calls wait for each other.
@@ -766,6 +1062,7 @@ AS $function$
     ) due
     WHERE k.id = due.id
 $function$;
-REVOKE EXECUTE ON FUNCTION audit_hash, note_act, client_state, key_state, create_client, limit_client, create_key, end_key, desk_state,
-    set_cap, set_cap_counts, note_keys_used
+REVOKE EXECUTE ON FUNCTION audit_hash, note_act, note_keys_used, client_state, key_state, desk_state, bought_on,
+    set_limits, create_client, limit_client, create_key, end_key, rotate_key, set_cap, set_cap_counts, set_paused,
+    confirm_price, act, act_by_key, note_refusals
 FROM PUBLIC;

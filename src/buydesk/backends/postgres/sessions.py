@@ -8,6 +8,7 @@ therefore taken as seriously as an error here. docs/decisions/0016 says what pro
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -83,6 +84,10 @@ class Session:
     def end(self) -> None:
         """Cuts the connection; a driver's cancel request that was about to be sent is not."""
         self._connection.terminate()
+
+
+# What a session is asked for, in so many seconds.
+Ask = Callable[[Session, float], Awaitable[list[asyncpg.Record]]]
 
 
 async def open_session(database_url: str, settings: Settings, timeout_seconds: float) -> Session:
@@ -161,3 +166,12 @@ def session_settings(settings: Settings) -> dict[str, str]:
 
 def _milliseconds(seconds: float) -> str:
     return str(max(1, int(seconds * 1000)))  # 0 would mean for ever
+
+
+def fetching(query: str, *arguments: object) -> Ask:
+    """Asks for the rows of a named query."""
+
+    async def ask(session: Session, seconds: float) -> list[asyncpg.Record]:
+        return await session.fetch(query, *arguments, seconds=seconds)
+
+    return ask
