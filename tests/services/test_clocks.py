@@ -29,6 +29,7 @@ from tests.builders import settings
 from tests.databases import Databases
 from tests.desks import free_offset
 from tests.model_ledger import ModelLedger
+from tests.model_registry import ModelRefusals
 from tests.serving import served
 
 HOUR = timedelta(hours=1)
@@ -83,7 +84,7 @@ async def test_services_that_say_nothing_do_not_keep_health_checks_answer_back(m
 async def test_services_date_their_answers_and_refusals() -> None:
     given, clocks = settings(), an_hour_behind()
     app = fetch_buy_orders.create_app(
-        given, ModelLedger(), Reporter("fetch_buy_orders", MemoryReportStore(given), given)
+        given, ModelLedger(), Reporter("fetch_buy_orders", MemoryReportStore(given), given), ModelRefusals()
     )
     async with served(app) as url:
         remote = RemotePriceStore(url, given, clocks)

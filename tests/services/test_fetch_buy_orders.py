@@ -23,6 +23,7 @@ from buydesk.services.fetch_buy_orders import create_app
 from tests.builders import priced_order, record, settings, shown
 from tests.databases import Databases, fill
 from tests.model_ledger import ModelLedger
+from tests.model_registry import ModelRefusals
 from tests.problems import assert_problem
 from tests.serving import served
 
@@ -88,7 +89,7 @@ async def service() -> AsyncIterator[Reading]:
     """One service for all tests of this file; each gets it with an empty ledger."""
     ledger = Ledger()
     reporter = Reporter("fetch_buy_orders", MemoryReportStore(settings()), settings())
-    app = create_app(settings(), ledger, reporter)
+    app = create_app(settings(), ledger, reporter, ModelRefusals())
     async with served(app) as url, httpx2.AsyncClient(base_url=url) as client:
         yield Reading(ledger, client)
 
@@ -449,7 +450,9 @@ async def test_each_of_200_000_orders_is_read_once_while_eight_writers_add_more(
     dsn = await databases.new()
     await fill(dsn, stored)
     ledger = PostgresLedger(dsn, settings(), livemode=False)
-    app = create_app(settings(), ledger, Reporter("fetch_buy_orders", MemoryReportStore(settings()), settings()))
+    app = create_app(
+        settings(), ledger, Reporter("fetch_buy_orders", MemoryReportStore(settings()), settings()), ModelRefusals()
+    )
     price = record()
     is_reading = True
 

@@ -23,11 +23,13 @@ from buydesk.http.orders import refusal
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.life import Closing, Event
 from buydesk.orders.model import Order
+from buydesk.orders.refusals import RefusalRecorder
 from buydesk.services import create_buy_order, db_proxy, fetch_buy_orders, process_buy_orders
 from tests.builders import new_order, priced_order, record, settings, shown
 from tests.callers import KEYS, key, revoke
 from tests.model_anchors import ModelAnchors
 from tests.model_ledger import ModelAccount, ModelLedger
+from tests.model_registry import ModelRefusals, ModelRegistry
 from tests.problems import assert_problem
 from tests.serving import served
 
@@ -89,12 +91,19 @@ async def desk() -> AsyncIterator[Desk]:
     await store.publish(PRICE)
     apps = [
         create_buy_order.create_app(SETTINGS, ledger, store, Reporter("create_buy_order", reports, SETTINGS)),
-        fetch_buy_orders.create_app(SETTINGS, ledger, Reporter("fetch_buy_orders", reports, SETTINGS)),
+        fetch_buy_orders.create_app(SETTINGS, ledger, Reporter("fetch_buy_orders", reports, SETTINGS), ModelRefusals()),
         process_buy_orders.create_app(
             SETTINGS, ledger, ledger.check, Reporter("process_buy_orders", reports, SETTINGS)
         ),
         db_proxy.create_app(
-            SETTINGS, ledger, ledger, ModelAnchors(), Reporter("db_proxy", reports, SETTINGS), keys=KEYS
+            SETTINGS,
+            ledger,
+            ledger,
+            ModelAnchors(),
+            Reporter("db_proxy", reports, SETTINGS),
+            keys=KEYS,
+            registry=ModelRegistry(),
+            refusals=RefusalRecorder(ModelRefusals()),
         ),
     ]
     async with AsyncExitStack() as stack:

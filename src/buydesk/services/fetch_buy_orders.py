@@ -19,20 +19,22 @@ from buydesk.http.pages import (
     read_page_request,
     rendered,
 )
+from buydesk.http.refusals import GET_REFUSALS, refusals_route
 from buydesk.http.requests import Request
 from buydesk.http.responses import MsgspecResponse, encode
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.documents import exposure_document
 from buydesk.orders.model import OrderLedger
 from buydesk.orders.paging import PageReader
+from buydesk.orders.refusals import RefusalReads
 from buydesk.prices.documents import record_document
 from buydesk.settings.model import Settings
 
 NAME = "fetch_buy_orders"
 
 
-def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> Service:
-    """The service over a ledger."""
+def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter, refusals: RefusalReads) -> Service:
+    """The service over a ledger, and what it refused."""
     pages = PageReader(ledger, settings)
 
     app = service_app(NAME, "List buy orders: GET /get_orders/", {"ledger": ledger.check}, reporter)
@@ -70,4 +72,7 @@ def create_app(settings: Settings, ledger: OrderLedger, reporter: Reporter) -> S
     app.add_direct_route("/get_orders/{order_id}", "GET", get_order, GET_ORDER, needs="orders:read", counted="lookups")
     app.add_direct_route("/prices/{price_id}", "GET", get_price, GET_PRICE, needs="orders:read", counted="reads")
     app.add_direct_route("/exposure", "GET", exposure, GET_EXPOSURE, needs="orders:read", counted="reads")
+    app.add_direct_route(
+        "/refusals", "GET", refusals_route(refusals), GET_REFUSALS, needs="orders:read", counted="reads"
+    )
     return app
