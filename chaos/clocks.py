@@ -118,6 +118,7 @@ async def stepped_desk(directory: Path) -> AsyncIterator[SteppedDesk]:
             "db_proxy",
             "fetch_buy_orders",
             "process_buy_orders",
+            "operate_desk",
             "create_buy_order",
         ):
             desk.set_clock(service, 0)

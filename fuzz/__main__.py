@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx2
 
+from buydesk.clients.keys import parse_key_text
 from buydesk.clients.scopes import SCOPES
 from buydesk.embedded.data_dir import secret_file
 from buydesk.settings.types import COUNT_MAX
@@ -23,6 +24,7 @@ from fuzz.calls import Found
 from fuzz.rounds import Services, fuzz
 from tests.desks import Running, command, desk_up
 
+CHANGED = "changed"
 FAILED = 1
 CALLS = 100_000
 MINUTES_MAX = 30
@@ -48,9 +50,12 @@ async def _on_a_desk(data_dir: Path, asked: argparse.Namespace) -> Found:
     async with desk_up(data_dir, env={"BUYDESK_CLIENT_RATE_PER_MINUTE": str(COUNT_MAX)}) as desk:
         tokens = _tokens(data_dir)
         key = await command("keys", "create", "anonymous", "--scopes", ",".join(SCOPES), data_dir=data_dir)
-        for service in ("create_buy_order", "db_proxy", "fetch_buy_orders", "process_buy_orders"):
+        for service in ("create_buy_order", "db_proxy", "fetch_buy_orders", "operate_desk", "process_buy_orders"):
             tokens[service].append(key)
-        services = await _services(desk, tokens)
+        # Somebody whose limits may be changed, and a key that may be ended, without harm to the other calls.
+        await command("clients", "create", CHANGED, data_dir=data_dir)
+        ended = await command("keys", "create", CHANGED, "--scopes", "orders:read", data_dir=data_dir)
+        services = await _services(desk, tokens, parse_key_text(ended).id)
         return await asyncio.to_thread(
             fuzz, services, calls=asked.calls, seed=asked.seed, seconds_max=asked.minutes_max * 60
         )
@@ -60,14 +65,17 @@ def _tokens(data_dir: Path) -> dict[str, list[str]]:
     """What may be shown to each service, other than what makes a report a verified one."""
     shown = {
         "api_cache_proxy": ("counting_tokens", "publishing_tokens"),
-        "db_proxy": ("placing_tokens", "processing_tokens", "publishing_tokens", "reading_tokens"),
+        "db_proxy": (
+            *("placing_tokens", "processing_tokens", "publishing_tokens", "reading_tokens"),
+            "operating_tokens",
+        ),
         "process_buy_orders": ("processing_tokens",),
     }
     return {service: [secret_file(data_dir, name).read_text() for name in shown.get(service, ())] for service in PORTS}
 
 
-async def _services(desk: Running, tokens: Mapping[str, Sequence[str]]) -> Services:
-    """The desk's services, with an order and a price that are there as examples."""
+async def _services(desk: Running, tokens: Mapping[str, Sequence[str]], key_id: str) -> Services:
+    """The desk's services, with an order, a price and a key that are there as examples."""
     key = "fuzz"
     async with httpx2.AsyncClient() as client:
         placed = await client.post(
@@ -84,6 +92,8 @@ async def _services(desk: Running, tokens: Mapping[str, Sequence[str]]) -> Servi
             "price_id": order["price_id"],
             "client": "anonymous",
             "client_order_id": key,
+            "name": CHANGED,
+            "key_id": key_id,
         },
         bodies={"api_cache_proxy": {"POST /add/": record, "POST /sources/": sources}},
     )

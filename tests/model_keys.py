@@ -34,8 +34,8 @@ class ModelKeys(KeyStore):
         key = new_key(livemode=livemode)
         self.stored[key.id] = StoredKey(
             *(key.id, client, key.digest, list(scopes), list(allow_from), expires_at, None, None),
-            client_rate_per_minute,
-            rate_per_minute,
+            client_rate_per_minute=client_rate_per_minute,
+            rate_per_minute=rate_per_minute,
         )
         return key
 

@@ -1,3 +1,3 @@
-"""A bitcoin buy-order desk: seven small services over PostgreSQL and Redis."""
+"""A bitcoin buy-order desk: eight small services over PostgreSQL and Redis."""
 
 __version__ = "0.1.0"

@@ -10,5 +10,6 @@ PORTS = {
     "create_buy_order": 8001,
     "fetch_buy_orders": 8020,
     "process_buy_orders": 8030,
+    "operate_desk": 8040,
 }
 SERVICES = tuple(PORTS)

@@ -16,9 +16,11 @@ from buydesk.backends.postgres.anchors import PostgresAnchors
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.life import PostgresLife
 from buydesk.backends.remote import RemoteAnchorStore
-from buydesk.errors import InvalidRequest, LedgerUnavailable
+from buydesk.clients.registry import confirm_price
+from buydesk.errors import CannotStart, InvalidRequest, LedgerUnavailable
 from buydesk.money import RATE_E8_MAX, Currency
 from buydesk.observability.reporter import Reporter
+from buydesk.orders.refusals import RefusalRecorder
 from buydesk.prices.anchors import (
     CONFIRMATIONS_MAX,
     CONFIRMED_MINUTES_MAX,
@@ -35,6 +37,8 @@ from tests.databases import Databases, as_db_proxy
 from tests.model_anchors import ModelAnchors
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
+from tests.model_registry import ModelRefusals, ModelRegistry
+from tests.operators import operating
 from tests.serving import free_port, served
 
 NOON = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
@@ -64,6 +68,15 @@ class Kept:
         )
         await owner.close()
 
+    async def confirm(self, new: NewConfirmation) -> Confirmation:
+        if self.model is not None:
+            return await self.model.confirm(new)
+        try:
+            async with operating(self.owner_dsn) as desk:
+                return await confirm_price(desk.registry, new, desk.by)
+        except CannotStart as error:
+            raise error.__cause__ or error from error
+
     async def store_ahead(self) -> None:
         """As if the ledger's clock had been a day ahead when it kept a euro's price."""
         ahead = utc_now() + timedelta(days=1)
@@ -87,7 +100,16 @@ async def opened(kind: str, databases: Databases) -> AsyncIterator[Kept]:
     if kind == "remote":
         reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
         async with served(
-            db_proxy.create_app(settings(), ledger, PostgresLife(ledger), own, reporter, keys=ModelKeys())
+            db_proxy.create_app(
+                settings(),
+                ledger,
+                PostgresLife(ledger),
+                own,
+                reporter,
+                keys=ModelKeys(),
+                registry=ModelRegistry(),
+                refusals=RefusalRecorder(ModelRefusals()),
+            )
         ) as url:
             remote = RemoteAnchorStore(url, settings())
             yield Kept(remote, None, dsn)
@@ -165,32 +187,32 @@ async def test_anchor_that_was_kept_while_the_ledgers_clock_was_ahead_gives_way(
     assert await kept.store.anchors() == {EUR: Anchor(2 * 10**8, now)}
 
 
-async def test_confirmation_is_kept_as_it_was_said_and_ends_after_its_minutes(store: AnchorStore) -> None:
-    confirmed = await store.confirm(NEW)
+async def test_confirmation_is_kept_as_it_was_said_and_ends_after_its_minutes(kept: Kept) -> None:
+    confirmed = await kept.confirm(NEW)
     assert (confirmed.currency, confirmed.low_e8, confirmed.high_e8) == (NEW.currency, NEW.low_e8, NEW.high_e8)
     assert confirmed.why == NEW.why
     assert abs(confirmed.expires_at - utc_now() - timedelta(minutes=15)) < CLOCKS_DIFFER
-    assert list(await store.confirmations()) == [confirmed]
+    assert list(await kept.store.confirmations()) == [confirmed]
 
 
-async def test_one_price_alone_may_be_confirmed_and_again(store: AnchorStore) -> None:
+async def test_one_price_alone_may_be_confirmed_and_again(kept: Kept) -> None:
     longest = "w" * WHY_CHARS_MAX
     one = replace(NEW, low_e8=10**8, high_e8=10**8, minutes=1, why="w")
-    first, second = await store.confirm(one), await store.confirm(replace(one, why=longest, minutes=2))
-    assert list(await store.confirmations()) == [second, first]
+    first, second = await kept.confirm(one), await kept.confirm(replace(one, why=longest, minutes=2))
+    assert list(await kept.store.confirmations()) == [second, first]
     assert second.why == longest
 
 
 async def test_confirmation_that_has_ended_is_not_among_them(kept: Kept) -> None:
     await kept.store_ended()
     assert list(await kept.store.confirmations()) == []
-    open_one = await kept.store.confirm(NEW)
+    open_one = await kept.confirm(NEW)
     assert list(await kept.store.confirmations()) == [open_one]
 
 
-async def test_so_many_confirmations_are_given_and_no_more(store: AnchorStore) -> None:
-    made = [await store.confirm(NEW) for _ in range(CONFIRMATIONS_MAX + 1)]
-    assert list(await store.confirmations()) == made[:0:-1]
+async def test_so_many_confirmations_are_given_and_no_more(kept: Kept) -> None:
+    made = [await kept.confirm(NEW) for _ in range(CONFIRMATIONS_MAX + 1)]
+    assert list(await kept.store.confirmations()) == made[:0:-1]
 
 
 @pytest.mark.parametrize(
@@ -211,20 +233,18 @@ async def test_so_many_confirmations_are_given_and_no_more(store: AnchorStore) -
     ],
 )
 async def test_confirmation_beyond_its_limits_is_refused_by_name_and_not_kept(
-    store: AnchorStore, change: dict[str, object], members: list[str]
+    kept: Kept, change: dict[str, object], members: list[str]
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        await store.confirm(replace(NEW, **change))
+        await kept.confirm(replace(NEW, **change))
     assert [each["member"] for each in refused.value.facts["errors"]] == members  # type: ignore[attr-defined]
-    assert list(await store.confirmations()) == []
+    assert list(await kept.store.confirmations()) == []
 
 
 async def calls_of(store: AnchorStore) -> None:
     for call in (store.anchors(), store.keep_anchors({EUR: Anchor(10**8, NOON)}), store.confirmations()):
         with pytest.raises(LedgerUnavailable):
             await call
-    with pytest.raises(LedgerUnavailable):
-        await store.confirm(NEW)
 
 
 async def test_database_that_cannot_be_reached_is_an_unavailable_ledger() -> None:
@@ -239,7 +259,16 @@ async def test_db_proxy_that_gives_no_answer_or_takes_no_such_token_is_an_unavai
     await remote.close()
     reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
     async with served(
-        db_proxy.create_app(settings(), ModelLedger(), ModelLedger(), ModelAnchors(), reporter, keys=ModelKeys())
+        db_proxy.create_app(
+            settings(),
+            ModelLedger(),
+            ModelLedger(),
+            ModelAnchors(),
+            reporter,
+            keys=ModelKeys(),
+            registry=ModelRegistry(),
+            refusals=RefusalRecorder(ModelRefusals()),
+        )
     ) as url:
         stranger = RemoteAnchorStore(url, settings(publishing_tokens="another"))
         await calls_of(stranger)
@@ -256,7 +285,16 @@ async def test_db_proxy_of_another_version_is_an_unavailable_ledger() -> None:
 
     reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
     async with served(
-        db_proxy.create_app(settings(), ModelLedger(), ModelLedger(), Newer(), reporter, keys=ModelKeys())
+        db_proxy.create_app(
+            settings(),
+            ModelLedger(),
+            ModelLedger(),
+            Newer(),
+            reporter,
+            keys=ModelKeys(),
+            registry=ModelRegistry(),
+            refusals=RefusalRecorder(ModelRefusals()),
+        )
     ) as url:
         remote = RemoteAnchorStore(url, settings())
         with pytest.raises(LedgerUnavailable):
@@ -269,7 +307,7 @@ async def test_currency_that_only_a_newer_program_knows_is_left_to_it(databases:
     ledger = PostgresLedger(as_db_proxy(dsn), settings(), livemode=False)
     owner = await asyncpg.connect(dsn)
     await owner.execute("SELECT keep_price_anchors('{CHF,EUR}', '{1,100000000}', '{now,now}', '{NULL,1}')")
-    await owner.execute("SELECT confirm_price('CHF', 1, 2, 'why', 15)")
+    await owner.execute("SELECT confirm_price('me', 'here', 'why', 'CHF', 1, 2, 15)")
     await owner.close()
     store = PostgresAnchors(ledger)
     assert list(await store.anchors()) == [EUR]

@@ -15,13 +15,14 @@ from buydesk.backends.postgres.anchors import PostgresAnchors
 from buydesk.backends.postgres.clients import PostgresKeys
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.life import PostgresLife
-from buydesk.backends.postgres.registry import Operator, registry_at
 from buydesk.backends.remote.clients import RemoteKeys
 from buydesk.clients.cache import KeyCache
 from buydesk.clients.keys import Key
 from buydesk.clients.model import NOTED_AT_ONCE_MAX, KeyStore, NewKey
+from buydesk.clients.registry import RevokeKey, create_key
 from buydesk.errors import CannotStart, InvalidRequest, LedgerUnavailable
 from buydesk.observability.reporter import Reporter
+from buydesk.orders.refusals import RefusalRecorder
 from buydesk.services import db_proxy
 from buydesk.settings.model import Settings
 from buydesk.times import utc_now
@@ -30,6 +31,8 @@ from tests.databases import Databases, as_db_proxy
 from tests.model_anchors import ModelAnchors
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
+from tests.model_registry import ModelRefusals, ModelRegistry
+from tests.operators import operating
 from tests.serving import served
 
 ENDS = utc_now() + timedelta(days=90)
@@ -47,8 +50,8 @@ class Kept:
             assert isinstance(self.store, ModelKeys)
             self.store.revoke(self.key)
         else:
-            async with registry_at(self.dsn, Operator("tester", "here")) as registry:
-                await registry.revoke_key(self.key.id, "gone")
+            async with operating(self.dsn) as desk:
+                await desk.change(RevokeKey(self.key.id), "gone")
 
 
 @pytest.fixture(params=["model", "postgres", "remote"])
@@ -59,8 +62,8 @@ async def kept(request: pytest.FixtureRequest, databases: Databases) -> AsyncIte
         yield Kept(model, key, None)
         return
     dsn = await databases.new()
-    async with registry_at(dsn, Operator("tester", "here")) as registry:
-        key = await registry.create_key(NEW, "a test")
+    async with operating(dsn) as desk:
+        key = await create_key(desk.registry, NEW, "a test", desk.by)
     ledger = PostgresLedger(as_db_proxy(dsn), settings(), livemode=False)
     own = PostgresKeys(ledger)
     async with contextlib.AsyncExitStack() as stack:
@@ -71,7 +74,16 @@ async def kept(request: pytest.FixtureRequest, databases: Databases) -> AsyncIte
         else:
             reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
             life, anchors = PostgresLife(ledger), PostgresAnchors(ledger)
-            app = db_proxy.create_app(settings(), ledger, life, anchors, reporter, keys=own)
+            app = db_proxy.create_app(
+                settings(),
+                ledger,
+                life,
+                anchors,
+                reporter,
+                keys=own,
+                registry=ModelRegistry(),
+                refusals=RefusalRecorder(ModelRefusals()),
+            )
             remote = RemoteKeys(await stack.enter_async_context(served(app)), settings())
             stack.push_async_callback(remote.close)
             yield Kept(remote, key, dsn)
@@ -110,13 +122,20 @@ async def test_use_is_noted_by_its_day(kept: Kept) -> None:
 async def test_revoking_acts_on_every_edge_within_the_time_that_a_key_is_kept(databases: Databases) -> None:
     dsn, of = await databases.new(), settings(key_cache_seconds=0.5)
     async with contextlib.AsyncExitStack() as stack:
-        registry = await stack.enter_async_context(registry_at(dsn, Operator("tester", "here")))
-        key = await registry.create_key(NEW, "")
+        desk = await stack.enter_async_context(operating(dsn))
+        key = await create_key(desk.registry, NEW, "", desk.by)
         ledger = PostgresLedger(as_db_proxy(dsn), of, livemode=False)
         stack.push_async_callback(ledger.close)
         reporter = Reporter("db_proxy", MemoryReportStore(of), of)
         app = db_proxy.create_app(
-            of, ledger, PostgresLife(ledger), PostgresAnchors(ledger), reporter, keys=PostgresKeys(ledger)
+            of,
+            ledger,
+            PostgresLife(ledger),
+            PostgresAnchors(ledger),
+            reporter,
+            keys=PostgresKeys(ledger),
+            registry=ModelRegistry(),
+            refusals=RefusalRecorder(ModelRefusals()),
         )
         url = await stack.enter_async_context(served(app))
         stores = [RemoteKeys(url, of) for _ in range(2)]
@@ -127,7 +146,7 @@ async def test_revoking_acts_on_every_edge_within_the_time_that_a_key_is_kept(da
             found = await edge.find(key.id)
             assert found is not None
             assert found.is_valid(utc_now())
-        await registry.revoke_key(key.id, "lost")
+        await desk.change(RevokeKey(key.id), "lost")
         await asyncio.sleep(of.key_cache_seconds)
         for edge in edges:
             found = await edge.find(key.id)
@@ -139,12 +158,12 @@ async def test_db_proxy_says_when_there_is_no_key_to_call_the_desk_with(database
     dsn = await databases.new()
     ledger = PostgresLedger(as_db_proxy(dsn), settings(), livemode=False)
     keys = PostgresKeys(ledger)
-    async with registry_at(dsn, Operator("tester", "here")) as registry:
+    async with operating(dsn) as desk:
         with pytest.raises(CannotStart, match="there is no key"):
             await keys.require_any()
-        key = await registry.create_key(NewKey("other", ["orders:read"]), "")
+        key = await create_key(desk.registry, NewKey("other", ["orders:read"]), "", desk.by)
         await keys.require_any()
-        await registry.revoke_key(key.id, "gone")
+        await desk.change(RevokeKey(key.id), "gone")
         await keys.require_any()  # the last orders are still to be settled
     await ledger.close()
 
@@ -154,7 +173,16 @@ async def test_whichever_token_a_service_has_lets_it_ask_for_keys() -> None:
     key = keys.add("other", "orders:read")
     reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
 
-    app = db_proxy.create_app(settings(), ModelLedger(), ModelLedger(), ModelAnchors(), reporter, keys=keys)
+    app = db_proxy.create_app(
+        settings(),
+        ModelLedger(),
+        ModelLedger(),
+        ModelAnchors(),
+        reporter,
+        keys=keys,
+        registry=ModelRegistry(),
+        refusals=RefusalRecorder(ModelRefusals()),
+    )
     async with served(app) as url:
         given: Any
         for given in ({"reading_tokens": TOKEN}, {"placing_tokens": TOKEN}, {"processing_tokens": TOKEN}):

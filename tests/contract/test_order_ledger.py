@@ -33,11 +33,13 @@ from buydesk.orders.model import (
     Replayed,
 )
 from buydesk.orders.pricing import price_order
+from buydesk.orders.refusals import RefusalRecorder
 from buydesk.services import db_proxy
 from tests.builders import new_order, priced_order, record, settings
 from tests.databases import CAP_SATOSHI, Databases, as_db_proxy
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
+from tests.model_registry import ModelRefusals, ModelRegistry
 from tests.serving import served
 
 SECONDS = 5.0
@@ -52,7 +54,16 @@ async def opened(kind: str, databases: Databases) -> AsyncIterator[OrderLedger]:
     own = PostgresLedger(as_db_proxy(await databases.new(version)), settings(), livemode=False)
     if kind == "remote":
         reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
-        app = db_proxy.create_app(settings(), own, PostgresLife(own), PostgresAnchors(own), reporter, keys=ModelKeys())
+        app = db_proxy.create_app(
+            settings(),
+            own,
+            PostgresLife(own),
+            PostgresAnchors(own),
+            reporter,
+            keys=ModelKeys(),
+            registry=ModelRegistry(),
+            refusals=RefusalRecorder(ModelRefusals()),
+        )
         async with served(app) as url:
             remote = RemoteLedger(url, settings())
             yield remote

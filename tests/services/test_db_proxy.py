@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -21,6 +20,8 @@ from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.documents import priced_order_documents, stored_document
 from buydesk.orders.model import Order, Outcome, PricedOrder
+from buydesk.orders.refusals import RefusalRecorder
+from buydesk.prices.anchors import NewConfirmation
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord
 from buydesk.services import db_proxy
@@ -30,6 +31,7 @@ from tests.builders import priced_order, record, settings, shown
 from tests.model_anchors import ModelAnchors
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
+from tests.model_registry import ModelRefusals, ModelRegistry
 from tests.problems import assert_problem
 from tests.serving import served
 
@@ -96,6 +98,8 @@ async def proxy_with(**given: Any) -> AsyncIterator[Proxy]:
         anchors,
         Reporter("db_proxy", MemoryReportStore(configured), configured),
         keys=ModelKeys(),
+        registry=ModelRegistry(),
+        refusals=RefusalRecorder(ModelRefusals()),
     )
     async with served(app) as url, httpx2.AsyncClient(base_url=url, timeout=20) as client:
         yield Proxy(ledger, anchors, client)
@@ -532,7 +536,7 @@ async def test_before_the_first_check_nothing_is_told_of_the_exposure() -> None:
 # --- anchors and confirmations
 
 ANCHORS = {"EUR": {"rate": "41191.91", "as_of": "2026-01-31T12:00:00.123456Z", "dollar": "43251.50"}}
-NEW = {"currency": "EUR", "from": "15000", "to": "16000.00", "why": "it's the news", "minutes": 15}
+NEW = NewConfirmation(Currency.EUR, 15_000 * 10**8, 16_000 * 10**8, "it's the news", 15)
 
 
 async def test_anchors_are_put_as_they_are_got(proxy: Proxy) -> None:
@@ -553,58 +557,11 @@ async def test_answer_to_an_earlier_anchor_is_the_one_that_stays(proxy: Proxy) -
     assert (await proxy.client.put("/anchors", json=earlier, headers=TOKEN)).json() == ANCHORS
 
 
-async def test_confirmation_is_answered_with_its_end_and_listed(proxy: Proxy) -> None:
-    answer = await proxy.client.post("/confirmations", json=NEW, headers=TOKEN)
-    [kept] = proxy.anchors.confirmed
+async def test_confirmations_that_hold_are_listed(proxy: Proxy) -> None:
+    kept = await proxy.anchors.confirm(NEW)
     shown = {"currency": "EUR", "from": "15000.00", "to": "16000.00", "why": "it's the news"}
     shown["expires_at"] = format_time(kept.expires_at)
-    assert (answer.status_code, answer.json()) == (200, shown)
     assert (await proxy.read("/confirmations")).json() == {"data": [shown]}
-
-
-@pytest.mark.parametrize(
-    ("change", "member"),
-    [
-        ({"currency": "CHF"}, "currency"),
-        ({"currency": "eur"}, "currency"),
-        ({"currency": 1}, "currency"),
-        ({"from": 15000}, "from"),
-        ({"from": "1.5e4"}, "from"),
-        ({"from": "0"}, "from"),
-        ({"to": "14999.99"}, "to"),
-        ({"to": None}, "to"),
-        ({"why": ""}, "why"),
-        ({"why": 1}, "why"),
-        ({"minutes": 0}, "minutes"),
-        ({"minutes": 16}, "minutes"),
-        ({"minutes": 1.5}, "minutes"),
-        ({"minutes": "15"}, "minutes"),
-        ({"minutes": True}, "minutes"),
-        ({"until": "tomorrow"}, "until"),
-    ],
-)
-async def test_bad_confirmations_are_named_and_not_kept(proxy: Proxy, change: Document, member: str) -> None:
-    answer = await proxy.client.post("/confirmations", json=NEW | change, headers=TOKEN)
-    document = assert_problem(answer, 422, "invalid_request")
-    assert [each["member"] for each in document["errors"]] == [member]
-    assert proxy.anchors.confirmed == []
-
-
-async def test_minutes_of_more_digits_than_python_reads_are_no_whole_number(proxy: Proxy) -> None:
-    digits = json.dumps(NEW | {"minutes": 7}).replace("7}", "7" * 5000 + "}")
-    headers = TOKEN | {"content-type": "application/json"}
-    answer = await proxy.client.post("/confirmations", content=digits, headers=headers)
-    document = assert_problem(answer, 422, "invalid_request")
-    assert document["errors"] == [{"member": "minutes", "reason": "must be a whole number"}]
-
-
-@pytest.mark.parametrize("missing", NEW)
-async def test_member_of_a_confirmation_that_is_missing_is_named(proxy: Proxy, missing: str) -> None:
-    sent = {name: value for name, value in NEW.items() if name != missing}
-    document = assert_problem(
-        await proxy.client.post("/confirmations", json=sent, headers=TOKEN), 422, "invalid_request"
-    )
-    assert document["errors"] == [{"member": missing, "reason": "is missing"}]
 
 
 @pytest.mark.parametrize(
@@ -631,8 +588,8 @@ async def test_bad_anchors_are_named_and_none_is_kept(proxy: Proxy, sent: Docume
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[]", b"[" * 10_000, b"1"])
-@pytest.mark.parametrize(("method", "path"), [("PUT", "/anchors"), ("POST", "/confirmations")])
-async def test_body_that_is_no_object_is_refused(proxy: Proxy, method: str, path: str, body: bytes) -> None:
+async def test_body_that_is_no_object_is_refused(proxy: Proxy, body: bytes) -> None:
+    method, path = "PUT", "/anchors"
     answer = await proxy.client.request(method, path, content=body, headers=TOKEN | JSON)
     document = assert_problem(answer, 422, "invalid_request")
     assert [each["member"] for each in document["errors"]] == ["body"]
@@ -643,12 +600,7 @@ async def test_body_that_is_no_object_is_refused(proxy: Proxy, method: str, path
 
 @pytest.mark.parametrize(
     ("method", "path", "sent"),
-    [
-        ("GET", "/anchors", None),
-        ("PUT", "/anchors", ANCHORS),
-        ("GET", "/confirmations", None),
-        ("POST", "/confirmations", NEW),
-    ],
+    [("GET", "/anchors", None), ("PUT", "/anchors", ANCHORS), ("GET", "/confirmations", None)],
 )
 async def test_anchors_and_confirmations_need_the_token_that_publishes(
     method: str, path: str, sent: Document | None

@@ -442,6 +442,7 @@ async def test_status_tells_alive_late_and_dead(bench: Bench, client: httpx2.Asy
         "db_proxy": "dead",
         "fetch_buy_orders": "alive",
         "process_buy_orders": "unknown",
+        "operate_desk": "unknown",
         "health_check": "unknown",
         "a-stranger": "alive",
     }

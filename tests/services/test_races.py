@@ -22,12 +22,14 @@ from buydesk.clients.cache import KeyCache
 from buydesk.money import SATOSHI_PER_BTC
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.model import Exposure, Order, PageFrom
+from buydesk.orders.refusals import RefusalRecorder
 from buydesk.services import create_buy_order, db_proxy
 from tests.builders import priced_order, record, settings
 from tests.callers import KEYS, key
 from tests.databases import CAP_SATOSHI, Databases, run
 from tests.lines import Fault, Line, line_to_postgres, line_to_url
 from tests.model_keys import ModelKeys
+from tests.model_registry import ModelRefusals, ModelRegistry
 from tests.serving import served
 
 # One bitcoin costs 1000.00: 100.00 buys 0.1 BTC.
@@ -66,6 +68,8 @@ async def desk(dsn: str, directory: Path) -> AsyncIterator[tuple[httpx2.AsyncCli
             PostgresAnchors(own),
             Reporter("db_proxy", health, SETTINGS),
             keys=ModelKeys(),
+            registry=ModelRegistry(),
+            refusals=RefusalRecorder(ModelRefusals()),
         )
         async with served(proxy) as url, line_to_url(url) as (proxy_url, to_proxy):
             remote = RemoteLedger(proxy_url, SETTINGS)

@@ -188,7 +188,7 @@ async def test_every_route_that_needs_a_client_s_scope_is_counted_and_no_process
         for app in desk.apps.values():
             for methods in app._direct.values():
                 for route in methods.values():
-                    assert (route.counted is not None) is (route.needs not in (None, "orders:process")), route
+                    assert (route.counted is not None) is (route.needs in CLIENT_SCOPES), route
         processor = desk.keys.add("settler", "orders:process")
         for _ in range(3):
             assert (await desk.call("process_buy_orders", "GET", "/orders/", processor)).status_code == 200

@@ -13,20 +13,24 @@ import pytest
 from click.testing import CliRunner, Result
 
 from buydesk import cli
+from buydesk.backends.postgres.clients import PostgresKeys
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.life import PostgresLife
 from buydesk.backends.postgres.migrate import migrate
-from buydesk.backends.postgres.registry import Operator, registry_at
 from buydesk.clients.audit import broken_entries
 from buydesk.clients.keys import parse_key_text
 from buydesk.clients.model import NewKey
+from buydesk.clients.registry import LimitClient, Limits, RevokeKey, create_key, rotate_key
+from buydesk.clients.scopes import SCOPES
 from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.errors import CannotStart
 from buydesk.orders.life import Closing
 from buydesk.orders.model import Placed, Refused
+from buydesk.runtime.registry import keep_operator_key
 from tests.builders import priced_order, record, settings
 from tests.databases import Databases, as_db_proxy, run
 from tests.desks import environment
+from tests.operators import operating
 
 CREATE = ["keys", "create", "shop", "--scopes", "orders:read,orders:create"]
 
@@ -57,22 +61,46 @@ async def desk(databases: Databases) -> AsyncIterator[Desk]:
     desk = Desk(await databases.new())
     await desk.told("clients", "create", "shop", "--cap", "1.5", "--largest", "0.25", "--why", "it's new")
     yield desk
-    async with registry_at(desk.dsn, Operator("tester", "here")) as registry:
-        assert list(broken_entries(await registry.acts())) == []
+    async with operating(desk.dsn) as own:
+        assert list(broken_entries(await own.registry.acts(0, 1000))) == []
 
 
 async def test_a_client_is_made_with_its_limits_and_these_may_change(desk: Desk) -> None:
-    query = "SELECT cap_satoshi, order_satoshi_max FROM clients WHERE name = 'shop'"
-    assert await desk.rows(query) == [(150_000_000, 25_000_000)]
-    told = await desk.told("clients", "limit", "shop", "--cap", "2", "--why", "more")
-    assert told == "The client shop has a cap of 2.00000000 and a largest order of 0.25000000.\n"
-    assert await desk.rows(query) == [(200_000_000, 25_000_000)]
-    told = await desk.told("clients", "limit", "shop", "--largest", "none", "--why", "trusted")
-    assert told == "The client shop has a cap of 2.00000000 and a largest order of none.\n"
-    assert await desk.rows(query) == [(200_000_000, None)]
+    query = "SELECT cap_satoshi, order_satoshi_max, rate_per_minute FROM clients WHERE name = 'shop'"
+    assert await desk.rows(query) == [(150_000_000, 25_000_000, None)]
+    lines = (await desk.told("clients", "limit", "shop", "--cap", "2", "--why", "more")).splitlines()
+    assert lines == [
+        "NAME  ORDERS  USED        CAP         COUNTS  LARGEST ORDER  A DAY  A MINUTE  KEYS",
+        "shop  0       0.00000000  2.00000000  stored  0.25000000     none   default   0",
+    ]
+    assert await desk.rows(query) == [(200_000_000, 25_000_000, None)]
+    more = ("--largest", "none", "--daily", "EUR:1000", "--daily", "gbp:0.5", "--rate", "600/minute")
+    told = await desk.told("clients", "limit", "shop", *more, "--why", "trusted")
+    assert told.splitlines()[1] == (
+        "shop  0       0.00000000  2.00000000  stored  none           EUR:1000.00,GBP:0.50  600       0"
+    )
+    assert await desk.rows(query) == [(200_000_000, None, 600)]
+    less = ("--daily", "GBP:none", "--rate", "none", "--cap", "none")
+    await desk.told("clients", "limit", "shop", *less, "--why", "simpler")
     lines = (await desk.told("clients", "list")).splitlines()
-    assert lines[0] == "NAME       ORDERS  USED        CAP         COUNTS  LARGEST ORDER  KEYS"
-    assert "shop       0       0.00000000  2.00000000  stored  none           0" in lines
+    assert "shop       0       0.00000000  none  stored  none           EUR:1000.00  default   0" in lines
+    await desk.told("clients", "create", "bank", "--rate", "5", "--daily", "USD:7")
+    assert await desk.rows("SELECT client, currency, cents_max FROM daily_limits ORDER BY client") == [
+        ("bank", "USD", 700),
+        ("shop", "EUR", 100_000),
+    ]
+    [(after,)] = await desk.rows("SELECT after FROM audit WHERE number = 4")
+    assert '"daily_cents_max" : {"EUR" : 100000}' in after.replace("{ ", "{").replace(" }", "}")
+
+
+async def test_the_desk_is_paused_and_resumed_with_a_reason(desk: Desk) -> None:
+    told = await desk.told("pause", "--why", "a fork")
+    assert told == ("The desk is paused: it places nothing new and answers repeats. `buydesk resume` ends that.\n")
+    assert (await desk.told("cap", "show")).endswith(" The desk is paused.\n")
+    assert await desk.told("resume", "--why", "it is over") == "The desk places orders.\n"
+    acts = await desk.rows("SELECT act, why FROM audit WHERE number > 1 ORDER BY number")
+    assert acts == [("desk paused", "a fork"), ("desk resumed", "it is over")]
+    assert await desk.rows("SELECT paused FROM exposure") == [(False,)]
 
 
 async def test_a_key_is_shown_once_alone_and_only_its_hash_is_kept(desk: Desk) -> None:
@@ -115,7 +143,7 @@ async def test_a_revoked_key_has_ended_and_a_rotated_one_ends_after_the_overlap(
     assert told == f"The key {second.id} is revoked: no service takes it after 2 s.\n"
     assert re.search(rf"^{second.id}  shop +revoked ", await desk.told("keys", "list"), re.MULTILINE)
     result = await desk.run("keys", "rotate", second.id)
-    assert (result.exit_code, result.output) == (2, f"buydesk: the key {second.id} has ended: create one\n")
+    assert (result.exit_code, result.output) == (2, "buydesk: The key has ended: create one.\n")
     await run(desk.dsn, "UPDATE keys SET expires_at = now()")
     assert "ended 20" in await desk.told("keys", "list")
 
@@ -134,29 +162,29 @@ async def test_a_key_that_ends_is_rotated_to_one_that_lasts_as_long(desk: Desk) 
 
 async def test_a_key_is_rotated_and_revoked_at_the_same_time(desk: Desk) -> None:
     async def rotate(key_id: str) -> str:
-        async with registry_at(desk.dsn, Operator("one", "here")) as registry:
-            try:
-                await registry.rotate_key(key_id, timedelta(hours=1), "a year")
-            except CannotStart as error:
-                return str(error)
+        try:
+            async with operating(desk.dsn) as own:
+                await rotate_key(own.registry, key_id, timedelta(hours=1), "a year", own.by)
+        except CannotStart as error:
+            return str(error)
         return "rotated"
 
     async def revoke(key_id: str) -> None:
-        async with registry_at(desk.dsn, Operator("another", "there")) as registry:
-            await registry.revoke_key(key_id, "lost")
+        async with operating(desk.dsn) as own:
+            await own.change(RevokeKey(key_id), "lost")
 
     for _ in range(20):
-        async with registry_at(desk.dsn, Operator("tester", "here")) as registry:
-            key = await registry.create_key(NewKey("shop", ["orders:read"]), "")
+        async with operating(desk.dsn) as own:
+            key = await create_key(own.registry, NewKey("shop", ["orders:read"]), "", own.by)
         told, _ = await asyncio.gather(rotate(key.id), revoke(key.id))
-        assert told in ("rotated", f"the key {key.id} has ended: create one")
+        assert told in ("rotated", "The key has ended: create one.")
         assert await desk.rows(f"SELECT revoked_at IS NOT NULL FROM keys WHERE id = '{key.id}'") == [(True,)]  # noqa: S608
 
 
 async def test_what_was_before_an_act_is_what_the_act_before_it_left(desk: Desk) -> None:
     async def limit(cap_satoshi: int) -> None:
-        async with registry_at(desk.dsn, Operator("tester", "here")) as registry:
-            await registry.limit_client("shop", {"cap_satoshi": cap_satoshi}, "x")
+        async with operating(desk.dsn) as own:
+            await own.change(LimitClient("shop", Limits(cap_satoshi=cap_satoshi)), "x")
 
     await asyncio.gather(*(limit(each) for each in range(1, 9)))
     states = await desk.rows("SELECT before, after FROM audit WHERE act = 'client limited' ORDER BY number")
@@ -201,30 +229,45 @@ async def test_a_record_that_was_changed_is_told(databases: Databases) -> None:
         )
 
 
+@pytest.mark.parametrize("why", ["", "two\nlines", "w" * 501])
+async def test_a_reason_is_one_line_that_can_be_read(desk: Desk, why: str) -> None:
+    for command in (["pause"], ["clients", "create", "x"]):
+        result = await desk.run(*command, "--why", why)
+        assert (result.exit_code, result.output.count("\n")) == (2, 1)
+        assert "--why must be 1 to 500 characters without control characters" in result.output
+    assert await desk.rows("SELECT count(*) FROM audit") == [(1,)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["clients", "create", "shop"], "there is a client of this name already"),
-        (["clients", "create", "Shop!"], "a client's name has 1 to 32 characters: a to z, 0 to 9 and, but for the"),
-        (["clients", "create", "x", "--cap", "a lot"], "--cap must be"),
-        (["clients", "create", "x", "--largest", "0"], "a client's largest order is more than 0"),
         (
-            ["clients", "limit", "nobody", "--cap", "1", "--why", "x"],
-            "there is no client nobody: see `buydesk clients list`",
+            ["clients", "create", "x", "--rate", "00000006012345678"],
+            "--rate must be a number of requests a minute from",
         ),
-        (["clients", "limit", "shop", "--why", "x"], "nothing to change: give --cap or --largest"),
-        (["keys", "create", "nobody", "--scopes", "orders:read"], "there is no client of this name"),
+        (["clients", "create", "shop"], "There is a client of this name already."),
+        (["clients", "create", "Shop!"], "client: must have 1 to 32 characters: a to z, 0 to 9 and, but for the"),
+        (["clients", "create", "x", "--cap", "a lot"], "--cap must be"),
+        (["clients", "create", "x", "--largest", "0"], "largest_order: must be more than 0"),
+        (["clients", "create", "x", "--daily", "CHF:1"], "--daily must be one of EUR, GBP, USD"),
+        (["clients", "create", "x", "--daily", "EUR"], "--daily must be a decimal number"),
+        (["clients", "create", "x", "--rate", "0/minute"], "--rate must be a number of requests a minute from 1 to"),
+        (["clients", "create", "x", "--rate", "a lot"], "--rate must be a number of requests a minute from 1 to"),
+        (["clients", "limit", "nobody", "--cap", "1", "--why", "x"], "There is no client nobody."),
+        (["clients", "limit", "shop", "--why", "x"], "nothing to change: give --cap, --largest, --daily or --rate"),
+        (["keys", "create", "nobody", "--scopes", "orders:read"], "There is no client nobody."),
         (
             ["keys", "create", "shop", "--scopes", "orders:paint"],
             "--scopes has no scope orders:paint; there are clients:",
         ),
         ([*CREATE, "--expires", "soon"], "--expires must be a time such as 90d, 24h or 15m"),
         ([*CREATE, "--allow-from", "here"], "--allow-from must be an address or a network, such as 192.0.2.0/24"),
-        (["keys", "revoke", "0" * 10, "--why", "x"], "there is no key 0000000000: see `buydesk keys list`"),
-        (["keys", "rotate", "0" * 10], "there is no key 0000000000: see `buydesk keys list`"),
+        (["keys", "revoke", "0" * 10, "--why", "x"], "There is no key 0000000000."),
+        (["keys", "rotate", "0" * 10], "There is no key 0000000000."),
         (["audit", "--limit", "0"], "--limit must be at least 1"),
         (["cap", "set", "a lot", "--why", "x"], "BTC must be"),
-        (["cap", "set", "21000000.00000001", "--why", "x"], "the cap is at most 21,000,000 BTC"),
+        (["cap", "set", "21000000.00000001", "--why", "x"], "cap: must be at most 21,000,000 BTC"),
+        (["cap", "set", "999999999999", "--why", "x"], "cap: must be at most 21,000,000 BTC"),
     ],
     ids=str,
 )
@@ -239,7 +282,7 @@ async def test_what_cannot_be_done_is_one_line_and_changes_nothing(desk: Desk, a
 async def test_a_client_s_cap_is_not_less_than_it_has_bought(desk: Desk) -> None:
     await run(desk.dsn, "UPDATE clients SET placed_satoshi = 100000000 WHERE name = 'shop'")
     result = await desk.run("clients", "limit", "shop", "--cap", "0.5", "--why", "less")
-    assert result.output == "buydesk: the client has bought more than its cap would be\n"
+    assert result.output == "buydesk: The client has bought more than its cap would be.\n"
 
 
 async def test_the_cap_is_set_and_gives_room_back_when_it_counts_open_orders_only(desk: Desk) -> None:
@@ -261,7 +304,7 @@ async def test_the_cap_is_set_and_gives_room_back_when_it_counts_open_orders_onl
     await ledger.close()
     for arguments in (("counts", "stored"), ("set", "0.0009")):
         result = await desk.run("cap", *arguments, "--why", "back")
-        assert result.output == "buydesk: more is sold already than the cap would be\n"
+        assert result.output == "buydesk: More is sold already than the cap would be.\n"
     assert await desk.told("cap", "show") == "0.00100000 of 0.00100000 BTC are sold, counting open orders.\n"
     acts = await desk.rows("SELECT act, subject, before, after FROM audit WHERE number > 1 ORDER BY number")
     assert acts == [
@@ -271,7 +314,7 @@ async def test_the_cap_is_set_and_gives_room_back_when_it_counts_open_orders_onl
 
 
 def state(cap_satoshi: str, counts_open: str) -> str:
-    return f'{{"cap_satoshi" : {cap_satoshi}, "cap_counts_open" : {counts_open}}}'
+    return f'{{"cap_satoshi" : {cap_satoshi}, "cap_counts_open" : {counts_open}, "paused" : false}}'
 
 
 async def test_a_client_s_cap_counts_what_it_is_told(desk: Desk) -> None:
@@ -281,7 +324,7 @@ async def test_a_client_s_cap_counts_what_it_is_told(desk: Desk) -> None:
     [(act, subject)] = await desk.rows("SELECT act, subject FROM audit WHERE number = 2")
     assert (act, subject) == ("cap counts set", "shop")
     result = await desk.run("cap", "counts", "open", "--client", "nobody", "--why", "x")
-    assert result.output == "buydesk: there is no client nobody: see `buydesk clients list`\n"
+    assert result.output == "buydesk: There is no client nobody.\n"
 
 
 async def test_only_the_owner_of_the_database_acts(desk: Desk) -> None:
@@ -326,6 +369,35 @@ async def test_the_database_in_a_data_directory_is_started_for_the_command_unles
         await asyncpg.connect(postgres.dsn)
 
 
+async def test_a_key_for_operators_is_kept_until_the_database_does_not_take_it(desk: Desk, tmp_path: Path) -> None:
+    file = tmp_path / "operator-key"
+    await keep_operator_key(desk.dsn, file)
+    text = file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    [(key_id, client, scopes)] = await desk.rows("SELECT id, client, scopes FROM keys")
+    assert (key_id, client, sorted(scopes)) == (parse_key_text(text).id, "operator", sorted(SCOPES))
+    await keep_operator_key(desk.dsn, file)
+    assert file.read_text() == text
+    await desk.told("keys", "revoke", key_id, "--why", "lost")
+    await keep_operator_key(desk.dsn, file)
+    assert file.read_text() != text
+    counted = "SELECT count(*), count(revoked_at) FROM keys WHERE client = 'operator'"
+    assert await desk.rows(counted) == [(2, 1)]
+    for gone, total in (("not a key", 3), ("", 4)):  # then the one that was kept is of no use to whoever has it
+        file.write_text(gone)
+        await keep_operator_key(desk.dsn, file)
+        assert await desk.rows(counted) == [(total, total - 1)]
+
+
+async def test_a_key_for_operators_lets_no_client_in(databases: Databases, tmp_path: Path) -> None:
+    dsn = await databases.new()
+    await keep_operator_key(dsn, tmp_path / "operator-key")
+    ledger = PostgresLedger(as_db_proxy(dsn), settings(), livemode=False)
+    with pytest.raises(CannotStart, match="there is no key"):
+        await PostgresKeys(ledger).require_any()
+    await ledger.close()
+
+
 async def test_a_data_directory_without_a_desk_is_told(desk: Desk, tmp_path: Path) -> None:
     result = await desk.run("clients", "list", "--data-dir", str(tmp_path / "none"), DATABASE_URL="")
     assert result.output == (
@@ -335,12 +407,12 @@ async def test_a_data_directory_without_a_desk_is_told(desk: Desk, tmp_path: Pat
 
 async def test_no_hand_that_writes_sql_acts_unnoticed_in_one_transaction(databases: Databases) -> None:
     dsn = await databases.new()
-    with pytest.raises(CannotStart, match="there is no client"):
-        async with registry_at(dsn, Operator("tester", "here")) as registry:
-            await registry.limit_client("nobody", {}, "")
+    with pytest.raises(CannotStart, match="There is no client"):
+        async with operating(dsn) as own:
+            await own.change(LimitClient("nobody", Limits()), "")
     connection = await asyncpg.connect(dsn)
     with pytest.raises(asyncpg.UniqueViolationError):
-        await connection.execute("SELECT create_client('a', 'b', 'c', 'anonymous', NULL, NULL)")
+        await connection.execute("SELECT create_client('a', 'b', 'c', 'anonymous', '{}')")
     assert await connection.fetchval("SELECT count(*) FROM audit") == 0
     await connection.close()
 
@@ -350,12 +422,12 @@ async def test_a_database_that_fails_meanwhile_is_told(databases: Databases) -> 
     other = await asyncpg.connect(dsn)
 
     async def cut_off() -> None:
-        async with registry_at(dsn, Operator("tester", "here")) as registry:
+        async with operating(dsn) as own:
             await other.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-            await registry.clients()
+            await own.registry.clients("", 10)
 
     with pytest.raises(CannotStart, match=r"the database failed meanwhile \(.+\): `buydesk audit` shows"):
         await cut_off()

@@ -41,6 +41,7 @@ from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import Report, StoredReport
 from buydesk.orders.documents import outcome_document
 from buydesk.orders.model import Outcome, PageAfter, PageBefore, PageFrom, Placed, Refused, Replayed
+from buydesk.orders.refusals import RefusalRecorder
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import FeedStatus
 from buydesk.services import db_proxy
@@ -49,6 +50,7 @@ from tests.lines import Line, line_to_url
 from tests.model_anchors import ModelAnchors
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
+from tests.model_registry import ModelRefusals, ModelRegistry
 from tests.serving import free_port, served
 
 SECONDS = 5.0
@@ -200,6 +202,8 @@ async def proxy() -> AsyncIterator[Proxy]:
         ModelAnchors(),
         Reporter("db_proxy", MemoryReportStore(settings()), settings()),
         keys=ModelKeys(),
+        registry=ModelRegistry(),
+        refusals=RefusalRecorder(ModelRefusals()),
     )
     async with served(app) as url, line_to_url(url) as (through, line), opened(RemoteLedger, through) as remote:
         await remote.check()  # the next request finds a kept connection

@@ -15,12 +15,14 @@ from buydesk.observability.reporter import Reporter
 from buydesk.orders.life import CLOSED_AT_ONCE_MAX, Closing
 from buydesk.orders.life_documents import CLIENTS_MAX
 from buydesk.orders.model import Order
+from buydesk.orders.refusals import RefusalRecorder
 from buydesk.services import db_proxy
 from tests.builders import TOKEN, priced_order, settings
 from tests.lines import Fault, Line, line_to_url
 from tests.model_anchors import ModelAnchors
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
+from tests.model_registry import ModelRefusals, ModelRegistry
 from tests.problems import assert_problem
 from tests.serving import served
 
@@ -55,7 +57,16 @@ class Proxy:
 async def proxy() -> AsyncIterator[Proxy]:
     ledger = Ledger()
     reporter = Reporter("db_proxy", MemoryReportStore(settings()), settings())
-    app = db_proxy.create_app(settings(), ledger, ledger, ModelAnchors(), reporter, keys=ModelKeys())
+    app = db_proxy.create_app(
+        settings(),
+        ledger,
+        ledger,
+        ModelAnchors(),
+        reporter,
+        keys=ModelKeys(),
+        registry=ModelRegistry(),
+        refusals=RefusalRecorder(ModelRefusals()),
+    )
     async with served(app) as url, line_to_url(url) as (through, line):
         await ledger.place([priced_order()], 1)
         life = RemoteLife(through, settings())

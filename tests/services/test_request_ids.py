@@ -20,12 +20,14 @@ from buydesk.http.responses import MsgspecResponse
 from buydesk.observability import request_ids
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.model import Outcome, PricedOrder, Refused
+from buydesk.orders.refusals import RefusalRecorder
 from buydesk.services import create_buy_order, db_proxy
 from tests.builders import record, settings
 from tests.logged import logged
 from tests.model_anchors import ModelAnchors
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
+from tests.model_registry import ModelRefusals, ModelRegistry
 from tests.serving import served
 
 HEADER = "x-request-id"
@@ -169,7 +171,16 @@ async def hops() -> AsyncIterator[TwoHops]:
     ledger, store, desk = Ledger(), MemoryPriceStore(CALM), MemoryReportStore(CALM)
     await store.publish(record())
     async with served(
-        db_proxy.create_app(CALM, ledger, ledger, ModelAnchors(), Reporter("db_proxy", desk, CALM), keys=ModelKeys())
+        db_proxy.create_app(
+            CALM,
+            ledger,
+            ledger,
+            ModelAnchors(),
+            Reporter("db_proxy", desk, CALM),
+            keys=ModelKeys(),
+            registry=ModelRegistry(),
+            refusals=RefusalRecorder(ModelRefusals()),
+        )
     ) as ledger_url:
         remote = RemoteLedger(ledger_url, CALM)
         edge = create_buy_order.create_app(CALM, remote, store, Reporter("create_buy_order", desk, CALM))

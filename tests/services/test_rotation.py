@@ -12,13 +12,16 @@ from buydesk.backends.memory.rates import MemoryRateStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.remote import RemoteLedger, RemoteLife, RemotePriceStore, RemoteReportStore
 from buydesk.backends.remote.rates import RemoteRateStore
+from buydesk.backends.remote.registry import RemoteRegistry
 from buydesk.clients.rates import Lot
+from buydesk.clients.registry import Pause, ShownKey
 from buydesk.errors import DeskError, LedgerUnavailable, PriceStoreUnavailable, RatesUnavailable, ReportsUnavailable
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import Report
 from buydesk.orders.life import Closing
 from buydesk.orders.model import Placed, new_order_id
+from buydesk.orders.refusals import RefusalRecorder
 from buydesk.prices.cache import PriceCache
 from buydesk.prices.signing import Signer
 from buydesk.prices.verification import require_proven
@@ -31,6 +34,7 @@ from tests.builders import priced_order, record, settings
 from tests.model_anchors import ModelAnchors
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
+from tests.model_registry import ModelRefusals, ModelRegistry
 from tests.serving import served
 
 # What a setting says in turn. Services are between one stage and the next at any time.
@@ -52,6 +56,7 @@ class Clients:
     store: RemotePriceStore
     desk: RemoteReportStore
     rates: RemoteRateStore
+    registry: RemoteRegistry
 
 
 @contextlib.asynccontextmanager
@@ -65,7 +70,16 @@ async def clients_of(theirs: Settings, ours: Settings) -> AsyncIterator[Clients]
     async def ready() -> None: ...
 
     apps = (
-        db_proxy.create_app(ours, ModelLedger(), ModelLedger(), ModelAnchors(), reporter("db_proxy"), keys=ModelKeys()),
+        db_proxy.create_app(
+            ours,
+            ModelLedger(),
+            ModelLedger(),
+            ModelAnchors(),
+            reporter("db_proxy"),
+            keys=ModelKeys(),
+            registry=ModelRegistry(),
+            refusals=RefusalRecorder(ModelRefusals()),
+        ),
         api_cache_proxy.create_app(ours, store, MemoryRateStore(), reporter("api_cache_proxy")),
         health_check.create_app(ours, desk, ready, store, redis_check=None, reporter=reporter("health_check")),
     )
@@ -77,8 +91,9 @@ async def clients_of(theirs: Settings, ours: Settings) -> AsyncIterator[Clients]
             RemotePriceStore(urls[1], theirs),
             RemoteReportStore(urls[2], theirs),
             RemoteRateStore(urls[1], theirs),
+            RemoteRegistry(urls[0], theirs),
         )
-        for client in (clients.ledger, clients.life, clients.store, clients.desk, clients.rates):
+        for client in vars(clients).values():
             stack.push_async_callback(client.close)
         yield clients
 
@@ -95,6 +110,7 @@ async def test_tokens_of_neighbouring_stages_are_taken(theirs: int, ours: int) -
         await clients.desk.report(Report("info", "db_proxy", 200, "here"), verified=True)
         assert [each.verified for each in await clients.desk.reports("db_proxy", None, 1)] == [True]
         assert [count.taken for count in await clients.rates.take([LOT])] == [1]
+        assert [each.name for each in await clients.registry.clients("", 10)] == ["anonymous"]
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("old", "new"), ("old,new", "new")])
@@ -112,6 +128,8 @@ async def test_token_that_was_withdrawn_is_none(theirs: str, ours: str) -> None:
             await clients.store.publish(record())
         with pytest.raises(RatesUnavailable, match="unauthorized"):
             await clients.rates.take([LOT])
+        with pytest.raises(LedgerUnavailable, match="unauthorized"):
+            await clients.registry.change(Pause(), "why not", ShownKey("x", "here"))
         with pytest.raises(ReportsUnavailable, match="unauthorized"):
             await clients.desk.report(Report("info", "db_proxy", 200, "here"), verified=True)
 
@@ -128,6 +146,7 @@ async def test_token_for_one_purpose_is_none_for_another(known: str) -> None:
             "processing_tokens": clients.life.close_orders([Closing(new_order_id(), "settled", None)]),
             "publishing_tokens": clients.store.publish(record()),
             "counting_tokens": clients.rates.take([LOT]),
+            "operating_tokens": clients.registry.desk(),
             "reporting_tokens": clients.desk.report(Report("info", "db_proxy", 200, "here"), verified=True),
         }.items():
             with contextlib.suppress(DeskError):

@@ -31,15 +31,16 @@ from buydesk.backends.postgres.anchors import PostgresAnchors
 from buydesk.backends.postgres.clients import PostgresKeys
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.life import PostgresLife
-from buydesk.backends.postgres.registry import Operator, registry_at
+from buydesk.backends.postgres.refusals import PostgresRefusals
+from buydesk.backends.postgres.registry import PostgresRegistry
 from buydesk.backends.redis.faults import RedisCheck
 from buydesk.backends.remote import RemoteAnchorStore, RemoteLedger, RemoteLife
 from buydesk.backends.remote.clients import RemoteKeys
 from buydesk.backends.remote.rates import RemoteRateStore
+from buydesk.backends.remote.registry import RemoteRefusals, RemoteRegistry
 from buydesk.backends.sources import EXCHANGES
 from buydesk.backends.sources.exchange import ExchangeSource
 from buydesk.backends.sources.sandbox import SandboxSource
-from buydesk.clients.model import NewKey
 from buydesk.clients.rates import RateLimiter
 from buydesk.embedded.data_dir import secret_file
 from buydesk.errors import CannotStart
@@ -70,6 +71,7 @@ from buydesk.topology import PORTS
 from tests.builders import TOKEN, settings, shared_env
 from tests.databases import Databases
 from tests.desks import free_offset
+from tests.operators import key_for
 from tests.serving import free_port, served
 
 
@@ -339,9 +341,11 @@ def test_a_child_gets_every_setting_given_and_no_secret_that_is_not_its_own(monk
         "create_buy_order": {"counting_tokens", "placing_tokens", "reporting_tokens"},
         "fetch_buy_orders": {"counting_tokens", "reading_tokens", "reporting_tokens"},
         "process_buy_orders": {"counting_tokens", "processing_tokens", "reporting_tokens"},
+        "operate_desk": {"counting_tokens", "operating_tokens", "reporting_tokens"},
         "db_proxy": {
             "counting_tokens",
             "database_url",
+            "operating_tokens",
             "placing_tokens",
             "processing_tokens",
             "publishing_tokens",
@@ -413,8 +417,7 @@ async def test_a_desk_that_nobody_could_call_does_not_start(data_dir: Path, data
         await serving_module.serve(given, "db_proxy")
     with pytest.raises(CannotStart, match="there is no key"):
         await up(given, separate=False, say=print)
-    async with registry_at(dsn, Operator("tester", "here")) as registry:
-        await registry.create_key(NewKey("anonymous", ["orders:read"]), "")
+    await key_for(dsn, "anonymous", "orders:read")
     wired = wire(given, ["db_proxy"])
     await wired.check_mode()
     await wired.close()
@@ -587,12 +590,13 @@ async def test_wiring_takes_own_backends_for_own_ports_and_remote_ones_for_the_o
     wired = wire(given, PORTS)
     kinds = [type(backend) for backend in wired.backends]
     assert kinds[:9] == [ExchangeSource] * 5 + [PostgresLedger, PostgresLife, PostgresAnchors, PostgresKeys]
-    assert kinds[9:] == [RateLimiter, FallbackRateStore, FallbackPriceStore, FallbackReportStore, RedisCheck]
+    assert kinds[9:11] == [PostgresRegistry, PostgresRefusals]
+    assert kinds[11:] == [RateLimiter, FallbackRateStore, FallbackPriceStore, FallbackReportStore, RedisCheck]
     await wired.close()
     alone = wire(settings(), ["api_updater"])
     kinds = [type(backend) for backend in alone.backends]
     assert kinds[:9] == [SandboxSource] * 5 + [RemoteLedger, RemoteLife, RemoteAnchorStore, RemoteKeys]
-    assert kinds[9:11] == [RateLimiter, RemoteRateStore]
+    assert kinds[9:13] == [RemoteRegistry, RemoteRefusals, RateLimiter, RemoteRateStore]
     assert SandboxSource not in map(type, wire(settings(), ["health_check"]).backends)
     with pytest.raises(CannotStart, match="REDIS_URL"):
         wire(settings(redis_url="redis://x?db=nonsense&socket_timeout=nonsense"), ["health_check"])
@@ -661,7 +665,8 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
         (
             ["serve", "db_proxy"],
             "BUYDESK_PUBLISHING_TOKENS, BUYDESK_PLACING_TOKENS, BUYDESK_READING_TOKENS, BUYDESK_PROCESSING_TOKENS, "
-            "BUYDESK_COUNTING_TOKENS, BUYDESK_REPORTING_TOKENS, BUYDESK_PRICE_KEYS are missing",
+            "BUYDESK_OPERATING_TOKENS, BUYDESK_COUNTING_TOKENS, BUYDESK_REPORTING_TOKENS, "
+            "BUYDESK_PRICE_KEYS are missing",
         ),
         (
             ["serve", "api_updater"],

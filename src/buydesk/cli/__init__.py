@@ -1,11 +1,9 @@
 """The command `buydesk`. Whatever keeps it from starting is one line on stderr and exit code 2."""
 
-from collections.abc import Mapping
-
 import click
 
 from buydesk import __version__, signing_keys
-from buydesk.cli.clients import audit, cap, clients, keys
+from buydesk.cli.clients import audit, cap, clients, keys, pause, resume
 from buydesk.cli.shared import Commands, Live, desk_settings, given, of_a_desk
 from buydesk.cli.shared import run as run_async
 from buydesk.errors import CannotStart
@@ -37,6 +35,7 @@ def main() -> None:
     buydesk secrets               new ones, for services to share
     buydesk clients create shop   a client; `buydesk keys create shop …` makes a key for it
     buydesk cap counts open …     give the room of settled and cancelled orders back
+    buydesk pause --why …         place nothing new, until `buydesk resume`
     buydesk audit                 what operators did
     buydesk price show            the last prices that were sold at, and what is confirmed
     buydesk price confirm EUR …   sell at a price that is far from the last one
@@ -54,7 +53,7 @@ def main() -> None:
 @click.option("--sandbox-fault", type=Fault, help="Let the sandbox's price sources misbehave, to see what happens.")
 @click.option("--separate", is_flag=True, help="Each service in a process of its own, started again when it dies.")
 def up(separate: bool, **given: object) -> None:
-    """Run a whole desk: PostgreSQL (embedded, unless DATABASE_URL is set), migrations and all seven services.
+    """Run a whole desk: PostgreSQL (embedded, unless DATABASE_URL is set), migrations and all eight services.
 
     Ctrl-C or SIGTERM stops it, after finishing what was accepted. Its orders are there at the next start.
     """
@@ -128,11 +127,7 @@ def new_secrets() -> None:
 
 @main.group()
 def price() -> None:
-    """See the last prices of a desk that runs, and confirm one that it holds back.
-
-    It is asked where its db_proxy is (BUYDESK_DB_PROXY_URL, or on this machine), with BUYDESK_PUBLISHING_TOKENS, or the
-    token that `up` keeps in the data directory.
-    """
+    """See the last prices of a desk, and confirm one that it holds back. Works as `clients` does."""
 
 
 @price.command()
@@ -141,7 +136,7 @@ def show(**desk: object) -> None:
     """Show the last price of each currency, and the confirmations that hold."""
     from buydesk.runtime.operating import last_prices  # noqa: PLC0415
 
-    click.echo(run_async(last_prices(_desk_settings(desk))))
+    click.echo(run_async(last_prices(desk_settings(desk))))
 
 
 @price.command()
@@ -165,16 +160,8 @@ def confirm(currency: str, low: str, high: str, why: str, minutes: int, **desk: 
     )
     from buydesk.runtime.operating import confirm as run  # noqa: PLC0415
 
-    click.echo(run_async(run(_desk_settings(desk), new)))
+    click.echo(run_async(run(desk_settings(desk), new)))
 
 
-def _desk_settings(desk: Mapping[str, object]) -> Settings:
-    from buydesk.runtime.operating import with_kept_token  # noqa: PLC0415
-
-    return with_kept_token(desk_settings(desk))
-
-
-main.add_command(clients)
-main.add_command(cap)
-main.add_command(keys)
-main.add_command(audit)
+for command in (clients, cap, pause, resume, keys, audit):
+    main.add_command(command)

@@ -1,9 +1,8 @@
-"""The commands `clients`, `cap`, `keys` and `audit`: who may call, and what operators did."""
+"""The commands of operators: who may call and buy how much, whether anything is sold, and what operators did."""
 
 import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from ipaddress import ip_network
 from typing import Any
 
 import click
@@ -11,12 +10,16 @@ import click
 from buydesk.cli.shared import desk_settings, given, of_a_desk, run
 from buydesk.clients.keys import Key
 from buydesk.clients.model import NewKey
-from buydesk.clients.scopes import SCOPES
+from buydesk.clients.rates import PER_MINUTE_MAX
+from buydesk.clients.registry import Limits, parse_network, parse_scope
 from buydesk.errors import CannotStart
-from buydesk.money import parse_btc
+from buydesk.money import parse_amount, parse_btc, parse_currency
+from buydesk.prices.anchors import WHY_CHARS_MAX
+from buydesk.reading import parse_line
 from buydesk.times import utc_now
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+_RATE = re.compile(r"([0-9]{1,9})(?:/minute)?", re.ASCII)
 _LASTS = re.compile(r"([1-9][0-9]{0,4})([mhd])", re.ASCII)
 
 
@@ -28,25 +31,22 @@ def _lasting(text: str) -> timedelta:
 
 
 def _scopes(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in SCOPES]:
-        raise ValueError(f"has no scope {', '.join(unknown)}; there are {', '.join(sorted(SCOPES))}")
-    return sorted(set(names))
+    return sorted(map(parse_scope, set(text.split(","))))
 
 
-def _network(text: str) -> str:
-    try:
-        return str(ip_network(text))
-    except ValueError as error:
-        raise ValueError("must be an address or a network, such as 192.0.2.0/24") from error
+def _rate(text: str) -> int:
+    number = _RATE.fullmatch(text)
+    if number is None or not 1 <= int(number[1]) <= PER_MINUTE_MAX:
+        raise ValueError(f"must be a number of requests a minute from 1 to {PER_MINUTE_MAX}, such as 60/minute")
+    return int(number[1])
 
 
-def _btc(name: str, text: str | None) -> int | None:
-    return None if text is None else given(name, parse_btc, text)
+def _reason(_: click.Context, __: click.Parameter, text: str | None) -> str:
+    return "" if text is None else given("--why", lambda why: parse_line(why, WHY_CHARS_MAX), text)
 
 
-_why = click.option("--why", default="", help="Kept for ever.")
-_WHY = click.option("--why", required=True, help="Kept for ever.")
+_why = click.option("--why", callback=_reason, help="Kept for ever.")
+_WHY = click.option("--why", callback=_reason, required=True, help="Kept for ever.")
 
 
 @click.group()
@@ -59,11 +59,30 @@ def clients() -> None:
 
 def _limits(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
-        click.option("--largest", metavar="BTC", help="The largest order.  [default: none]"),
-        click.option("--cap", metavar="BTC", help="All that it may buy.  [default: none]"),
+        click.option("--rate", metavar="N", help="Orders, reads, and look-ups a minute, each.  [default: the desk's]"),
+        click.option("--daily", multiple=True, metavar="EUR:1000.00", help="What it may buy on a day of UTC."),
+        click.option("--largest", metavar="BTC", help="The largest order."),
+        click.option("--cap", metavar="BTC", help="All that it may buy."),
     ):
         command = option(command)
     return command
+
+
+def _limits_of(cap: str | None, largest: str | None, daily: Sequence[str], rate: str | None) -> Limits:
+    """The limits that are given; `none` takes one away."""
+    limits: dict[str, Any] = {}
+    for limit, option, parse, text in (
+        ("cap_satoshi", "--cap", parse_btc, cap),
+        ("order_satoshi_max", "--largest", parse_btc, largest),
+        ("rate_per_minute", "--rate", _rate, rate),
+    ):
+        if text is not None:
+            limits[limit] = None if text == "none" else given(option, parse, text)
+    for each in daily:
+        currency, _, amount = each.partition(":")
+        cents = None if amount == "none" else given("--daily", parse_amount, amount)
+        limits.setdefault("daily_cents_max", {})[given("--daily", parse_currency, currency)] = cents
+    return Limits(**limits)
 
 
 @clients.command("create")
@@ -71,31 +90,31 @@ def _limits(command: Callable[..., None]) -> Callable[..., None]:
 @_limits
 @_why
 @of_a_desk
-def create_client(name: str, cap: str | None, largest: str | None, why: str, **desk: object) -> None:
-    """Make the client NAME."""
+def create_client(
+    name: str, *, cap: str | None, largest: str | None, daily: Sequence[str], rate: str | None, why: str, **desk: object
+) -> None:
+    """Make the client NAME. It has the limits that are given, and no others."""
     from buydesk.runtime import clients as acts  # noqa: PLC0415
 
-    limits = _btc("--cap", cap), _btc("--largest", largest)
-    click.echo(run(acts.create_client(desk_settings(desk), name, *limits, why)))
+    limits = _limits_of(cap, largest, daily, rate)
+    click.echo(run(acts.create_client(desk_settings(desk), name, limits, why)))
 
 
 @clients.command("limit")
 @click.argument("name")
-@click.option("--cap", metavar="BTC", help="All that it may buy; `none` takes the limit away.")
-@click.option("--largest", metavar="BTC", help="The largest order; `none` takes the limit away.")
+@_limits
 @_WHY
 @of_a_desk
-def limit_client(name: str, cap: str | None, largest: str | None, why: str, **desk: object) -> None:
-    """Change these limits of the client NAME; the others stay."""
+def limit_client(
+    name: str, *, cap: str | None, largest: str | None, daily: Sequence[str], rate: str | None, why: str, **desk: object
+) -> None:
+    """Change these limits of the client NAME; the others stay. `none` takes one away, as in `--daily EUR:none`."""
     from buydesk.runtime import clients as acts  # noqa: PLC0415
 
-    options = (("cap_satoshi", "--cap", cap), ("order_satoshi_max", "--largest", largest))
-    changes = {
-        limit: _btc(option, None if text == "none" else text) for limit, option, text in options if text is not None
-    }
-    if not changes:
-        raise CannotStart("nothing to change: give --cap or --largest")
-    click.echo(run(acts.limit_client(desk_settings(desk), name, changes, why)))
+    limits = _limits_of(cap, largest, daily, rate)
+    if limits == Limits():
+        raise CannotStart("nothing to change: give --cap, --largest, --daily or --rate")
+    click.echo(run(acts.limit_client(desk_settings(desk), name, limits, why)))
 
 
 @clients.command("list")
@@ -145,6 +164,26 @@ def set_cap_counts(orders: str, client: str | None, why: str, **desk: object) ->
     click.echo(run(acts.set_cap_counts(desk_settings(desk), client, why, open_only=orders == "open")))
 
 
+@click.command()
+@_WHY
+@of_a_desk
+def pause(why: str, **desk: object) -> None:
+    """Place nothing new, on every service at once; repeats are answered. Works as `clients` does."""
+    from buydesk.runtime import clients as acts  # noqa: PLC0415
+
+    click.echo(run(acts.pause(desk_settings(desk), why)))
+
+
+@click.command()
+@_WHY
+@of_a_desk
+def resume(why: str, **desk: object) -> None:
+    """Place orders again."""
+    from buydesk.runtime import clients as acts  # noqa: PLC0415
+
+    click.echo(run(acts.resume(desk_settings(desk), why)))
+
+
 @click.group()
 def keys() -> None:
     """Keys, by which clients are known. Works as `clients` does."""
@@ -161,17 +200,21 @@ def _show(key: Key) -> None:
 @click.option("--scopes", required=True, help="What it permits, separated by commas.")
 @click.option("--expires", metavar="90d", help="When it ends, from now.  [default: never]")
 @click.option("--allow-from", multiple=True, metavar="CIDR", help="Where it may be used.  [default: everywhere]")
+@click.option("--rate", metavar="N", help="Orders, reads, and look-ups a minute, each, beside its client's limit.")
 @_why
 @of_a_desk
-def create_key(client: str, scopes: str, why: str, expires: str | None, allow_from: Sequence[str], **desk: Any) -> None:
+def create_key(
+    client: str, *, scopes: str, why: str, expires: str | None, allow_from: Sequence[str], rate: str | None, **desk: Any
+) -> None:
     """Make a key for CLIENT, and show it, once."""
     from buydesk.runtime import clients as acts  # noqa: PLC0415
 
     new = NewKey(
         client,
         given("--scopes", _scopes, scopes),
-        [given("--allow-from", _network, each) for each in allow_from],
+        [given("--allow-from", parse_network, each) for each in allow_from],
         None if expires is None else utc_now() + given("--expires", _lasting, expires),
+        None if rate is None else given("--rate", _rate, rate),
     )
     _show(run(acts.create_key(desk_settings(desk), new, why)))
 

@@ -84,10 +84,18 @@ class Rate(NamedTuple):
     is_over: bool
 
 
+_OVER: dict[RateKind, str] = {
+    "orders": "The limit is {} orders a minute.",
+    "reads": "The limit is {} reads a minute.",
+    "lookups": "The limit is {} look-ups a minute.",
+    "guesses": "Too many invalid keys came from this address: {} a minute are the limit.",
+}
+
+
 def refusal(rate: Rate) -> RateLimited:
     """What a caller hears that is over its rate."""
     return RateLimited(
-        f"At the most {rate.per_minute} {rate.kind} a minute are taken.",
+        _OVER[rate.kind].format(rate.per_minute),
         retry_after_seconds=rate.seconds,
         policy=rate.kind,
         per_minute=rate.per_minute,
@@ -188,6 +196,7 @@ class RateLimiter:
         self._hurry = asyncio.Event()
         self._reporting: asyncio.Task[None] | None = None
         self._is_away = False
+        self._is_closed = False
 
     def take(self, kind: RateKind, caller: Caller, address: Address | None) -> Rate | None:
         """Counts a request, or finds that it is over a limit: then it is not counted. None where there is no limit."""
@@ -260,9 +269,10 @@ class RateLimiter:
     def _report_soon(self, counter: _Counter) -> None:
         if len(self._due) < COUNTERS_MAX:  # what is beyond counts here alone
             self._due[counter.name] = counter
-        if counter.unreported * HURRY_SHARE >= counter.per_minute or len(self._due) >= LOTS_MAX:
+        is_unknown = self._clock.monotonic() - counter.asked_at >= ASK_SECONDS  # how it stands elsewhere
+        if is_unknown or counter.unreported * HURRY_SHARE >= counter.per_minute or len(self._due) >= LOTS_MAX:
             self._hurry.set()
-        if self._reporting is None or self._reporting.done():
+        if not self._is_closed and (self._reporting is None or self._reporting.done()):
             self._reporting = asyncio.create_task(self._report_all())
 
     async def _report_all(self) -> None:
@@ -304,6 +314,7 @@ class RateLimiter:
 
     async def close(self) -> None:
         """Reports no more."""
+        self._is_closed = True
         if self._reporting is not None:
             self._reporting.cancel()
             await asyncio.gather(self._reporting, return_exceptions=True)

@@ -10,8 +10,6 @@ Scope = Literal[
     "quotes:create",
     "events:read",
     "webhooks:manage",
-    "reports:read",
-    "metrics:read",
     "clients:manage",
     "desk:pause",
     "desk:cap",

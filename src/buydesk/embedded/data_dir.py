@@ -1,9 +1,9 @@
 """The data directory: where it is, that one desk at a time uses it, and that what gets its name there is whole.
 
-In it: ``lock``, the secrets that services share (``*-tokens``, ``price-signing-key``), ``replay.json`` (the sandbox's
-position), ``postgres`` (the cluster), ``socket`` (PostgreSQL's and, of separate services, ``redis.sock``),
-``postgres.log``, ``redis.log``; for root ``programs`` (copies out of the wheel). Nobody else can open any of it, but
-for those copies.
+In it: ``lock``, the secrets that services share (``*-tokens``, ``price-signing-key``), ``operator-key``,
+``replay.json`` (the sandbox's position), ``postgres`` (the cluster), ``socket`` (PostgreSQL's and, of separate
+services, ``redis.sock``), ``postgres.log``, ``redis.log``; for root ``programs`` (copies out of the wheel). Nobody else
+can open any of it, but for those copies.
 """
 
 import contextlib
@@ -68,6 +68,24 @@ def touch_private(file: Path) -> None:
     file.touch(mode=0o600)
     if file.stat().st_mode & 0o077:
         file.chmod(0o600)
+
+
+def read_private(file: Path) -> str:
+    """The text of the file, "" of a new one; only its owner can open it from now on."""
+    touch_private(file)
+    return file.read_text().strip()
+
+
+def write_private(file: Path, text: str) -> None:
+    """Puts the text on disk, whole, in a file that only its owner can read."""
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.unlink(missing_ok=True)
+    unfinished.touch(mode=0o600)
+    with unfinished.open("w") as open_file:
+        open_file.write(text)
+        open_file.flush()
+        os.fsync(open_file.fileno())
+    unfinished.rename(file)
 
 
 def make_private(directory: Path, account: Account | None) -> None:

@@ -25,7 +25,7 @@ _ID = re.compile(ID_PATTERN)
 
 def read_key_id(request: Request) -> str:
     """The id of a key in the path; raises InvalidRequest."""
-    if not _ID.match(request.parameter):
+    if not _ID.fullmatch(request.parameter):
         raise InvalidRequest.of("id", "must be the id of a key")
     return request.parameter
 

@@ -13,7 +13,7 @@ from buydesk.settings.model import PORT_OFFSET_MAX, Settings, variable
 from buydesk.topology import PORTS
 
 BACKLOG = 2048
-# All seven services at `connections_max`, and the connections between them.
+# All eight services at `connections_max`, and the connections between them.
 OPEN_FILES = 65_536
 # All ports of a desk lie within one of these steps.
 OFFSET_STEP = 100

@@ -176,7 +176,7 @@ def refusal(problem: DeskError, caller: Caller) -> DeskError:
 _EXAMPLE = PlacedDocument("Order was placed for EUR:69.00", placed_document(EXAMPLE_ORDER))
 _KEY_SCHEMA = {"type": "string", "pattern": KEY_PATTERN}
 _AMOUNT_RULE = "0 < amount < 1,000,000,000, a whole number of cents."
-_AMOUNT_TEXT_SCHEMA = {
+AMOUNT_TEXT_SCHEMA = {
     "type": "string",
     "pattern": r"^([1-9][0-9]{0,8}(\.[0-9]{1,2})?|0\.(0[1-9]|[1-9][0-9]?))$",
     "description": f"{_AMOUNT_RULE} Any other JSON number of this value in at most 32 characters will do too.",
@@ -186,7 +186,7 @@ _AMOUNT_SCHEMA = {
     "description": _AMOUNT_RULE,
     "oneOf": [
         {"type": "number", "minimum": 0.01, "exclusiveMaximum": 1_000_000_000, "multipleOf": 0.01},
-        _AMOUNT_TEXT_SCHEMA,
+        AMOUNT_TEXT_SCHEMA,
     ],
     "examples": ["69.00"],
 }
@@ -217,7 +217,7 @@ _MEMBERS = (_CURRENCY, _AMOUNT, _KEY, _REFERENCE, _METADATA)
 # Documented as if none were needed: an order may come in the body instead.
 _PARAMETERS = (
     _CURRENCY._replace(is_required=False),
-    _AMOUNT._replace(schema=_AMOUNT_TEXT_SCHEMA, is_required=False),
+    _AMOUNT._replace(schema=AMOUNT_TEXT_SCHEMA, is_required=False),
     _KEY._replace(schema=_KEY_SCHEMA),
     _REFERENCE._replace(schema=_REFERENCE_SCHEMA, description="The client's own: an end customer, or an invoice."),
 )

@@ -135,7 +135,7 @@ GET_STATUS = operation(
         },
     ),
     errors=(InvalidRequest,),
-    description="Always answers 200: `status` is `ok` when every part is and all seven services are `alive`, "
+    description="Always answers 200: `status` is `ok` when every part is and all eight services are `alive`, "
     "otherwise `degraded`. A part that is not `ok` says why. A service is `unknown` while nothing was heard of it "
     "since the reports were lost, or while they cannot be read; only `verified` reports tell its state. Of names that "
     "are not the desk's the last reports are shown too, and change no `status`. Of the `sources` one that is down is a "

@@ -45,7 +45,7 @@ class Traffic(Collector):
 
 
 class RefusedCallers(Collector):
-    """Counts the callers that one service refused for their key, by why: they themselves are not told."""
+    """Counts the callers that one service refused for their key or their rate, by why: they themselves are not told."""
 
     def __init__(self, service: str) -> None:
         self._service = service
@@ -58,7 +58,7 @@ class RefusedCallers(Collector):
     def collect(self) -> Iterator[Metric]:
         """What prometheus_client asks for at every scrape."""
         refused = CounterMetricFamily(
-            "buydesk_callers_refused", "Callers refused for their key.", labels=["service", "why"]
+            "buydesk_callers_refused", "Callers refused for their key or their rate.", labels=["service", "why"]
         )
         for why, count in self._refused.items():
             refused.add_metric([self._service, why], count)

@@ -84,10 +84,6 @@ class AnchorStore(Protocol):
         most."""
         ...
 
-    async def confirm(self, new: NewConfirmation) -> Confirmation:
-        """Keeps a confirmation, which ends by the ledger's clock; raises InvalidRequest as `require_confirmable`."""
-        ...
-
     async def close(self) -> None: ...
 
 

@@ -1,77 +1,116 @@
-"""What the commands `clients`, `cap`, `keys` and `audit` print."""
+"""What the commands `clients`, `cap`, `pause`, `keys` and `audit` print."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
-from buydesk.backends.postgres.registry import DeskCap
+from buydesk.clients import registry
 from buydesk.clients.audit import broken_entries
 from buydesk.clients.keys import Key
 from buydesk.clients.model import NewKey, StoredKey
+from buydesk.clients.registry import (
+    CLIENTS_MAX,
+    Client,
+    CreateClient,
+    Desk,
+    LimitClient,
+    Limits,
+    Pause,
+    Resume,
+    RevokeKey,
+    SetCap,
+    SetCapCounts,
+)
 from buydesk.errors import CannotStart
-from buydesk.money import format_btc
-from buydesk.runtime.registry import registry_of
+from buydesk.money import format_btc, format_cents
+from buydesk.runtime.registry import desk_of
 from buydesk.settings.model import Settings
 from buydesk.times import format_time, utc_now
 
+_ALL = 2**31 - 1
 
-async def create_client(settings: Settings, name: str, cap: int | None, largest: int | None, why: str) -> str:
+
+async def create_client(settings: Settings, name: str, limits: Limits, why: str) -> str:
     """Makes a client."""
-    async with registry_of(settings) as registry:
-        await registry.create_client(name, cap, largest, why)
+    async with desk_of(settings) as desk:
+        await desk.change(CreateClient(name, limits), why)
     return f"The client {name} is there: buydesk keys create {name} --scopes orders:create,orders:read"
 
 
-async def limit_client(settings: Settings, name: str, changes: Mapping[str, int | None], why: str) -> str:
+async def limit_client(settings: Settings, name: str, limits: Limits, why: str) -> str:
     """Changes limits of a client."""
-    async with registry_of(settings) as registry:
-        found = await registry.limit_client(name, changes, why)
-    cap, largest = _btc(found.cap_satoshi), _btc(found.order_satoshi_max)
-    return f"The client {name} has a cap of {cap} and a largest order of {largest}."
+    async with desk_of(settings) as desk:
+        await desk.change(LimitClient(name, limits), why)
+        found = await desk.registry.client(name)
+    return _table(_CLIENT_HEAD, [_client_row(found)])
 
 
 async def clients(settings: Settings) -> str:
     """A line for each client."""
-    async with registry_of(settings) as registry:
-        found = await registry.clients()
-    rows = [
-        (
-            each.name,
-            str(each.orders),
-            format_btc(each.used_satoshi),
-            _btc(each.cap_satoshi),
-            _counted(open_only=each.cap_counts_open),
-            _btc(each.order_satoshi_max),
-            str(each.keys),
-        )
-        for each in found
-    ]
-    return _table(("NAME", "ORDERS", "USED", "CAP", "COUNTS", "LARGEST ORDER", "KEYS"), rows)
+    async with desk_of(settings) as desk:
+        found: list[Client] = []
+        while more := await desk.registry.clients(found[-1].name if found else "", CLIENTS_MAX):
+            found += more
+    return _table(_CLIENT_HEAD, list(map(_client_row, found)))
+
+
+_CLIENT_HEAD = ("NAME", "ORDERS", "USED", "CAP", "COUNTS", "LARGEST ORDER", "A DAY", "A MINUTE", "KEYS")
+
+
+def _client_row(client: Client) -> tuple[str, ...]:
+    daily = client.daily_cents_max.items()
+    return (
+        client.name,
+        str(client.orders),
+        format_btc(client.used_satoshi),
+        _btc(client.cap_satoshi),
+        _counted(open_only=client.cap_counts_open),
+        _btc(client.order_satoshi_max),
+        ",".join(f"{currency}:{format_cents(cents)}" for currency, cents in daily) or "none",
+        "default" if client.rate_per_minute is None else str(client.rate_per_minute),
+        str(client.keys),
+    )
 
 
 async def desk_cap(settings: Settings) -> str:
     """The desk's cap, and what is used of it."""
-    async with registry_of(settings) as registry:
-        return _told(await registry.desk_cap())
+    async with desk_of(settings) as desk:
+        return _told(await desk.registry.desk())
 
 
 async def set_cap(settings: Settings, cap_satoshi: int, why: str) -> str:
     """Sets the desk's cap."""
-    async with registry_of(settings) as registry:
-        return _told(await registry.set_cap(cap_satoshi, why))
+    async with desk_of(settings) as desk:
+        await desk.change(SetCap(cap_satoshi), why)
+        return _told(await desk.registry.desk())
 
 
 async def set_cap_counts(settings: Settings, client: str | None, why: str, *, open_only: bool) -> str:
     """Sets what a cap counts."""
-    async with registry_of(settings) as registry:
-        await registry.set_cap_counts(client, why, open_only=open_only)
+    async with desk_of(settings) as desk:
+        await desk.change(SetCapCounts(client, open_only), why)
         if client is None:
-            return _told(await registry.desk_cap())
+            return _told(await desk.registry.desk())
     return f"The cap of the client {client} counts {_counted(open_only=open_only)} orders."
 
 
-def _told(found: DeskCap) -> str:
-    used, cap = format_btc(found.used_satoshi), format_btc(found.cap_satoshi)
-    return f"{used} of {cap} BTC are sold, counting {_counted(open_only=found.cap_counts_open)} orders."
+async def pause(settings: Settings, why: str) -> str:
+    """Stops all placing."""
+    async with desk_of(settings) as desk:
+        await desk.change(Pause(), why)
+    return "The desk is paused: it places nothing new and answers repeats. `buydesk resume` ends that."
+
+
+async def resume(settings: Settings, why: str) -> str:
+    """Takes placing up again."""
+    async with desk_of(settings) as desk:
+        await desk.change(Resume(), why)
+    return "The desk places orders."
+
+
+def _told(desk: Desk) -> str:
+    used, cap = format_btc(desk.used_satoshi), format_btc(desk.cap_satoshi)
+    paused = " The desk is paused." if desk.paused else ""
+    return f"{used} of {cap} BTC are sold, counting {_counted(open_only=desk.cap_counts_open)} orders.{paused}"
 
 
 def _counted(*, open_only: bool) -> str:
@@ -80,35 +119,35 @@ def _counted(*, open_only: bool) -> str:
 
 async def create_key(settings: Settings, new: NewKey, why: str) -> Key:
     """Makes a key."""
-    async with registry_of(settings) as registry:
-        return await registry.create_key(new, why)
+    async with desk_of(settings) as desk:
+        return await registry.create_key(desk.registry, new, why, desk.by)
 
 
 async def rotate_key(settings: Settings, key_id: str, overlap: timedelta, why: str) -> Key:
     """Makes a key that takes another's place."""
-    async with registry_of(settings) as registry:
-        return await registry.rotate_key(key_id, overlap, why)
+    async with desk_of(settings) as desk:
+        return await registry.rotate_key(desk.registry, key_id, overlap, why, desk.by)
 
 
 async def revoke_key(settings: Settings, key_id: str, why: str) -> str:
     """Ends a key."""
-    async with registry_of(settings) as registry:
-        await registry.revoke_key(key_id, why)
+    async with desk_of(settings) as desk:
+        await desk.change(RevokeKey(key_id), why)
     return f"The key {key_id} is revoked: no service takes it after {settings.key_cache_seconds:g} s."
 
 
 async def keys(settings: Settings, client: str | None) -> str:
     """A line for each key."""
-    async with registry_of(settings) as registry:
-        found = await registry.keys(client)
+    async with desk_of(settings) as desk:
+        found = await desk.registry.keys(client, _ALL)
     rows = [(each.id, each.client, _state(each), _last_use(each), ",".join(each.scopes)) for each in found]
     return _table(("ID", "CLIENT", "STATE", "LAST USED", "SCOPES"), rows)
 
 
 async def audit(settings: Settings, limit: int) -> str:
     """The last acts, a line each, once it is sure that none was changed; raises CannotStart otherwise."""
-    async with registry_of(settings) as registry:
-        acts = await registry.acts()
+    async with desk_of(settings) as desk:
+        acts = await desk.registry.acts(0, _ALL)
     if broken := list(broken_entries(acts)):
         raise CannotStart(f"the record of acts was changed: entry {broken[0]} does not fit those before it")
     lines = [

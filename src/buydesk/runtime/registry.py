@@ -1,32 +1,59 @@
-"""Clients and keys of a desk for its operators, in its database: whether the desk runs or not."""
+"""A desk for its operators, in its database: whether it runs or not."""
 
 import contextlib
 import getpass
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import asyncpg
 
-from buydesk.backends.postgres.registry import Operator, Registry, registry_at
-from buydesk.embedded.data_dir import default_data_dir, locked
+from buydesk.backends.postgres.registry import OwnDesk, own_desk
+from buydesk.clients.keys import parse_key_text
+from buydesk.clients.model import OPERATOR, NewKey
+from buydesk.clients.registry import CLIENTS_MAX, CreateClient, Limits, Operator, RevokeKey, create_key
+from buydesk.clients.scopes import SCOPES
+from buydesk.embedded.data_dir import default_data_dir, locked, read_private, write_private
 from buydesk.embedded.postgres import CONNECT_SECONDS_MAX, EmbeddedPostgres
-from buydesk.errors import CannotStart
+from buydesk.errors import CannotStart, ClientExists
 from buydesk.settings.model import Settings
+from buydesk.times import utc_now
+
+_WHY_KEPT = "for whoever runs this desk; kept in its data directory"
 
 
 @contextlib.asynccontextmanager
-async def registry_of(settings: Settings) -> AsyncIterator[Registry]:
-    """The registry of the desk at DATABASE_URL, or else in the data directory; raises CannotStart."""
-    operator = Operator(_user(), socket.gethostname())
-    async with _database_url(settings) as url, registry_at(url, operator) as registry:
-        yield registry
+async def desk_of(settings: Settings) -> AsyncIterator[OwnDesk]:
+    """The desk at DATABASE_URL, or else in the data directory; raises CannotStart."""
+    async with _database_url(settings) as url, own_desk(url, operator()) as desk:
+        yield desk
 
 
-def _user() -> str:
+def operator() -> Operator:
+    """Whoever runs this program, on this machine."""
     try:
-        return getpass.getuser()
+        name = getpass.getuser()
     except (KeyError, OSError):  # an account without a name
-        return "unknown"
+        name = "unknown"
+    return Operator(name, socket.gethostname())
+
+
+async def keep_operator_key(database_url: str, file: Path) -> None:
+    """Has a key for operators in the file, for its owner only: a new one, of the client OPERATOR, when there is none
+    yet or the database does not take it any more. It permits everything: nobody grants more than they have. Raises
+    CannotStart."""
+    async with own_desk(database_url, operator()) as desk:
+        kept = read_private(file)
+        valid = [key for key in await desk.registry.keys(OPERATOR, CLIENTS_MAX) if key.is_valid(utc_now())]
+        with contextlib.suppress(ValueError):
+            if parse_key_text(kept).digest in {key.digest for key in valid}:
+                return
+        with contextlib.suppress(ClientExists):
+            await desk.change(CreateClient(OPERATOR, Limits()), _WHY_KEPT)
+        for key in valid:  # whoever lost the file, or deleted it, wants no other to be taken
+            await desk.change(RevokeKey(key.id), "the file that kept it is gone")
+        made = await create_key(desk.registry, NewKey(OPERATOR, sorted(SCOPES)), _WHY_KEPT, desk.by)
+        write_private(file, made.text)
 
 
 @contextlib.asynccontextmanager

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from buydesk.embedded.accounts import server_account
-from buydesk.embedded.data_dir import CLUSTER, default_data_dir, locked, secret_file, touch_private
+from buydesk.embedded.data_dir import CLUSTER, default_data_dir, locked, read_private, secret_file, write_private
 from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.embedded.programs import find_redis
 from buydesk.embedded.redis import EmbeddedRedis
@@ -94,6 +94,8 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separa
     settings, redis = await _start_redis(settings, data_dir, stack, separate=separate, say=say)
     await importing
     await _migrate(settings, say)
+    if variable("database_url") not in given:
+        await _keep_operator_key(settings, data_dir)
     say("Starting the services …")
     if separate:
         close(listeners.values())
@@ -113,18 +115,10 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separa
 
 def kept_secret(path: Path, new: Callable[[], str]) -> str:
     """The secret in the file; a `new` one when there is no such file yet, which then is for its owner only."""
-    touch_private(path)
-    if kept := path.read_text().strip():
+    if kept := read_private(path):
         return kept
     made = new()
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.unlink(missing_ok=True)
-    unfinished.touch(mode=0o600)
-    with unfinished.open("w") as file:
-        file.write(made)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path)
+    write_private(path, made)
     return made
 
 
@@ -193,6 +187,14 @@ async def _migrate(settings: Settings, say: Say) -> None:
             await PostgresKeys(ledger).require_any()
     finally:
         await ledger.close()
+
+
+async def _keep_operator_key(settings: Settings, data_dir: Path) -> None:
+    """Has a key for operators in the data directory, by whose database it is taken."""
+    from buydesk.runtime.registry import keep_operator_key  # noqa: PLC0415  # imported by now, with the services
+
+    assert settings.database_url is not None  # noqa: S101  # the embedded one's
+    await keep_operator_key(settings.database_url.get_secret_value(), secret_file(data_dir, "operator_key"))
 
 
 async def _run_migrate(settings: Settings, wait_seconds: float) -> None:

@@ -1,6 +1,6 @@
 """Wiring: the only place that knows both services and backends.
 
-One rule makes one process or seven: if the service that owns a port runs in this process, its own backend is used;
+One rule makes one process or eight: if the service that owns a port runs in this process, its own backend is used;
 otherwise that service is called by HTTP. Nothing else branches.
 """
 
@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pydantic import SecretStr
 
@@ -19,14 +19,18 @@ from buydesk.backends.postgres.anchors import PostgresAnchors
 from buydesk.backends.postgres.clients import PostgresKeys
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.life import PostgresLife
+from buydesk.backends.postgres.refusals import PostgresRefusals
+from buydesk.backends.postgres.registry import registry_beside
 from buydesk.backends.remote import RemoteAnchorStore, RemoteLedger, RemoteLife, RemotePriceStore, RemoteReportStore
 from buydesk.backends.remote.clients import RemoteKeys
 from buydesk.backends.remote.rates import RemoteRateStore
+from buydesk.backends.remote.registry import RemoteRefusals, RemoteRegistry
 from buydesk.backends.sources import exchanges
 from buydesk.backends.sources.sandbox import sandbox_sources
 from buydesk.clients.cache import KeyCache
 from buydesk.clients.model import KeyStore
 from buydesk.clients.rates import RateLimiter, RateStore
+from buydesk.clients.registry import Registry, ShownKey
 from buydesk.errors import CannotStart, DeskError, WrongMode
 from buydesk.http.app import Check, Service
 from buydesk.observability.clock_skew import ClockMonitor
@@ -34,6 +38,7 @@ from buydesk.observability.reporter import Reporter, ReportHandler
 from buydesk.observability.reports import ReportStore
 from buydesk.orders.life import OrderLife
 from buydesk.orders.model import OrderLedger
+from buydesk.orders.refusals import RefusalReads, RefusalRecorder
 from buydesk.prices.anchors import AnchorStore
 from buydesk.prices.model import PriceSource, PriceStore
 from buydesk.services import (
@@ -43,6 +48,7 @@ from buydesk.services import (
     db_proxy,
     fetch_buy_orders,
     health_check,
+    operate_desk,
     process_buy_orders,
 )
 from buydesk.settings.model import Settings, variable
@@ -58,13 +64,21 @@ if TYPE_CHECKING:
 _CLOCKS_ASKED_SECONDS = 1.0
 
 
-_Ledger = tuple[OrderLedger, OrderLife, AnchorStore, KeyStore]
-
-
 class Closeable(Protocol):
     """What holds connections."""
 
     async def close(self) -> None: ...
+
+
+class _Ledger(NamedTuple):
+    """The ledger, and what is kept in it beside orders."""
+
+    orders: OrderLedger
+    life: OrderLife
+    anchors: AnchorStore
+    keys: KeyStore
+    registry: Registry[ShownKey]
+    refusals: RefusalReads
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,8 @@ class WiredServices:
 def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServices:
     """The named services, wired to each other or to where the others are; raises CannotStart for a missing setting."""
     clocks = ClockMonitor(", ".join(services) if len(services) == 1 else "the desk", settings.clock_skew_seconds_max)
-    ledger, life, anchors, keys = _ledger(settings, clocks, is_own="db_proxy" in services)
+    kept = _ledger(settings, clocks, is_own="db_proxy" in services)
+    ledger, keys = kept.orders, kept.keys
     cache = KeyCache(keys, settings)
     store = _store(settings, clocks, is_own="api_cache_proxy" in services)
     rate_store = _rate_store(settings, clocks, is_own="api_cache_proxy" in services)
@@ -132,37 +147,56 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServi
 
     makers: dict[str, Callable[[Reporter], Service]] = {
         "create_buy_order": lambda reporter: create_buy_order.create_app(settings, ledger, store, reporter),
-        "fetch_buy_orders": lambda reporter: fetch_buy_orders.create_app(settings, ledger, reporter),
-        "process_buy_orders": lambda reporter: process_buy_orders.create_app(settings, life, ledger.check, reporter),
-        "db_proxy": lambda reporter: db_proxy.create_app(settings, ledger, life, anchors, reporter, keys=keys),
+        "fetch_buy_orders": lambda reporter: fetch_buy_orders.create_app(settings, ledger, reporter, kept.refusals),
+        "process_buy_orders": lambda reporter: process_buy_orders.create_app(
+            settings, kept.life, ledger.check, reporter
+        ),
+        "operate_desk": lambda reporter: operate_desk.create_app(kept.registry, kept.refusals, ledger.check, reporter),
+        "db_proxy": lambda reporter: _db_proxy(settings, kept, reporter),
         "api_cache_proxy": lambda reporter: api_cache_proxy.create_app(settings, store, rate_store, reporter),
-        "api_updater": lambda reporter: api_updater.create_app(settings, sources, store, reporter, anchors=anchors),
+        "api_updater": lambda reporter: api_updater.create_app(
+            settings, sources, store, reporter, anchors=kept.anchors
+        ),
         "health_check": lambda reporter: health_check.create_app(
             settings, report_store, ledger.check, store, redis_check=redis_check, reporter=reporter
         ),
     }
     checks = [] if redis_check is None else [redis_check]
-    ours: tuple[Closeable, ...] = (ledger, life, anchors, keys, limiter, rate_store, store, report_store)
+    ours: tuple[Closeable, ...] = (*kept, limiter, rate_store, store, report_store)
     backends = (*sources, *ours, *checks)
     require_keys = keys.require_any if settings.access == "keys" and isinstance(keys, PostgresKeys) else None
     return WiredServices({name: app(name) for name in reporters}, reporters, backends, ledger, require_keys)
 
 
+def _db_proxy(settings: Settings, kept: _Ledger, reporter: Reporter) -> Service:
+    assert isinstance(kept.orders, PostgresLedger)  # noqa: S101  # whose process has db_proxy has its own
+    assert kept.orders.refusals is not None  # noqa: S101  # `_ledger` has given it
+    return db_proxy.create_app(
+        settings,
+        kept.orders,
+        kept.life,
+        kept.anchors,
+        reporter,
+        keys=kept.keys,
+        registry=kept.registry,
+        refusals=kept.orders.refusals,
+    )
+
+
 def _ledger(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> _Ledger:
-    """The ledger, what becomes of its orders, and what is kept in it beside them."""
     if not is_own:
         url = settings.url("db_proxy")
-        return (
-            RemoteLedger(url, settings, clocks),
-            RemoteLife(url, settings, clocks),
-            RemoteAnchorStore(url, settings, clocks),
-            RemoteKeys(url, settings, clocks),
-        )
+        at = (url, settings, clocks)
+        life, anchors = RemoteLife(*at), RemoteAnchorStore(*at)
+        return _Ledger(RemoteLedger(*at), life, anchors, RemoteKeys(*at), RemoteRegistry(*at), RemoteRefusals(*at))
     if settings.database_url is None:
         raise CannotStart("DATABASE_URL is missing: db_proxy needs a PostgreSQL database")
     livemode = settings.price_feed == "live"
     ledger = PostgresLedger(settings.database_url.get_secret_value(), settings, livemode, clocks)
-    return ledger, PostgresLife(ledger), PostgresAnchors(ledger), PostgresKeys(ledger)
+    beside = (PostgresLife(ledger), PostgresAnchors(ledger), PostgresKeys(ledger))
+    refusals = PostgresRefusals(ledger)
+    ledger.refusals = RefusalRecorder(refusals)
+    return _Ledger(ledger, *beside, registry_beside(ledger), refusals)
 
 
 def _store(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> PriceStore:

@@ -9,14 +9,15 @@ from datetime import timedelta
 
 from fastapi import Response
 
-from buydesk.errors import DeskError, InvalidRequest, PriceStale, RateLimited
+from buydesk.errors import DeskError, InvalidRequest, Paused, PriceStale, RateLimited
 from buydesk.http.app import Service, service_app
 from buydesk.http.orders import PLACE_ORDER, created, read_order, refusal
 from buydesk.http.requests import Request
 from buydesk.observability.reporter import Reporter
-from buydesk.orders.batching import OrderBatcher, PendingOrder
+from buydesk.orders.batching import OrderBatcher
 from buydesk.orders.model import OrderLedger, PricedOrder, Refused
 from buydesk.orders.pricing import price_order
+from buydesk.orders.waiting import PendingOrder
 from buydesk.prices.cache import FIRST_PRICE_SECONDS_MAX, PriceCache
 from buydesk.prices.model import PriceRecord, PriceStore
 from buydesk.settings.model import Settings
@@ -74,7 +75,7 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
         [waiting] = queue.put([refused], time.monotonic() + seconds_max)
         outcome = await waiting.outcome
         if isinstance(outcome, Refused):
-            raise over if isinstance(outcome.problem, RateLimited) else outcome.problem
+            raise over if isinstance(outcome.problem, RateLimited | Paused) else outcome.problem
         return created(outcome.order, orders_url, is_replay=True)
 
     async def check_ledger() -> None:

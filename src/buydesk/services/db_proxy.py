@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from buydesk.clients.model import KeyStore
+from buydesk.clients.registry import Registry, ShownKey
 from buydesk.errors import ClockSkewed, DeskError, ExposureCapExceeded, InvalidRequest, Overloaded, PriceUnavailable
 from buydesk.http.anchors import add_anchor_routes
 from buydesk.http.app import Service, service_app
@@ -38,6 +39,7 @@ from buydesk.http.members import decode_body, read_query, whole_number
 from buydesk.http.openapi import operation
 from buydesk.http.pages import id_of
 from buydesk.http.prices import wrong_members_named
+from buydesk.http.registry import add_registry_routes
 from buydesk.http.requests import Request, require_json, require_token
 from buydesk.http.responses import MsgspecResponse
 from buydesk.observability.reporter import Reporter
@@ -62,6 +64,7 @@ from buydesk.orders.life_documents import (
 from buydesk.orders.model import Exposure, OrderLedger, Outcome, Placed, PricedOrder, Refused
 from buydesk.orders.paging import PageReader
 from buydesk.orders.pricing import price_order
+from buydesk.orders.refusals import RefusalRecorder
 from buydesk.orders.representations import order_document
 from buydesk.prices.anchors import AnchorStore
 from buydesk.prices.documents import record_document
@@ -140,20 +143,23 @@ def create_app(
     reporter: Reporter,
     *,
     keys: KeyStore,
+    registry: Registry[ShownKey],
+    refusals: RefusalRecorder,
 ) -> Service:
-    """The service over a ledger, what becomes of its orders, and the anchors and keys that are kept in it. Its caller
-    closes them."""
+    """The service over a ledger, what becomes of its orders, and what is kept in it beside them. Its caller closes
+    them."""
     queue = OrderBatcher(ledger, settings, NAME)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        async with queue:
+        async with refusals.running(), queue:
             yield
 
     exposure, proofs = ExposureSeen(ledger), PriceProofs()
     checks = {"database": exposure.check, "prices": proofs.check}
     app = service_app(NAME, "The ledger, over HTTP", checks, reporter, lifespan)
     app.registry.register(exposure)
+    app.registry.register(refusals)
     may_place = tokens(settings.placing_tokens)
     most_ms = int(settings.order_seconds_max * 1000)  # so long a client waits, and no sender longer
     answer_within_ms = whole_number("answer_within_ms", "", most_ms, default=most_ms)
@@ -166,9 +172,8 @@ def create_app(
         give_up_at = time.monotonic() + sender_waits_ms / 1000 * SENDER_WAITS_SHARE
         document = await _document(request)
         items = document if isinstance(document, list) else [document]
-        answers = [
-            outcome_document(outcome) for outcome in await _place_list(queue, items, give_up_at, settings, proofs)
-        ]
+        outcomes = await _place_list(queue, items, give_up_at, settings, proofs)
+        answers = list(map(outcome_document, outcomes))
         return MsgspecResponse(answers if isinstance(document, list) else answers[0])
 
     app.add_direct_route("/add/", "POST", add, _ADD_OPERATION)
@@ -176,6 +181,7 @@ def create_app(
     _add_life(app, life, settings)
     add_anchor_routes(app, anchors, settings)
     add_key_routes(app, keys, settings)
+    add_registry_routes(app, registry, refusals.store, settings)
     return app
 
 

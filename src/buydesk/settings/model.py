@@ -61,7 +61,15 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "placing_tokens": ("create_buy_order", "db_proxy"),
     "reading_tokens": ("db_proxy", "fetch_buy_orders"),
     "processing_tokens": ("db_proxy", "process_buy_orders"),
-    "counting_tokens": ("api_cache_proxy", "create_buy_order", "db_proxy", "fetch_buy_orders", "process_buy_orders"),
+    "operating_tokens": ("db_proxy", "operate_desk"),
+    "counting_tokens": (
+        "api_cache_proxy",
+        "create_buy_order",
+        "db_proxy",
+        "fetch_buy_orders",
+        "operate_desk",
+        "process_buy_orders",
+    ),
     "reporting_tokens": tuple(PORTS),
 }
 TOKENS = tuple(name for name in OWNERS if name.endswith("_tokens"))
@@ -124,7 +132,7 @@ class Settings(BaseSettings):
     db_proxy_database_url: DatabaseUrl | None = Field(
         None,
         description="The DATABASE_URL of db_proxy, if it has an account of its own: `migrate` makes that account, sets "
-        "its password and lets it read, place orders and keep what prices are judged by, and nothing else.",
+        "its password and lets it do what db_proxy does, and nothing else.",
     )
     redis_url: RedisUrl | None = Field(
         None,
@@ -165,14 +173,16 @@ class Settings(BaseSettings):
         None, description="Where the sandbox keeps its position (and `up` everything)."
     )
     publishing_tokens: SharedTokens = Field(
-        description="What api_updater shows api_cache_proxy to publish prices and db_proxy to keep the last ones, and "
-        "operators to confirm one."
+        description="What api_updater shows api_cache_proxy to publish prices and db_proxy to keep the last ones."
     )
     placing_tokens: SharedTokens = Field(description="What create_buy_order shows db_proxy to place orders.")
     reading_tokens: SharedTokens = Field(description="What fetch_buy_orders shows db_proxy to read orders.")
     processing_tokens: SharedTokens = Field(
         description="What processors show process_buy_orders to settle and cancel orders and to follow the desk's "
         "events, and it shows db_proxy."
+    )
+    operating_tokens: SharedTokens = Field(
+        description="What operate_desk shows db_proxy. It permits nothing without an operator's key beside it."
     )
     counting_tokens: SharedTokens = Field(
         description="What the services that callers call show api_cache_proxy to count requests together."

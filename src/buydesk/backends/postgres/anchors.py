@@ -1,26 +1,26 @@
 """AnchorStore in PostgreSQL, beside the orders: what was published last, and what an operator confirmed."""
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from buydesk.backends.postgres.ledger import PostgresLedger
+import asyncpg
+
 from buydesk.money import CURRENCIES, Currency
-from buydesk.prices.anchors import (
-    CONFIRMATIONS_MAX,
-    Anchor,
-    AnchorStore,
-    Confirmation,
-    NewConfirmation,
-    require_confirmable,
-)
+from buydesk.prices.anchors import CONFIRMATIONS_MAX, Anchor, AnchorStore, Confirmation
 
 # A newer program's currencies may be in the database too.
 _KNOWN = list(CURRENCIES)
 
 
-class PostgresAnchors(AnchorStore):
-    """Uses the ledger's sessions; whoever made the ledger closes it."""
+class _Fetches(Protocol):
+    async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]: ...
 
-    def __init__(self, ledger: PostgresLedger) -> None:
+
+class PostgresAnchors(AnchorStore):
+    """Uses the sessions of the ledger, or of whatever else fetches what named queries find; whoever made that closes
+    it."""
+
+    def __init__(self, ledger: _Fetches) -> None:
         self._ledger = ledger
 
     async def anchors(self) -> Mapping[Currency, Anchor]:
@@ -43,12 +43,6 @@ class PostgresAnchors(AnchorStore):
             Confirmation(CURRENCIES[row["currency"]], row["low_e8"], row["high_e8"], row["why"], row["expires_at"])
             for row in rows
         ]
-
-    async def confirm(self, new: NewConfirmation) -> Confirmation:
-        require_confirmable(new)
-        asked = (new.currency.value, new.low_e8, new.high_e8, new.why, new.minutes)
-        [row] = await self._ledger.fetch("confirm_price", *asked)
-        return Confirmation(new.currency, new.low_e8, new.high_e8, new.why, row["ends_at"])
 
     async def close(self) -> None:
         """Nothing here is its own."""

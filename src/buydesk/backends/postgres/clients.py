@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from buydesk.backends.postgres.ledger import PostgresLedger
-from buydesk.clients.model import KeyStore, StoredKey
+from buydesk.clients.model import OPERATOR, KeyStore, StoredKey
 from buydesk.errors import CannotStart
 
 
@@ -21,9 +21,9 @@ class PostgresKeys(KeyStore):
         await self._ledger.fetch("note_keys_used", key_ids)
 
     async def require_any(self) -> None:
-        """Raises CannotStart when there was never a key, and DeskError when that cannot be known. That all have ended
-        is no reason: orders are still settled, by who has a token."""
-        if not (await self._ledger.fetch("has_keys"))[0]["has_keys"]:
+        """Raises CannotStart when no client ever had a key, and DeskError when that cannot be known. That all have
+        ended is no reason: orders are still settled, by who has a token."""
+        if not (await self._ledger.fetch("has_keys", OPERATOR))[0]["has_keys"]:
             raise CannotStart(
                 "no client could call this desk: there is no key. Make one (buydesk keys create --help), or set "
                 "BUYDESK_ACCESS to open, which lets everybody in who reaches it, or proxy, for one that checks keys"

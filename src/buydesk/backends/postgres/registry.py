@@ -1,174 +1,193 @@
-"""Clients, keys and the record of acts, for whoever owns the database."""
+"""Registry in PostgreSQL: for db_proxy, beside the orders, and for whoever owns the database."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import asyncpg
 import msgspec
 
+from buydesk.backends.postgres.anchors import PostgresAnchors
+from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.sessions import FAULTS, connect
 from buydesk.backends.postgres.sql import QUERIES
+from buydesk.backends.postgres.writing import write
 from buydesk.clients.audit import Act
-from buydesk.clients.keys import Key, new_key
-from buydesk.clients.model import NewKey, StoredKey
-from buydesk.errors import CannotStart
-from buydesk.times import utc_now
+from buydesk.clients.model import StoredKey
+from buydesk.clients.registry import (
+    AnyChange,
+    Client,
+    CreateClient,
+    Desk,
+    LimitClient,
+    Operator,
+    Registry,
+    RevokeKey,
+    RotateKey,
+    SetCap,
+    ShownKey,
+)
+from buydesk.errors import (
+    CannotStart,
+    CapBelowUsed,
+    ClientExists,
+    ClientNotFound,
+    DeskError,
+    InsufficientScope,
+    InvalidRequest,
+    KeyEnded,
+    KeyNotFound,
+    KeyRefused,
+)
 
 CONNECT_SECONDS_MAX = 5.0
+# What an act locks, every order waits for; and what nobody waits for any more is not to be done later.
+_OWN_SETTINGS = ("statement_timeout = '5s'", "lock_timeout = '2s'", "client_connection_check_interval = '1s'")
 
 
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """Who acts, and from where."""
-
-    name: str
-    address: str
+class _Fetch(Protocol):
+    def __call__(self, query: str, /, *arguments: object) -> Awaitable[list[asyncpg.Record]]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
-    """A client: its cap and largest order in satoshi, None without such a limit, whether its cap counts open orders
-    only, and what it has bought."""
+class PostgresRegistry(Registry[ShownKey | Operator]):
+    """Reads by `fetch` and writes by `write`, named queries both. An Operator may do everything that the database lets
+    it. Whoever made the sessions closes them."""
 
-    name: str
-    cap_satoshi: int | None
-    order_satoshi_max: int | None
-    cap_counts_open: bool
-    used_satoshi: int
-    orders: int
-    keys: int
+    def __init__(self, fetch: _Fetch, write: _Fetch) -> None:
+        self._fetch = fetch
+        self._write = write
 
-
-@dataclass(frozen=True, slots=True)
-class DeskCap:
-    """What the desk may sell and has sold, in satoshi, and whether only open orders count."""
-
-    cap_satoshi: int
-    used_satoshi: int
-    cap_counts_open: bool
-
-
-class Registry:
-    """What is done over one connection; each act is noted in its own transaction. Raises CannotStart."""
-
-    def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]", operator: Operator) -> None:
-        self._connection = connection
-        self._operator = operator
-
-    async def _act(self, function: str, why: str, *arguments: object) -> None:
-        places = ", ".join(f"${place}" for place in range(1, len(arguments) + 4))
+    async def change(self, change: AnyChange, why: str, by: ShownKey | Operator) -> object:
+        called, given = change.__struct_config__.tag, msgspec.json.encode(change).decode()
         try:
-            await self._connection.execute(
-                f"SELECT {function}({places})",  # our own names
-                *(self._operator.name, self._operator.address, why),
-                *arguments,
-            )
-        except asyncpg.UniqueViolationError as error:
-            raise CannotStart("there is a client of this name already") from error
-        except asyncpg.ForeignKeyViolationError as error:
-            raise CannotStart("there is no client of this name: see `buydesk clients list`") from error
-        except asyncpg.CheckViolationError as error:
-            raise CannotStart(_BROKEN.get(error.constraint_name or "", error.args[0])) from error
+            if isinstance(by, Operator):
+                rows = await self._write("act", by.name, by.address, why, called, given)
+            else:
+                rows = await self._write("act_by_key", by.text, by.address, why, called, given)
+        except asyncpg.PostgresError as error:
+            if (problem := _problem(error, change)) is None:
+                raise
+            raise problem from error
+        said = rows[0]["said"]
+        return None if said is None else msgspec.json.decode(said)
 
-    async def create_client(self, name: str, cap_satoshi: int | None, order_satoshi_max: int | None, why: str) -> None:
-        """Makes a client."""
-        await self._act("create_client", why, name, cap_satoshi, order_satoshi_max)
+    async def desk(self) -> Desk:
+        [row] = await self._fetch("desk")
+        return Desk(**row)
 
-    async def limit_client(self, name: str, changes: Mapping[str, int | None], why: str) -> Client:
-        """Changes the limits of a client that are named, as fields of Client; None takes one away."""
-        await self._client(name)
-        await self._act("limit_client", why, name, msgspec.json.encode(changes).decode())
-        return await self._client(name)
+    async def clients(self, after: str, limit: int) -> Sequence[Client]:
+        return list(map(_client, await self._fetch("clients", after, limit)))
 
-    async def _client(self, name: str) -> Client:
-        for each in await self.clients():
-            if each.name == name:
-                return each
-        raise CannotStart(f"there is no client {name}: see `buydesk clients list`")
+    async def client(self, name: str) -> Client:
+        rows = await self._fetch("client", name)
+        if not rows:
+            raise ClientNotFound(f"There is no client {name}.")
+        return _client(rows[0])
 
-    async def clients(self) -> list[Client]:
-        """All clients, by name."""
-        return [Client(**row) for row in await self._connection.fetch(QUERIES["clients"])]
+    async def keys(self, client: str | None, limit: int) -> Sequence[StoredKey]:
+        return [StoredKey(**row) for row in reversed(await self._fetch("keys", client, limit))]
 
-    async def desk_cap(self) -> DeskCap:
-        """The desk's cap."""
-        [row] = await self._connection.fetch(QUERIES["desk_cap"])
-        return DeskCap(**row)
+    async def acts(self, after: int, limit: int) -> Sequence[Act]:
+        return [Act(**row) for row in await self._fetch("acts", after, limit)]
 
-    async def set_cap(self, cap_satoshi: int, why: str) -> DeskCap:
-        """Sets the desk's cap, never below what is used of it."""
-        await self._act("set_cap", why, cap_satoshi)
-        return await self.desk_cap()
-
-    async def set_cap_counts(self, client: str | None, why: str, *, open_only: bool) -> None:
-        """Sets what the cap of a client, or of the desk, counts: open orders only, or all that were ever stored; never
-        so that more is used than the cap."""
-        if client is not None:
-            await self._client(client)
-        await self._act("set_cap_counts", why, client, open_only)
-
-    async def create_key(self, new: NewKey, why: str) -> Key:
-        """Makes a key; its text is known to nobody else and never shown again."""
-        key = new_key(livemode=await self._connection.fetchval("SELECT livemode FROM exposure"))
-        await self._act("create_key", why, key.id, new.client, key.digest, new.scopes, new.allow_from, new.expires_at)
-        return key
-
-    async def revoke_key(self, key_id: str, why: str) -> None:
-        """Ends a key now."""
-        await self.key(key_id)
-        await self._act("end_key", why, key_id, None)
-
-    async def rotate_key(self, key_id: str, overlap: timedelta, why: str) -> Key:
-        """A new key that permits the same, and for as long from now on as the old one did; that ends after the
-        overlap."""
-        async with self._connection.transaction():
-            lasts = await self._connection.fetchval(QUERIES["key_lasts"], key_id)  # before the record is
-            old = await self.key(key_id)
-            if not old.is_valid(utc_now()):
-                raise CannotStart(f"the key {key_id} has ended: create one")
-            ends_at = None if lasts is None else utc_now() + lasts
-            key = await self.create_key(NewKey(old.client, old.scopes, old.allow_from, ends_at), why)
-            await self._act("end_key", why, key_id, utc_now() + overlap)
-        return key
-
-    async def key(self, key_id: str) -> StoredKey:
-        """The key with this id."""
-        row = await self._connection.fetchrow(QUERIES["key"], key_id)
-        if row is None:
-            raise CannotStart(f"there is no key {key_id}: see `buydesk keys list`")
-        return StoredKey(**row)
-
-    async def keys(self, client: str | None) -> list[StoredKey]:
-        """The keys of a client, or all, the newest last."""
-        return [StoredKey(**row) for row in await self._connection.fetch(QUERIES["keys"], client)]
-
-    async def acts(self) -> list[Act]:
-        """What was done, the first one first."""
-        return [Act(**row) for row in await self._connection.fetch(QUERIES["acts"])]
+    async def close(self) -> None:
+        """Nothing here is its own."""
 
 
+def _client(row: asyncpg.Record) -> Client:
+    return Client(**dict(row) | {"daily_cents_max": msgspec.json.decode(row["daily_cents_max"])})
+
+
+def registry_beside(ledger: PostgresLedger) -> PostgresRegistry:
+    """The registry that db_proxy has, over the ledger's sessions."""
+    return PostgresRegistry(ledger.fetch, partial(write, ledger))
+
+
+def _problem(error: asyncpg.PostgresError, change: AnyChange) -> DeskError | None:
+    """What the database refused because of what it was given; None for anything else."""
+    match error:
+        case asyncpg.NoDataFoundError():
+            if isinstance(change, RotateKey | RevokeKey):
+                return KeyNotFound(f"There is no key {change.id}.")
+            return ClientNotFound(f"There is no client {getattr(change, 'client', '')}.")
+        case asyncpg.ObjectNotInPrerequisiteStateError():
+            return KeyEnded("The key has ended: create one.")
+        case asyncpg.NumericValueOutOfRangeError() if isinstance(change, SetCap | CreateClient | LimitClient):
+            return InvalidRequest.of("cap", _CAP_MAX)
+        case asyncpg.DataError():
+            return InvalidRequest.of("change", "has a value that the ledger cannot take")
+        case asyncpg.UniqueViolationError(constraint_name="clients_pkey"):
+            return ClientExists("There is a client of this name already.")
+        case asyncpg.CheckViolationError(constraint_name=constraint) if constraint in _BELOW_USED:
+            return CapBelowUsed(_BELOW_USED[constraint])
+        case asyncpg.CheckViolationError(constraint_name=constraint):
+            return InvalidRequest.of(*_BROKEN.get(constraint or "", ("change", f"is against the rule {constraint}")))
+        case asyncpg.IntegrityConstraintViolationError(constraint_name=constraint):
+            return InvalidRequest.of("change", f"is against the rule {constraint}")
+    return _unpermitted(error)
+
+
+def _unpermitted(error: asyncpg.PostgresError) -> DeskError | None:
+    if error.sqlstate == "BD401":
+        return KeyRefused("The key that was shown is none, or none any more.")
+    if error.sqlstate == "BD403":
+        return InsufficientScope(
+            "The key does not permit this: nobody grants more than they have.", scope=error.args[0]
+        )
+    return None
+
+
+_CAP_MAX = "must be at most 21,000,000 BTC"
+_BELOW_USED = {
+    "client_used_within_cap": "The client has bought more than its cap would be.",
+    "used_within_cap": "More is sold already than the cap would be.",
+}
 _BROKEN = {
-    "clients_order_satoshi_max_check": "a client's largest order is more than 0",
-    "clients_name_check": "a client's name has 1 to 32 characters: a to z, 0 to 9 and, but for the first, -",
-    "client_used_within_cap": "the client has bought more than its cap would be",
-    "used_within_cap": "more is sold already than the cap would be",
-    "exposure_cap_satoshi_check": "the cap is at most 21,000,000 BTC",
-    "clients_cap_satoshi_check": "a cap is at most 21,000,000 BTC",
+    "clients_name_check": ("client", "must have 1 to 32 characters: a to z, 0 to 9 and, but for the first, -"),
+    "clients_order_satoshi_max_check": ("largest_order", "must be more than 0"),
+    "keys_expires_at_check": ("expires_at", "must be before the year 9999"),
+    "exposure_cap_satoshi_check": ("cap", _CAP_MAX),
+    "clients_cap_satoshi_check": ("cap", _CAP_MAX),
 }
 
 
+class OwnDesk(NamedTuple):
+    """A desk for the owner of its database, and who that is."""
+
+    registry: PostgresRegistry
+    anchors: PostgresAnchors
+    by: Operator
+
+    async def change(self, change: AnyChange, why: str) -> object:
+        """See Registry."""
+        return await self.registry.change(change, why, self.by)
+
+
+class _OwnConnection:
+    def __init__(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        self._connection = connection
+
+    async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        rows: list[asyncpg.Record] = await self._connection.fetch(QUERIES[query], *arguments)
+        return rows
+
+
 @asynccontextmanager
-async def registry_at(database_url: str, operator: Operator) -> AsyncIterator[Registry]:
-    """The registry of a database; raises CannotStart when it cannot be used."""
+async def own_desk(database_url: str, by: Operator) -> AsyncIterator[OwnDesk]:
+    """The desk of a database, for its owner; raises CannotStart when it cannot be used, and for what it refuses."""
     try:
         connection = await connect(database_url, CONNECT_SECONDS_MAX, must_write=True)
     except FAULTS as error:
         raise CannotStart(f"cannot use the database ({type(error).__name__}): check it and its server") from error
+    own = _OwnConnection(connection)
     try:
-        yield Registry(connection, operator)
-    except (asyncpg.UndefinedFunctionError, asyncpg.UndefinedTableError) as error:
+        for setting in _OWN_SETTINGS:
+            await connection.execute(f"SET {setting}")
+        yield OwnDesk(PostgresRegistry(own.fetch, own.fetch), PostgresAnchors(own), by)
+    except DeskError as error:
+        raise CannotStart(error.detail) from error
+    except (asyncpg.UndefinedFunctionError, asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError) as error:
         raise CannotStart("the database is of an older version: run `buydesk migrate`") from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise CannotStart("the account in DATABASE_URL may not do this: use that of the database's owner") from error

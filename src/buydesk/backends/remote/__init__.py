@@ -53,7 +53,7 @@ from buydesk.orders.model import (
 )
 from buydesk.prices.anchor_documents import anchors_document, anchors_from
 from buydesk.prices.anchors import Anchor as PriceAnchor
-from buydesk.prices.anchors import AnchorStore, Confirmation, NewConfirmation
+from buydesk.prices.anchors import AnchorStore, Confirmation
 from buydesk.prices.documents import document_of, feed_status_from, point_from, record_document, record_from
 from buydesk.prices.model import FeedStatus, PricePoint, PriceRecord, PriceStore
 from buydesk.reading import read
@@ -169,6 +169,15 @@ class RemoteService:
         except _NO_ANSWER as error:
             raise self._without_answer(error, self.unavailable) from error
 
+    async def ask_once(self, shape: Callable[[Any], T], path: str, **asked: Any) -> T:
+        """What `shape` makes of the answer to a `call` that does something; raises OutcomeUnknown without one."""
+        try:
+            return shape(await self.call(path, timeout_seconds=self._settings.remote_seconds_max, **asked))
+        except _NEVER_SENT as error:
+            raise self._without_answer(error, self.unavailable) from error
+        except _NO_ANSWER as error:
+            raise self._without_answer(error, OutcomeUnknown) from error
+
     def _without_answer(self, error: Exception, kind: type[DeskError]) -> DeskError:
         _log.debug("%s at %s gave no answer: %s", self.service, self._url, error)
         return kind(f"{self.service} gave no answer ({type(error).__name__}).", retry_after_seconds=1)
@@ -272,16 +281,13 @@ class RemoteLife(RemoteService, OrderLife):
                 raise lost from error
 
     async def _close(self, closings: Sequence[Closing]) -> list[Order | DeskError]:
-        seconds = self._settings.remote_seconds_max
-        try:
-            answers = await self.call("/closings", body=closing_documents(closings), timeout_seconds=seconds)
+        def results(answers: Any) -> list[Order | DeskError]:
             return [result_from(answer) for _, answer in zip(closings, answers, strict=True)]
+
+        try:
+            return await self.ask_once(results, "/closings", body=closing_documents(closings))
         except (InvalidRequest, PayloadTooLarge, UnsupportedMediaType) as error:
             raise self._misunderstood(error) from error
-        except _NEVER_SENT as error:
-            raise self._without_answer(error, LedgerUnavailable) from error
-        except _NO_ANSWER as error:
-            raise self._without_answer(error, OutcomeUnknown) from error
 
     async def accepted(self, after: int, limit: int) -> AcceptedOrders:
         return await self.read(accepted_from, "/accepted", after=after, limit=limit)
@@ -310,9 +316,6 @@ class RemoteAnchorStore(RemoteService, AnchorStore):
         return await self.read(
             lambda document: [read(Confirmation, each) for each in document["data"]], "/confirmations"
         )
-
-    async def confirm(self, new: NewConfirmation) -> Confirmation:
-        return await self.ask(partial(read, Confirmation), "/confirmations", body=document_of(new))
 
 
 class RemotePriceStore(RemoteService, PriceStore):
