@@ -3,13 +3,16 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.desks import buydesk, command, free_offset
+from buydesk.clients.keys import new_key
+from buydesk.settings.model import TOKENS
+from buydesk.topology import PORTS
+from tests.desks import Running, buydesk, command, free_offset
 from tests.problems import assert_problem
 
 KEYS = {"BUYDESK_ACCESS": "keys"}
@@ -21,13 +24,48 @@ def bearer(key: str) -> dict[str, str]:
 
 
 @pytest.fixture
-async def http() -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(timeout=20) as client:
+def answers() -> list[str]:
+    """All that the desk has answered, heads included."""
+    return []
+
+
+@pytest.fixture
+async def http(answers: list[str]) -> AsyncIterator[httpx2.AsyncClient]:
+    async def keep(response: httpx2.Response) -> None:
+        await response.aread()
+        answers.append(f"{response.headers} {response.text}")
+
+    async with httpx2.AsyncClient(timeout=20, event_hooks={"response": [keep]}) as client:
         yield client
 
 
+async def show_everywhere(desk: Running, http: httpx2.AsyncClient, shown: Sequence[str], operator: str) -> None:
+    """Shows each service everything, has it refused and has acts fail; and asks what else the services tell."""
+    for service in PORTS:
+        for secret in shown:
+            for method, path in (("GET", "/get/"), ("GET", "/events"), ("POST", "/add/"), ("POST", "/pause")):
+                await http.request(method, f"{desk.url(service)}{path}", headers=bearer(secret), json={})
+        for path in ("/", "/readyz", "/openapi.json", "/nowhere"):
+            await http.get(desk.url(service) + path, headers=bearer(operator))
+        await http.get(f"{desk.url(service)}/metrics")
+    acts, why = desk.url("operate_desk"), {"why": "a look at what is told"}
+    for path, members, status in (
+        ("/pause", {}, 200),
+        ("/cap", {"cap": "0.00000001"}, 409),
+        ("/keys", {"client": "nobody", "scopes": ["orders:read"]}, 403),
+        ("/prices/confirm", {"currency": "EUR", "from": "2", "to": "1", "minutes": 1}, 422),
+        ("/resume", {}, 200),
+    ):
+        answer = await http.post(acts + path, headers=bearer(operator), json=why | members)
+        assert answer.status_code == status, answer.text
+    for path in ("/clients", "/keys", "/audit?limit=1000", "/refusals?client=*"):
+        assert (await http.get(acts + path, headers=bearer(operator))).status_code == 200
+    for path in ("/status", "/reports?limit=1000"):
+        assert (await http.get(desk.url("health_check") + path)).status_code == 200
+
+
 async def test_a_desk_with_keys_from_its_first_start_to_a_key_that_is_revoked(
-    open_directory: Path, http: httpx2.AsyncClient
+    open_directory: Path, http: httpx2.AsyncClient, answers: list[str]
 ) -> None:
     data_dir, offset = open_directory / "keyed", free_offset()
     up = ("up", "--data-dir", str(data_dir), "--port-offset", str(offset))
@@ -69,10 +107,15 @@ async def test_a_desk_with_keys_from_its_first_start_to_a_key_that_is_revoked(
         assert_problem(await http.post(place, headers=bearer(shop)), 401, "unauthorized")
         assert (await http.post(place, headers=bearer(former))).status_code == 201
         assert key_id in await command("audit", data_dir=data_dir)
-        metrics = (await http.get(f"{desk.url('create_buy_order')}/metrics")).text
-        reports = (await http.get(f"{desk.url('health_check')}/reports?limit=1000")).text
+        operator = (data_dir / "operator-key").read_text()
+        canaries += [operator, new_key(livemode=False).text]
+        tokens = [path.read_text() for path in data_dir.glob("*-tokens")]
+        await show_everywhere(desk, http, [*canaries, *tokens], operator)
         assert await desk.stop() == 0
-    written = [path.read_bytes() for path in data_dir.rglob("*.log")]
-    for canary in canaries:
-        for told in (desk.printed.encode(), metrics.encode(), reports.encode(), *written):
-            assert canary[18:-6].encode() not in told
+    written = [path.read_text(errors="replace") for path in data_dir.rglob("*.log")]
+    assert len(written) >= 2
+    assert len(tokens) == len(TOKENS)
+    told = "\n".join([desk.printed, *answers, *written])
+    assert canaries[0][8:18] in told  # what is looked for is where it would be
+    for secret in (*(canary[18:-6] for canary in canaries), *tokens, (data_dir / "price-signing-key").read_text()):
+        assert secret not in told

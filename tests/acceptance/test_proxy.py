@@ -87,7 +87,7 @@ async def proxied(open_directory: Path) -> AsyncIterator[Proxied]:
     data_dir = open_directory / "desk-of-caddy"
     async with desk_up(data_dir) as desk:
         keys = [await command("keys", "create", "anonymous", "--scopes", SCOPES, data_dir=data_dir) for _ in range(2)]
-    async with desk_up(data_dir, env={"BUYDESK_ACCESS": "keys"}) as desk:
+    async with desk_up(data_dir, env={"BUYDESK_ACCESS": "keys", "BUYDESK_CLIENT_RATE_PER_MINUTE": "1000000"}) as desk:
         with caddy(open_directory / "caddy", lambda port: port + desk.offset) as port:
             yield Proxied(desk, port, (keys[0], keys[1]))
 

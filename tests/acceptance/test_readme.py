@@ -99,7 +99,7 @@ class Desk:
             r"(127\.0\.0\.1:)(80\d\d)", lambda found: f"{found[1]}{int(found[2]) + self.running.offset}", text
         )
         here = re.sub(r"(DATABASE_URL=)\S+", lambda found: f"{found[1]}'{EmbeddedPostgres(self.data_dir).dsn}'", here)
-        return here.replace(".venv/", f"{sys.prefix}/")
+        return here.replace(".venv/", f"{sys.prefix}/").replace("cat data/", f"cat {self.data_dir}/")
 
     def there(self, text: str) -> str:
         """The desk's text, as the pages have it."""
