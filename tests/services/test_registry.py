@@ -417,6 +417,22 @@ async def test_no_hand_that_writes_sql_acts_unnoticed_in_one_transaction(databas
     await connection.close()
 
 
+async def test_an_act_that_has_to_wait_gives_up_and_leaves_orders_alone(desk: Desk) -> None:
+    owner = await asyncpg.connect(desk.dsn)
+    async with owner.transaction():
+        await owner.execute("LOCK audit IN SHARE ROW EXCLUSIVE MODE")
+        pausing = asyncio.create_task(desk.run("pause", "--why", "a fork"))
+        await asyncio.sleep(0.5)
+        ledger = PostgresLedger(as_db_proxy(desk.dsn), settings(), livemode=False)
+        assert isinstance((await ledger.place([priced_order()], 5))[0], Placed)  # it holds nothing while it waits
+        result = await pausing
+        assert (result.exit_code, result.output.count("\n")) == (2, 1)
+        assert "the database failed meanwhile (LockNotAvailableError)" in result.output
+    assert isinstance((await ledger.place([priced_order()], 5))[0], Placed)
+    await ledger.close()
+    await owner.close()
+
+
 async def test_a_database_that_fails_meanwhile_is_told(databases: Databases) -> None:
     dsn = await databases.new()
     other = await asyncpg.connect(dsn)

@@ -111,7 +111,7 @@ def _problem(error: asyncpg.PostgresError, change: AnyChange) -> DeskError | Non
             if isinstance(change, RotateKey | RevokeKey):
                 return KeyNotFound(f"There is no key {change.id}.")
             return ClientNotFound(f"There is no client {getattr(change, 'client', '')}.")
-        case asyncpg.ObjectNotInPrerequisiteStateError():
+        case asyncpg.ObjectNotInPrerequisiteStateError(sqlstate="55000"):  # not a lock that is not available
             return KeyEnded("The key has ended: create one.")
         case asyncpg.NumericValueOutOfRangeError() if isinstance(change, SetCap | CreateClient | LimitClient):
             return InvalidRequest.of("cap", _CAP_MAX)
