@@ -1,5 +1,6 @@
 """db_proxy's account in PostgreSQL: it can do what db_proxy does, and nothing that changes what may be sold."""
 
+import contextlib
 from base64 import b64decode
 from collections.abc import AsyncIterator
 
@@ -16,6 +17,7 @@ from buydesk.orders.model import Placed, Replayed
 from buydesk.prices.model import RejectedQuote
 from tests.builders import priced_order, record, settings, signed
 from tests.databases import CAP_SATOSHI, COPY_ORDER, DB_PROXY, Databases, as_db_proxy, run
+from tests.recount import assert_adds_up
 
 PLANTED = """
     CREATE FUNCTION cardinality(uuid[]) RETURNS int LANGUAGE plpgsql
@@ -82,6 +84,7 @@ async def test_it_places_and_reads_all_that_a_ledger_does(dsn: str) -> None:
         "SELECT act('me', 'here', 'why', 'set_cap', '{\"cap_satoshi\": 1}')",
         "SELECT set_cap('me', 'here', 'why', 1)",
         "ALTER FUNCTION act_by_key SECURITY INVOKER",
+        "DO $$ BEGIN LOCK audit IN SHARE ROW EXCLUSIVE MODE; END $$",  # by which acts wait for each other
         "UPDATE exposure SET paused = true",
         "UPDATE daily_limits SET cents_max = 1",
         "DELETE FROM refusals",
@@ -117,6 +120,36 @@ async def test_tables_of_its_own_by_our_names_are_not_those_that_orders_go_to(
     await db_proxy.execute("UPDATE pg_temp.exposure SET cap_satoshi = 2100000000000000, livemode = true")
     [row] = await db_proxy.fetch(call)
     assert tuple(row) == (CAP_SATOSHI, False)
+
+
+@pytest.mark.parametrize(
+    ("slots", "currencies", "clients"),
+    [
+        ("'{1,1}'", "'[0:1]={GBP,EUR}'", "'{anonymous}'"),
+        ("'[0:1]={2,1}'", "'{EUR,EUR}'", "'{anonymous,other}'"),
+        ("'{1,1}'", "'{EUR,EUR}'", "'{anonymous}'"),
+    ],
+)
+async def test_no_array_gets_around_a_limit_a_day(
+    dsn: str, db_proxy: "asyncpg.Connection[asyncpg.Record]", slots: str, currencies: str, clients: str
+) -> None:
+    owner = await asyncpg.connect(dsn)
+    await owner.execute("SELECT set_limits('anonymous', '{\"daily_cents_max\": {\"EUR\": 1}}')")
+    price = await owner.fetchrow("SELECT id, document FROM price_records LIMIT 1")
+    assert price is not None
+    ids = "'{00000000-0000-4000-8000-000000000005,00000000-0000-4000-8000-000000000006}'"
+    call = f"""
+        SELECT outcomes FROM place_orders(
+            {ids}, {slots}, '{{NULL,NULL}}', {currencies}, '{{100,100}}', '{{100,100}}', '{{100,100}}',
+            '{{infinity,infinity}}', '{{0,0}}', '{{2,2}}', NULL, NULL, '{{1,1}}', '{{1,2}}', '{{0,0}}', {clients},
+            ARRAY[$1::uuid], ARRAY[now()], '{{infinity}}', ARRAY[$2], '-infinity', 'infinity')
+        """  # noqa: S608
+    with contextlib.suppress(asyncpg.IntegrityConstraintViolationError):
+        await db_proxy.fetch(call, price["id"], price["document"])
+    stored = "SELECT count(*) FROM orders WHERE client = 'anonymous' AND currency = 'EUR' AND number > 1"
+    assert await owner.fetchval(stored) == 0
+    await owner.close()
+    await assert_adds_up(dsn)
 
 
 @pytest.mark.parametrize(

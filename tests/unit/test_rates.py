@@ -184,6 +184,37 @@ async def test_no_request_waits_for_the_store() -> None:
     await settled(edges)
 
 
+async def test_an_edge_that_has_not_heard_of_a_counter_lately_reports_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or whoever goes from edge to edge would have the whole limit at each."""
+    monkeypatch.setattr(rates, "REPORT_PAUSE_SECONDS", 1000)
+    edges = Edges(3)
+    assert edges.passing(60) == 60
+    await settled(edges)
+    for edge in (1, 2):
+        assert edges.passing(1, edge=edge) == 1
+        await settled(edges)
+        assert edges.passing(60, edge=edge) == 0
+    edges.clock.seconds += 120
+    assert edges.passing(59) == 59
+    await settled(edges)
+    assert edges.passing(1, edge=1) == 1
+    await settled(edges)
+    assert edges.passing(60, edge=1) == 0
+
+
+async def test_within_sixty_seconds_twice_the_limit_may_pass_and_no_more() -> None:
+    """Those at the end of a minute are taken for spread over it: the bound that is documented."""
+    edges = Edges()
+    assert edges.passing(1) == 1
+    edges.clock.seconds += 59
+    first, passed = edges.passing(60), 0
+    assert first == 59
+    for _ in range(59):
+        edges.clock.seconds += 1
+        passed += edges.passing(60)
+    assert 50 < passed <= 60
+
+
 async def test_requests_are_reported_together_after_a_pause_and_a_tenth_of_the_limit_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
