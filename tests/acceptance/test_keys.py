@@ -52,7 +52,7 @@ async def show_everywhere(desk: Running, http: httpx2.AsyncClient, shown: Sequen
     for path, members, status in (
         ("/pause", {}, 200),
         ("/cap", {"cap": "0.00000001"}, 409),
-        ("/keys", {"client": "nobody", "scopes": ["orders:read"]}, 403),
+        ("/keys", {"client": "nobody", "scopes": ["orders:read"]}, 404),
         ("/prices/confirm", {"currency": "EUR", "from": "2", "to": "1", "minutes": 1}, 422),
         ("/resume", {}, 200),
     ):

@@ -61,6 +61,7 @@ NOT_RUN = {
 }
 # Codes that no client meets, and where they stay.
 INTERNAL_CODES = {
+    "key_refused": "db_proxy tells operate_desk",
     "price_superseded": "api_cache_proxy tells api_updater",
     "rates_unavailable": "api_cache_proxy tells those who count there",
     "source_failed": "api_updater logs it",

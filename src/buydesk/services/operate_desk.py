@@ -244,6 +244,7 @@ def _act(
     parameters: Sequence[Json] = (),
     status: int = 200,
     tag: str = "desk",
+    least: int = 1,
 ) -> Json:
     return operation(
         summary,
@@ -251,7 +252,7 @@ def _act(
         errors=CHANGE_ERRORS,
         tag=tag,
         parameters=parameters,
-        body={"schema": body_schema(members), "example": example},
+        body={"schema": {**body_schema(members), "minProperties": least}, "example": example},
         status=status,
     )
 
@@ -277,6 +278,7 @@ PATCH_CLIENT = _act(
     _LIMITS_EXAMPLE,
     parameters=[NAME_IN_PATH],
     tag="clients",
+    least=2,  # a limit, and why
 )
 GET_KEYS = _read(
     "Keys, of a client or all",
