@@ -88,4 +88,4 @@ def test_a_key_is_taken_from_its_networks_only(allow_from: list[str], address: s
 
 
 def test_a_scope_of_a_later_version_permits_nothing() -> None:
-    assert stored(scopes=["orders:read", "orders:paint"]).caller().scopes == {"orders:read"}
+    assert stored(scopes=["orders:read", "orders:paint"]).caller.scopes == {"orders:read"}

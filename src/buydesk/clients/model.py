@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from ipaddress import ip_network
 from typing import Protocol
 
@@ -43,7 +43,7 @@ class Caller:
 ANYBODY = Caller(ANONYMOUS, CLIENT_SCOPES)
 
 
-class StoredKey(msgspec.Struct, frozen=True):
+class StoredKey(msgspec.Struct, frozen=True, dict=True):
     """A key as it is stored: `digest` is the SHA-256 of its text. `allow_from` are the networks that it is taken from,
     all if there are none. `last_used_on` is a day of UTC, known roughly. The rates are as in `Caller`."""
 
@@ -68,6 +68,7 @@ class StoredKey(msgspec.Struct, frozen=True):
             return True
         return address is not None and any(address in _network(each) for each in self.allow_from)
 
+    @cached_property
     def caller(self) -> Caller:
         """Who calls with it. Scopes that this version does not know permit nothing."""
         scopes = SCOPES.intersection(self.scopes)

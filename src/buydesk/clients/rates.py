@@ -238,12 +238,12 @@ class RateLimiter:
     def _count(self, counter: _Counter, now: float) -> None:
         counter.own.add(now)
         counter.unreported += 1
-        self._report_soon(counter)
+        self._report_soon(counter, now)
 
     def _over(self, kind: RateKind, counter: _Counter, now: float) -> Rate:
         if now - counter.asked_at >= ASK_SECONDS:
             counter.asked_at = now
-            self._report_soon(counter)
+            self._report_soon(counter, now)
         return Rate(kind, counter.per_minute, 0, counter.seconds_until(counter.per_minute, now), is_over=True)
 
     @contextlib.contextmanager
@@ -266,10 +266,10 @@ class RateLimiter:
         """Counts a key that was none."""
         self._count(self._of_address("guesses", address, GUESSES_PER_MINUTE), self._clock.monotonic())
 
-    def _report_soon(self, counter: _Counter) -> None:
+    def _report_soon(self, counter: _Counter, now: float) -> None:
         if len(self._due) < COUNTERS_MAX:  # what is beyond counts here alone
             self._due[counter.name] = counter
-        is_unknown = self._clock.monotonic() - counter.asked_at >= ASK_SECONDS  # how it stands elsewhere
+        is_unknown = now - counter.asked_at >= ASK_SECONDS  # how it stands elsewhere
         if is_unknown or counter.unreported * HURRY_SHARE >= counter.per_minute or len(self._due) >= LOTS_MAX:
             self._hurry.set()
         if not self._is_closed and (self._reporting is None or self._reporting.done()):

@@ -84,7 +84,7 @@ class Access:
         if not key.is_taken_from(request.address):
             raise self._refusal("foreign_address")
         self._keys.note_used(key)
-        return key.caller()
+        return key.caller
 
     async def _key(self, keys: KeyCache, text: str, address: Address | None) -> StoredKey:
         """The stored key that the text is; what cannot be one of this desk's is not looked up."""
