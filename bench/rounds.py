@@ -18,6 +18,7 @@ from bench.standby import standby_of, waiting
 from bench.stored import store
 
 CONNECTIONS = 64
+CLIENTS = 64  # with keys
 RATE = 2000  # orders/s at which latency is measured
 REPLAYED_MAX = 50_000
 NEAR_MAX = 1000
@@ -31,9 +32,9 @@ _ONE_PROCESS = (
     "plain",
     "echo",
     "orders_64",
-    "orders_keys",
     "orders_256",
     "orders_1000",
+    "orders_keys",
     "replays",
     "latency",
 )
@@ -120,7 +121,7 @@ class Bench:
             echo_url = await stack.enter_async_context(baselines.echo(self._directory))
             plain_url = await stack.enter_async_context(baselines.plain(desk, self._directory))
             clients = await self._best_clients(pgbench) if self._wants(*_PGBENCH) else ()
-            shown = await desk.client_keys(CONNECTIONS) if self._wants("orders_keys") else ()
+            shown = await desk.client_keys(CLIENTS) if self._wants("orders_keys") else ()
             await self._in_turn(
                 {
                     "pgbench": partial(self._pgbench, pgbench, "pgbench", clients),
@@ -129,11 +130,11 @@ class Bench:
                     ),
                     "echo": partial(self._other_orders, "echo", echo_url),
                     "orders_64": partial(self._orders, "orders_64", desk, CONNECTIONS),
-                    "orders_keys": partial(self._orders, "orders_keys", desk, CONNECTIONS, shown),
                     "plain": partial(self._other_orders, "plain", plain_url),
                     "replays": partial(self._replays, desk),
                     "orders_256": partial(self._orders, "orders_256", desk, 256),
                     "orders_1000": partial(self._orders, "orders_1000", desk, 1000),
+                    "orders_keys": partial(self._orders_by_keys, desk, shown),
                 }
             )
             if self._wants("latency"):
@@ -233,6 +234,10 @@ class Bench:
             self._keys = run.keys[:REPLAYED_MAX]
         cpu = sum(seconds for part, seconds in spent.items()) / run.answers * 1e6
         self._found(name, run.per_second, "orders/s", f"   {cpu:,.0f} µs CPU an order")
+
+    async def _orders_by_keys(self, desk: Desk, shown: Sequence[str]) -> None:
+        for connections in (CONNECTIONS, 1000):
+            await self._orders(f"orders_keys_{connections}", desk, connections, shown)
 
     async def _new_orders(self, desk: Desk, connections: int, seconds: int, shown: Sequence[str] = ()) -> load.Run:
         """A run of orders and its proof."""

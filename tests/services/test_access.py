@@ -1,5 +1,6 @@
 """Who may call what: every route of every service, by every kind of caller. A new one is found by its documentation."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -299,6 +300,29 @@ async def test_behind_a_proxy_a_key_is_used_from_where_the_proxy_says(
         headers = [("Authorization", f"Bearer {key.text}"), *(("X-Forwarded-For", each) for each in forwarded)]
         answer = await desk.client.get(f"{desk.urls['fetch_buy_orders']}/exposure", headers=headers)
         assert answer.status_code == status
+
+
+async def test_a_key_that_was_taken_a_moment_ago_is_still_refused_once_it_ends_or_comes_from_elsewhere(
+    databases: Databases,
+) -> None:
+    async with desk_of(databases, access="keys", proxies="127.0.0.0/8", key_cache_seconds=0.3) as desk:
+        url = f"{desk.urls['fetch_buy_orders']}/exposure"
+
+        async def status(key: Key, origin: str = "192.0.2.7") -> int:
+            headers = {"Authorization": f"Bearer {key.text}", "X-Forwarded-For": origin}
+            return (await desk.client.get(url, headers=headers)).status_code
+
+        ending = desk.keys.add("other", "orders:read", expires_at=utc_now() + timedelta(seconds=0.2))
+        assert [await status(ending) for _ in range(2)] == [200, 200]
+        await asyncio.sleep(0.2)
+        assert await status(ending) == 401
+        local = desk.keys.add("other", "orders:read", allow_from=["192.0.2.0/24"])
+        assert [await status(local, origin) for origin in ("192.0.2.7", "203.0.113.1", "192.0.2.8")] == [200, 401, 200]
+        asked = len(desk.keys.asked)
+        desk.keys.revoke(local)
+        await asyncio.sleep(0.3)
+        assert await status(local) == 401
+        assert len(desk.keys.asked) == asked + 1
 
 
 async def test_a_service_that_cannot_look_keys_up_takes_none(databases: Databases) -> None:

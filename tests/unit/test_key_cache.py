@@ -165,18 +165,18 @@ async def test_use_is_noted_once_a_day_of_many_keys_together_and_nobody_waits_fo
     ids = sorted(key.id for key in keys)
     cache, clock = cache_of(store)
     store.fault = AWAY
-    cache.note_used(keys[0])
+    cache.note_used(keys[0], clock.now())
     await asyncio.sleep(0.03)
     assert store.noted == []
     store.fault = None
     for key in keys * 9:
-        cache.note_used(key)
+        cache.note_used(key, clock.now())
     await asyncio.sleep(0.03)
     assert store.noted == [ids]
-    cache.note_used(replace(keys[0], last_used_on=clock.now().date()))  # as another edge has noted
+    cache.note_used(replace(keys[0], last_used_on=clock.now().date()), clock.now())  # as another edge has noted
     clock.seconds += 24 * 3600
     for key in keys * 9:
-        cache.note_used(key)
+        cache.note_used(key, clock.now())
     await asyncio.sleep(0.03)
     assert store.noted == [ids] * 2
 
@@ -185,9 +185,9 @@ async def test_no_more_uses_are_noted_at_once_than_a_store_takes(monkeypatch: py
     monkeypatch.setattr(caching, "NOTE_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(caching, "NOTED_AT_ONCE_MAX", 2)
     store = Noting()
-    cache, _ = cache_of(store)
+    cache, clock = cache_of(store)
     for _ in range(5):
-        cache.note_used(store.stored[store.add("shop", "orders:read").id])
+        cache.note_used(store.stored[store.add("shop", "orders:read").id], clock.now())
     await asyncio.sleep(0.1)
     assert [len(each) for each in store.noted] == [2, 2, 1]
 

@@ -1,8 +1,9 @@
 """Keys at a service, kept for a short time: revoking one acts within that everywhere."""
 
 import asyncio
+import math
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from functools import partial
 from itertools import islice
 
@@ -60,6 +61,11 @@ class KeyCache:
             kept.ask_again_at = self._clock.monotonic() + RETRY_SECONDS
             return kept.key
 
+    def fresh_until(self, key_id: str) -> float:
+        """The monotonic time from which a key that was found is asked for again."""
+        kept = self._known.get(key_id)
+        return -math.inf if kept is None else kept.ask_again_at
+
     def knows(self, key_id: str) -> bool:
         """Whether there was a key with this id when it was asked for last."""
         return key_id in self._known
@@ -82,9 +88,9 @@ class KeyCache:
         kept = self._unknown if key is None else self._known
         kept[key_id] = _Kept(key, asked_at, asked_at + self._fresh_seconds)
 
-    def note_used(self, key: StoredKey) -> None:
+    def note_used(self, key: StoredKey, now: datetime) -> None:
         """Has it noted that the key was used today, unless it is already; nobody waits for that."""
-        today = self._clock.now().date()
+        today = now.date()
         if key.last_used_on == today or self._used.get(key.id) == today:
             return
         self._used[key.id] = today

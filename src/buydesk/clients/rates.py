@@ -33,7 +33,7 @@ GUESSES_PER_MINUTE = 60
 # Of callers with keys, and as many of addresses: strangers who have many of these drive no client's count out.
 COUNTERS_MAX = 50_000
 # What a report gathers requests for, unless they are a tenth of a limit.
-REPORT_PAUSE_SECONDS = 0.05
+REPORT_PAUSE_SECONDS = 0.2
 HURRY_SHARE = 10
 # A count that is used up, and a store that failed, are asked for no more often.
 ASK_SECONDS = 1.0
@@ -139,12 +139,14 @@ class Window:
 
     def seconds_until(self, fewer_than: float, now: float) -> float:
         """When fewer than so many will count, if no more come: from after this time on."""
-        if self.used(now) < fewer_than:
-            return 0.0
         left = self.ends_at - now
         if left > 0 and self.current < fewer_than:
-            return left - (fewer_than - self.current) * MINUTE_SECONDS / self.previous
-        return left + MINUTE_SECONDS - fewer_than * MINUTE_SECONDS / self.current
+            if not self.previous:
+                return 0.0
+            return max(0.0, left - (fewer_than - self.current) * MINUTE_SECONDS / self.previous)
+        if not self.current:
+            return 0.0
+        return max(0.0, left + MINUTE_SECONDS - fewer_than * MINUTE_SECONDS / self.current)
 
 
 def seconds_after(seconds: float) -> int:
@@ -199,17 +201,24 @@ class RateLimiter:
         self._is_closed = False
 
     def take(self, kind: RateKind, caller: Caller, address: Address | None) -> Rate | None:
-        """Counts a request, or finds that it is over a limit: then it is not counted. None where there is no limit."""
+        """Counts a request, or finds that it is over a limit: then it is not counted. None where there is no limit, or
+        half of it is left: nobody has to know before."""
         counters = self._counters(kind, caller, address)
         if not counters:
             return None
         now = self._clock.monotonic()
-        over = [each for each in counters if each.used(now) >= each.per_minute]
+        if not any(map(_may_be_half_used, counters)):  # nearly always, and quicker to see
+            for each in counters:
+                self._count(each, now)
+            return None
+        used = [(each, each.used(now)) for each in counters]
+        over = [self._over(kind, each, now) for each, count in used if count >= each.per_minute]
         if over:
-            return max((self._over(kind, each, now) for each in over), key=_seconds)
+            return max(over, key=_seconds)
         for each in counters:
             self._count(each, now)
-        return min((_rate(kind, each, now) for each in counters), key=_left)
+        rates = [_rate(kind, each, int(count) + 1, now) for each, count in used]
+        return min((each for each in rates if 2 * each.left < each.per_minute), key=_left, default=None)
 
     def _counters(self, kind: RateKind, caller: Caller, address: Address | None) -> tuple[_Counter, ...]:
         if not caller.client:  # the desk's own
@@ -229,8 +238,9 @@ class RateLimiter:
         return self._counter(self._of_addresses, f"{kind}:address:{_whose(address)}", per_minute)
 
     def _counter(self, among: LRUCache[str, _Counter], name: str, per_minute: int) -> _Counter:
-        counter = among.get(name)
-        if counter is None:
+        try:
+            counter = among[name]
+        except KeyError:
             counter = among[name] = _Counter(name, self._clock.monotonic())
         counter.per_minute = per_minute
         return counter
@@ -325,9 +335,16 @@ def _whose(address: Address) -> str:
     return str(counted(address))
 
 
-def _rate(kind: RateKind, counter: _Counter, now: float) -> Rate:
-    used = int(counter.used(now))
-    return Rate(kind, counter.per_minute, counter.per_minute - used, counter.seconds_until(used, now), is_over=False)
+def _may_be_half_used(counter: _Counter) -> bool:
+    """Whether half of it may be used up with one more: what counts is at most all that both minutes had."""
+    own = counter.own.current + counter.own.previous
+    shared = counter.shared.current + counter.shared.previous + counter.unreported
+    return 2 * (own if own > shared else shared) + 2 > counter.per_minute
+
+
+def _rate(kind: RateKind, counter: _Counter, used: int, now: float) -> Rate:
+    left, seconds = counter.per_minute - used, counter.seconds_until(used, now)
+    return Rate(kind, counter.per_minute, left, seconds, is_over=False)
 
 
 def _left(rate: Rate) -> int:

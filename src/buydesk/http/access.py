@@ -1,10 +1,13 @@
 """Access: who calls, whether it may, and how often."""
 
 import hmac
-from collections.abc import Mapping
-from typing import Literal
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
-from buydesk.clients.cache import KeyCache
+from cachetools import LRUCache
+
+from buydesk.clients.cache import KEYS_MAX, KeyCache
 from buydesk.clients.keys import Key, parse_key_text
 from buydesk.clients.model import ANYBODY, Caller, StoredKey
 from buydesk.clients.rates import RateKind, RateLimiter, refusal
@@ -21,6 +24,13 @@ _REFUSAL = "Show a key of this desk that is valid: Authorization: Bearer bd_..."
 Why = Literal[
     "nothing_shown", "not_a_key", "other_mode", "unknown", "wrong_secret", "ended", "foreign_address", "scope"
 ]
+
+
+class _Seen(NamedTuple):
+    """A key that was found valid, and need not be read again before this monotonic time."""
+
+    key: StoredKey
+    until: float
 
 
 class Access:
@@ -44,15 +54,22 @@ class Access:
         self._tokens = tokens or {}
         self._rates = rates
         self._clock = clock
+        # By what was shown: to read and check a key takes ten times as long as to find it here.
+        self._seen: LRUCache[str, _Seen] = LRUCache(KEYS_MAX)
 
     async def caller(self, request: Request, needs: Scope) -> Caller:
         """Who calls, for something that needs the scope. Raises Unauthorized, InsufficientScope, RateLimited when too
         many keys from its address were none and, when a key cannot be looked up, LedgerUnavailable and Overloaded."""
-        if "authorization" not in request.headers:
+        shown = request.headers.getall("authorization", ())
+        if not shown:
             if not self._is_open or needs not in ANYBODY.scopes:
                 raise self._refusal("nothing_shown")
             return ANYBODY
-        caller = await self._known(request)
+        seen = self._seen.get(shown[0]) if len(shown) == 1 else None
+        if seen is None or self._clock.monotonic() >= seen.until or not seen.key.is_taken_from(request.address):
+            caller = await self._known(request, shown)
+        else:
+            caller = seen.key.caller
         if needs not in caller.scopes:
             self._refused.count("scope")
             raise InsufficientScope.of(needs)
@@ -67,8 +84,7 @@ class Access:
             raise refusal(rate)
         request.rate = rate
 
-    async def _known(self, request: Request) -> Caller:
-        shown = request.headers.getall("authorization")
+    async def _known(self, request: Request, shown: Sequence[str]) -> Caller:
         scheme, _, text = shown[0].partition(" ")
         if len(shown) > 1 or scheme.lower() != "bearer":
             raise self._refusal("not_a_key")
@@ -79,11 +95,14 @@ class Access:
         if self._keys is None:
             raise self._refusal("unknown")
         key = await self._key(self._keys, text, request.address)
-        if not key.is_valid(self._clock.now()):
+        now, since = self._clock.now(), self._clock.monotonic()
+        if not key.is_valid(now):
             raise self._refusal("ended")
         if not key.is_taken_from(request.address):
             raise self._refusal("foreign_address")
-        self._keys.note_used(key)
+        self._keys.note_used(key, now)
+        left = math.inf if key.expires_at is None else (key.expires_at - now).total_seconds()
+        self._seen[shown[0]] = _Seen(key, min(self._keys.fresh_until(key.id), since + left))
         return key.caller
 
     async def _key(self, keys: KeyCache, text: str, address: Address | None) -> StoredKey:
