@@ -17,9 +17,10 @@ from bench.processes import PYTHON, BenchFailed, cpu_seconds, free_base, last_li
 from buydesk.backends.postgres.registry import own_desk
 from buydesk.clients.model import NewKey
 from buydesk.clients.rates import PER_MINUTE_MAX
-from buydesk.clients.registry import CreateClient, Limits, Operator, create_key
+from buydesk.clients.registry import CreateClient, LimitClient, Limits, Operator, create_key
 from buydesk.embedded.postgres import processes_on
 from buydesk.money import Currency
+from buydesk.orders.model import ANONYMOUS
 from buydesk.topology import PORTS
 
 START_SECONDS_MAX = 60.0
@@ -74,6 +75,12 @@ class Desk:
                 key = await create_key(own.registry, NewKey(client, ["orders:create"]), "", own.by)
                 found.append(key.text)
         return found
+
+    async def anonymous_key(self) -> str:
+        """A key of the client whose all orders without a key are, with a rate that it does not reach."""
+        async with own_desk(self.dsn(), Operator("bench", "here")) as own:
+            await own.change(LimitClient(ANONYMOUS, Limits(rate_per_minute=PER_MINUTE_MAX)), "")
+            return (await create_key(own.registry, NewKey(ANONYMOUS, ["orders:read"]), "", own.by)).text
 
     def processes(self) -> dict[str, list[psutil.Process]]:
         """All its processes by what they do: `desk` (or each service by its name), `postgres`, `redis`."""

@@ -74,10 +74,10 @@ async def replays(url: str, connections: int, seconds: float, keys: Sequence[str
     return await _wrk(url, connections, seconds, "replay.lua", str(file))
 
 
-async def pages(url: str, connections: int, seconds: float, lowest: int, highest: int) -> Run:
-    """Pages of ten at random places, leaving out `lowest` to `highest` newer orders."""
+async def pages(url: str, connections: int, seconds: float, lowest: int, highest: int, *shown: str) -> Run:
+    """Pages of ten at random places, leaving out `lowest` to `highest` newer orders; `shown` is a key, if any."""
     seed = secrets.randbelow(2**31)
-    return await _wrk(url, connections, seconds, "page.lua", str(seed), str(lowest), str(highest))
+    return await _wrk(url, connections, seconds, "page.lua", str(seed), str(lowest), str(highest), *shown)
 
 
 async def latency(url: str, rate: int, warmup_seconds: float, seconds: float, directory: Path) -> Latency:

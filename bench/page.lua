@@ -1,4 +1,5 @@
 -- Pages of ten at random places for wrk: wrk … -s page.lua URL -- SEED LOWEST HIGHEST (how many newer orders to leave out)
+-- A fourth argument is the key of a client, which is shown.
 local random = math.random
 local lowest, highest, before, after
 
@@ -6,7 +7,8 @@ function init(args)
   math.randomseed(tonumber(args[1]))
   lowest, highest = tonumber(args[2]), tonumber(args[3])
   before = "GET " .. wrk.path .. "?start="
-  after = "&page_size=10 HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port .. "\r\n\r\n"
+  after = "&page_size=10 HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port
+  after = after .. (args[4] and "\r\nAuthorization: Bearer " .. args[4] or "") .. "\r\n\r\n"
 end
 
 function request()

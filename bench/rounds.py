@@ -153,7 +153,8 @@ class Bench:
             far = self._plan.stored * 4 // 5
             last = self._plan.stored - PAGE_SIZE
             await self._in_turn({"page": partial(self._page_times, full, far, last)})
-            await self._in_turn({"pages": partial(self._pages, full, last, echo_url)})
+            shown = await full.anonymous_key()
+            await self._in_turn({"pages": partial(self._pages, full, last, echo_url, shown)})
             if self._wants("growth"):
                 for desk in (empty, full):
                     await self._new_orders(desk, CONNECTIONS, self._plan.warmup_seconds * 2)
@@ -285,13 +286,14 @@ class Bench:
                 raise BenchFailed(f"{name}: {run.wrong}")
             self._found(name, 1000 / run.per_second, "ms")
 
-    async def _pages(self, desk: Desk, last: int, echo_url: str) -> None:
+    async def _pages(self, desk: Desk, last: int, echo_url: str, *shown: str) -> None:
         url = desk.url("fetch_buy_orders") + "/get_orders/"
-        for seconds in (self._plan.warmup_seconds, self._plan.seconds):
-            run = await load.pages(url, CONNECTIONS, seconds, 0, last)
-            if run.errors:
-                raise BenchFailed(f"pages: {run.wrong}")
-        self._found("pages", run.per_second, "pages/s")
+        for name, keys in (("pages", ()), ("pages_keys", shown)):
+            for seconds in (self._plan.warmup_seconds, self._plan.seconds):
+                run = await load.pages(url, CONNECTIONS, seconds, 0, last, *keys)
+                if run.errors:
+                    raise BenchFailed(f"{name}: {run.wrong}")
+            self._found(name, run.per_second, "pages/s")
         await self._other_orders("pages_echo", echo_url)
 
     async def _growth(self, empty: Desk, full: Desk) -> None:
