@@ -320,34 +320,45 @@ async def test_wrong_guesses_are_limited_by_address_and_right_ones_cost_nothing(
     edges = Edges()
     [limiter] = edges.all
     for _ in range(99):
-        with limiter.guess(HERE):
+        async with limiter.guess(HERE):
             pass
     for _ in range(60):
-        with limiter.guess(HERE):
+        async with limiter.guess(HERE):
             limiter.note_wrong_guess(HERE)
-    with pytest.raises(RateLimited) as refused, limiter.guess(HERE):
-        raise AssertionError("it must not be looked up")
+    with pytest.raises(RateLimited) as refused:
+        async with limiter.guess(HERE):
+            raise AssertionError("it must not be looked up")
     assert refused.value.facts == {"policy": "guesses", "per_minute": 60}
     assert refused.value.retry_after_seconds == 61
-    with limiter.guess(THERE):
+    async with limiter.guess(THERE):
         pass
     edges.clock.seconds += 61
-    with limiter.guess(HERE):
+    async with limiter.guess(HERE):
         pass
     await settled(edges)
 
 
-async def test_no_more_guesses_are_under_way_than_may_be_wrong() -> None:
+async def test_no_more_guesses_are_under_way_than_may_be_wrong_and_right_ones_only_wait() -> None:
     [limiter] = Edges().all
-    looking = [limiter.guess(HERE) for _ in range(60)]
-    for each in looking:
-        each.__enter__()
-    with pytest.raises(RateLimited), limiter.guess(HERE):
-        raise AssertionError("it must not be looked up")
-    for each in looking:
-        each.__exit__(None, None, None)
-    with limiter.guess(HERE):
-        pass
+    under_way, most, passed = 0, 0, 0
+
+    async def look_up(*, is_right: bool) -> None:
+        nonlocal under_way, most, passed
+        async with limiter.guess(HERE):
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0.001)
+            under_way -= 1
+            passed += 1
+            if not is_right:
+                limiter.note_wrong_guess(HERE)
+
+    await asyncio.gather(*(look_up(is_right=True) for _ in range(200)))
+    assert (passed, most) == (200, 60)
+    results = await asyncio.gather(*(look_up(is_right=False) for _ in range(200)), return_exceptions=True)
+    assert 260 <= passed < 320  # that a key was wrong is known once it was looked up
+    assert most == 60
+    assert sum(isinstance(each, RateLimited) for each in results) == 400 - passed
     await limiter.close()
 
 

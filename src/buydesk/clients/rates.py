@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 import msgspec
 from cachetools import LRUCache
@@ -193,7 +193,8 @@ class RateLimiter:
         self._anonymous_rate = None if settings.anonymous_rate == "off" else settings.anonymous_rate
         self._of_keys: LRUCache[str, _Counter] = LRUCache(COUNTERS_MAX)
         self._of_addresses: LRUCache[str, _Counter] = LRUCache(COUNTERS_MAX)
-        self._guessing: Counter[str] = Counter()  # look-ups under way, by the counter of their guesses
+        # What bounds the look-ups under way, by the counter of their guesses; kept by who looks up or waits.
+        self._looking: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._due: dict[str, _Counter] = {}
         self._hurry = asyncio.Event()
         self._reporting: asyncio.Task[None] | None = None
@@ -256,21 +257,20 @@ class RateLimiter:
             self._report_soon(counter, now)
         return Rate(kind, counter.per_minute, 0, counter.seconds_until(counter.per_minute, now), is_over=True)
 
-    @contextlib.contextmanager
-    def guess(self, address: Address) -> Iterator[None]:
-        """While entered, a key from the address is looked up. Raises RateLimited when too many that are under way, or
-        were wrong (`note_wrong_guess`), came from there."""
+    @contextlib.asynccontextmanager
+    async def guess(self, address: Address) -> AsyncIterator[None]:
+        """While entered, a key from the address is looked up; what would be more at once than may be wrong waits: many
+        clients may come from there, whose keys are not known yet. Raises RateLimited when too many were wrong
+        (`note_wrong_guess`)."""
         counter = self._of_address("guesses", address, GUESSES_PER_MINUTE)
-        now = self._clock.monotonic()
-        if counter.used(now) + self._guessing[counter.name] >= GUESSES_PER_MINUTE:
-            raise refusal(self._over("guesses", counter, now))
-        self._guessing[counter.name] += 1
-        try:
+        looking = self._looking.get(counter.name)
+        if looking is None:
+            looking = self._looking[counter.name] = asyncio.Semaphore(GUESSES_PER_MINUTE)
+        async with looking:
+            now = self._clock.monotonic()
+            if counter.used(now) >= GUESSES_PER_MINUTE:
+                raise refusal(self._over("guesses", counter, now))
             yield
-        finally:
-            self._guessing[counter.name] -= 1
-            if not self._guessing[counter.name]:
-                del self._guessing[counter.name]
 
     def note_wrong_guess(self, address: Address) -> None:
         """Counts a key that was none."""

@@ -124,7 +124,7 @@ class Access:
         """The stored key with this id. Whose key is known here is not kept out by strangers behind the same address."""
         if self._rates is None or address is None or keys.knows(shown.id):
             return await keys.find(shown.id)
-        with self._rates.guess(address):
+        async with self._rates.guess(address):
             return await keys.find(shown.id)
 
     def _refusal(self, why: Why) -> Unauthorized:
