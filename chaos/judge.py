@@ -14,7 +14,10 @@ UNKNOWN = {"outcome_unknown", "internal_error", "no_answer"}
 
 _ORDERS = """
 SELECT o.number, o.id::text, o.client_order_id AS key, o.currency, o.amount_cents, o.satoshi,
-       o.created_at < (p.document::json ->> 'expires_at')::timestamptz AS price_was_valid
+       o.created_at < (p.document::json ->> 'expires_at')::timestamptz AS price_was_valid,
+       o.market_rate_e8 = (p.document::json -> 'rates' ->> o.currency)::numeric * 1e8
+           AND o.market_rate_e8::numeric * (10000 + o.markup_bp)
+               BETWEEN (o.rate_e8 - 1)::numeric * 10000 + 1 AND o.rate_e8::numeric * 10000 AS rate_follows
 FROM orders o JOIN price_records p ON p.id = o.price_id ORDER BY o.number
 """
 
@@ -30,6 +33,7 @@ class Stored:
     amount_cents: int
     satoshi: int
     price_was_valid: bool = True
+    rate_follows: bool = True
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ def findings(events: Sequence[Event], ledger: Ledger) -> Iterator[str]:
             stored[order.key] = order
         if not order.price_was_valid:
             yield f"order {order.number} was placed at a price that had ended"
+        if not order.rate_follows:
+            yield f"order {order.number} was placed at another rate than the market's and its markup"
     for key, told in by_key(events).items():
         yield from _of_key(key, told, stored.get(key))
     numbers = [order.number for order in ledger.orders]

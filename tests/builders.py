@@ -98,9 +98,10 @@ def priced_order(
     price: PriceRecord | DeskError | None = None,
     order: NewOrder | None = None,
     seconds: float = 20,
+    markup_bp: int = 0,
 ) -> PricedOrder:
     deadline = utc_now() + timedelta(seconds=seconds)
-    return price_order(order or new_order(cents, key), price or record(), deadline)
+    return price_order(order or new_order(cents, key), price or record(), deadline, markup_bp)
 
 
 def shown(order: Order) -> dict[str, Any]:

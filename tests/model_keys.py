@@ -1,12 +1,13 @@
 """The model of a key store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from msgspec.structs import replace
 
 from buydesk.clients.keys import Key, new_key
 from buydesk.clients.model import KeyStore, StoredKey
+from buydesk.clients.registry import Limits
 from buydesk.clients.scopes import Scope
 from buydesk.errors import DeskError
 from buydesk.times import utc_now
@@ -29,6 +30,7 @@ class ModelKeys(KeyStore):
         expires_at: datetime | None = None,
         client_rate_per_minute: int | None = None,
         rate_per_minute: int | None = None,
+        client_markup_bp: Mapping[str, int] | None = None,
     ) -> Key:
         """A new key of the client, which is stored."""
         key = new_key(livemode=livemode)
@@ -36,8 +38,15 @@ class ModelKeys(KeyStore):
             *(key.id, client, key.digest, list(scopes), list(allow_from), expires_at, None, None),
             client_rate_per_minute=client_rate_per_minute,
             rate_per_minute=rate_per_minute,
+            client_markup_bp=client_markup_bp or {},
         )
         return key
+
+    def limit(self, key: Key, limits: Limits) -> None:
+        """Sets what is told of the key's client."""
+        self.stored[key.id] = replace(
+            self.stored[key.id], client_rate_per_minute=limits.rate_per_minute, client_markup_bp=limits.markup_bp
+        )
 
     def revoke(self, key: Key) -> None:
         self.stored[key.id] = replace(self.stored[key.id], revoked_at=utc_now())

@@ -4,6 +4,8 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
+from fractions import Fraction
+from math import ceil
 from typing import Any
 
 from msgspec.structs import replace
@@ -89,7 +91,8 @@ class ModelLedger:
             return Refused(item.price, by_ledger=True)
         if item.price.expires_at <= self.now():
             return Refused(stale(item.price.as_of, item.price.expires_at), by_ledger=True)
-        rate_e8 = item.price.rates_e8[new.currency]
+        market_e8 = item.price.rates_e8[new.currency]
+        rate_e8 = ceil(market_e8 * (1 + Fraction(item.markup_bp, 10_000)))
         satoshi = satoshi_for(new.amount_cents, rate_e8)
         if error := self._over_limit(new, satoshi):
             return Refused(error)
@@ -109,8 +112,8 @@ class ModelLedger:
             False,
             new.representation,
             new.received_at,
-            rate_e8,
-            0,
+            market_e8,
+            item.markup_bp,
             new.reference,
             new.metadata,
             None,

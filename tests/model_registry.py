@@ -134,14 +134,15 @@ class ModelRegistry:
 
 
 def _client(name: str, limits: Limits) -> Client:
-    return _limited(Client(name, None, None, False, None, {}, 0, 0, 0), limits)
+    return _limited(Client(name, None, None, False, None, {}, {}, 0, 0, 0), limits)
 
 
 def _limited(client: Client, limits: Limits) -> Client:
     given = {name: value for name, value in asdict(limits).items() if value is not msgspec.UNSET}
-    if "daily_cents_max" in given:
-        both = dict(client.daily_cents_max) | given["daily_cents_max"]
-        given["daily_cents_max"] = {currency: cents for currency, cents in both.items() if cents is not None}
+    for name in ("daily_cents_max", "markup_bp"):
+        if name in given:
+            both = dict(getattr(client, name)) | given[name]
+            given[name] = {currency: value for currency, value in both.items() if value is not None}
     return replace(client, **given)
 
 

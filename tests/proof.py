@@ -6,7 +6,7 @@ Everything is computed again, the price from its quotes by the rule with the lim
 from collections.abc import Iterator
 from datetime import timedelta
 
-from buydesk.money import format_btc, format_rate, satoshi_for
+from buydesk.money import format_btc, format_rate, sale_rate, satoshi_for
 from buydesk.orders.model import Order
 from buydesk.prices.model import PriceRecord
 from buydesk.prices.verification import discrepancies_of_record
@@ -37,12 +37,16 @@ def _discrepancies_of_order(order: Order, record: PriceRecord, clock_skew: timed
         yield f"the order is of {format_time(order.created_at)}, and the price came at {format_time(known_at)}"
 
 
-def _discrepancies_of_amount(order: Order, rate_e8: int) -> Iterator[str]:
-    if rate_e8 <= 0:
+def _discrepancies_of_amount(order: Order, market_e8: int) -> Iterator[str]:
+    if market_e8 <= 0:
         yield f"the record has no rate for {order.currency}"
         return
-    if order.rate_e8 != rate_e8:
-        yield f"the rate is {format_rate(order.rate_e8)}, and the record's is {format_rate(rate_e8)}"
+    if order.market_rate_e8 != market_e8:
+        yield f"the market's rate is {format_rate(order.market_rate_e8)}, and the record's is {format_rate(market_e8)}"
+    rate_e8 = sale_rate(market_e8, order.markup_bp)
+    if order.markup_bp < 0 or order.rate_e8 != rate_e8:
+        made = f"the record's and {order.markup_bp} basis points are {format_rate(rate_e8)}"
+        yield f"the rate is {format_rate(order.rate_e8)}, and {made}"
     satoshi = satoshi_for(order.amount_cents, rate_e8)
     if order.satoshi != satoshi:
         yield f"the bitcoin amount is {format_btc(order.satoshi)}, and the record makes it {format_btc(satoshi)}"

@@ -59,6 +59,14 @@ SELECT l.client, l.currency, l.cents, f.cents FROM daily_limits l CROSS JOIN LAT
 ) f
 WHERE l.cents <> f.cents
 """
+# Orders whose rate is not the market's and the markup, rounded up to 8 places, or whose bitcoin is not what the amount
+# buys at that rate, rounded up to the satoshi: the least that is enough. By products, which are exact.
+_AMOUNTS = """
+SELECT number FROM orders
+WHERE coalesce(market_rate_e8, rate_e8)::numeric * (10000 + markup_bp) NOT BETWEEN (rate_e8 - 1)::numeric * 10000 + 1
+        AND rate_e8::numeric * 10000
+    OR amount_cents * 1e14 NOT BETWEEN (satoshi - 1)::numeric * rate_e8 + 1 AND satoshi::numeric * rate_e8
+"""
 
 
 async def assert_adds_up(dsn: str) -> None:
@@ -66,7 +74,7 @@ async def assert_adds_up(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            for query in (_ACCOUNTS, _EVENTS, _TIMES, _DAYS):
+            for query in (_ACCOUNTS, _EVENTS, _TIMES, _DAYS, _AMOUNTS):
                 assert await connection.fetch(query) == []
     finally:
         await connection.close()

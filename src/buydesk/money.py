@@ -19,10 +19,12 @@ AMOUNT_TEXT_CHARS_MAX = 32
 # every bitcoin amount within a BIGINT: 10^9 fiat at rate 1 is 10^17 satoshi.
 RATE_E8_MIN = 1 * RATE_SCALE
 RATE_E8_MAX = 10**10 * RATE_SCALE
+MARKUP_BP_MAX = 5000
 
 # RFC 8259, section 6; ASCII digits only.
 _JSON_NUMBER = re.compile(r"(-)?(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?", re.ASCII)
 _DECIMAL = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,8}))?", re.ASCII)
+_BASIS_POINTS = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
 class Currency(StrEnum):
@@ -96,6 +98,23 @@ def parse_rate(text: str) -> int:
     return rate_e8
 
 
+@lru_cache(maxsize=64)
+def parse_sale_rate(text: str) -> int:
+    """The same of a rate that the desk sells at, which may lie above the market's by the highest markup."""
+    rate_e8 = parse_btc(text)
+    if not RATE_E8_MIN <= rate_e8 <= _SALE_RATE_E8_MAX:
+        raise NotMoney("must be an exchange rate between 1 and 15000000000")
+    return rate_e8
+
+
+def parse_markup(text: str) -> int:
+    """The basis points (0.01 %) of a markup, written as a whole number; raises NotMoney. It is never negative: nothing
+    is sold below the market's rate."""
+    if not _BASIS_POINTS.fullmatch(text) or int(text) > MARKUP_BP_MAX:
+        raise NotMoney(f"must be a whole number of basis points from 0 to {MARKUP_BP_MAX}")
+    return int(text)
+
+
 def format_cents(cents: int) -> str:
     """Decimal text of a fiat amount, always two places: 6900 is ``"69.00"``."""
     return f"{cents // 100}.{cents % 100:02d}"
@@ -112,6 +131,18 @@ def format_rate(rate_e8: int) -> str:
     """Decimal text of an exchange rate, two to eight places, no superfluous zeros: ``"20572.78"``."""
     fraction = f"{rate_e8 % RATE_SCALE:08d}".rstrip("0")
     return f"{rate_e8 // RATE_SCALE}.{fraction:0<2}"
+
+
+def sale_rate(market_e8: int, markup_bp: int) -> int:
+    """The ``rate_e8`` that the desk sells at: the market's and a markup, always rounded up to 8 decimal places.
+
+    rate = ceil(market * (1 + markup_bp / 10000)) = ceil(market_e8 * (10000 + markup_bp) / 10000), in integers: exact.
+    """
+    return -(-market_e8 * (10_000 + markup_bp) // 10_000)
+
+
+# Within a BIGINT too.
+_SALE_RATE_E8_MAX = sale_rate(RATE_E8_MAX, MARKUP_BP_MAX)
 
 
 def satoshi_for(amount_cents: int, rate_e8: int) -> int:

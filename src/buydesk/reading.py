@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import msgspec
 
-from buydesk.money import CURRENCIES_TEXT, Currency, parse_amount, parse_btc, parse_rate
+from buydesk.money import CURRENCIES_TEXT, Currency, parse_amount, parse_btc, parse_rate, parse_sale_rate
 from buydesk.times import parse_time
 
 T = TypeVar("T")
@@ -54,11 +54,12 @@ if TYPE_CHECKING:
     Cents = int
     Satoshi = int
     RateE8 = int
+    SaleRateE8 = int
     Moment = datetime
     Rates = Mapping[Currency, int]
 else:
-    Cents, Satoshi, RateE8 = text_type(parse_amount), text_type(parse_btc), text_type(parse_rate)
-    Moment = text_type(parse_time)
+    Cents, Satoshi, Moment = text_type(parse_amount), text_type(parse_btc), text_type(parse_time)
+    RateE8, SaleRateE8 = text_type(parse_rate), text_type(parse_sale_rate)
 
     class Rates(metaclass=TextType):
         """Rates by currency, those that there are: a record may be older than a currency that was added since."""

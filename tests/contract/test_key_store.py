@@ -19,8 +19,9 @@ from buydesk.backends.remote.clients import RemoteKeys
 from buydesk.clients.cache import KeyCache
 from buydesk.clients.keys import Key
 from buydesk.clients.model import NOTED_AT_ONCE_MAX, KeyStore, NewKey
-from buydesk.clients.registry import RevokeKey, create_key
+from buydesk.clients.registry import LimitClient, Limits, RevokeKey, create_key
 from buydesk.errors import CannotStart, InvalidRequest, LedgerUnavailable
+from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.refusals import RefusalRecorder
 from buydesk.services import db_proxy
@@ -44,6 +45,14 @@ class Kept:
     store: KeyStore
     key: Key
     dsn: str | None
+
+    async def limit(self, limits: Limits) -> None:
+        if self.dsn is None:
+            assert isinstance(self.store, ModelKeys)
+            self.store.limit(self.key, limits)
+        else:
+            async with operating(self.dsn) as desk:
+                await desk.change(LimitClient("other", limits), "agreed")
 
     async def revoke(self) -> None:
         if self.dsn is None:
@@ -95,7 +104,17 @@ async def test_a_key_is_found_by_its_id_with_all_that_it_permits(kept: Kept) -> 
     assert (found.id, found.client, found.digest) == (kept.key.id, "other", kept.key.digest)
     assert (list(found.scopes), list(found.allow_from)) == (NEW.scopes, NEW.allow_from)
     assert (found.expires_at, found.revoked_at, found.last_used_on) == (ENDS, None, None)
+    assert found.client_markup_bp == {}
     assert await kept.store.key("0" * 10) is None
+
+
+async def test_a_key_is_found_with_what_is_set_of_its_client(kept: Kept) -> None:
+    await kept.limit(Limits(rate_per_minute=7, markup_bp={Currency.EUR: 75, Currency.GBP: 0}))
+    found = await kept.store.key(kept.key.id)
+    assert found is not None
+    assert (found.client_rate_per_minute, found.client_markup_bp) == (7, {"EUR": 75, "GBP": 0})
+    caller = found.caller
+    assert [caller.markup_bp(each, of_desk_bp=50) for each in Currency] == [75, 0, 50]
 
 
 async def test_a_key_that_is_revoked_says_when(kept: Kept) -> None:

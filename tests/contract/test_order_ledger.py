@@ -94,6 +94,27 @@ def order_of(outcome: Outcome) -> Order:
     return outcome.order
 
 
+async def test_orders_above_the_market_are_stored_with_its_rate_and_their_markup(ledger: OrderLedger) -> None:
+    price = record(EUR=4119191 * 10**6 + 1)
+    items = [priced_order(6900, f"k{bp}", price=price, markup_bp=bp) for bp in (0, 75, 5000)]
+    outcomes = await place(ledger, *items)
+    assert [
+        (order.market_rate_e8, order.markup_bp, order.rate_e8, order.satoshi) for order in map(order_of, outcomes)
+    ] == [
+        (4119191000001, 0, 4119191000001, 167509),
+        (4119191000001, 75, 4150084932502, 166262),
+        (4119191000001, 5000, 6178786500002, 111673),
+    ]
+    for outcome in outcomes:
+        order = order_of(outcome)
+        assert await ledger.order(order.id, None) == order
+    exposure = await ledger.exposure(None)
+    assert exposure.used_satoshi == 167509 + 166262 + 111673
+    again = await place(ledger, *(priced_order(6900, f"k{bp}", price=price, markup_bp=9) for bp in (0, 75, 5000)))
+    assert codes(again) == ["replayed"] * 3  # as they were sold, whatever the markup is now
+    assert [order_of(outcome) for outcome in again] == [order_of(outcome) for outcome in outcomes]
+
+
 async def test_a_placed_order_is_stored_as_asked_and_priced(ledger: OrderLedger) -> None:
     price = record(EUR=4119191 * 10**6)
     item = priced_order(6900, "key-1", price=price)

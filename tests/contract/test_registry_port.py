@@ -220,6 +220,8 @@ async def test_what_is_against_a_rule_says_so(kind: str, databases: Databases) -
             CreateKey("0" * 10, "00" * 32, "anonymous", ["orders:read"], [], None, 0),
             RotateKey(key.id, "1" * 10, "00" * 32, 10.0**30),
             LimitClient("anonymous", Limits(daily_cents_max={Currency.EUR: -1})),
+            LimitClient("anonymous", Limits(markup_bp={Currency.EUR: -1})),
+            LimitClient("anonymous", Limits(markup_bp={Currency.EUR: 5001})),
         ):
             with pytest.raises(InvalidRequest):
                 await desk.change(change)
@@ -241,11 +243,25 @@ async def test_what_is_set_then_is_returned(desk: Opened) -> None:
     assert await desk.change(Pause()) == {"cap_satoshi": 10**10, "cap_counts_open": False, "paused": True}
     assert await desk.change(SetCap(10**9)) == {"cap_satoshi": 10**9, "cap_counts_open": False, "paused": True}
     limits = Limits(daily_cents_max={Currency.GBP: 7})
-    shown = {"cap_satoshi": None, "order_satoshi_max": None, "cap_counts_open": False, "rate_per_minute": None}
+    shown: dict[str, object] = {"cap_satoshi": None, "order_satoshi_max": None, "cap_counts_open": False}
+    shown |= {"rate_per_minute": None, "daily_cents_max": {"GBP": 7}, "markup_bp": {}}
     for change in (CreateClient("shop", limits), LimitClient("shop", Limits())):
-        assert await desk.change(change) == shown | {"daily_cents_max": {"GBP": 7}}
-    said = await desk.change(SetCapCounts("shop", open_only=True))
-    assert said == shown | {"cap_counts_open": True, "daily_cents_max": {"GBP": 7}}
+        assert await desk.change(change) == shown
+    assert await desk.change(SetCapCounts("shop", open_only=True)) == shown | {"cap_counts_open": True}
+
+
+async def test_a_client_has_markups_that_may_change(desk: Opened) -> None:
+    async def found() -> dict[str, int]:
+        return dict((await desk.registry.client("shop")).markup_bp)
+
+    await desk.change(CreateClient("shop", Limits(markup_bp={Currency.EUR: 75, Currency.GBP: 0})))
+    assert await found() == {"EUR": 75, "GBP": 0}
+    await desk.change(LimitClient("shop", Limits(markup_bp={Currency.EUR: None, Currency.GBP: 5, Currency.USD: 5000})))
+    assert await found() == {"GBP": 5, "USD": 5000}
+    await desk.change(LimitClient("shop", Limits(cap_satoshi=7)))
+    await desk.change(LimitClient("shop", Limits(markup_bp={})))
+    assert await found() == {"GBP": 5, "USD": 5000}
+    assert (await desk.registry.client("anonymous")).markup_bp == {}
 
 
 @POSTGRES

@@ -87,6 +87,9 @@ async def test_it_places_and_reads_all_that_a_ledger_does(dsn: str) -> None:
         "DO $$ BEGIN LOCK audit IN SHARE ROW EXCLUSIVE MODE; END $$",  # by which acts wait for each other
         "UPDATE exposure SET paused = true",
         "UPDATE daily_limits SET cents_max = 1",
+        "INSERT INTO markups VALUES ('other', 'EUR', 0)",
+        "UPDATE markups SET markup_bp = 0",
+        "DELETE FROM markups",
         "DELETE FROM refusals",
         "INSERT INTO keys (id, client, digest, scopes) VALUES ('0000000000', 'other', sha256(''), '{desk:cap}')",
         "INSERT INTO audit SELECT * FROM audit",

@@ -37,13 +37,21 @@ from tests.recount import assert_adds_up
 
 _names = itertools.count()
 
-# How a program of the versions before 0008 places a batch, and one of those before 0003.
+# How a program of the versions before 0008 places a batch, one of those before 0011, and one of those before 0003.
 PLACE_BEFORE_8 = """
     SELECT outcomes, numbers, used_then, moment, cap, is_live FROM place_batch(
         $1::text::uuid[], $2, $3, $4::text::text[], $5::text::bigint[], $6::text::bigint[], $7::text::bigint[],
         ARRAY(SELECT to_timestamp(deadline) FROM unnest($8::text::float8[]) AS deadline),
         $9::text::int[], $10::text::int[], $11::text::int[], $12, $13, $14, $15, $16,
         to_timestamp($17::float8), to_timestamp($18::float8)
+    )
+"""
+PLACE_BEFORE_11 = """
+    SELECT outcomes, numbers, client_numbers, used_then, limits_then, moment, is_live FROM place_orders(
+        $1::text::uuid[], $2::text::int[], $3, $4::text::text[], $5::text::bigint[], $6::text::bigint[],
+        $7::text::bigint[], ARRAY(SELECT to_timestamp(deadline) FROM unnest($8::text::float8[]) AS deadline),
+        $9::text::float8[], $10::text::smallint[], $11, $12, $13::text::int[], $14::text::int[], $15::text::int[],
+        $16, $17, $18, $19, $20, to_timestamp($21::float8), to_timestamp($22::float8)
     )
 """
 PLACE_BEFORE_3 = """
@@ -263,6 +271,28 @@ async def test_programs_of_before_place_orders_on_the_upgraded_database(dsn: str
     await ledger.close()
     assert isinstance(repeat, Replayed)
     assert repeat.order.representation == 1
+    await assert_adds_up(dsn)
+
+
+async def test_program_of_before_there_were_markups_goes_on_placing_orders(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate_until("0010", dsn, monkeypatch)
+    items = [priced_order(100, f"k{number}") for number in range(3)]
+    connection = await asyncpg.connect(dsn)
+    try:
+        place = await connection.prepare(PLACE_BEFORE_11)
+        outcomes = [(await place.fetch(*place_arguments(items[:1], ANY_TIME)[:22]))[0]["outcomes"]]
+        await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI, account=DB_PROXY)
+        outcomes.append((await place.fetch(*place_arguments(items[:2], ANY_TIME)[:22]))[0]["outcomes"])
+    finally:
+        await connection.close()
+    outcomes.append(
+        (await run(as_db_proxy(dsn), PLACE_BEFORE_11, *place_arguments(items, ANY_TIME)[:22]))[0]["outcomes"]
+    )
+    assert outcomes == [["placed"], ["repeat", "placed"], ["repeat", "repeat", "placed"]]
+    stored = await run(dsn, "SELECT market_rate_e8, markup_bp, rate_e8 FROM orders")
+    assert [tuple(row) for row in stored] == [(2 * 10**12, 0, 2 * 10**12)] * 3
     await assert_adds_up(dsn)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -30,7 +31,7 @@ from buydesk.clients.registry import (
 )
 from buydesk.clients.scopes import SCOPES
 from buydesk.errors import InsufficientScope, KeyRefused, LedgerUnavailable, OutcomeUnknown
-from buydesk.money import Currency
+from buydesk.money import RATE_SCALE, Currency, format_btc, satoshi_for
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.refusals import Refusal
 from buydesk.prices.documents import record_document
@@ -89,18 +90,22 @@ async def desk() -> AsyncIterator[Desk]:
 
 
 async def test_a_client_is_made_limited_and_shown(desk: Desk) -> None:
-    given = {"cap": "1.5", "largest_order": "0.25", "daily_limits": {"EUR": "1000.00"}, "rate_per_minute": 600}
+    given: dict[str, Any] = {"cap": "1.5", "largest_order": "0.25", "daily_limits": {"EUR": "1000.00"}}
+    given |= {"markup_bp": {"EUR": 75, "USD": 0}, "rate_per_minute": 600}
     answer = await desk.call("POST", "/clients", {"client": "shop", **given, **WHY})
     shown: dict[str, Any] = {"client": "shop", "cap": "1.50000000", "cap_counts": "stored"}
     shown |= {"largest_order": "0.25000000", "daily_limits": {"EUR": "1000.00"}, "rate_per_minute": 600}
+    shown |= {"markup_bp": {"EUR": 75, "USD": 0}}
     assert (answer.status_code, answer.json()) == (201, shown)
-    assert desk.done() == CreateClient("shop", Limits(150_000_000, 25_000_000, 600, {Currency.EUR: 100_000}))
-    changed = {"cap": None, "daily_limits": {"EUR": None, "GBP": "0.01"}, **WHY}
+    markups = {Currency.EUR: 75, Currency.USD: 0}
+    assert desk.done() == CreateClient("shop", Limits(150_000_000, 25_000_000, 600, {Currency.EUR: 100_000}, markups))
+    changed = {"cap": None, "daily_limits": {"EUR": None, "GBP": "0.01"}, "markup_bp": {"USD": None, "GBP": 5}, **WHY}
     answer = await desk.call("PATCH", "/clients/shop", changed)
-    shown |= {"cap": None, "daily_limits": {"GBP": "0.01"}}
+    shown |= {"cap": None, "daily_limits": {"GBP": "0.01"}, "markup_bp": {"EUR": 75, "GBP": 5}}
     assert (answer.status_code, answer.json()) == (200, shown)
     daily = {Currency.EUR: None, Currency.GBP: 1}
-    assert desk.done() == LimitClient("shop", Limits(cap_satoshi=None, daily_cents_max=daily))
+    markup = {Currency.USD: None, Currency.GBP: 5}
+    assert desk.done() == LimitClient("shop", Limits(cap_satoshi=None, daily_cents_max=daily, markup_bp=markup))
     bought = {"orders": 0, "used": "0.00000000", "keys": 0}
     assert (await desk.call("GET", "/clients/shop/")).json() == shown | bought
     listed = (await desk.call("GET", "/clients")).json()["data"]
@@ -231,6 +236,12 @@ KEY = {"client": "anonymous", "scopes": ["orders:read"], **WHY}
         ("POST /clients", {"client": "shop", "daily_limits": {"CHF": "1"}, **WHY}, "daily_limits"),
         ("POST /clients", {"client": "shop", "daily_limits": {"EUR": True}, **WHY}, "daily_limits"),
         ("POST /clients", {"client": "shop", "daily_limits": {"\ud800": "1"}, **WHY}, "daily_limits"),
+        ("POST /clients", {"client": "shop", "markup_bp": 75, **WHY}, "markup_bp"),
+        ("POST /clients", {"client": "shop", "markup_bp": {"EUR": -1}, **WHY}, "markup_bp"),
+        ("POST /clients", {"client": "shop", "markup_bp": {"EUR": 5001}, **WHY}, "markup_bp"),
+        ("POST /clients", {"client": "shop", "markup_bp": {"EUR": 7.5}, **WHY}, "markup_bp"),
+        ("POST /clients", {"client": "shop", "markup_bp": {"EUR": "75"}, **WHY}, "markup_bp"),
+        ("POST /clients", {"client": "shop", "markup_bp": {"CHF": 75}, **WHY}, "markup_bp"),
         ("POST /keys", KEY | {"allow_from": ["::ffff:192.0.2.1"]}, "allow_from"),
         ("POST /keys", KEY | {"allow_from": ["fe80::1%eth0"]}, "allow_from"),
         ("POST /clients", {"client": "shop", "daily_limits": {"EUR": "0.001"}, **WHY}, "daily_limits"),
@@ -374,6 +385,15 @@ async def test_over_a_real_ledger_a_pause_holds_at_once_and_what_it_refused_is_o
         assert (await order(2)).status_code == 201
         refused = assert_problem(await order(3), 409, "daily_limit_exceeded")
         assert (refused["used"], refused["available"]) == ("0.03", "0.00")
+        limit = {"daily_limits": {"EUR": None}, "markup_bp": {"EUR": 75}, **WHY}
+        await client.patch(f"{urls['operate_desk']}/clients/other", json=limit, headers=operator)
+        changed_at, cents = time.monotonic(), 10
+        while (placed := (await order(cents)).json()["order"])["markup_bp"] == 0:
+            cents += 1
+            await asyncio.sleep(0.05)
+        assert time.monotonic() - changed_at < given.key_cache_seconds + 5  # and a busy machine's
+        assert (placed["market_rate"], placed["exchange_rate"]) == ("20000.00", "20150.00")
+        assert placed["bitcoin_amount"] == format_btc(satoshi_for(cents, 20_150 * RATE_SCALE))
         found: list[Any] = []
         while len(found) < 2:
             await asyncio.sleep(0.2)

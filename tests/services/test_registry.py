@@ -70,20 +70,20 @@ async def test_a_client_is_made_with_its_limits_and_these_may_change(desk: Desk)
     assert await desk.rows(query) == [(150_000_000, 25_000_000, None)]
     lines = (await desk.told("clients", "limit", "shop", "--cap", "2", "--why", "more")).splitlines()
     assert lines == [
-        "NAME  ORDERS  USED        CAP         COUNTS  LARGEST ORDER  A DAY  A MINUTE  KEYS",
-        "shop  0       0.00000000  2.00000000  stored  0.25000000     none   default   0",
+        "NAME  ORDERS  USED        CAP         COUNTS  LARGEST ORDER  A DAY  MARKUP   A MINUTE  KEYS",
+        "shop  0       0.00000000  2.00000000  stored  0.25000000     none   default  default   0",
     ]
     assert await desk.rows(query) == [(200_000_000, 25_000_000, None)]
     more = ("--largest", "none", "--daily", "EUR:1000", "--daily", "gbp:0.5", "--rate", "600/minute")
     told = await desk.told("clients", "limit", "shop", *more, "--why", "trusted")
     assert told.splitlines()[1] == (
-        "shop  0       0.00000000  2.00000000  stored  none           EUR:1000.00,GBP:0.50  600       0"
+        "shop  0       0.00000000  2.00000000  stored  none           EUR:1000.00,GBP:0.50  default  600       0"
     )
     assert await desk.rows(query) == [(200_000_000, None, 600)]
     less = ("--daily", "GBP:none", "--rate", "none", "--cap", "none")
     await desk.told("clients", "limit", "shop", *less, "--why", "simpler")
     lines = (await desk.told("clients", "list")).splitlines()
-    assert "shop       0       0.00000000  none  stored  none           EUR:1000.00  default   0" in lines
+    assert "shop       0       0.00000000  none  stored  none           EUR:1000.00  default  default   0" in lines
     await desk.told("clients", "create", "bank", "--rate", "5", "--daily", "USD:7")
     assert await desk.rows("SELECT client, currency, cents_max FROM daily_limits ORDER BY client") == [
         ("bank", "USD", 700),
@@ -91,6 +91,25 @@ async def test_a_client_is_made_with_its_limits_and_these_may_change(desk: Desk)
     ]
     [(after,)] = await desk.rows("SELECT after FROM audit WHERE number = 4")
     assert '"daily_cents_max" : {"EUR" : 100000}' in after.replace("{ ", "{").replace(" }", "}")
+
+
+async def test_a_client_has_markups_of_its_own_that_may_change(desk: Desk) -> None:
+    query = "SELECT client, currency, markup_bp FROM markups ORDER BY client, currency"
+    await desk.told("clients", "create", "bank", "--markup", "USD:0")
+    told = await desk.told("clients", "limit", "shop", "--markup", "EUR:75", "--markup", "gbp:5000", "--why", "agreed")
+    assert told.splitlines()[1].split()[-3:] == ["EUR:75,GBP:5000", "default", "0"]
+    assert await desk.rows(query) == [("bank", "USD", 0), ("shop", "EUR", 75), ("shop", "GBP", 5000)]
+    await desk.told("clients", "limit", "shop", "--markup", "GBP:none", "--markup", "EUR:50", "--why", "agreed")
+    assert await desk.rows(query) == [("bank", "USD", 0), ("shop", "EUR", 50)]
+    states = await desk.rows(
+        "SELECT before::jsonb -> 'markup_bp', after::jsonb -> 'markup_bp' FROM audit ORDER BY number"
+    )
+    assert states == [
+        (None, "{}"),
+        (None, '{"USD": 0}'),
+        ("{}", '{"EUR": 75, "GBP": 5000}'),
+        ('{"EUR": 75, "GBP": 5000}', '{"EUR": 50}'),
+    ]
 
 
 async def test_the_desk_is_paused_and_resumed_with_a_reason(desk: Desk) -> None:
@@ -251,10 +270,17 @@ async def test_a_reason_is_one_line_that_can_be_read(desk: Desk, why: str) -> No
         (["clients", "create", "x", "--largest", "0"], "largest_order: must be more than 0"),
         (["clients", "create", "x", "--daily", "CHF:1"], "--daily must be one of EUR, GBP, USD"),
         (["clients", "create", "x", "--daily", "EUR"], "--daily must be a decimal number"),
+        (["clients", "create", "x", "--markup", "CHF:1"], "--markup must be one of EUR, GBP, USD"),
+        (
+            ["clients", "create", "x", "--markup", "EUR"],
+            "--markup must be a whole number of basis points from 0 to 5000",
+        ),
+        (["clients", "create", "x", "--markup", "EUR:-1"], "--markup must be a whole number of basis points from 0"),
+        (["clients", "create", "x", "--markup", "EUR:5001"], "--markup must be a whole number of basis points from 0"),
         (["clients", "create", "x", "--rate", "0/minute"], "--rate must be a number of requests a minute from 1 to"),
         (["clients", "create", "x", "--rate", "a lot"], "--rate must be a number of requests a minute from 1 to"),
         (["clients", "limit", "nobody", "--cap", "1", "--why", "x"], "There is no client nobody."),
-        (["clients", "limit", "shop", "--why", "x"], "nothing to change: give --cap, --largest, --daily or --rate"),
+        (["clients", "limit", "shop", "--why", "x"], "nothing to change: give --cap, --largest, --daily, --markup or"),
         (["keys", "create", "nobody", "--scopes", "orders:read"], "There is no client nobody."),
         (
             ["keys", "create", "shop", "--scopes", "orders:paint"],

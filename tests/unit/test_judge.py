@@ -104,6 +104,10 @@ def test_a_404_that_was_final_and_not_true_is_found(tmp_path: Path, is_final: bo
             replace(WELL, orders=[FIRST, replace(SECOND, price_was_valid=False)]),
             "order 2 was placed at a price that had ended",
         ),
+        (
+            replace(WELL, orders=[FIRST, replace(SECOND, rate_follows=False)]),
+            "order 2 was placed at another rate than the market's and its markup",
+        ),
     ],
 )
 def test_a_ledger_that_breaks_a_promise_is_found(ledger: Ledger, found: str) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from buydesk.money import (
     AMOUNT_CENTS_MAX,
+    MARKUP_BP_MAX,
     RATE_E8_MAX,
     RATE_E8_MIN,
     Currency,
@@ -20,7 +21,10 @@ from buydesk.money import (
     format_rate,
     parse_amount,
     parse_btc,
+    parse_markup,
     parse_rate,
+    parse_sale_rate,
+    sale_rate,
     satoshi_for,
 )
 
@@ -83,6 +87,66 @@ def _cases() -> Iterator[tuple[int, int]]:
         for _ in range(RANDOM_CASES // len(magnitudes)):
             bits = chance.getrandbits(128)
             yield amount_floor + bits % (9 * amount_floor), rate_floor + (bits >> 64) % (9 * rate_floor)
+
+
+def test_a_sale_s_rate_is_the_exact_product_rounded_up_in_a_million_cases() -> None:
+    for number, market_e8 in _cases():
+        markup_bp = (number + market_e8) % (MARKUP_BP_MAX + 1)
+        exact_e8 = Fraction(market_e8 * (10_000 + markup_bp), 10_000)
+        assert sale_rate(market_e8, markup_bp) == ceil(exact_e8), (market_e8, markup_bp)
+
+
+@given(rates, st.integers(0, MARKUP_BP_MAX))
+def test_a_sale_s_rate_is_the_least_that_has_all_of_the_markup(market_e8: int, markup_bp: int) -> None:
+    rate_e8 = sale_rate(market_e8, markup_bp)
+    assert rate_e8 == ceil(Fraction(market_e8, 10**8) * (1 + Fraction(markup_bp, 10_000)) * 10**8)
+    assert rate_e8 * 10_000 >= market_e8 * (10_000 + markup_bp) > (rate_e8 - 1) * 10_000
+    assert market_e8 <= rate_e8 <= 2**63 - 1
+    assert parse_sale_rate(format_rate(rate_e8)) == rate_e8
+
+
+@given(rates)
+def test_without_a_markup_a_sale_s_rate_is_the_market_s(market_e8: int) -> None:
+    assert sale_rate(market_e8, 0) == market_e8
+
+
+@given(amounts, rates, st.integers(0, MARKUP_BP_MAX - 1))
+def test_a_higher_markup_never_buys_more(amount_cents: int, market_e8: int, markup_bp: int) -> None:
+    less, more = (sale_rate(market_e8, each) for each in (markup_bp, markup_bp + 1))
+    assert less < more
+    assert satoshi_for(amount_cents, less) >= satoshi_for(amount_cents, more)
+
+
+@pytest.mark.parametrize(
+    ("market", "markup_bp", "rate"),
+    [
+        ("20572.78", 0, "20572.78"),
+        ("20572.78", 50, "20675.6439"),
+        ("20572.78000001", 75, "20727.07585002"),
+        ("1", 1, "1.0001"),
+        ("1.00000001", 1, "1.00010002"),
+        ("10000000000", 5000, "15000000000.00"),
+    ],
+)
+def test_rates_of_known_sales(market: str, markup_bp: int, rate: str) -> None:
+    assert format_rate(sale_rate(parse_rate(market), markup_bp)) == rate
+
+
+@pytest.mark.parametrize("text", ["0", "1", "75", "5000", "005"])
+def test_a_markup_is_a_whole_number_of_basis_points(text: str) -> None:
+    assert parse_markup(text) == int(text)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "5001", "7.5", "1e2", "+5", " 5", "\uff15", "9" * 5000])
+def test_what_is_no_markup_is_refused(text: str) -> None:
+    with pytest.raises(NotMoney, match="must be a whole number of basis points from 0 to 5000"):
+        parse_markup(text)
+
+
+@pytest.mark.parametrize("text", ["0.99999999", "15000000000.00000001", "1e3"])
+def test_what_is_no_rate_of_a_sale_is_refused(text: str) -> None:
+    with pytest.raises(NotMoney):
+        parse_sale_rate(text)
 
 
 def test_bitcoin_is_the_exact_quotient_rounded_up_in_a_million_cases() -> None:

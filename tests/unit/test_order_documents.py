@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from buydesk.errors import DeskError, ExposureCapExceeded, InvalidRequest, PriceStale, PriceUnavailable
 from buydesk.http.examples import EXAMPLE_ORDER, EXAMPLE_PRICED_ORDER
-from buydesk.money import AMOUNT_CENTS_MAX, RATE_E8_MAX, RATE_E8_MIN, Currency
+from buydesk.money import AMOUNT_CENTS_MAX, MARKUP_BP_MAX, RATE_E8_MAX, RATE_E8_MIN, Currency
 from buydesk.orders.documents import (
     order_from,
     outcome_document,
@@ -22,7 +22,7 @@ from buydesk.orders.documents import (
     stored_document,
 )
 from buydesk.orders.model import NewOrder, Order, Outcome, Placed, PricedOrder, Refused, Replayed, new_order_id
-from buydesk.orders.pricing import price_order
+from buydesk.orders.pricing import placed_order, price_order
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import PriceRecord
 from buydesk.times import utc_now
@@ -58,15 +58,18 @@ def of_one(**changes: Any) -> Document:
     cents=st.integers(1, AMOUNT_CENTS_MAX),
     rate_e8=st.integers(RATE_E8_MIN, RATE_E8_MAX),
     currency=st.sampled_from(Currency),
-    key=st.none() | visible_ascii,
-    client=visible_ascii,
+    keys=st.tuples(st.none() | visible_ascii, visible_ascii),
+    markup_bp=st.integers(0, MARKUP_BP_MAX),
 )
 def test_any_priced_order_arrives_as_it_was_sent(
-    cents: int, rate_e8: int, currency: Currency, key: str | None, client: str
+    cents: int, rate_e8: int, currency: Currency, keys: tuple[str | None, str], markup_bp: int
 ) -> None:
+    key, client = keys
     order = NewOrder(new_order_id(), client, key, currency, cents, key and "r", key and '{"b":"1","a":"2"}')
-    item = price_order(order, record(rate_e8), at(2026, 1, 31, 9, 5, 0, 123456))
+    item = price_order(order, record(rate_e8), at(2026, 1, 31, 9, 5, 0, 123456), markup_bp)
     assert received(priced_order_documents([item])) == [item]
+    stored = placed_order(item, 1, 1, utc_now(), livemode=False)
+    assert order_from(sent(stored_document(stored))) == stored
 
 
 def test_a_price_record_travels_once_and_is_one_object_again() -> None:
@@ -85,7 +88,7 @@ def test_a_price_record_travels_once_and_is_one_object_again() -> None:
 def test_an_item_without_a_price_travels_with_its_problem(problem: DeskError) -> None:
     item = priced_order(100, price=problem)
     [document] = sent(priced_order_documents([item]))
-    assert not {"price", "exchange_rate", "bitcoin_amount"} & set(document)
+    assert not {"price", "exchange_rate", "bitcoin_amount", "market_rate", "markup_bp"} & set(document)
     [placed] = received([document])
     assert replace(placed, price=problem) == item
     found = placed.price
@@ -192,7 +195,15 @@ BAD_ITEMS: list[tuple[Any, str, str]] = [
     (of_one(price=changed_price(rates=...)), "price", "rates: is missing"),
     (of_one(price=changed_price(expires_at="never")), "price", "expires_at: must be an ISO 8601 time"),
     (of_one(exchange_rate=...), "exchange_rate", "is missing"),
-    (of_one(exchange_rate="41191.92"), "exchange_rate", "is not the rate of the price record"),
+    (of_one(exchange_rate="41191.92"), "exchange_rate", "must be 41191.91, the record's rate and the markup"),
+    (of_one(exchange_rate="41191.90"), "exchange_rate", "must be 41191.91, the record's rate and the markup"),
+    (of_one(markup_bp=75), "exchange_rate", "must be 41500.849325, the record's rate and the markup, rounded up"),
+    (of_one(market_rate="41191.92"), "market_rate", "is not the rate of the price record"),
+    (of_one(market_rate=41191.91), "market_rate", "must be text"),
+    (of_one(markup_bp=-1), "markup_bp", "must be at least 0"),
+    (of_one(markup_bp=5001), "markup_bp", "must be at most 5000"),
+    (of_one(markup_bp="75"), "markup_bp", "must be an integer"),
+    (of_one(markup_bp=7.5), "markup_bp", "must be an integer"),
     (of_one(exchange_rate=41191.91), "exchange_rate", "must be text"),
     (of_one(exchange_rate="0"), "exchange_rate", "must be an exchange rate between"),
     (of_one(bitcoin_amount=...), "bitcoin_amount", "is missing"),
@@ -231,6 +242,11 @@ def test_item_of_an_edge_of_before_is_answered_in_the_first_representation_and_r
     new = priced_order_from(given, {}).order
     assert (new.reference, new.metadata, new.representation) == (None, None, 1)
     assert abs(utc_now() - new.received_at) < timedelta(seconds=5)
+
+
+def test_item_of_an_edge_of_before_there_were_markups_is_sold_at_the_market_s_rate() -> None:
+    item = priced_order_from(of_one(market_rate=..., markup_bp=...), {})
+    assert (item.market_rate_e8, item.markup_bp, item.rate_e8) == (4119191 * 10**6, 0, 4119191 * 10**6)
 
 
 def test_a_bad_item_brings_its_record_all_the_same() -> None:

@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from buydesk.errors import PriceUnavailable
-from buydesk.money import Currency
+from buydesk.money import Currency, satoshi_for
 from buydesk.orders.model import ANONYMOUS, Exposure, NewOrder, Order, is_repeat, new_order_id, parse_key
 from buydesk.orders.pricing import price_order
 from buydesk.prices.model import PriceRecord
@@ -61,6 +61,13 @@ def test_an_id_is_a_uuid_of_version_7_that_carries_the_time() -> None:
 def test_an_order_is_priced_at_the_rate_of_its_currency_rounded_up(currency: Currency, satoshi: int) -> None:
     item = price_order(replace(NEW, currency=currency), RECORD, NOW)
     assert (item.rate_e8, item.satoshi) == (RATES[currency], satoshi)
+
+
+def test_an_order_is_priced_at_the_market_s_rate_and_the_markup() -> None:
+    item = price_order(NEW, RECORD, NOW, 75)
+    market_e8 = RATES[Currency.EUR]
+    assert (item.market_rate_e8, item.markup_bp, item.rate_e8) == (market_e8, 75, -(-market_e8 * 10_075 // 10_000))
+    assert item.satoshi == satoshi_for(NEW.amount_cents, item.rate_e8) < price_order(NEW, RECORD, NOW).satoshi
 
 
 def test_an_order_in_a_currency_that_the_record_has_no_rate_for_has_no_price() -> None:

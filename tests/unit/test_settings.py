@@ -6,6 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 from buydesk.errors import CannotStart
+from buydesk.money import Currency
 from buydesk.settings import reading as settings_reading
 from buydesk.settings.model import PREFIX, TOKENS, Settings, variable
 from buydesk.settings.reading import read_settings
@@ -58,6 +59,10 @@ def test_every_number_has_bounds() -> None:
         ("BUYDESK_HOSTS", "", "hosts", ()),
         ("BUYDESK_PROXIES", "10.0.0.0/8, 192.0.2.7,2001:db8::/32", "proxies", PROXIES),
         ("BUYDESK_PROXIES", "", "proxies", ()),
+        ("BUYDESK_MARKUP_BP", "", "markup_bp", 0),
+        ("BUYDESK_MARKUP_BP", "50", "markup_bp", 50),
+        ("BUYDESK_MARKUP_BP", "5000", "markup_bp", 5000),
+        ("BUYDESK_MARKUP_BP", "EUR:50, gbp:0", "markup_bp", {Currency.EUR: 50, Currency.GBP: 0}),
     ],
 )
 def test_a_setting_comes_from_its_variable(
@@ -153,6 +158,14 @@ def test_the_command_line_wins_over_the_environment(field: str, monkeypatch: pyt
         ("BUYDESK_PROXIES", "10.0.0.0/33"),
         ("BUYDESK_PROXIES", "10.0.0.0/8,"),
         ("BUYDESK_PROXIES", "front"),
+        ("BUYDESK_MARKUP_BP", "-1"),
+        ("BUYDESK_MARKUP_BP", "5001"),
+        ("BUYDESK_MARKUP_BP", "0.5"),
+        ("BUYDESK_MARKUP_BP", "EUR:-1"),
+        ("BUYDESK_MARKUP_BP", "EUR:50,"),
+        ("BUYDESK_MARKUP_BP", "EUR:50,eur:60"),
+        ("BUYDESK_MARKUP_BP", "CHF:50"),
+        ("BUYDESK_MARKUP_BP", "EUR=50"),
         ("BUYDESK_PLACING_TOKENS", "hunter2\n"),
         ("BUYDESK_READING_TOKENS", "hunter2 and more"),
         ("BUYDESK_REPORTING_TOKENS", "hunter2é"),
@@ -318,6 +331,19 @@ def test_prices_are_taken_from_those_whose_keys_are_given_or_from_oneself() -> N
     told = f"BUYDESK_PRICE_KEYS must have the public key of BUYDESK_PRICE_SIGNING_KEY, which is {own}"
     with pytest.raises(CannotStart, match=f"^{told}$"):
         read_settings(price_signing_key=signing_key, price_keys=old)
+
+
+def test_a_markup_is_of_all_currencies_or_of_those_that_are_named() -> None:
+    assert [read_settings(markup_bp=50).markup_bp_of(each) for each in Currency] == [50, 50, 50]
+    some = read_settings(markup_bp="GBP:75")
+    assert [some.markup_bp_of(each) for each in Currency] == [0, 75, 0]
+    assert read_settings(markup_bp={"USD": 5}).markup_bp_of(Currency.USD) == 5
+
+
+def test_a_negative_markup_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUYDESK_MARKUP_BP", "-1")
+    with pytest.raises(CannotStart, match=r"^BUYDESK_MARKUP_BP: must be .* the desk would sell under the market"):
+        read_settings()
 
 
 def test_settings_do_not_change() -> None:

@@ -64,7 +64,14 @@ def test_order_follows_from_the_record_as_it_is_stored() -> None:
     [
         ({"price_id": uuid.UUID(int=9)}, "was priced with record 00000000-0000-0000-0000-000000000009"),
         ({"livemode": False}, "an order with livemode False was priced with a live record"),
-        ({"rate_e8": ORDER.rate_e8 + 1}, "the rate is 20000.00000008, and the record's is 20000.00000007"),
+        (
+            {"rate_e8": ORDER.rate_e8 + 1},
+            "the rate is 20000.00000008, and the record's and 0 basis points are 20000.00000007",
+        ),
+        (
+            {"market_rate_e8": ORDER.rate_e8 - 1},
+            "the market's rate is 20000.00000006, and the record's is 20000.00000007",
+        ),
         ({"satoshi": ORDER.satoshi - 1}, "the bitcoin amount is 0.00344999, and the record makes it 0.00345"),
         ({"satoshi": ORDER.satoshi + 1}, "the bitcoin amount is 0.00345001, and the record makes it 0.00345"),
         ({"amount_cents": 6901}, "the bitcoin amount is 0.00345000, and the record makes it 0.00345050"),
@@ -76,6 +83,21 @@ def test_order_follows_from_the_record_as_it_is_stored() -> None:
 def test_what_of_the_order_does_not_follow_is_named(changes: dict[str, Any], doubt: str) -> None:
     [named] = discrepancies(changed(**changes), RECORD)
     assert doubt in named
+
+
+def test_order_above_the_market_follows_from_the_record_and_its_markup() -> None:
+    order = placed_order(price_order(NEW, RECORD, NOW, 75), 1, 1, NOW + timedelta(seconds=1), livemode=True)
+    assert (order.market_rate_e8, order.markup_bp, order.rate_e8) == (2 * 10**12 + 7, 75, 2015 * 10**9 + 8)
+    assert discrepancies(order, RECORD) == []
+    [rate, amount] = discrepancies(replace(order, markup_bp=74), RECORD)
+    assert "the record's and 74 basis points are 20148.00000008" in rate
+    assert "and the record makes it" in amount
+
+
+def test_order_below_the_market_is_never_proven() -> None:
+    order = placed_order(price_order(NEW, RECORD, NOW, -1), 1, 1, NOW + timedelta(seconds=1), livemode=True)
+    [named] = discrepancies(order, RECORD)
+    assert "the record's and -1 basis points are" in named
 
 
 def test_amount_is_rounded_up_to_a_satoshi() -> None:

@@ -1,5 +1,6 @@
 """The commands of operators: who may call and buy how much, whether anything is sold, and what operators did."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -13,7 +14,7 @@ from buydesk.clients.model import NewKey
 from buydesk.clients.rates import PER_MINUTE_MAX
 from buydesk.clients.registry import Limits, parse_network, parse_scope
 from buydesk.errors import CannotStart
-from buydesk.money import parse_amount, parse_btc, parse_currency
+from buydesk.money import parse_amount, parse_btc, parse_currency, parse_markup
 from buydesk.prices.anchors import WHY_CHARS_MAX
 from buydesk.reading import parse_line
 from buydesk.times import utc_now
@@ -58,17 +59,37 @@ def clients() -> None:
 
 
 def _limits(command: Callable[..., None]) -> Callable[..., None]:
+    """The options for a client's limits, which the command gets as `limits`."""
+
+    @functools.wraps(command)
+    def with_limits(
+        *arguments: object,
+        cap: str | None,
+        largest: str | None,
+        daily: Sequence[str],
+        markup: Sequence[str],
+        rate: str | None,
+        **options: object,
+    ) -> None:
+        command(*arguments, limits=_limits_of(cap, largest, daily, markup, rate), **options)
+
+    with_option: Callable[..., None] = with_limits
     for option in (
         click.option("--rate", metavar="N", help="Orders, reads, and look-ups a minute, each.  [default: the desk's]"),
+        click.option(
+            "--markup", multiple=True, metavar="EUR:75", help="On the market's rate, in 0.01 %.  [default: the desk's]"
+        ),
         click.option("--daily", multiple=True, metavar="EUR:1000.00", help="What it may buy on a day of UTC."),
         click.option("--largest", metavar="BTC", help="The largest order."),
         click.option("--cap", metavar="BTC", help="All that it may buy."),
     ):
-        command = option(command)
-    return command
+        with_option = option(with_option)
+    return with_option
 
 
-def _limits_of(cap: str | None, largest: str | None, daily: Sequence[str], rate: str | None) -> Limits:
+def _limits_of(
+    cap: str | None, largest: str | None, daily: Sequence[str], markup: Sequence[str], rate: str | None
+) -> Limits:
     """The limits that are given; `none` takes one away."""
     limits: dict[str, Any] = {}
     for limit, option, parse, text in (
@@ -78,10 +99,14 @@ def _limits_of(cap: str | None, largest: str | None, daily: Sequence[str], rate:
     ):
         if text is not None:
             limits[limit] = None if text == "none" else given(option, parse, text)
-    for each in daily:
-        currency, _, amount = each.partition(":")
-        cents = None if amount == "none" else given("--daily", parse_amount, amount)
-        limits.setdefault("daily_cents_max", {})[given("--daily", parse_currency, currency)] = cents
+    for limit, option, parse, texts in (
+        ("daily_cents_max", "--daily", parse_amount, daily),
+        ("markup_bp", "--markup", parse_markup, markup),
+    ):
+        for each in texts:
+            currency, _, text = each.partition(":")
+            value = None if text == "none" else given(option, parse, text)
+            limits.setdefault(limit, {})[given(option, parse_currency, currency)] = value
     return Limits(**limits)
 
 
@@ -90,13 +115,10 @@ def _limits_of(cap: str | None, largest: str | None, daily: Sequence[str], rate:
 @_limits
 @_why
 @of_a_desk
-def create_client(
-    name: str, *, cap: str | None, largest: str | None, daily: Sequence[str], rate: str | None, why: str, **desk: object
-) -> None:
+def create_client(name: str, *, limits: Limits, why: str, **desk: object) -> None:
     """Make the client NAME. It has the limits that are given, and no others."""
     from buydesk.runtime import clients as acts  # noqa: PLC0415
 
-    limits = _limits_of(cap, largest, daily, rate)
     click.echo(run(acts.create_client(desk_settings(desk), name, limits, why)))
 
 
@@ -105,15 +127,12 @@ def create_client(
 @_limits
 @_WHY
 @of_a_desk
-def limit_client(
-    name: str, *, cap: str | None, largest: str | None, daily: Sequence[str], rate: str | None, why: str, **desk: object
-) -> None:
+def limit_client(name: str, *, limits: Limits, why: str, **desk: object) -> None:
     """Change these limits of the client NAME; the others stay. `none` takes one away, as in `--daily EUR:none`."""
     from buydesk.runtime import clients as acts  # noqa: PLC0415
 
-    limits = _limits_of(cap, largest, daily, rate)
     if limits == Limits():
-        raise CannotStart("nothing to change: give --cap, --largest, --daily or --rate")
+        raise CannotStart("nothing to change: give --cap, --largest, --daily, --markup or --rate")
     click.echo(run(acts.limit_client(desk_settings(desk), name, limits, why)))
 
 

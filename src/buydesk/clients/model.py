@@ -1,7 +1,7 @@
 """Callers, and the keys by which they are known: the port KeyStore."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import cached_property, lru_cache
 from ipaddress import ip_network
@@ -11,6 +11,7 @@ import msgspec
 
 from buydesk.clients.scopes import CLIENT_SCOPES, SCOPES, Scope
 from buydesk.hosts import Address
+from buydesk.money import Currency
 from buydesk.orders.model import ANONYMOUS
 from buydesk.reading import Moment
 
@@ -26,13 +27,19 @@ _network = lru_cache(maxsize=4096)(ip_network)  # reading one takes ten times as
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who calls. One of the desk's own services is no client: its name is empty. The rates are of its client, where
-    that has one of its own, and of the key alone, where it is limited further."""
+    that has one of its own, and of the key alone, where it is limited further; the markups, by currency and in basis
+    points, are its client's own."""
 
     client: str
     scopes: Collection[Scope]
     key_id: str | None = None
     client_rate_per_minute: int | None = None
     rate_per_minute: int | None = None
+    client_markup_bp: Mapping[str, int] = field(default_factory=dict)
+
+    def markup_bp(self, currency: Currency, of_desk_bp: int) -> int:
+        """What is added to the market's rate for it, in basis points: its client's own, or else the desk's."""
+        return self.client_markup_bp.get(currency, of_desk_bp)
 
     @property
     def is_anybody(self) -> bool:
@@ -45,7 +52,8 @@ ANYBODY = Caller(ANONYMOUS, CLIENT_SCOPES)
 
 class StoredKey(msgspec.Struct, frozen=True, dict=True):
     """A key as it is stored: `digest` is the SHA-256 of its text. `allow_from` are the networks that it is taken from,
-    all if there are none. `last_used_on` is a day of UTC, known roughly. The rates are as in `Caller`."""
+    all if there are none. `last_used_on` is a day of UTC, known roughly. The rates and the markups
+    are as in `Caller`."""
 
     id: str
     client: str
@@ -57,6 +65,7 @@ class StoredKey(msgspec.Struct, frozen=True, dict=True):
     last_used_on: date | None
     rate_per_minute: int | None = None
     client_rate_per_minute: int | None = None
+    client_markup_bp: Mapping[str, int] = msgspec.field(default_factory=dict)
 
     def is_valid(self, now: datetime) -> bool:
         """Whether it is neither revoked nor expired."""
@@ -72,7 +81,8 @@ class StoredKey(msgspec.Struct, frozen=True, dict=True):
     def caller(self) -> Caller:
         """Who calls with it. Scopes that this version does not know permit nothing."""
         scopes = SCOPES.intersection(self.scopes)
-        return Caller(self.client, scopes, self.id, self.client_rate_per_minute, self.rate_per_minute)
+        rates = self.client_rate_per_minute, self.rate_per_minute
+        return Caller(self.client, scopes, self.id, *rates, self.client_markup_bp)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,8 @@ class ShownKey(msgspec.Struct, frozen=True):
 
 class Client(msgspec.Struct, frozen=True):
     """A client: its cap and largest order in satoshi, its requests of each kind a minute, None without such a limit of
-    its own; what it may buy a day by currency, in cents; whether its cap counts open orders only; what it has bought.
+    its own; what it may buy a day by currency, in cents; what is added to the market's rate for it by currency, in
+    basis points, where that is not what the desk adds; whether its cap counts open orders only; what it has bought.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Client(msgspec.Struct, frozen=True):
     cap_counts_open: bool
     rate_per_minute: int | None
     daily_cents_max: Mapping[str, int]
+    markup_bp: Mapping[str, int]
     used_satoshi: int
     orders: int
     keys: int
@@ -89,6 +91,7 @@ class ClientState(msgspec.Struct, frozen=True):
     cap_counts_open: bool
     rate_per_minute: int | None
     daily_cents_max: Mapping[str, int]
+    markup_bp: Mapping[str, int]
 
 
 class DeskState(msgspec.Struct, frozen=True):
@@ -125,6 +128,7 @@ class Limits(msgspec.Struct, frozen=True):
     order_satoshi_max: int | msgspec.UnsetType | None = msgspec.UNSET
     rate_per_minute: int | msgspec.UnsetType | None = msgspec.UNSET
     daily_cents_max: Mapping[Currency, int | None] | msgspec.UnsetType = msgspec.UNSET
+    markup_bp: Mapping[Currency, int | None] | msgspec.UnsetType = msgspec.UNSET
 
 
 class CreateClient(Change, frozen=True):

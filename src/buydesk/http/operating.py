@@ -30,11 +30,13 @@ from buydesk.http.requests import Request, require_json
 from buydesk.money import (
     CURRENCIES,
     CURRENCIES_TEXT,
+    MARKUP_BP_MAX,
     Currency,
     format_btc,
     format_cents,
     parse_amount,
     parse_btc,
+    parse_markup,
     parse_rate,
 )
 from buydesk.orders.model import Exposure
@@ -71,25 +73,47 @@ def whole_number_up_to(highest: int) -> Callable[[object], int]:
     """Reads a member that is a whole number from 1 to `highest`, a JSON number."""
 
     def parse(value: object) -> int:
-        number = _WHOLE.fullmatch(value) if isinstance(value, Number) else None
-        if number is None or not 1 <= int(number[1]) <= highest:
+        digits = _whole_text(value)
+        if not digits or not 1 <= int(digits) <= highest:
             raise ValueError(f"must be a whole number from 1 to {highest}")
-        return int(number[1])
+        return int(digits)
 
     return parse
 
 
-def _daily(value: object) -> dict[Currency, int | None]:
-    if not isinstance(value, dict):
-        raise ValueError("must be an object of amounts by currency")
-    found: dict[Currency, int | None] = {}
-    for name, amount in value.items():
-        if name not in CURRENCIES:
-            raise ValueError(f"may have {CURRENCIES_TEXT}, not {name[:20]}")
-        if amount is not None and not isinstance(amount, str):
-            raise ValueError(f"{name} must be an amount as text, or null")
-        found[CURRENCIES[name]] = None if amount is None else parse_amount(amount)
-    return found
+def _by_currency(what: str, parse: Callable[[object], int]) -> Callable[[object], dict[Currency, int | None]]:
+    """Reads an object of such values by currency, null for one that is to go; what is wrong with one says `parse`."""
+
+    def parse_all(value: object) -> dict[Currency, int | None]:
+        if not isinstance(value, dict):
+            raise ValueError(f"must be an object of {what} by currency")
+        found: dict[Currency, int | None] = {}
+        for name, each in value.items():
+            if name not in CURRENCIES:
+                raise ValueError(f"may have {CURRENCIES_TEXT}, not {name[:20]}")
+            try:
+                found[CURRENCIES[name]] = None if each is None else parse(each)
+            except ValueError as error:
+                raise ValueError(f"{name} {error}") from error
+        return found
+
+    return parse_all
+
+
+def _amount_cents(value: object) -> int:
+    if not isinstance(value, str):
+        raise ValueError("must be an amount as text, or null")
+    return parse_amount(value)
+
+
+def _markup_bp(value: object) -> int:
+    return parse_markup(_whole_text(value))
+
+
+def _whole_text(value: object) -> str:
+    """The digits of a JSON number that is a whole one, "" for anything else."""
+    number = _WHOLE.fullmatch(value) if isinstance(value, Number) else None
+    return number[1] if number else ""
 
 
 def _scopes(value: object) -> list[str]:
@@ -154,12 +178,24 @@ LIMITS = (
     Member("largest_order", _or_none(_more_than_0), _BTC_OR_NULL, default=msgspec.UNSET),
     Member(
         "daily_limits",
-        _daily,
+        _by_currency("amounts", _amount_cents),
         {
             "type": "object",
             "propertyNames": {"enum": list(Currency)},
             "additionalProperties": AMOUNT_TEXT_SCHEMA | {"type": ["string", "null"]},
             "examples": [{"EUR": "1000.00"}],
+        },
+        default=msgspec.UNSET,
+    ),
+    Member(
+        "markup_bp",
+        _by_currency("basis points", _markup_bp),
+        {
+            "type": "object",
+            "propertyNames": {"enum": list(Currency)},
+            "additionalProperties": {"type": ["integer", "null"], "minimum": 0, "maximum": MARKUP_BP_MAX},
+            "description": "On the market's rate, in 0.01 %; null for the desk's own.",
+            "examples": [{"EUR": 75}],
         },
         default=msgspec.UNSET,
     ),
@@ -230,6 +266,7 @@ def limits_of(found: Mapping[str, Any]) -> Limits:
         order_satoshi_max=found["largest_order"],
         rate_per_minute=found["rate_per_minute"],
         daily_cents_max=found["daily_limits"],
+        markup_bp=found["markup_bp"],
     )
 
 
@@ -257,6 +294,7 @@ def set_of_client(name: str, found: Client | ClientState) -> dict[str, object]:
         "cap_counts": _counts_text(open_only=found.cap_counts_open),
         "largest_order": _btc_text(found.order_satoshi_max),
         "daily_limits": {currency: format_cents(cents) for currency, cents in found.daily_cents_max.items()},
+        "markup_bp": found.markup_bp,
         "rate_per_minute": found.rate_per_minute,
     }
 

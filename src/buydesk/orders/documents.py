@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from buydesk.errors import DeskError, InvalidRequest, problem, rebuild
-from buydesk.money import Currency, format_btc, format_cents, format_rate, parse_btc
+from buydesk.money import MARKUP_BP_MAX, Currency, format_btc, format_cents, format_rate, parse_btc
 from buydesk.orders.model import (
     Exposure,
     Key,
@@ -33,7 +33,7 @@ from buydesk.orders.pricing import placed_order, price_order
 from buydesk.orders.representations import OrderDocument, order_document
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord
-from buydesk.reading import Cents, Moment, RateE8, Satoshi, WrongMember, read
+from buydesk.reading import Cents, Moment, RateE8, SaleRateE8, Satoshi, WrongMember, read
 from buydesk.times import utc_now
 
 
@@ -58,6 +58,8 @@ def priced_order_documents(items: Sequence[PricedOrder]) -> list[dict[str, objec
             document |= _problem_document(item.price)
         else:
             record = item.price
+            document["market_rate"] = format_rate(item.market_rate_e8)
+            document["markup_bp"] = item.markup_bp
             document["exchange_rate"] = format_rate(item.rate_e8)
             document["bitcoin_amount"] = format_btc(item.satoshi)
             document["price"] = record.id if record.id in sent else _price_document(record)
@@ -87,8 +89,12 @@ class _Item(msgspec.Struct):
 
 
 class _PricedItem(_Item, kw_only=True):
-    exchange_rate: RateE8
+    """An edge of before there were markups says neither of the market's rate and the markup: it sells at that rate."""
+
+    exchange_rate: SaleRateE8
     bitcoin_amount: Satoshi
+    market_rate: RateE8 | None = None
+    markup_bp: Annotated[int, msgspec.Meta(ge=0, le=MARKUP_BP_MAX)] = 0
 
 
 class _UnpricedItem(_Item, kw_only=True):
@@ -112,10 +118,13 @@ def priced_order_from(document: object, records: dict[uuid.UUID, PriceRecord]) -
             raise WrongMember("price", "is missing")
         price = _record(document["price"], records)
         item = read(_PricedItem, document)
-        priced = _priced(item, price)
+        priced = _priced(item, price, item.markup_bp)
         if isinstance(priced.price, PriceRecord):
+            if item.market_rate not in (None, priced.market_rate_e8):
+                raise WrongMember("market_rate", "is not the rate of the price record")
             if item.exchange_rate != priced.rate_e8:
-                raise WrongMember("exchange_rate", "is not the rate of the price record")
+                rate = format_rate(priced.rate_e8)
+                raise WrongMember("exchange_rate", f"must be {rate}, the record's rate and the markup, rounded up")
             if item.bitcoin_amount != priced.satoshi:
                 amount = format_btc(priced.satoshi)
                 raise WrongMember("bitcoin_amount", f"must be {amount}, the amount at this rate, rounded up")
@@ -124,7 +133,7 @@ def priced_order_from(document: object, records: dict[uuid.UUID, PriceRecord]) -
     return priced
 
 
-def _priced(item: _Item, price: PriceRecord | DeskError) -> PricedOrder:
+def _priced(item: _Item, price: PriceRecord | DeskError, markup_bp: int = 0) -> PricedOrder:
     order = NewOrder(
         item.id,
         item.client,
@@ -136,7 +145,7 @@ def _priced(item: _Item, price: PriceRecord | DeskError) -> PricedOrder:
         utc_now() if item.received_at is None else item.received_at,
         item.representation,
     )
-    return price_order(order, price, item.deadline)
+    return price_order(order, price, item.deadline, markup_bp)
 
 
 def outcome_document(outcome: Outcome) -> dict[str, object]:

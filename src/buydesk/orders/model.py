@@ -18,7 +18,7 @@ import msgspec
 from buydesk.errors import DeskError
 from buydesk.money import Currency, format_btc
 from buydesk.prices.model import PriceRecord
-from buydesk.reading import Cents, Moment, RateE8, Satoshi, is_line, parse_line, text_type
+from buydesk.reading import Cents, Moment, RateE8, SaleRateE8, Satoshi, is_line, parse_line, text_type
 from buydesk.times import utc_now
 
 # The shape in which an order that is placed now is answered; `representations` has all there were.
@@ -61,7 +61,8 @@ class NewOrder(msgspec.Struct, frozen=True, gc=False):
 class PricedOrder(msgspec.Struct, frozen=True):
     """An order to place, with the price record it is priced with or, when there is none, the problem.
 
-    `rate_e8` and `satoshi` are what the record makes of it, 0 without a record: `pricing.price_order` is where.
+    `market_rate_e8` is the record's, `markup_bp` what the desk adds to it, and `rate_e8` and `satoshi` follow from
+    these; all are 0 without a record: `pricing.price_order` is where.
 
     After `deadline` the ledger, by its own clock, stores it no more: whoever waits for a lost answer can then be sure.
     """
@@ -69,8 +70,10 @@ class PricedOrder(msgspec.Struct, frozen=True):
     order: NewOrder
     price: PriceRecord | DeskError
     deadline: datetime
-    rate_e8: int
-    satoshi: int
+    market_rate_e8: int = 0
+    markup_bp: int = 0
+    rate_e8: int = 0
+    satoshi: int = 0
 
 
 _SHOWN_AS = {
@@ -100,7 +103,7 @@ class Order(msgspec.Struct, frozen=True, gc=False, rename=_SHOWN_AS):
     client_order_id: str | None
     currency: Currency
     amount_cents: Cents
-    rate_e8: RateE8
+    rate_e8: SaleRateE8
     satoshi: Satoshi
     price_id: uuid.UUID
     price_as_of: Moment

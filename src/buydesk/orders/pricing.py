@@ -3,20 +3,22 @@
 from datetime import datetime
 
 from buydesk.errors import DeskError
-from buydesk.money import satoshi_for
+from buydesk.money import sale_rate, satoshi_for
 from buydesk.orders.model import NewOrder, Order, PricedOrder
 from buydesk.prices.model import PriceRecord
 
 
-def price_order(order: NewOrder, price: PriceRecord | DeskError, deadline: datetime) -> PricedOrder:
-    """The order at the record's rate, the bitcoin rounded up to the satoshi (`satoshi_for`), to be stored until the
-    deadline; with the problem instead when there is no record, or none with a rate for its currency."""
+def price_order(order: NewOrder, price: PriceRecord | DeskError, deadline: datetime, markup_bp: int = 0) -> PricedOrder:
+    """The order at the record's rate and the markup (`sale_rate`), in basis points, the bitcoin rounded up to the
+    satoshi (`satoshi_for`), to be stored until the deadline; with the problem instead when there is no record, or none
+    with a rate for its currency."""
     if isinstance(price, DeskError):
-        return PricedOrder(order, price, deadline, 0, 0)
-    rate_e8 = price.rates_e8.get(order.currency)
-    if rate_e8 is None:
-        return PricedOrder(order, price.problem_of(order.currency), deadline, 0, 0)
-    return PricedOrder(order, price, deadline, rate_e8, satoshi_for(order.amount_cents, rate_e8))
+        return PricedOrder(order, price, deadline)
+    market_e8 = price.rates_e8.get(order.currency)
+    if market_e8 is None:
+        return PricedOrder(order, price.problem_of(order.currency), deadline)
+    rate_e8 = sale_rate(market_e8, markup_bp)
+    return PricedOrder(order, price, deadline, market_e8, markup_bp, rate_e8, satoshi_for(order.amount_cents, rate_e8))
 
 
 def placed_order(item: PricedOrder, number: int, client_number: int, created_at: datetime, livemode: bool) -> Order:
@@ -39,9 +41,9 @@ def placed_order(item: PricedOrder, number: int, client_number: int, created_at:
         livemode,
         new.representation,
         new.received_at,
-        item.rate_e8,
-        0,  # no order is sold above the market yet, or by quote
+        item.market_rate_e8,
+        item.markup_bp,
         new.reference,
         new.metadata,
-        None,
+        None,  # no order has a quote yet
     )

@@ -49,11 +49,12 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
         if order.client_order_id is None and settings.idempotency_keys_required:
             raise InvalidRequest.of("Idempotency-Key", "is missing, and this desk takes no order without one")
         give_up_at = time.monotonic() + seconds_max
-        priced = price_order(order, prices.price(order.currency), utc_now() + storable_for)
+        markup_bp = request.caller.markup_bp(order.currency, settings.markup_bp_of(order.currency))
+        priced = price_order(order, prices.price(order.currency), utc_now() + storable_for, markup_bp)
         [waiting] = queue.put([priced], give_up_at)
         outcome = await waiting.outcome
         if isinstance(outcome, Refused) and _expired_on_the_way(waiting, outcome.problem, priced):
-            again = price_order(order, prices.price(order.currency), priced.deadline)
+            again = price_order(order, prices.price(order.currency), priced.deadline, markup_bp)
             if again.price != priced.price:
                 [waiting] = queue.put([again], give_up_at)
                 outcome = await waiting.outcome

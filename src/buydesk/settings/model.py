@@ -27,6 +27,7 @@ from buydesk.settings.types import (
     ExtraSources,
     HostNames,
     HttpUrl,
+    Markup,
     Networks,
     NotEmpty,
     PublicKeys,
@@ -207,6 +208,11 @@ class Settings(BaseSettings):
     health_check_url: HttpUrl = Field("", description="Where the service is; by default on this host.")
 
     order_seconds_max: Seconds = Field(8, description="An order is answered within this time, one way or another.")
+    markup_bp: Markup = Field(
+        0,
+        description="What the desk adds to the market's rate, in 0.01 %, for clients without a markup of their own: of "
+        "all currencies (`50`), or by currency (`EUR:50,GBP:75`; none for the others).",
+    )
     orders_waiting_max: Count = Field(10_000, description="Orders that may wait for a batch; more are `overloaded`.")
     batch_orders_max: int = Field(500, ge=1, le=1000, description="Orders in one batch.")
     clock_skew_seconds_max: Seconds = Field(10, description="How far the services' and PostgreSQL's clocks may differ.")
@@ -349,6 +355,10 @@ class Settings(BaseSettings):
     def accepted_price_keys(self) -> tuple[str, ...]:
         """The public keys whose prices may be published, sold and stored."""
         return self.price_keys or (signing_keys.public_key(self.price_signing_key.get_secret_value()),)
+
+    def markup_bp_of(self, currency: Currency) -> int:
+        """The desk's own markup in a currency, in basis points."""
+        return self.markup_bp if isinstance(self.markup_bp, int) else self.markup_bp.get(currency, 0)
 
     @property
     def is_beyond_loopback(self) -> bool:

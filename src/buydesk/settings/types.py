@@ -1,7 +1,7 @@
 """Types of settings: what each value has to be."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from ipaddress import ip_network
 from typing import Annotated, Literal, TypeVar, get_args
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
 from buydesk import hosts, signing_keys
-from buydesk.money import CURRENCIES_TEXT, Currency, parse_currency
+from buydesk.money import CURRENCIES_TEXT, MARKUP_BP_MAX, Currency, parse_currency, parse_markup
 
 # The sources of the live feed: those that are always asked, and those that are asked where a setting names them.
 LIVE_SOURCES = ("bitfinex", "bitstamp", "coinbase", "gemini", "kraken")
@@ -102,6 +102,25 @@ def _rate(given: object) -> object:
     raise ValueError(f"must be a number of requests a minute, from 1 to {COUNT_MAX}, or off")
 
 
+def _markup(given: object) -> object:
+    """Basis points for every currency, or by currency."""
+    if not isinstance(given, int | str):
+        return given
+    try:
+        if ":" not in str(given):
+            return parse_markup(str(given))
+        parts = [each.strip().partition(":") for each in str(given).split(",")]
+        by_currency = {parse_currency(code): parse_markup(text) for code, _, text in parts}
+        if len(by_currency) < len(parts):
+            raise ValueError("a currency is given twice")
+    except ValueError:
+        raise ValueError(
+            f"must be basis points from 0, below which the desk would sell under the market, to {MARKUP_BP_MAX}: "
+            "of all currencies (50), or by currency, each once (EUR:50,GBP:75)"
+        ) from None
+    return by_currency
+
+
 Access = Literal["open", "proxy", "keys"]
 SandboxFault = Literal[
     "source-down", "outlier", "disagree", "stale", "garbage", "frozen", "one-currency", "crash", "jump", "swapped"
@@ -111,6 +130,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=COUNT_MAX)]
 RateOrOff = Annotated[int | Literal["off"], BeforeValidator(_rate)]
 BasisPoints = Annotated[int, Field(ge=1, le=10_000)]
+Markup = Annotated[int | Mapping[Currency, int], NoDecode, BeforeValidator(_markup)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 PublicKeys = Annotated[
     tuple[str, ...],

@@ -19,6 +19,7 @@ TABLES = (
     "daily_limits",
     "exposure",
     "keys",
+    "markups",
     "orders",
     "price_anchors",
     "price_confirmations",

@@ -2,9 +2,17 @@
 
 from collections.abc import Sequence
 
+import asyncpg
+import msgspec
+
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.clients.model import OPERATOR, KeyStore, StoredKey
 from buydesk.errors import CannotStart
+
+
+def stored_key(row: asyncpg.Record) -> StoredKey:
+    """The key of a row."""
+    return StoredKey(**dict(row) | {"client_markup_bp": msgspec.json.decode(row["client_markup_bp"])})
 
 
 class PostgresKeys(KeyStore):
@@ -15,7 +23,7 @@ class PostgresKeys(KeyStore):
 
     async def key(self, key_id: str) -> StoredKey | None:
         rows = await self._ledger.fetch("key", key_id, places=self._ledger.key_look_ups)
-        return StoredKey(**rows[0]) if rows else None
+        return stored_key(rows[0]) if rows else None
 
     async def note_used(self, key_ids: Sequence[str]) -> None:
         await self._ledger.fetch("note_keys_used", key_ids)

@@ -9,6 +9,7 @@ import asyncpg
 import msgspec
 
 from buydesk.backends.postgres.anchors import PostgresAnchors
+from buydesk.backends.postgres.clients import stored_key
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.sessions import FAULTS, connect
 from buydesk.backends.postgres.sql import QUERIES
@@ -40,6 +41,7 @@ from buydesk.errors import (
     KeyNotFound,
     KeyRefused,
 )
+from buydesk.money import MARKUP_BP_MAX
 
 CONNECT_SECONDS_MAX = 5.0
 # What an act locks, every order waits for; and what nobody waits for any more is not to be done later.
@@ -86,7 +88,7 @@ class PostgresRegistry(Registry[ShownKey | Operator]):
         return _client(rows[0])
 
     async def keys(self, client: str | None, limit: int) -> Sequence[StoredKey]:
-        return [StoredKey(**row) for row in reversed(await self._fetch("keys", client, limit))]
+        return [stored_key(row) for row in reversed(await self._fetch("keys", client, limit))]
 
     async def acts(self, after: int, limit: int) -> Sequence[Act]:
         return [Act(**row) for row in await self._fetch("acts", after, limit)]
@@ -96,7 +98,8 @@ class PostgresRegistry(Registry[ShownKey | Operator]):
 
 
 def _client(row: asyncpg.Record) -> Client:
-    return Client(**dict(row) | {"daily_cents_max": msgspec.json.decode(row["daily_cents_max"])})
+    by_currency = {name: msgspec.json.decode(row[name]) for name in ("daily_cents_max", "markup_bp")}
+    return Client(**dict(row) | by_currency)
 
 
 def registry_beside(ledger: PostgresLedger) -> PostgresRegistry:
@@ -145,6 +148,7 @@ _BELOW_USED = {
 }
 _BROKEN = {
     "clients_name_check": ("client", "must have 1 to 32 characters: a to z, 0 to 9 and, but for the first, -"),
+    "markups_markup_bp_check": ("markup_bp", f"must be from 0 to {MARKUP_BP_MAX}"),
     "clients_order_satoshi_max_check": ("largest_order", "must be more than 0"),
     "keys_expires_at_check": ("expires_at", "must be before the year 9999"),
     "exposure_cap_satoshi_check": ("cap", _CAP_MAX),

@@ -88,7 +88,15 @@ def place_arguments(items: Sequence[PricedOrder], window: tuple[float, float]) -
         list(client_slots),
         *map(list, price_columns),
         *window,
+        *_markup_columns(items),
     )
+
+
+def _markup_columns(items: Sequence[PricedOrder]) -> tuple[str | None, str | None]:
+    """The market's rates and the markups. Where nothing is added to any rate it is the market's, and costs nothing."""
+    if not any(item.markup_bp for item in items):
+        return None, None
+    return _array_text([item.market_rate_e8 for item in items]), _array_text([item.markup_bp for item in items])
 
 
 def _unless_none(texts: list[Any]) -> list[Any] | None:

@@ -69,6 +69,15 @@ CREATE TABLE daily_limits (
 CREATE TRIGGER noted BEFORE INSERT OR UPDATE OF client, currency, cents_max OR DELETE ON daily_limits
 FOR EACH STATEMENT EXECUTE FUNCTION note_settings();
 
+-- What is added to the market's rate for a client, in basis points, where that is not what the desk adds. It reaches whoever
+-- prices the client's orders with its keys.
+CREATE TABLE markups (
+    client text COLLATE "C" NOT NULL REFERENCES clients,
+    currency text NOT NULL CHECK (currency ~ '^[A-Z]{3}$'),
+    markup_bp int NOT NULL CHECK (markup_bp BETWEEN 0 AND 5000),
+    PRIMARY KEY (client, currency)
+);
+
 -- Public keys that price records are signed with, for ever: as long as there are orders, the prices they were placed at
 -- can be proven. Only `buydesk migrate` adds any.
 CREATE TABLE price_keys (
@@ -123,6 +132,11 @@ CREATE TABLE orders (
 );
 ALTER TABLE orders ADD CONSTRAINT orders_whole CHECK (
     num_nulls(client_number, event_number, client_event_number, market_rate_e8, received_at) = 0
+) NOT VALID;  -- from now on
+-- rate = ceil(market rate * (10000 + markup_bp) / 10000), as money.py has it, in steps that a bigint holds.
+ALTER TABLE orders ADD CONSTRAINT orders_marked_up CHECK (
+    markup_bp <= 5000 AND rate_e8 = market_rate_e8 + market_rate_e8 / 10000 * markup_bp
+        + (market_rate_e8 % 10000 * markup_bp + 9999) / 10000
 ) NOT VALID;  -- from now on
 CREATE UNIQUE INDEX orders_key_unique ON orders (client_order_id, client) WHERE client_order_id IS NOT NULL;
 CREATE UNIQUE INDEX orders_of_client ON orders (client, coalesce(client_number, number));
@@ -200,10 +214,12 @@ FOR EACH STATEMENT EXECUTE FUNCTION keep_price_records();
 --   'over_client_cap'  does not fit below limits_then[i], its client's cap, of which used_then[i] was used when it was tried
 --   'over_day'         the same of what its client may buy for the currency on that day, in cents
 --   'over_cap'         the same of the desk's cap
+--   'placeable' nothing of these, and dry_runs[i]: it would be placed
 --   'placed'    stored as numbers[i], which is its client's client_numbers[i]
 -- Items with equal ids share a slot in id_slots, items with equal keys of one client one in key_slots (0: no key). A slot
 -- is the index of the first such item. price_slots index the prices_* arrays, client_slots batch_clients: the names of the
--- clients that have items, in the order of their bytes, each once. received are Unix times.
+-- clients that have items, in the order of their bytes, each once. received are Unix times. Without market_rates_e8 and
+-- markups_bp all rates are the market's; without dry_runs all items are to be placed.
 --
 -- Repeats, and what the clients may buy, are looked up before the exposure row is locked. Why that is safe: the function
 -- is read committed, so every statement has a snapshot of its own, and one statement reads the row's counters and all the
@@ -234,6 +250,7 @@ CREATE FUNCTION place_orders(
     batch_clients text[],
     price_ids uuid[], prices_as_of timestamptz[], prices_expire_at timestamptz[], price_documents text[],
     not_before timestamptz, not_after timestamptz,
+    market_rates_e8 bigint[] DEFAULT NULL, markups_bp int[] DEFAULT NULL, dry_runs boolean[] DEFAULT NULL,
     OUT outcomes text[], OUT numbers bigint[], OUT client_numbers bigint[], OUT used_then bigint[],
     OUT limits_then bigint[], OUT moment timestamptz, OUT cap bigint, OUT is_live boolean
 )
@@ -368,6 +385,10 @@ BEGIN
             AND satoshis[i] <= largest[c] AND satoshis[i] <= rooms[c] - sold[c]
             AND (d IS NULL OR amounts_cents[i] <= day_limits[i] - bought_now[d])
         THEN
+            IF dry_runs[i] THEN
+                outcomes[i] := 'placeable';
+                CONTINUE;
+            END IF;
             last := last + 1;
             used := used + satoshis[i];
             lasts[c] := lasts[c] + 1;
@@ -432,12 +453,12 @@ BEGIN
         END IF;
         INSERT INTO orders (number, client_number, event_number, client_event_number, amount_cents, market_rate_e8,
                             rate_e8, satoshi, received_at, created_at, price_as_of, id, price_id, representation,
-                            currency, client, client_order_id, reference, metadata)
+                            currency, client, client_order_id, reference, metadata, markup_bp)
         SELECT numbers[i], client_numbers[i], numbers[i] + closings,
-               client_numbers[i] + client_closings[client_slots[i]], amounts_cents[i], rates_e8[i], rates_e8[i],
-               satoshis[i], to_timestamp(received[i]), moment, prices_as_of[price_slots[i]], ids[i],
-               price_ids[price_slots[i]], representations[i], currencies[i], names[client_slots[i]], keys[i],
-               new_references[i], metadatas[i]
+               client_numbers[i] + client_closings[client_slots[i]], amounts_cents[i],
+               coalesce(market_rates_e8[i], rates_e8[i]), rates_e8[i], satoshis[i], to_timestamp(received[i]), moment,
+               prices_as_of[price_slots[i]], ids[i], price_ids[price_slots[i]], representations[i], currencies[i],
+               names[client_slots[i]], keys[i], new_references[i], metadatas[i], coalesce(markups_bp[i], 0)
         FROM generate_series(1, count) AS i
         WHERE outcomes[i] = 'placed';
         GET DIAGNOSTICS rows_stored = ROW_COUNT;
@@ -700,6 +721,9 @@ AS $function$
         'rate_per_minute', rate_per_minute, 'daily_cents_max', (
             SELECT coalesce(json_object_agg(l.currency, l.cents_max ORDER BY l.currency), '{}')
             FROM daily_limits l WHERE l.client = of
+        ), 'markup_bp', (
+            SELECT coalesce(json_object_agg(m.currency, m.markup_bp ORDER BY m.currency), '{}')
+            FROM markups m WHERE m.client = of
         )
     )::text
     FROM clients WHERE name = of
@@ -740,7 +764,8 @@ BEGIN
 END
 $function$;
 
--- Sets those limits of a client that `limits` names; null takes one away. Its caller has locked the exposure row.
+-- Sets those limits of a client that `limits` names, and its markups; null takes one away. Its caller has locked the exposure
+-- row.
 CREATE FUNCTION set_limits(of text, limits jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, public, pg_temp
 AS $function$
@@ -773,6 +798,11 @@ BEGIN
             END IF;
         END IF;
     END LOOP;
+    DELETE FROM markups m USING jsonb_each_text(limits -> 'markup_bp') AS l
+    WHERE m.client = of AND m.currency = l.key AND l.value IS NULL;
+    INSERT INTO markups (client, currency, markup_bp)
+    SELECT of, l.key, l.value::int FROM jsonb_each_text(limits -> 'markup_bp') AS l WHERE l.value IS NOT NULL
+    ON CONFLICT (client, currency) DO UPDATE SET markup_bp = excluded.markup_bp;
 END
 $function$;
 

@@ -40,12 +40,19 @@ _COLUMNS = {
     ") x ON true",
     "{key}": "id, client, digest, scopes, allow_from::text[] AS allow_from, expires_at, revoked_at, last_used_on,\n"
     "       rate_per_minute,\n"
-    "       (SELECT c.rate_per_minute FROM clients c WHERE c.name = k.client) AS client_rate_per_minute",
+    "       (SELECT c.rate_per_minute FROM clients c WHERE c.name = k.client) AS client_rate_per_minute,\n"
+    "       (\n"
+    "    SELECT coalesce(json_object_agg(m.currency, m.markup_bp ORDER BY m.currency), '{}')::text\n"
+    "    FROM markups m WHERE m.client = k.client\n"
+    ") AS client_markup_bp",
     "{client}": "name, cap_satoshi, order_satoshi_max, cap_counts_open, rate_per_minute, used_satoshi,\n"
     "       last_number AS orders, (\n"
     "    SELECT coalesce(json_object_agg(currency, cents_max ORDER BY currency), '{}')::text\n"
     "    FROM daily_limits WHERE client = c.name\n"
     ") AS daily_cents_max, (\n"
+    "    SELECT coalesce(json_object_agg(currency, markup_bp ORDER BY currency), '{}')::text\n"
+    "    FROM markups WHERE client = c.name\n"
+    ") AS markup_bp, (\n"
     "    SELECT count(k.id) FROM keys k\n"
     "    WHERE k.client = c.name AND revoked_at IS NULL AND coalesce(expires_at > clock_timestamp(), true)\n"
     ") AS keys",
