@@ -35,7 +35,7 @@ def create_app(settings: Settings) -> web.Service:
 
     async def place_order(request: Request) -> Response:
         """A made-up order with what was asked for in it."""
-        new = await read_order(request)
+        new, _ = await read_order(request)
         order = msgspec.structs.replace(
             EXAMPLE_ORDER,
             id=new.id,

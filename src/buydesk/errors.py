@@ -190,6 +190,13 @@ class DailyLimitExceeded(DeskError):
     }
 
 
+class PriceMoved(DeskError):
+    """Facts: `exchange_rate` and `bitcoin_amount` as they are now, decimal text."""
+
+    code, status, title = "price_moved", 409, "The price is worse than the order allows"
+    example_facts: ClassVar = {"exchange_rate": "20675.6439", "bitcoin_amount": "0.00333728"}
+
+
 class ClientExists(DeskError):
     code, status, title = "client_exists", 409, "There is a client of this name"
 

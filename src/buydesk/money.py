@@ -60,6 +60,17 @@ def parse_amount(text: str) -> int:
     Raises NotMoney unless it has at most 32 characters, 0 < amount < 1,000,000,000 and is a whole number of cents.
     ``"69"``, ``"69.0"`` and ``"6.9e1"`` are all 6900.
     """
+    return _units_of(text, 2, 9, "must be a whole number of cents")
+
+
+def parse_rate_limit(text: str) -> int:
+    """The ``rate_e8`` that a client pays at most, written as a JSON number as an amount is; raises NotMoney unless it
+    has at most 32 characters and 8 decimal places and 0 < rate < 100,000,000,000."""
+    return _units_of(text, 8, 11, "must have at most 8 decimal places")
+
+
+def _units_of(text: str, places: int, digits_max: int, if_finer: str) -> int:
+    """The value of a JSON number in units of 10^-places; it has at most `digits_max` digits before the point."""
     if len(text) > AMOUNT_TEXT_CHARS_MAX:
         raise NotMoney(f"must have at most {AMOUNT_TEXT_CHARS_MAX} characters")
     number = _JSON_NUMBER.fullmatch(text)
@@ -70,12 +81,12 @@ def parse_amount(text: str) -> int:
     if sign or not digits:
         raise NotMoney("must be greater than 0")
     significant = digits.rstrip("0")
-    # The value is significant * 10^scale cents. Lengths are compared first: an exponent may be astronomically large.
-    scale = int(exponent or 0) - len(fraction) + 2 + len(digits) - len(significant)
-    if len(significant) + scale > len(str(AMOUNT_CENTS_MAX)):
-        raise NotMoney("must be less than 1000000000")
+    # The value is significant * 10^scale units. Lengths are compared first: an exponent may be astronomically large.
+    scale = int(exponent or 0) - len(fraction) + places + len(digits) - len(significant)
+    if len(significant) + scale > digits_max + places:
+        raise NotMoney(f"must be less than {10**digits_max}")
     if scale < 0:
-        raise NotMoney("must be a whole number of cents")
+        raise NotMoney(if_finer)
     shift: int = 10**scale
     return int(significant) * shift
 

@@ -3,12 +3,14 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from buydesk.errors import PriceUnavailable
-from buydesk.money import Currency, satoshi_for
+from buydesk.errors import PriceMoved, PriceUnavailable
+from buydesk.money import Currency, format_btc, format_rate, satoshi_for
 from buydesk.orders.model import ANONYMOUS, Exposure, NewOrder, Order, is_repeat, new_order_id, parse_key
-from buydesk.orders.pricing import price_order
+from buydesk.orders.pricing import Guard, price_order
 from buydesk.prices.model import PriceRecord
 
 NOW = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
@@ -68,6 +70,25 @@ def test_an_order_is_priced_at_the_market_s_rate_and_the_markup() -> None:
     market_e8 = RATES[Currency.EUR]
     assert (item.market_rate_e8, item.markup_bp, item.rate_e8) == (market_e8, 75, -(-market_e8 * 10_075 // 10_000))
     assert item.satoshi == satoshi_for(NEW.amount_cents, item.rate_e8) < price_order(NEW, RECORD, NOW).satoshi
+
+
+@given(st.integers(1, 10**6), st.integers(0, 500), st.integers(-3, 3))
+def test_a_guard_allows_what_is_no_worse(cents: int, markup_bp: int, by: int) -> None:
+    order = replace(NEW, amount_cents=cents)
+    item = price_order(order, RECORD, NOW, markup_bp)
+    for guard, is_allowed in (
+        (Guard(rate_e8_max=item.rate_e8 + by), by >= 0),
+        (Guard(satoshi_min=item.satoshi + by), by <= 0),
+        (Guard(), True),
+    ):
+        guarded = price_order(order, RECORD, NOW, markup_bp, guard)
+        if is_allowed:
+            assert guarded == item
+        else:
+            assert isinstance(guarded.price, PriceMoved)
+            facts = {"exchange_rate": format_rate(item.rate_e8), "bitcoin_amount": format_btc(item.satoshi)}
+            assert guarded.price.facts == facts
+            assert (guarded.rate_e8, guarded.satoshi) == (0, 0)
 
 
 def test_an_order_in_a_currency_that_the_record_has_no_rate_for_has_no_price() -> None:

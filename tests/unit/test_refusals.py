@@ -16,6 +16,7 @@ from buydesk.errors import (
     OrderTooLarge,
     Overloaded,
     Paused,
+    PriceMoved,
     PriceStale,
     PriceUnavailable,
     PriceUnsettled,
@@ -51,7 +52,7 @@ def unrecorded(recorder: RefusalRecorder) -> float:
     "kind",
     [
         *(OrderTooLarge, ClientCapExceeded, DailyLimitExceeded, ExposureCapExceeded),
-        *(Paused, PriceUnavailable, PriceStale, PriceUnsettled),
+        *(Paused, PriceUnavailable, PriceStale, PriceUnsettled, PriceMoved),
     ],
 )
 async def test_what_the_ledger_refused_is_recorded_with_who_asked_for_what_and_when(kind: type[DeskError]) -> None:

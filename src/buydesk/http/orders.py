@@ -17,6 +17,7 @@ from buydesk.errors import (
     OrderTooLarge,
     OutcomeUnknown,
     Overloaded,
+    PriceMoved,
     PriceStale,
     PriceUnavailable,
     PriceUnsettled,
@@ -27,7 +28,15 @@ from buydesk.http.members import Member, Reasons, body_schema, json_members, rea
 from buydesk.http.openapi import operation
 from buydesk.http.requests import Request, require_json, single_parameters
 from buydesk.http.responses import JSONBytesResponse, encode
-from buydesk.money import CURRENCIES, CURRENCIES_TEXT, Currency, parse_amount, parse_currency
+from buydesk.money import (
+    CURRENCIES,
+    CURRENCIES_TEXT,
+    Currency,
+    parse_amount,
+    parse_btc,
+    parse_currency,
+    parse_rate_limit,
+)
 from buydesk.orders.model import (
     KEY_PATTERN,
     METADATA_BYTES_MAX,
@@ -40,6 +49,7 @@ from buydesk.orders.model import (
     parse_key,
     parse_reference,
 )
+from buydesk.orders.pricing import Guard
 from buydesk.orders.representations import PlacedDocument1, placed_document
 from buydesk.reading import LINE_PATTERN, is_text
 
@@ -47,8 +57,9 @@ from buydesk.reading import LINE_PATTERN, is_text
 _MEANT_AS_KEY = re.compile(r"in?demp|clientorderid")
 
 
-async def read_order(request: Request) -> NewOrder:
-    """The order a request asks for, from its query or from its JSON body, under a fresh id.
+async def read_order(request: Request) -> tuple[NewOrder, Guard]:
+    """The order a request asks for, from its query or from its JSON body, under a fresh id, and the worst price at
+    which it is to be placed.
 
     Raises PayloadTooLarge, UnsupportedMediaType and InvalidRequest, which names every member that is wrong.
     """
@@ -70,11 +81,14 @@ async def read_order(request: Request) -> NewOrder:
     reasons += [(name, "is not read: the header for a key is Idempotency-Key") for name in wrong_names]
     if key is not None and header_key is not None and key != header_key and not reasons:
         reasons.append(("client_order_id", "differs from the Idempotency-Key header"))
+    guard = Guard(found["max_exchange_rate"], found["min_bitcoin_amount"])
+    if {"max_exchange_rate", "min_bitcoin_amount"} <= given.keys():
+        reasons.append(("min_bitcoin_amount", "may not stand beside max_exchange_rate: give one of them"))
     reasons += unknown(given, _MEMBERS, "an order")
     if reasons:
         raise InvalidRequest.of_all(reasons)
     key = header_key if key is None else key
-    return NewOrder(
+    order = NewOrder(
         new_order_id(),
         request.caller.client,
         key,
@@ -83,6 +97,7 @@ async def read_order(request: Request) -> NewOrder:
         found["reference"],
         found["metadata"],
     )
+    return order, guard
 
 
 def _currency(value: object) -> Currency:
@@ -93,6 +108,24 @@ def _amount_cents(value: object) -> int:
     if not isinstance(value, str):
         raise ValueError("must be a number, or a number as text")
     return parse_amount(value)
+
+
+def _rate_limit(value: object) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError("must be a number, or a number as text")
+    return parse_rate_limit(value)
+
+
+def _least_bitcoin(value: object) -> int | None:
+    if value is None:
+        return None
+    if not is_text(value):
+        raise ValueError("must be text")
+    if not (satoshi := parse_btc(value)):
+        raise ValueError("must be greater than 0")
+    return satoshi
 
 
 def _key(value: object) -> str | None:
@@ -213,7 +246,30 @@ _METADATA_SCHEMA = {
     "examples": [{"shop": "12"}],
 }
 _METADATA = Member("metadata", _metadata, _METADATA_SCHEMA)
-_MEMBERS = (_CURRENCY, _AMOUNT, _KEY, _REFERENCE, _METADATA)
+_MAX_RATE = Member(
+    "max_exchange_rate",
+    _rate_limit,
+    {
+        "description": "The highest `exchange_rate` at which it is placed, with at most 8 decimal places.",
+        "oneOf": [
+            {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 100_000_000_000, "multipleOf": 1e-8},
+            {"type": "string", "pattern": r"^(0\.[0-9]{0,7}[1-9]|[1-9][0-9]{0,10}(\.[0-9]{1,8})?)$"},
+            {"type": "null"},
+        ],
+        "examples": ["20700.00"],
+    },
+)
+_MIN_BITCOIN = Member(
+    "min_bitcoin_amount",
+    _least_bitcoin,
+    {
+        "type": ["string", "null"],
+        "pattern": r"^(0\.[0-9]{0,7}[1-9]|[1-9][0-9]{0,11}(\.[0-9]{1,8})?)$",
+        "description": "The least `bitcoin_amount` for which it is placed. Not beside `max_exchange_rate`.",
+        "examples": ["0.003"],
+    },
+)
+_MEMBERS = (_CURRENCY, _AMOUNT, _KEY, _REFERENCE, _METADATA, _MAX_RATE, _MIN_BITCOIN)
 # Documented as if none were needed: an order may come in the body instead.
 _PARAMETERS = (
     _CURRENCY._replace(is_required=False),
@@ -231,6 +287,7 @@ PLACE_ORDER = operation(
         OrderTooLarge,
         ClientCapExceeded,
         ExposureCapExceeded,
+        PriceMoved,
         PriceUnavailable,
         PriceStale,
         PriceUnsettled,
@@ -240,11 +297,15 @@ PLACE_ORDER = operation(
     ),
     description="By query or by JSON body. With a key (header or `client_order_id`) it may be sent again without "
     "harm: the same request gives the same answer, and is placed once. `reference` and `metadata` are the client's own "
-    "words, kept with the order and shown with it.",
+    "words, kept with the order and shown with it. `max_exchange_rate` or `min_bitcoin_amount`, one of them, keeps it "
+    "from being placed at a worse price; what is stored with its key is answered whatever they say.",
     tag="orders",
     query=_PARAMETERS,
     parameters=[{"name": "Idempotency-Key", "in": "header", "schema": _KEY_SCHEMA}],
-    body={"schema": body_schema(_MEMBERS), "example": _BODY_EXAMPLE},
+    body={
+        "schema": body_schema(_MEMBERS) | {"not": {"required": [_MAX_RATE.name, _MIN_BITCOIN.name]}},
+        "example": _BODY_EXAMPLE,
+    },
     is_body_required=False,
     status=201,
 )

@@ -59,7 +59,7 @@ class NewOrder(msgspec.Struct, frozen=True, gc=False):
 
 
 class PricedOrder(msgspec.Struct, frozen=True):
-    """An order to place, with the price record it is priced with or, when there is none, the problem.
+    """An order to place, with the price record it is priced with or, when there is none that it may be, the problem.
 
     `market_rate_e8` is the record's, `markup_bp` what the desk adds to it, and `rate_e8` and `satoshi` follow from
     these; all are 0 without a record: `pricing.price_order` is where.

@@ -2,23 +2,51 @@
 
 from datetime import datetime
 
-from buydesk.errors import DeskError
-from buydesk.money import sale_rate, satoshi_for
+import msgspec
+
+from buydesk.errors import DeskError, PriceMoved
+from buydesk.money import format_btc, format_rate, sale_rate, satoshi_for
 from buydesk.orders.model import NewOrder, Order, PricedOrder
 from buydesk.prices.model import PriceRecord
 
 
-def price_order(order: NewOrder, price: PriceRecord | DeskError, deadline: datetime, markup_bp: int = 0) -> PricedOrder:
+class Guard(msgspec.Struct, frozen=True):
+    """The worst price at which a client still buys: the highest rate, or the least bitcoin for its amount."""
+
+    rate_e8_max: int | None = None
+    satoshi_min: int | None = None
+
+    def problem(self, rate_e8: int, satoshi: int) -> PriceMoved | None:
+        """What refuses an order at this rate, for so much; None when the client still buys."""
+        is_too_high = self.rate_e8_max is not None and rate_e8 > self.rate_e8_max
+        is_too_little = self.satoshi_min is not None and satoshi < self.satoshi_min
+        if not is_too_high and not is_too_little:
+            return None
+        rate, bitcoin = format_rate(rate_e8), format_btc(satoshi)
+        limit = "max_exchange_rate" if is_too_high else "min_bitcoin_amount"
+        detail = f"The exchange rate is {rate} now, for which the amount buys {bitcoin} BTC: {limit} does not allow it."
+        return PriceMoved(detail, exchange_rate=rate, bitcoin_amount=bitcoin)
+
+
+NO_GUARD = Guard()
+
+
+def price_order(
+    order: NewOrder, price: PriceRecord | DeskError, deadline: datetime, markup_bp: int = 0, guard: Guard = NO_GUARD
+) -> PricedOrder:
     """The order at the record's rate and the markup (`sale_rate`), in basis points, the bitcoin rounded up to the
-    satoshi (`satoshi_for`), to be stored until the deadline; with the problem instead when there is no record, or none
-    with a rate for its currency."""
+    satoshi (`satoshi_for`), to be stored until the deadline; with the problem instead when there is no record, none
+    with a rate for its currency, or the guard does not allow the price."""
     if isinstance(price, DeskError):
         return PricedOrder(order, price, deadline)
     market_e8 = price.rates_e8.get(order.currency)
     if market_e8 is None:
         return PricedOrder(order, price.problem_of(order.currency), deadline)
     rate_e8 = sale_rate(market_e8, markup_bp)
-    return PricedOrder(order, price, deadline, market_e8, markup_bp, rate_e8, satoshi_for(order.amount_cents, rate_e8))
+    satoshi = satoshi_for(order.amount_cents, rate_e8)
+    if moved := guard.problem(rate_e8, satoshi):
+        return PricedOrder(order, moved, deadline)
+    return PricedOrder(order, price, deadline, market_e8, markup_bp, rate_e8, satoshi)
 
 
 def placed_order(item: PricedOrder, number: int, client_number: int, created_at: datetime, livemode: bool) -> Order:

@@ -24,6 +24,7 @@ from buydesk.errors import (
     ExposureCapExceeded,
     OrderTooLarge,
     Paused,
+    PriceMoved,
     PriceStale,
     PriceUnavailable,
     PriceUnsettled,
@@ -36,7 +37,7 @@ from buydesk.times import CLOCK, Clock, format_time
 
 RECORDED = (
     *(OrderTooLarge, ClientCapExceeded, DailyLimitExceeded, ExposureCapExceeded),
-    *(Paused, PriceUnavailable, PriceStale, PriceUnsettled),
+    *(Paused, PriceUnavailable, PriceStale, PriceUnsettled, PriceMoved),
 )
 REFUSALS_MAX = 1000
 NOTED_AT_ONCE_MAX = 500

@@ -45,16 +45,16 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
 
     async def place_order(request: Request) -> Response:
         """The order of a request, placed: 201, or what refused it as a problem."""
-        order = await read_order(request)
+        order, guard = await read_order(request)
         if order.client_order_id is None and settings.idempotency_keys_required:
             raise InvalidRequest.of("Idempotency-Key", "is missing, and this desk takes no order without one")
         give_up_at = time.monotonic() + seconds_max
         markup_bp = request.caller.markup_bp(order.currency, settings.markup_bp_of(order.currency))
-        priced = price_order(order, prices.price(order.currency), utc_now() + storable_for, markup_bp)
+        priced = price_order(order, prices.price(order.currency), utc_now() + storable_for, markup_bp, guard)
         [waiting] = queue.put([priced], give_up_at)
         outcome = await waiting.outcome
         if isinstance(outcome, Refused) and _expired_on_the_way(waiting, outcome.problem, priced):
-            again = price_order(order, prices.price(order.currency), priced.deadline, markup_bp)
+            again = price_order(order, prices.price(order.currency), priced.deadline, markup_bp, guard)
             if again.price != priced.price:
                 [waiting] = queue.put([again], give_up_at)
                 outcome = await waiting.outcome
@@ -65,7 +65,7 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
     async def replay(request: Request, over: RateLimited) -> Response:
         """What an order beyond the caller's rate is answered with: the order that is stored with its key, or `over`."""
         try:
-            order = await read_order(request)
+            order, _ = await read_order(request)
             if order.client_order_id is None:
                 raise over
             app.access.count(request, "lookups")
