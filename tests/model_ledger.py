@@ -33,6 +33,7 @@ from buydesk.orders.model import (
     Page,
     PageAfter,
     PageBefore,
+    Placeable,
     Placed,
     PricedOrder,
     Refused,
@@ -96,9 +97,10 @@ class ModelLedger:
         satoshi = satoshi_for(new.amount_cents, rate_e8)
         if error := self._over_limit(new, satoshi):
             return Refused(error)
+        own = sum(order.client == new.client for order in self.stored)
         order = Order(
-            len(self.stored) + 1,
-            1 + sum(order.client == new.client for order in self.stored),
+            0 if new.dry_run else len(self.stored) + 1,
+            0 if new.dry_run else own + 1,
             new.id,
             self.now(),
             new.client,
@@ -118,6 +120,8 @@ class ModelLedger:
             new.metadata,
             None,
         )
+        if new.dry_run:
+            return Placeable(order)
         self.stored.append(order)
         self.happened.append(order)
         self.records[item.price.id] = item.price

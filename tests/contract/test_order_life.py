@@ -40,10 +40,12 @@ from buydesk.orders.model import (
     PageAfter,
     PageBefore,
     PageFrom,
+    Placeable,
     Placed,
     PricedOrder,
     Refused,
     Replayed,
+    new_order_id,
 )
 from buydesk.orders.refusals import RefusalRecorder
 from buydesk.services import db_proxy
@@ -462,6 +464,66 @@ async def test_limits_are_told_in_their_order(desk: Desk) -> None:
     assert codes(await desk.ledger.place([of("other", 1)], SECONDS)) == ["client_cap_exceeded"]
 
 
+async def test_dry_run_is_told_what_an_order_is_told_next_and_changes_nothing(desk: Desk) -> None:
+    def dry(item: PricedOrder) -> PricedOrder:
+        return replace(item, order=replace(item.order, id=new_order_id(), dry_run=True))
+
+    async def told(item: PricedOrder) -> tuple[Outcome, Outcome]:
+        """What a dry run is told, and then the order itself, in a batch with two more dry runs before it."""
+        [alone] = await desk.ledger.place([dry(item)], SECONDS)
+        *before, placed = await desk.ledger.place([dry(item), dry(item), item], SECONDS)
+        assert codes(before) == codes([alone, alone])
+        return alone, placed
+
+    await desk.limit("other", 2 * SATOSHI_PER_BTC, SATOSHI_PER_BTC)
+    await desk.limit_daily("other", Currency.EUR, BTC_CENTS * 3 // 2)
+    for client, cents, key, expected in (
+        ("other", 2 * BTC_CENTS, None, "order_too_large"),
+        ("other", BTC_CENTS, "k", "placed"),
+        ("other", BTC_CENTS, "k", "replayed"),
+        ("other", 1, "k", "idempotency_key_reused"),
+        ("other", BTC_CENTS * 3 // 4, None, "daily_limit_exceeded"),
+        ("third", 99 * BTC_CENTS, None, "placed"),
+        ("third", BTC_CENTS, None, "exposure_cap_exceeded"),
+    ):
+        tried, placed = await told(of(client, cents, key))
+        assert codes([placed]) == [expected]
+        if isinstance(tried, Placeable):
+            assert isinstance(placed, Placed)
+            found = replace(placed.order, id=tried.order.id, number=0, client_number=0)
+            assert tried.order == replace(found, created_at=tried.order.created_at)
+            assert placed.order.created_at - tried.order.created_at < timedelta(seconds=30)
+        elif isinstance(tried, Replayed):
+            assert placed == tried
+        else:
+            assert isinstance(tried, Refused)
+            assert isinstance(placed, Refused)
+            assert (tried.problem.code, tried.problem.facts) == (placed.problem.code, placed.problem.facts)
+    await desk.pause()
+    assert codes(await told(of("third", 1))) == ["paused", "paused"]
+    await desk.pause(paused=False)
+    assert await desk.ledger.exposure(None) == Exposure(CAP_SATOSHI, 100 * SATOSHI_PER_BTC, 2)
+    assert [order.number for order in (await desk.ledger.page(None, PageFrom(0), 10)).orders] == [2, 1]
+    assert [event.sequence for event in await desk.events()] == [1, 2]
+    for bad in (record(1000 * 10**8, age=100), PriceUnavailable("none")):
+        item = priced_order(100, price=bad)
+        tried, placed = await told(item)
+        assert codes([tried]) == codes([placed])
+
+
+async def test_dry_run_takes_neither_room_nor_key(desk: Desk) -> None:
+    whole = of("anonymous", 100 * BTC_CENTS, "k")
+    dry = replace(whole, order=replace(whole.order, id=new_order_id(), dry_run=True))
+    assert codes(await desk.ledger.place([dry, dry], SECONDS)) == ["placeable", "placeable"]
+    batch = [dry, whole, dry, of("anonymous", 1)]
+    assert codes(await desk.ledger.place(batch, SECONDS)) == [
+        *("placeable", "placed", "replayed", "exposure_cap_exceeded")
+    ]
+    assert codes(await desk.ledger.place([dry], SECONDS)) == ["replayed"]
+    with pytest.raises(OrderNotFound):
+        await desk.ledger.order(dry.order.id, None)
+
+
 async def test_a_new_day_begins_at_midnight_utc_and_none_ends_because_a_clock_is_set_back(databases: Databases) -> None:
     async with opened("postgres18", databases) as desk:
         assert desk.dsn is not None
@@ -549,7 +611,9 @@ async def test_any_sequence_of_batches_and_closings_ends_as_in_the_model(
             key = rng.choice([None, None, *"abcdef"])
             currency = rng.choice([Currency.EUR, Currency.EUR, Currency.GBP])
             cents = rng.choice([100, 5000, 200_000, 450_000, 600_000, 3_000_000])
-            known.append(of(rng.choice(clients), cents, key, currency))
+            new = replace(new_order(cents, key), client=rng.choice(clients), currency=currency)
+            new = replace(new, dry_run=rng.random() < 0.2)
+            known.append(priced_order(order=new, price=PRICE, markup_bp=rng.choice([0, 0, 75, 5000])))
             return known[-1]
 
         def act() -> Closing:

@@ -502,7 +502,20 @@ async def test_wrong_method_and_wrong_path(orders: Desk) -> None:
 
 async def test_the_hot_path_is_documented_with_examples(desk: Desk) -> None:
     operation = (await desk.client.get("/openapi.json")).json()["paths"]["/place_order/"]["post"]
-    assert set(operation["responses"]) == {"201", "401", "403", "408", "409", "413", "415", "422", "429", "500", "503"}
+    assert set(operation["responses"]) == {
+        "200",
+        "201",
+        "401",
+        "403",
+        "408",
+        "409",
+        "413",
+        "415",
+        "422",
+        "429",
+        "500",
+        "503",
+    }
     shown = operation["responses"]["503"]["content"]["application/problem+json"]["examples"]
     assert set(shown) == set(CODES_503)
 

@@ -143,6 +143,12 @@ async def test_guard_comes_after_a_pause_and_before_the_limits(desk: Desk) -> No
     assert_problem(await desk.post(**bad), 503, "paused")
 
 
+async def test_dry_run_says_whether_the_guard_holds(desk: Desk) -> None:
+    assert (await desk.post(dry_run=True, max_exchange_rate="20100")).status_code == 200
+    assert_problem(await desk.post(dry_run=True, max_exchange_rate="20099.99"), 409, "price_moved")
+    assert desk.ledger.stored == []
+
+
 async def test_price_that_has_ended_is_told_before_the_guard() -> None:
     ended = settings(price_ttl_seconds=3600, price_refresh_seconds=0.05)
     store = MemoryPriceStore(ended)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from buydesk.errors import (
     ClockSkewed,
@@ -24,7 +25,7 @@ from buydesk.orders.batching import OrderBatcher
 from buydesk.orders.model import Outcome, Placed, PricedOrder, Refused, Replayed
 from buydesk.orders.waiting import PendingOrder
 from buydesk.times import parse_time
-from tests.builders import priced_order, settings
+from tests.builders import new_order, priced_order, settings
 from tests.model_ledger import ModelLedger
 
 
@@ -98,6 +99,26 @@ async def test_an_edge_sends_half_of_a_long_queue(orders: int, batches: list[int
         assert all(isinstance(outcome, Placed) for outcome in await answers(placing.put(items, soon(5))))
     assert [len(batch) for batch in ledger.batches] == batches
     assert [item for batch in ledger.batches for item in batch] == items
+
+
+def dry_run() -> PricedOrder:
+    return priced_order(order=replace(new_order(), dry_run=True))
+
+
+async def test_dry_run_whose_answer_was_lost_takes_the_next_one_whatever_that_is() -> None:
+    ledger = Scripted(script=[OutcomeUnknown("lost"), OutcomeUnknown("lost")], cap_satoshi=1)
+    async with queue(ledger) as placing:
+        [outcome] = await answers(placing.put([dry_run()], soon(5)))
+    assert problem(outcome).code == "exposure_cap_exceeded"
+    assert len(ledger.batches) == 3
+
+
+async def test_dry_run_of_which_nothing_is_learnt_in_time_is_not_stored_for_certain() -> None:
+    ledger = Scripted(script=[OutcomeUnknown("lost")] * 1000)
+    async with queue(ledger) as placing:
+        outcomes = await answers(placing.put([dry_run(), priced_order()], soon(0.05)))
+    assert [problem(each).code for each in outcomes] == ["ledger_unavailable", "outcome_unknown"]
+    assert problem(outcomes[0]).facts == {}
 
 
 async def test_leaving_finishes_what_was_accepted_and_takes_no_more() -> None:

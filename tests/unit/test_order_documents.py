@@ -21,8 +21,18 @@ from buydesk.orders.documents import (
     priced_order_from,
     stored_document,
 )
-from buydesk.orders.model import NewOrder, Order, Outcome, Placed, PricedOrder, Refused, Replayed, new_order_id
-from buydesk.orders.pricing import placed_order, price_order
+from buydesk.orders.model import (
+    NewOrder,
+    Order,
+    Outcome,
+    Placeable,
+    Placed,
+    PricedOrder,
+    Refused,
+    Replayed,
+    new_order_id,
+)
+from buydesk.orders.pricing import placeable_order, placed_order, price_order
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import PriceRecord
 from buydesk.times import utc_now
@@ -97,6 +107,28 @@ def test_an_item_without_a_price_travels_with_its_problem(problem: DeskError) ->
     assert found.retry_after_seconds == problem.retry_after_seconds
 
 
+def test_a_dry_run_travels_without_an_id_so_that_nobody_takes_it_for_an_order() -> None:
+    item = priced_order(order=replace(new_order(100, "k"), dry_run=True), price=RECORD)
+    [document] = sent(priced_order_documents([item]))
+    assert "id" not in document
+    [read] = received([document])
+    assert read.order.id != item.order.id
+    assert replace(read, order=replace(read.order, id=item.order.id)) == item
+    unpriced = priced_order(order=item.order, price=PriceUnavailable("none"))
+    [read] = received(priced_order_documents([unpriced]))
+    assert read.order.dry_run
+
+
+def test_what_a_dry_run_would_be_placed_as_arrives_as_it_was_sent() -> None:
+    item = priced_order(order=replace(new_order(100, "k"), dry_run=True), price=RECORD, markup_bp=75)
+    outcome = Placeable(placeable_order(item, at(2026, 1, 31, 9, 5, 0, 123456), livemode=True))
+    document = sent(outcome_document(outcome))
+    assert outcome_from(document, item) == outcome
+    for other in (priced_order(100, price=RECORD), replace(item, price=PriceUnavailable("none"))):
+        with pytest.raises(ValueError, match="must be an order placed, replayed or placeable"):
+            outcome_from(document, other)
+
+
 ORDER = replace(
     EXAMPLE_ORDER,
     client="c",
@@ -158,6 +190,8 @@ BAD_ITEMS: list[tuple[Any, str, str]] = [
     (of_one(id=...), "id", "is missing"),
     (of_one(id="x"), "id", "must be a UUID"),
     (of_one(id=5), "id", "must be text"),
+    (of_one(id=..., dry_run=False), "id", "is missing"),
+    (of_one(dry_run="true"), "dry_run", "must be true or false"),
     (of_one(client=...), "client", "is missing"),
     (of_one(client=""), "client", "must be 1 to 255 visible ASCII characters"),
     (of_one(client="a\x00"), "client", "must be 1 to 255 visible ASCII characters"),

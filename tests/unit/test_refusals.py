@@ -74,6 +74,14 @@ async def test_what_it_had_no_say_in_is_not(problem: DeskError) -> None:
     assert store.kept == []
 
 
+async def test_dry_runs_are_not() -> None:
+    store = ModelRefusals()
+    recorder = RefusalRecorder(store)
+    async with recorder.running():
+        note(recorder, replace(new_order(), dry_run=True), FULL)
+    assert store.kept == []
+
+
 async def test_of_a_batch_what_was_placed_is_not() -> None:
     store = ModelRefusals()
     recorder = RefusalRecorder(store)

@@ -25,13 +25,14 @@ from buydesk.errors import (
 )
 from buydesk.http.examples import EXAMPLE_ORDER
 from buydesk.http.members import Member, Reasons, body_schema, json_members, read_members, unknown
-from buydesk.http.openapi import operation
+from buydesk.http.openapi import operation, response_example
 from buydesk.http.requests import Request, require_json, single_parameters
-from buydesk.http.responses import JSONBytesResponse, encode
+from buydesk.http.responses import JSONBytesResponse, MsgspecResponse, encode
 from buydesk.money import (
     CURRENCIES,
     CURRENCIES_TEXT,
     Currency,
+    format_cents,
     parse_amount,
     parse_btc,
     parse_currency,
@@ -50,7 +51,7 @@ from buydesk.orders.model import (
     parse_reference,
 )
 from buydesk.orders.pricing import Guard
-from buydesk.orders.representations import PlacedDocument1, placed_document
+from buydesk.orders.representations import PlacedDocument1, dry_run_document, placed_document
 from buydesk.reading import LINE_PATTERN, is_text
 
 # However it is spelt, and whatever stands around it.
@@ -96,6 +97,7 @@ async def read_order(request: Request) -> tuple[NewOrder, Guard]:
         found["amount"],
         found["reference"],
         found["metadata"],
+        dry_run=found["dry_run"],
     )
     return order, guard
 
@@ -126,6 +128,14 @@ def _least_bitcoin(value: object) -> int | None:
     if not (satoshi := parse_btc(value)):
         raise ValueError("must be greater than 0")
     return satoshi
+
+
+def _dry_run(value: object) -> bool:
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
 
 
 def _key(value: object) -> str | None:
@@ -188,15 +198,26 @@ class PlacedDocument(msgspec.Struct, frozen=True, gc=False):
     order: PlacedDocument1  # or a later one
 
 
-def created(order: Order, orders_url: str, *, is_replay: bool) -> Response:
-    """The 201 of an order, which can be read below `orders_url`."""
+def created(order: Order, orders_url: str, *, is_replay: bool, status: int = 201) -> Response:
+    """The 201 of an order, which can be read below `orders_url`; a 200 with the same body for a dry run that finds it
+    stored."""
     shown = placed_document(order)
     headers = [(b"location", f"{orders_url}{order.id}".encode())]
     if is_replay:
         headers.append((b"idempotent-replayed", b"true"))
     return JSONBytesResponse(
-        encode(PlacedDocument(f"Order was placed for {shown.currency}:{shown.amount}", shown)), 201, headers
+        encode(PlacedDocument(f"Order was placed for {shown.currency}:{shown.amount}", shown)), status, headers
     )
+
+
+def placeable(order: Order) -> Response:
+    """The 200 of a dry run that would be placed."""
+    return MsgspecResponse(_placeable_document(order))
+
+
+def _placeable_document(order: Order) -> dict[str, object]:
+    what = f"{order.currency}:{format_cents(order.amount_cents)}"
+    return {"data": f"Order would be placed for {what}", "order": dry_run_document(order)}
 
 
 def refusal(problem: DeskError, caller: Caller) -> DeskError:
@@ -269,7 +290,16 @@ _MIN_BITCOIN = Member(
         "examples": ["0.003"],
     },
 )
-_MEMBERS = (_CURRENCY, _AMOUNT, _KEY, _REFERENCE, _METADATA, _MAX_RATE, _MIN_BITCOIN)
+_DRY_RUN = Member(
+    "dry_run",
+    _dry_run,
+    {
+        "type": ["boolean", "null"],
+        "description": "Whether only to say what would become of the order now: nothing is stored, and no key taken.",
+    },
+    default=False,
+)
+_MEMBERS = (_CURRENCY, _AMOUNT, _KEY, _REFERENCE, _METADATA, _MAX_RATE, _MIN_BITCOIN, _DRY_RUN)
 # Documented as if none were needed: an order may come in the body instead.
 _PARAMETERS = (
     _CURRENCY._replace(is_required=False),
@@ -298,7 +328,8 @@ PLACE_ORDER = operation(
     description="By query or by JSON body. With a key (header or `client_order_id`) it may be sent again without "
     "harm: the same request gives the same answer, and is placed once. `reference` and `metadata` are the client's own "
     "words, kept with the order and shown with it. `max_exchange_rate` or `min_bitcoin_amount`, one of them, keeps it "
-    "from being placed at a worse price; what is stored with its key is answered whatever they say.",
+    "from being placed at a worse price; what is stored with its key is answered whatever they say. With `dry_run` "
+    "it is judged as any order, and not placed.",
     tag="orders",
     query=_PARAMETERS,
     parameters=[{"name": "Idempotency-Key", "in": "header", "schema": _KEY_SCHEMA}],
@@ -308,4 +339,9 @@ PLACE_ORDER = operation(
     },
     is_body_required=False,
     status=201,
+)
+PLACE_ORDER["responses"] |= response_example(
+    "A dry run: the order as it would be placed, or as it is stored with its key.",
+    _placeable_document(EXAMPLE_ORDER),
+    200,
 )

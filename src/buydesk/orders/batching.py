@@ -148,8 +148,10 @@ class OrderBatcher:
         """Gives the order its outcome, unless this proves none: False then."""
         if isinstance(outcome, Refused):
             problem = outcome.problem
-            # That it was not stored this time proves nothing of an earlier sending, unless the ledger looked for that.
-            if isinstance(problem, OutcomeUnknown) or (each.resent and not outcome.by_ledger):
+            # That it was not stored this time proves nothing of an earlier sending, unless the ledger looked for that;
+            # of a dry run there is nothing to prove.
+            is_proof = outcome.by_ledger or each.item.order.dry_run
+            if isinstance(problem, OutcomeUnknown) or (each.resent and not is_proof):
                 return False
             if isinstance(problem, InternalError):
                 # The line of the request, which knows nothing of batches, so that both can be found from either.
@@ -217,13 +219,16 @@ def _named(orders: Iterable[PendingOrder]) -> dict[str, str | None]:
     return {str(each.item.order.id): each.request for each in orders}
 
 
-def outcome_unknown(item: PricedOrder, settings: Settings) -> OutcomeUnknown:
-    """The answer when it could not be learnt whether the order is stored.
+def outcome_unknown(item: PricedOrder, settings: Settings) -> OutcomeUnknown | LedgerUnavailable:
+    """The answer when it could not be learnt whether the order is stored; a dry run is not, certainly.
 
     The ledger takes it no more after its deadline, by its own clock. That may be behind db_proxy's by the allowed skew,
     and db_proxy's behind ours: twice the skew. A statement that began before ends within its time-out. After
     `final_after` a look-up of the id or key is final.
     """
+    if item.order.dry_run:
+        detail = "The ledger did not say in time what would become of the order."
+        return LedgerUnavailable(detail, retry_after_seconds=1)
     beyond_seconds = 2 * settings.clock_skew_seconds_max + settings.statement_seconds_max
     final_after = item.deadline + timedelta(seconds=beyond_seconds)
     return OutcomeUnknown(

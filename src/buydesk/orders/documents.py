@@ -23,13 +23,15 @@ from buydesk.orders.model import (
     Order,
     Outcome,
     Page,
+    Placeable,
     Placed,
     PricedOrder,
     Reference,
     Refused,
     Replayed,
+    new_order_id,
 )
-from buydesk.orders.pricing import placed_order, price_order
+from buydesk.orders.pricing import placeable_order, placed_order, price_order
 from buydesk.orders.representations import OrderDocument, order_document
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord
@@ -43,7 +45,6 @@ def priced_order_documents(items: Sequence[PricedOrder]) -> list[dict[str, objec
     documents = []
     for item in items:
         document: dict[str, object] = {
-            "id": item.order.id,
             "client": item.order.client,
             "client_order_id": item.order.client_order_id,
             "currency": item.order.currency.value,
@@ -54,6 +55,8 @@ def priced_order_documents(items: Sequence[PricedOrder]) -> list[dict[str, objec
             "representation": item.order.representation,
             "deadline": item.deadline,
         }
+        # Who does not know dry runs must not take one for an order: without an id it is none.
+        document |= {"dry_run": True} if item.order.dry_run else {"id": item.order.id}
         if isinstance(item.price, DeskError):
             document |= _problem_document(item.price)
         else:
@@ -76,11 +79,12 @@ class _Item(msgspec.Struct):
     """What every item of `priced_order_documents` has. An edge of before there were more representations than one says
     neither which it answers in nor when it received the request."""
 
-    id: uuid.UUID
     client: Key
     currency: Currency
     amount: Cents
     deadline: Moment
+    id: uuid.UUID | msgspec.UnsetType = msgspec.UNSET
+    dry_run: bool = False
     client_order_id: Key | None = None
     reference: Reference | None = None
     metadata: Metadata | None = None
@@ -134,8 +138,10 @@ def priced_order_from(document: object, records: dict[uuid.UUID, PriceRecord]) -
 
 
 def _priced(item: _Item, price: PriceRecord | DeskError, markup_bp: int = 0) -> PricedOrder:
+    if isinstance(item.id, msgspec.UnsetType) and not item.dry_run:
+        raise WrongMember("id", "is missing")
     order = NewOrder(
-        item.id,
+        new_order_id() if isinstance(item.id, msgspec.UnsetType) else item.id,
         item.client,
         item.client_order_id,
         item.currency,
@@ -144,6 +150,7 @@ def _priced(item: _Item, price: PriceRecord | DeskError, markup_bp: int = 0) -> 
         item.metadata,
         utc_now() if item.received_at is None else item.received_at,
         item.representation,
+        item.dry_run,
     )
     return price_order(order, price, item.deadline, markup_bp)
 
@@ -152,6 +159,9 @@ def outcome_document(outcome: Outcome) -> dict[str, object]:
     """One result of `POST /add/`."""
     if isinstance(outcome, Refused):
         return {"outcome": "refused", "by_ledger": outcome.by_ledger, **_problem_document(outcome.problem)}
+    if isinstance(outcome, Placeable):
+        order = outcome.order
+        return {"outcome": "placeable", "created_at": order.created_at, "livemode": order.livemode}
     kind = "placed" if isinstance(outcome, Placed) else "replayed"
     return {"outcome": kind, "order": stored_document(outcome.order)}
 
@@ -162,6 +172,13 @@ class _AddedByLedger(msgspec.Struct):
     id: uuid.UUID
     desk_number: int
     number: int
+    created_at: Moment
+    livemode: bool
+
+
+class _AddedToDryRun(msgspec.Struct):
+    """The same of an order that would be placed."""
+
     created_at: Moment
     livemode: bool
 
@@ -183,10 +200,13 @@ def outcome_from(document: object, item: PricedOrder) -> Outcome:
             raise ValueError("is not the order that was sent")
         case {"outcome": "replayed", "order": order}:
             return Replayed(order_from(order))
+        case {"outcome": "placeable"} if item.order.dry_run and isinstance(item.price, PriceRecord):
+            then = read(_AddedToDryRun, document)
+            return Placeable(placeable_order(item, then.created_at, then.livemode))
         case {"outcome": "refused"}:
             refusal = read(_Refusal, document)
             return Refused(rebuild(refusal.problem, refusal.retry_after_seconds), by_ledger=refusal.by_ledger)
-    raise ValueError("must be an order placed or replayed, or a refusal")
+    raise ValueError("must be an order placed, replayed or placeable, or a refusal")
 
 
 class StoredDocument(OrderDocument, frozen=True, gc=False, kw_only=True):

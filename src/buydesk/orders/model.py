@@ -44,7 +44,7 @@ class NewOrder(msgspec.Struct, frozen=True, gc=False):
     idempotency key, if it gave one, unique per `client`.
 
     `reference` and `metadata` are the client's own, the latter as the JSON text that is answered. `representation` is
-    the shape that whoever took the request answers in.
+    the shape that whoever took the request answers in. A `dry_run` is judged as any order and never stored.
     """
 
     id: uuid.UUID
@@ -56,6 +56,7 @@ class NewOrder(msgspec.Struct, frozen=True, gc=False):
     metadata: str | None = None
     received_at: datetime = msgspec.field(default_factory=utc_now)
     representation: int = REPRESENTATION
+    dry_run: bool = False
 
 
 class PricedOrder(msgspec.Struct, frozen=True):
@@ -131,6 +132,12 @@ class Replayed(msgspec.Struct, frozen=True, gc=False):
     order: Order
 
 
+class Placeable(msgspec.Struct, frozen=True, gc=False):
+    """What a dry run would be placed as now: `order`, whose id and numbers nothing has."""
+
+    order: Order
+
+
 class Refused(msgspec.Struct, frozen=True):
     """Not stored. `by_ledger` says that the ledger has looked for the order, under its id and its key, and that what it
     found refuses every sending of it; otherwise an earlier sending may be stored all the same (docs/decisions/0016)."""
@@ -139,7 +146,7 @@ class Refused(msgspec.Struct, frozen=True):
     by_ledger: bool = False
 
 
-Outcome = Placed | Replayed | Refused
+Outcome = Placed | Replayed | Placeable | Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +220,8 @@ class OrderLedger(Protocol):
         ours, or is past the item's deadline), the item's own price problem, PriceStale, OrderTooLarge, and last the
         caps of the client (ClientCapExceeded) and of the desk (ExposureCapExceeded); times are judged by the ledger's
         clock. Placed means committed to disk, on the standbys too where PostgreSQL waits for them. What is placed or
-        replayed is shown as of its placing.
+        replayed is shown as of its placing. A dry run ends in Replayed, Placeable or Refused, and changes nothing for
+        the items after it.
 
         Raises LedgerUnavailable or Overloaded: certainly nothing was stored. Raises OutcomeUnknown: the whole batch
         may or may not be stored; sending the same items again settles it.

@@ -49,6 +49,11 @@ def price_order(
     return PricedOrder(order, price, deadline, market_e8, markup_bp, rate_e8, satoshi)
 
 
+def placeable_order(item: PricedOrder, moment: datetime, livemode: bool) -> Order:
+    """What a dry run would be stored as at the moment, but for numbers, which only what is stored has."""
+    return placed_order(item, 0, 0, moment, livemode)
+
+
 def placed_order(item: PricedOrder, number: int, client_number: int, created_at: datetime, livemode: bool) -> Order:
     """The order that is stored when the item is placed."""
     new, record = item.order, item.price

@@ -104,9 +104,10 @@ class RefusalRecorder(Collector):
         self._unrecorded = 0
 
     def note(self, items: Sequence[PricedOrder], outcomes: Sequence[Outcome]) -> None:
-        """Has recorded what was refused of a batch. Beyond a client's rate only repeats are looked for."""
+        """Has recorded what was refused of a batch, but for dry runs. Beyond a client's rate only repeats are looked
+        for."""
         for item, outcome in zip(items, outcomes, strict=True):
-            if isinstance(item.price, RateLimited) or not isinstance(outcome, Refused):
+            if isinstance(item.price, RateLimited) or item.order.dry_run or not isinstance(outcome, Refused):
                 continue
             if isinstance(outcome.problem, RECORDED):
                 self._note(item.order, outcome.problem)

@@ -59,6 +59,13 @@ def order_document(order: Order) -> OrderDocument:
     )
 
 
+def dry_run_document(order: Order) -> dict[str, object]:
+    """The order as it would be placed, in the newest shape, without what it has only once it is stored."""
+    shown = msgspec.structs.asdict(_placed_2(order))
+    stored_only = {"id", "number"}
+    return {name: value for name, value in shown.items() if name not in stored_only and value is not msgspec.UNSET}
+
+
 class DeskDocument(OrderDocument, frozen=True, gc=False, kw_only=True):
     """An order as those see it who see all clients'."""
 

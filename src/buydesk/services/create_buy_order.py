@@ -11,11 +11,11 @@ from fastapi import Response
 
 from buydesk.errors import DeskError, InvalidRequest, Paused, PriceStale, RateLimited
 from buydesk.http.app import Service, service_app
-from buydesk.http.orders import PLACE_ORDER, created, read_order, refusal
+from buydesk.http.orders import PLACE_ORDER, created, placeable, read_order, refusal
 from buydesk.http.requests import Request
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.batching import OrderBatcher
-from buydesk.orders.model import OrderLedger, PricedOrder, Refused
+from buydesk.orders.model import NewOrder, OrderLedger, Placeable, PricedOrder, Refused
 from buydesk.orders.pricing import price_order
 from buydesk.orders.waiting import PendingOrder
 from buydesk.prices.cache import FIRST_PRICE_SECONDS_MAX, PriceCache
@@ -60,7 +60,9 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
                 outcome = await waiting.outcome
         if isinstance(outcome, Refused):
             raise refusal(outcome.problem, request.caller)
-        return created(outcome.order, orders_url, is_replay=outcome.order.id != order.id)
+        if isinstance(outcome, Placeable):
+            return placeable(outcome.order)
+        return created(outcome.order, orders_url, is_replay=outcome.order.id != order.id, status=_status(order))
 
     async def replay(request: Request, over: RateLimited) -> Response:
         """What an order beyond the caller's rate is answered with: the order that is stored with its key, or `over`."""
@@ -77,7 +79,7 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
         outcome = await waiting.outcome
         if isinstance(outcome, Refused):
             raise over if isinstance(outcome.problem, RateLimited | Paused) else outcome.problem
-        return created(outcome.order, orders_url, is_replay=True)
+        return created(outcome.order, orders_url, is_replay=True, status=_status(order))
 
     async def check_ledger() -> None:
         await ledger.check()
@@ -89,6 +91,11 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
         "/place_order/", "POST", place_order, PLACE_ORDER, needs="orders:create", counted="orders", beyond=replay
     )
     return app
+
+
+def _status(order: NewOrder) -> int:
+    """Of the answer with an order that is stored."""
+    return 200 if order.dry_run else 201
 
 
 def _expired_on_the_way(waiting: PendingOrder, problem: DeskError, priced: PricedOrder) -> bool:

@@ -106,7 +106,8 @@ FROM place_orders(
     $1::text::uuid[], $2::text::int[], $3, $4::text::text[], $5::text::bigint[], $6::text::bigint[], $7::text::bigint[],
     ARRAY(SELECT to_timestamp(deadline) FROM unnest($8::text::float8[]) AS deadline),
     $9::text::float8[], $10::text::smallint[], $11, $12, $13::text::int[], $14::text::int[], $15::text::int[],
-    $16, $17, $18, $19, $20, to_timestamp($21::float8), to_timestamp($22::float8), $23::text::bigint[], $24::text::int[]
+    $16, $17, $18, $19, $20, to_timestamp($21::float8), to_timestamp($22::float8), $23::text::bigint[], $24::text::int[],
+    $25::text::boolean[]
 )
 
 -- name: place_nothing

@@ -21,8 +21,19 @@ from buydesk.errors import (
     Paused,
 )
 from buydesk.money import CURRENCIES, format_btc, format_cents
-from buydesk.orders.model import Exposure, NewOrder, Order, Outcome, Placed, PricedOrder, Refused, Replayed, is_repeat
-from buydesk.orders.pricing import placed_order
+from buydesk.orders.model import (
+    Exposure,
+    NewOrder,
+    Order,
+    Outcome,
+    Placeable,
+    Placed,
+    PricedOrder,
+    Refused,
+    Replayed,
+    is_repeat,
+)
+from buydesk.orders.pricing import placeable_order, placed_order
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import PriceRecord, stale
 from buydesk.times import format_time
@@ -89,6 +100,7 @@ def place_arguments(items: Sequence[PricedOrder], window: tuple[float, float]) -
         *map(list, price_columns),
         *window,
         *_markup_columns(items),
+        _array_text([item.order.dry_run for item in items]) if any(item.order.dry_run for item in items) else None,
     )
 
 
@@ -150,6 +162,8 @@ def outcome_of(item: PricedOrder, said: Judged, row: asyncpg.Record, stored: dic
             assert said.number is not None  # noqa: S101  # the function numbers what it places, twice
             assert said.client_number is not None  # noqa: S101
             return Placed(placed_order(item, said.number, said.client_number, row["moment"], row["is_live"]))
+        case "placeable", _:
+            return Placeable(placeable_order(item, row["moment"], row["is_live"]))
         case "repeat", _:
             assert said.number is not None  # noqa: S101  # and says which order is repeated
             order = stored[said.number]
