@@ -346,6 +346,12 @@ def test_a_negative_markup_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None
         read_settings()
 
 
+@pytest.mark.parametrize("given", [{"USD": -1}, {"USD": 5001}, {"CHF": 1}, -1, 0.5, True])
+def test_a_markup_out_of_bounds_is_refused_however_it_is_given(given: object) -> None:
+    with pytest.raises(CannotStart, match="BUYDESK_MARKUP_BP"):
+        read_settings(markup_bp=given)
+
+
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         read_settings().port_offset = 5  # type: ignore[misc]

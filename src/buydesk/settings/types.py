@@ -130,7 +130,8 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=COUNT_MAX)]
 RateOrOff = Annotated[int | Literal["off"], BeforeValidator(_rate)]
 BasisPoints = Annotated[int, Field(ge=1, le=10_000)]
-Markup = Annotated[int | Mapping[Currency, int], NoDecode, BeforeValidator(_markup)]
+_MarkupBp = Annotated[int, Field(ge=0, le=MARKUP_BP_MAX)]
+Markup = Annotated[_MarkupBp | Mapping[Currency, _MarkupBp], NoDecode, BeforeValidator(_markup)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 PublicKeys = Annotated[
     tuple[str, ...],
