@@ -130,10 +130,10 @@ async def test_a_desk_in_one_process_and_its_next_start(data_dir: Path) -> None:
 async def test_a_desk_of_six_processes_with_a_redis(data_dir: Path) -> None:
     # A public address, and others that a desk of its own has no use for: nobody answers there.
     elsewhere = {"fetch_buy_orders_url": "http://127.0.0.1:9", "db_proxy_url": "http://127.0.0.1:9"}
-    given = settings(data_dir=data_dir, port_offset=free_offset(), **elsewhere)
+    given = settings(data_dir=data_dir, port_offset=free_offset(), markup_bp="EUR:50,GBP:75", **elsewhere)
     async with running_up(given, separate=True) as said:
         placed = await buy(given)
-        assert placed.status_code == 201
+        assert (placed.status_code, placed.json()["order"]["markup_bp"]) == (201, 50)
         assert placed.headers["location"].startswith("http://127.0.0.1:9/get_orders/")
         assert not any(secret_file(data_dir, name).exists() for name in SHARED)  # they were given
         async with httpx2.AsyncClient() as client:
@@ -360,16 +360,6 @@ def test_a_child_gets_every_setting_given_and_no_secret_that_is_not_its_own(monk
     assert environment(given, "db_proxy")["DATABASE_URL"] == "postgresql://x"
     assert "REDIS_URL" not in environment(given, "db_proxy")
     assert environment(given, "health_check")["REDIS_URL"] == "redis://x"
-
-
-def test_a_child_reads_the_settings_that_it_is_given_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = settings(
-        access="proxy", hosts=("a.example", "b.example"), proxies="10.0.0.0/8,2001:db8::/32", host="::", data_dir="/d x"
-    )
-    for name, value in environment(given, "create_buy_order").items():
-        monkeypatch.setenv(name, value)
-    of_others = {field for field, owners in OWNERS.items() if "create_buy_order" not in owners}
-    assert read_settings().model_dump(exclude=of_others) == given.model_dump(exclude=of_others)
 
 
 @pytest.mark.parametrize("service", PORTS)

@@ -258,4 +258,6 @@ def _text(value: object) -> str:
     """The value of a setting as a variable has it."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}:{each}" for name, each in value.items())
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
