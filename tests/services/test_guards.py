@@ -1,8 +1,9 @@
 """Guards: an order is placed at the price that its client allows, or a better one, or not at all."""
 
+import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,13 @@ import pytest
 
 from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.reports import MemoryReportStore
+from buydesk.errors import PriceMoved, PriceStale
+from buydesk.money import format_rate
 from buydesk.observability.reporter import Reporter
+from buydesk.orders.model import Outcome, PricedOrder
+from buydesk.prices.model import PriceRecord
 from buydesk.services.create_buy_order import create_app
+from buydesk.times import utc_now
 from tests.builders import record, settings
 from tests.model_ledger import ModelAccount, ModelLedger
 from tests.problems import assert_problem
@@ -160,3 +166,38 @@ async def test_price_that_has_ended_is_told_before_the_guard() -> None:
         while answer.json()["code"] == "price_moved":
             answer = await client.post("/place_order/", json=body)
         assert_problem(answer, 503, "price_stale")
+
+
+@pytest.mark.parametrize(
+    ("market_e8", "then", "status"),
+    [(None, PriceStale, 503), (10**12, PriceRecord, 201), (3 * 10**12, PriceMoved, 409)],
+    ids=["none", "better", "worse"],
+)
+async def test_guard_judges_anew_when_its_price_has_ended_meanwhile(
+    market_e8: int | None, then: type, status: int
+) -> None:
+    given = settings(price_ttl_seconds=3600, price_refresh_seconds=0.05)
+    ended, store, ledger = record(2 * 10**12, age=3598, ttl=3600), MemoryPriceStore(given), ModelLedger()
+    await store.publish(ended)
+    judged: list[object] = []
+
+    async def place_late(items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
+        judged.extend(item.price for item in items)
+        outcomes = await ModelLedger.place(ledger, items, timeout_seconds)
+        if items and len(judged) == 1:
+            if market_e8 is not None:
+                await store.publish(record(market_e8, ttl=3600))
+            await asyncio.sleep((ended.expires_at - utc_now()).total_seconds() + 0.2)
+        return outcomes
+
+    ledger.place = place_late  # type: ignore[method-assign]
+    app = create_app(given, ledger, store, Reporter("create_buy_order", MemoryReportStore(given), given))
+    async with served(app) as url, httpx2.AsyncClient(base_url=url) as client:
+        body = {"currency": "EUR", "amount": "69.00", "max_exchange_rate": "19999.99"}
+        answer = await client.post("/place_order/", json=body)
+    assert [type(price) for price in judged] == [PriceMoved, then]
+    assert answer.status_code == status
+    facts = answer.json()
+    assert facts.get("code") == {503: "price_stale", 409: "price_moved"}.get(status)
+    if market_e8 is not None:
+        assert facts.get("order", facts)["exchange_rate"] == format_rate(market_e8)

@@ -9,13 +9,13 @@ from datetime import timedelta
 
 from fastapi import Response
 
-from buydesk.errors import DeskError, InvalidRequest, Paused, PriceStale, RateLimited
+from buydesk.errors import DeskError, InvalidRequest, Paused, PriceMoved, PriceStale, RateLimited
 from buydesk.http.app import Service, service_app
 from buydesk.http.orders import PLACE_ORDER, created, placeable, read_order, refusal
 from buydesk.http.requests import Request
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.batching import OrderBatcher
-from buydesk.orders.model import NewOrder, OrderLedger, Placeable, PricedOrder, Refused
+from buydesk.orders.model import NewOrder, OrderLedger, Placeable, Refused
 from buydesk.orders.pricing import price_order
 from buydesk.orders.waiting import PendingOrder
 from buydesk.prices.cache import FIRST_PRICE_SECONDS_MAX, PriceCache
@@ -50,13 +50,13 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
             raise InvalidRequest.of("Idempotency-Key", "is missing, and this desk takes no order without one")
         give_up_at = time.monotonic() + seconds_max
         markup_bp = request.caller.markup_bp(order.currency, settings.markup_bp_of(order.currency))
-        priced = price_order(order, prices.price(order.currency), utc_now() + storable_for, markup_bp, guard)
-        [waiting] = queue.put([priced], give_up_at)
+        price, deadline = prices.price(order.currency), utc_now() + storable_for
+        [waiting] = queue.put([price_order(order, price, deadline, markup_bp, guard)], give_up_at)
         outcome = await waiting.outcome
-        if isinstance(outcome, Refused) and _expired_on_the_way(waiting, outcome.problem, priced):
-            again = price_order(order, prices.price(order.currency), priced.deadline, markup_bp, guard)
-            if again.price != priced.price:
-                [waiting] = queue.put([again], give_up_at)
+        if isinstance(outcome, Refused) and _expired_on_the_way(waiting, outcome.problem, price):
+            newer = prices.price(order.currency)
+            if newer != price:
+                [waiting] = queue.put([price_order(order, newer, deadline, markup_bp, guard)], give_up_at)
                 outcome = await waiting.outcome
         if isinstance(outcome, Refused):
             raise refusal(outcome.problem, request.caller)
@@ -98,6 +98,9 @@ def _status(order: NewOrder) -> int:
     return 200 if order.dry_run else 201
 
 
-def _expired_on_the_way(waiting: PendingOrder, problem: DeskError, priced: PricedOrder) -> bool:
-    """Whether the ledger refused the price for its age, and the order may be priced again: not after a lost answer."""
-    return isinstance(problem, PriceStale) and isinstance(priced.price, PriceRecord) and not waiting.resent
+def _expired_on_the_way(waiting: PendingOrder, problem: DeskError, price: PriceRecord | DeskError) -> bool:
+    """Whether the price has expired, and the order may be priced again: not after a lost answer. The ledger says so of
+    a price that it was sent; it was sent none where a guard had refused that already."""
+    if waiting.resent or not isinstance(price, PriceRecord):
+        return False
+    return isinstance(problem, PriceStale) or (isinstance(problem, PriceMoved) and price.expires_at <= utc_now())
