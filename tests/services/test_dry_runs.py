@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx2
@@ -24,6 +25,7 @@ from buydesk.prices.documents import record_document
 from buydesk.runtime.wiring import wire
 from buydesk.services.create_buy_order import create_app
 from buydesk.settings.model import Settings
+from buydesk.times import utc_now
 from tests.builders import TOKEN, record, settings
 from tests.databases import CAP_SATOSHI, Databases
 from tests.model_keys import ModelKeys
@@ -161,6 +163,51 @@ async def test_dry_run_needs_the_scope_of_an_order(desk: Desk) -> None:
     body = {"currency": "EUR", "amount": "69.00", "dry_run": True}
     answer = await desk.client.post("/place_order/", json=body, headers={"Authorization": f"Bearer {key.text}"})
     assert_problem(answer, 403, "insufficient_scope")
+
+
+async def test_client_s_dry_runs_do_not_tell_what_others_have_bought(desk: Desk) -> None:
+    key = desk.keys.add("third", "orders:create")
+    desk.ledger.now = lambda: utc_now() + timedelta(seconds=5)  # whose moment would tell which of them it judged
+
+    async def ask(**members: object) -> dict[str, Any]:
+        body = {"currency": "EUR", "amount": "60000.00", "dry_run": True, **members}
+        answer = await desk.client.post("/place_order/", json=body, headers={"Authorization": f"Bearer {key.text}"})
+        return {"status": answer.status_code, **answer.json()}
+
+    before = await ask()
+    assert (await desk.post(dry_run=False, amount="60000.00")).status_code == 201
+    after = await ask()
+    own = ("created_at", "received_at")
+    for said in (before, after):
+        created_at, received_at = (datetime.fromisoformat(said["order"].pop(name)) for name in own)
+        assert timedelta(0) <= created_at - received_at < timedelta(seconds=4)
+    assert before["status"] == 200
+    assert after == before
+    assert (await ask(dry_run=False))["code"] == "exposure_cap_exceeded"
+    assert len(desk.ledger.stored) == 1
+
+
+async def test_client_s_dry_runs_are_refused_for_all_else_when_the_desk_is_sold_out(desk: Desk) -> None:
+    key = desk.keys.add("third", "orders:create")
+    desk.ledger.cap_satoshi = 0
+    desk.ledger.clients["third"] = ModelAccount(cap_satoshi=2 * SATOSHI_PER_BTC, order_satoshi_max=3 * SATOSHI_PER_BTC)
+
+    async def ask(**members: object) -> httpx2.Response:
+        body = {"currency": "EUR", "amount": "1000.00", "dry_run": True, **members}
+        return await desk.client.post("/place_order/", json=body, headers={"Authorization": f"Bearer {key.text}"})
+
+    assert (await ask()).status_code == 200
+    assert_problem(await ask(amount="3000.01"), 409, "order_too_large")
+    assert_problem(await ask(amount="2000.01"), 409, "client_cap_exceeded")
+    assert_problem(await ask(max_exchange_rate="999.99"), 409, "price_moved")
+    desk.ledger.paused = True
+    assert_problem(await ask(), 503, "paused")
+
+
+async def test_dry_run_of_anybody_is_told_the_desk_s_room(desk: Desk) -> None:
+    desk.ledger.cap_satoshi = SATOSHI_PER_BTC
+    problem = assert_problem(await desk.post(amount="1000.01"), 409, "exposure_cap_exceeded")
+    assert problem["available"] == "1.00000000"
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ from fastapi import Response
 
 from buydesk.errors import DeskError, InvalidRequest, Paused, PriceMoved, PriceStale, RateLimited
 from buydesk.http.app import Service, service_app
-from buydesk.http.orders import PLACE_ORDER, created, placeable, read_order, refusal
+from buydesk.http.orders import PLACE_ORDER, created, outcome_for, placeable, read_order, refusal
 from buydesk.http.requests import Request
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.batching import OrderBatcher
@@ -53,11 +53,14 @@ def create_app(settings: Settings, ledger: OrderLedger, store: PriceStore, repor
         price, deadline = prices.price(order.currency), utc_now() + storable_for
         [waiting] = queue.put([price_order(order, price, deadline, markup_bp, guard)], give_up_at)
         outcome = await waiting.outcome
-        if isinstance(outcome, Refused) and _expired_on_the_way(waiting, outcome.problem, price):
-            newer = prices.price(order.currency)
-            if newer != price:
-                [waiting] = queue.put([price_order(order, newer, deadline, markup_bp, guard)], give_up_at)
-                outcome = await waiting.outcome
+        if (
+            isinstance(outcome, Refused)
+            and _expired_on_the_way(waiting, outcome.problem, price)
+            and (newer := prices.price(order.currency)) != price
+        ):
+            [waiting] = queue.put([price_order(order, newer, deadline, markup_bp, guard)], give_up_at)
+            outcome = await waiting.outcome
+        outcome = outcome_for(request.caller, waiting.item, outcome, livemode=settings.price_feed == "live")
         if isinstance(outcome, Refused):
             raise refusal(outcome.problem, request.caller)
         if isinstance(outcome, Placeable):
