@@ -26,6 +26,7 @@ from buydesk.errors import (
     OutcomeUnknown,
     Overloaded,
     PayloadTooLarge,
+    PriceMoved,
     PriceStale,
     PriceStoreUnavailable,
     PriceUnsettled,
@@ -384,6 +385,21 @@ async def test_an_item_that_db_proxy_does_not_understand_is_no_fault_of_a_client
     assert isinstance(outcome, Refused)
     assert isinstance(outcome.problem, LedgerUnavailable)
     assert outcome.problem.detail == "db_proxy answered invalid_request: deadline: is missing"
+
+
+async def test_problem_that_an_older_db_proxy_does_not_know_is_told_as_it_was_sent(
+    told: tuple[Answers, RemoteLedger],
+) -> None:
+    answers, ledger = told
+    moved = PriceMoved("The exchange rate is 2.00 now.", exchange_rate="2.00", bitcoin_amount="0.50000000")
+    items = [priced_order(price=moved), priced_order(price=moved), priced_order()]
+    found = [Refused(InternalError(moved.detail), by_ledger=by_ledger) for by_ledger in (True, False, True)]
+    answers.respond = lambda: MsgspecResponse([outcome_document(each) for each in found])
+    own, not_looked_for, faulty = await ledger.place(items, SECONDS)
+    assert own == Refused(moved, by_ledger=True)
+    for outcome in (not_looked_for, faulty):
+        assert isinstance(outcome, Refused)
+        assert isinstance(outcome.problem, InternalError)
 
 
 async def test_what_the_ledger_refuses_as_invalid_is_the_client_s_fault(told: tuple[Answers, RemoteLedger]) -> None:

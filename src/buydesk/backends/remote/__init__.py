@@ -224,7 +224,8 @@ class RemoteLedger(RemoteService, OrderLedger):
                 # db_proxy, which has a clock of its own, is told how long, not until when.
                 answer_within_ms=int(timeout_seconds * 1000),
             )
-            return [self._understood(outcome_from(answer, item)) for answer, item in zip(answers, items, strict=True)]
+            each = zip(answers, items, strict=True)
+            return [self._understood(outcome_from(answer, item), item) for answer, item in each]
         except (InvalidRequest, PayloadTooLarge, UnsupportedMediaType) as error:
             raise self._misunderstood(error) from error
         except _NEVER_SENT as error:
@@ -234,10 +235,14 @@ class RemoteLedger(RemoteService, OrderLedger):
         except _NO_ANSWER as error:
             raise self._without_answer(error, OutcomeUnknown) from error
 
-    def _understood(self, outcome: Outcome) -> Outcome:
+    def _understood(self, outcome: Outcome, item: PricedOrder) -> Outcome:
         """The outcome; what db_proxy finds wrong with an item is the desk's fault, not its client's. What the ledger
-        refuses as such came with the item."""
-        if isinstance(outcome, Refused) and isinstance(outcome.problem, InvalidRequest) and not outcome.by_ledger:
+        refuses as such came with the item; an older db_proxy may not know the problem that came, and names none."""
+        if not isinstance(outcome, Refused):
+            return outcome
+        if outcome.by_ledger and isinstance(outcome.problem, InternalError) and isinstance(item.price, DeskError):
+            return Refused(item.price, by_ledger=True)
+        if isinstance(outcome.problem, InvalidRequest) and not outcome.by_ledger:
             return Refused(self._misunderstood(outcome.problem))
         return outcome
 
