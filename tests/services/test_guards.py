@@ -9,10 +9,12 @@ from typing import Any
 
 import httpx2
 import pytest
+from jsonschema_rs import Draft202012Validator
 
 from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.errors import PriceMoved, PriceStale
+from buydesk.http.orders import PLACE_ORDER
 from buydesk.money import format_rate
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.model import Outcome, PricedOrder
@@ -123,6 +125,30 @@ async def test_what_is_no_guard_is_refused_by_name(desk: Desk, members: dict[str
     problem = assert_problem(await desk.post(**members), 422, "invalid_request")
     assert [each["member"] for each in problem["errors"]] == [member]
     assert desk.ledger.stored == []
+
+
+SCHEMA = Draft202012Validator(PLACE_ORDER["requestBody"]["content"]["application/json"]["schema"])
+
+
+@pytest.mark.parametrize("name", ["max_exchange_rate", "min_bitcoin_amount"])
+@pytest.mark.parametrize(
+    "shown", ["20100.00", "0.00345000", "0.00000001", "0.10", "10.00000000", "99999999999.99"]
+)
+async def test_what_the_desk_shows_is_a_guard_as_documented_and_taken(desk: Desk, name: str, shown: str) -> None:
+    assert SCHEMA.is_valid({"currency": "EUR", "amount": "69.00", name: shown})
+    assert (await desk.post(**{name: shown})).json().get("code") in (None, "price_moved")
+
+
+@pytest.mark.parametrize("name", ["max_exchange_rate", "min_bitcoin_amount"])
+@pytest.mark.parametrize("text", ["0", "0.00000000", "0.", "0.000000001", "-1.00", "1.", ".1", ""])
+async def test_no_text_that_is_refused_is_documented(desk: Desk, name: str, text: str) -> None:
+    assert not SCHEMA.is_valid({"currency": "EUR", "amount": "69.00", name: text})
+    assert_problem(await desk.post(**{name: text}), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("rate", [0.1, 20100.07, 1e-8, 12345678901.5, 4.35])
+def test_number_with_few_places_is_documented_whatever_floats_make_of_it(rate: float) -> None:
+    assert SCHEMA.is_valid({"currency": "EUR", "amount": "69.00", "max_exchange_rate": rate})
 
 
 @pytest.mark.parametrize("guard", ["max_exchange_rate=30000", "min_bitcoin_amount=0.001"])

@@ -22,9 +22,10 @@ from buydesk.errors import (
     PriceUnsettled,
 )
 from buydesk.http.examples import EXAMPLE_ORDER
+from buydesk.http.orders import PLACE_ORDER
 from buydesk.orders import refusals
 from buydesk.orders.model import NewOrder, Placed, Refused
-from buydesk.orders.refusals import OF_CLIENT_MAX, WAITING_MAX, Refusal, RefusalRecorder
+from buydesk.orders.refusals import OF_CLIENT_MAX, RECORDED, WAITING_MAX, Refusal, RefusalRecorder
 from tests.builders import new_order, priced_order
 from tests.clock import FakeClock
 from tests.model_registry import ModelRefusals
@@ -189,3 +190,12 @@ async def test_at_the_end_a_store_that_takes_nothing_is_not_waited_for() -> None
     async with recorder.running():
         pass
     assert unrecorded(recorder) == refusals.NOTED_AT_ONCE_MAX
+
+
+def test_all_that_is_recorded_is_documented_where_orders_are_placed() -> None:
+    examples = [
+        example
+        for response in PLACE_ORDER["responses"].values()
+        for example in response["content"].get("application/problem+json", {}).get("examples", {})
+    ]
+    assert {kind.code for kind in RECORDED} <= set(examples)

@@ -9,6 +9,7 @@ from fastapi import Response
 from buydesk.clients.model import Caller
 from buydesk.errors import (
     ClientCapExceeded,
+    DailyLimitExceeded,
     DeskError,
     ExposureCapExceeded,
     IdempotencyKeyReused,
@@ -17,6 +18,7 @@ from buydesk.errors import (
     OrderTooLarge,
     OutcomeUnknown,
     Overloaded,
+    Paused,
     PriceMoved,
     PriceStale,
     PriceUnavailable,
@@ -246,11 +248,12 @@ def refusal(problem: DeskError, caller: Caller) -> DeskError:
 
 _EXAMPLE = PlacedDocument("Order was placed for EUR:69.00", placed_document(EXAMPLE_ORDER))
 _KEY_SCHEMA = {"type": "string", "pattern": KEY_PATTERN}
+_ANY_OTHER_NUMBER = "Any other JSON number of this value in at most 32 characters will do too."
 _AMOUNT_RULE = "0 < amount < 1,000,000,000, a whole number of cents."
 AMOUNT_TEXT_SCHEMA = {
     "type": "string",
     "pattern": r"^([1-9][0-9]{0,8}(\.[0-9]{1,2})?|0\.(0[1-9]|[1-9][0-9]?))$",
-    "description": f"{_AMOUNT_RULE} Any other JSON number of this value in at most 32 characters will do too.",
+    "description": f"{_AMOUNT_RULE} {_ANY_OTHER_NUMBER}",
     "examples": ["69.00"],
 }
 _AMOUNT_SCHEMA = {
@@ -290,8 +293,12 @@ _MAX_RATE = Member(
     {
         "description": "The highest `exchange_rate` at which it is placed, with at most 8 decimal places.",
         "oneOf": [
-            {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 100_000_000_000, "multipleOf": 1e-8},
-            {"type": "string", "pattern": r"^(0\.[0-9]{0,7}[1-9]|[1-9][0-9]{0,10}(\.[0-9]{1,8})?)$"},
+            {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 100_000_000_000},
+            {
+                "type": "string",
+                "pattern": r"^(0\.(?=[0-9]*[1-9])[0-9]{1,8}|[1-9][0-9]{0,10}(\.[0-9]{1,8})?)$",
+                "description": _ANY_OTHER_NUMBER,
+            },
             {"type": "null"},
         ],
         "examples": ["20700.00"],
@@ -302,7 +309,7 @@ _MIN_BITCOIN = Member(
     _least_bitcoin,
     {
         "type": ["string", "null"],
-        "pattern": r"^(0\.[0-9]{0,7}[1-9]|[1-9][0-9]{0,11}(\.[0-9]{1,8})?)$",
+        "pattern": r"^(0\.(?=[0-9]*[1-9])[0-9]{1,8}|[1-9][0-9]{0,11}(\.[0-9]{1,8})?)$",
         "description": "The least `bitcoin_amount` for which it is placed. Not beside `max_exchange_rate`.",
         "examples": ["0.003"],
     },
@@ -333,8 +340,10 @@ PLACE_ORDER = operation(
         RequestTimeout,
         OrderTooLarge,
         ClientCapExceeded,
+        DailyLimitExceeded,
         ExposureCapExceeded,
         PriceMoved,
+        Paused,
         PriceUnavailable,
         PriceStale,
         PriceUnsettled,
