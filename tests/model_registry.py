@@ -134,7 +134,7 @@ class ModelRegistry:
 
 
 def _client(name: str, limits: Limits) -> Client:
-    return _limited(Client(name, None, None, False, None, {}, {}, 0, 0, 0), limits)
+    return _limited(Client(name, None, None, False, None, {}, 0, 0, 0), limits)
 
 
 def _limited(client: Client, limits: Limits) -> Client:

@@ -131,9 +131,7 @@ SCHEMA = Draft202012Validator(PLACE_ORDER["requestBody"]["content"]["application
 
 
 @pytest.mark.parametrize("name", ["max_exchange_rate", "min_bitcoin_amount"])
-@pytest.mark.parametrize(
-    "shown", ["20100.00", "0.00345000", "0.00000001", "0.10", "10.00000000", "99999999999.99"]
-)
+@pytest.mark.parametrize("shown", ["20100.00", "0.00345000", "0.00000001", "0.10", "10.00000000", "99999999999.99"])
 async def test_what_the_desk_shows_is_a_guard_as_documented_and_taken(desk: Desk, name: str, shown: str) -> None:
     assert SCHEMA.is_valid({"currency": "EUR", "amount": "69.00", name: shown})
     assert (await desk.post(**{name: shown})).json().get("code") in (None, "price_moved")

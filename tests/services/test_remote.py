@@ -13,6 +13,8 @@ from fastapi import FastAPI, Request, Response
 
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.remote import RemoteLedger, RemotePriceStore, RemoteReportStore, RemoteService
+from buydesk.backends.remote.registry import RemoteRegistry
+from buydesk.clients.registry import ClientState
 from buydesk.errors import (
     DeskError,
     ExposureCapExceeded,
@@ -36,6 +38,7 @@ from buydesk.errors import (
     WrongMode,
     problem,
 )
+from buydesk.http.operating import client_document
 from buydesk.http.responses import MsgspecResponse, problem_response
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
@@ -45,6 +48,7 @@ from buydesk.orders.model import Outcome, PageAfter, PageBefore, PageFrom, Place
 from buydesk.orders.refusals import RefusalRecorder
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import FeedStatus
+from buydesk.reading import read
 from buydesk.services import db_proxy
 from tests.builders import at, priced_order, record, settings, without
 from tests.lines import Line, line_to_url
@@ -556,3 +560,17 @@ async def test_reports_that_the_desk_has_lost_are_unavailable(answering: tuple[A
     async with opened(RemoteReportStore, url) as desk:
         error = await failure_of(desk.last_of_each())
     assert (type(error), error.detail) == (ReportsUnavailable, "Redis is away")
+
+
+async def test_clients_of_an_older_db_proxy_have_no_markup_of_their_own(answering: tuple[Answers, str]) -> None:
+    answers, url = answering
+    has_set: dict[str, Any] = dict.fromkeys(("cap_satoshi", "order_satoshi_max", "rate_per_minute"))
+    has_set |= {"cap_counts_open": False, "daily_cents_max": {"EUR": 100}}
+    told = {"name": "shop", **has_set, "used_satoshi": 1, "orders": 2, "keys": 3}
+    async with opened(RemoteRegistry, url) as registry:
+        answers.say(told)
+        assert client_document(await registry.client("shop"))["markup_bp"] == {}
+        answers.say({"data": [told]})
+        [client] = await registry.clients("", 10)
+        assert (client.orders, client.markup_bp) == (2, {})
+    assert read(ClientState, has_set).markup_bp == {}

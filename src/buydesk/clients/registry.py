@@ -67,8 +67,9 @@ class ShownKey(msgspec.Struct, frozen=True):
 
 class Client(msgspec.Struct, frozen=True):
     """A client: its cap and largest order in satoshi, its requests of each kind a minute, None without such a limit of
-    its own; what it may buy a day by currency, in cents; what is added to the market's rate for it by currency, in
-    basis points, where that is not what the desk adds; whether its cap counts open orders only; what it has bought.
+    its own; what it may buy a day by currency, in cents; whether its cap counts open orders only; what it has bought;
+    what is added to the market's rate for it by currency, in basis points, where that is not what the desk adds, of
+    which an older db_proxy says nothing.
     """
 
     name: str
@@ -77,10 +78,10 @@ class Client(msgspec.Struct, frozen=True):
     cap_counts_open: bool
     rate_per_minute: int | None
     daily_cents_max: Mapping[str, int]
-    markup_bp: Mapping[str, int]
     used_satoshi: int
     orders: int
     keys: int
+    markup_bp: Mapping[str, int] = msgspec.field(default_factory=dict)
 
 
 class ClientState(msgspec.Struct, frozen=True):
@@ -91,7 +92,7 @@ class ClientState(msgspec.Struct, frozen=True):
     cap_counts_open: bool
     rate_per_minute: int | None
     daily_cents_max: Mapping[str, int]
-    markup_bp: Mapping[str, int]
+    markup_bp: Mapping[str, int] = msgspec.field(default_factory=dict)
 
 
 class DeskState(msgspec.Struct, frozen=True):

@@ -67,7 +67,7 @@ class _Change(msgspec.Struct):
     change: AnyChange
 
 
-EXAMPLE_CLIENT = Client("shop", 10**9, None, False, None, {"EUR": 100_000}, {"EUR": 75}, 2_041_875, 7, 1)
+EXAMPLE_CLIENT = Client("shop", 10**9, None, False, None, {"EUR": 100_000}, 2_041_875, 7, 1, {"EUR": 75})
 EXAMPLE_DESK = Desk(True, 10**10, 2_041_875, False, False, 7)
 EXAMPLE_KEY = StoredKey("0dq4VmB9xK", "shop", bytes(32), ["orders:create", "orders:read"], [], None, None, None)
 EXAMPLE_ACT = Act(
