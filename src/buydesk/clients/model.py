@@ -52,8 +52,8 @@ ANYBODY = Caller(ANONYMOUS, CLIENT_SCOPES)
 
 class StoredKey(msgspec.Struct, frozen=True, dict=True):
     """A key as it is stored: `digest` is the SHA-256 of its text. `allow_from` are the networks that it is taken from,
-    all if there are none. `last_used_on` is a day of UTC, known roughly. The rates and the markups
-    are as in `Caller`."""
+    all if there are none. `last_used_on` is a day of UTC, known roughly. The rates and the markups are as in `Caller`.
+    """
 
     id: str
     client: str

@@ -76,7 +76,7 @@ Representation = Annotated[int, msgspec.Meta(ge=1, le=32767)]
 
 
 class _Item(msgspec.Struct):
-    """What every item of `priced_order_documents` has. An edge of before there were more representations than one says
+    """What every item of `priced_order_documents` has. An edge from before there was more than one representation says
     neither which it answers in nor when it received the request."""
 
     client: Key
@@ -93,7 +93,7 @@ class _Item(msgspec.Struct):
 
 
 class _PricedItem(_Item, kw_only=True):
-    """An edge of before there were markups says neither of the market's rate and the markup: it sells at that rate."""
+    """An edge from before markups sends neither the market rate nor the markup: it sells at the market rate."""
 
     exchange_rate: SaleRateE8
     bitcoin_amount: Satoshi

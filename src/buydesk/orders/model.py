@@ -60,7 +60,7 @@ class NewOrder(msgspec.Struct, frozen=True, gc=False):
 
 
 class PricedOrder(msgspec.Struct, frozen=True):
-    """An order to place, with the price record it is priced with or, when there is none that it may be, the problem.
+    """An order to place, with the price record it is priced with or, if it cannot be placed at one, the problem.
 
     `market_rate_e8` is the record's, `markup_bp` what the desk adds to it, and `rate_e8` and `satoshi` follow from
     these; all are 0 without a record: `pricing.price_order` is where.
@@ -133,7 +133,7 @@ class Replayed(msgspec.Struct, frozen=True, gc=False):
 
 
 class Placeable(msgspec.Struct, frozen=True, gc=False):
-    """What a dry run would be placed as now: `order`, whose id and numbers nothing has."""
+    """The order that this dry run would become; nothing is stored under its id or numbers."""
 
     order: Order
 
