@@ -168,7 +168,7 @@ async def test_amounts_are_judged_by_their_exact_value(desk: Desk, amount: bytes
 
 
 CODES_503 = [
-    *("price_unavailable", "price_stale", "price_unsettled"),
+    *("paused", "price_unavailable", "price_stale", "price_unsettled"),
     *("ledger_unavailable", "wrong_mode", "overloaded", "outcome_unknown"),
 ]
 BAD_AMOUNTS = [
