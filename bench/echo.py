@@ -14,6 +14,7 @@ import uvloop
 from fastapi import Response
 
 from buydesk.backends.memory.reports import MemoryReportStore
+from buydesk.errors import QuoteInvalid
 from buydesk.http import app as web
 from buydesk.http.examples import EXAMPLE_ORDER
 from buydesk.http.listeners import BACKLOG, allow_connections
@@ -21,8 +22,14 @@ from buydesk.http.orders import created, read_order
 from buydesk.http.requests import Request
 from buydesk.http.server import serving
 from buydesk.observability.reporter import Reporter
+from buydesk.orders.quotes import OrderQuote
 from buydesk.services.create_buy_order import NAME
 from buydesk.settings.model import Settings
+
+
+def no_quote(_: str, __: str) -> OrderQuote:
+    """Without a price there are no quotes."""
+    raise QuoteInvalid("There are no quotes here.")
 
 
 def create_app(settings: Settings) -> web.Service:
@@ -35,7 +42,7 @@ def create_app(settings: Settings) -> web.Service:
 
     async def place_order(request: Request) -> Response:
         """A made-up order with what was asked for in it."""
-        new, _ = await read_order(request)
+        new, _ = await read_order(request, no_quote)
         order = msgspec.structs.replace(
             EXAMPLE_ORDER,
             id=new.id,

@@ -19,7 +19,8 @@ from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.embedded.programs import find_redis
 from buydesk.embedded.redis import EmbeddedRedis
 from buydesk.money import SATOSHI_PER_BTC
-from buydesk.settings.model import TOKENS, new_token, variable
+from buydesk.settings.model import variable
+from buydesk.settings.secrets import KEY_PAIRS, TOKENS, new_token
 from buydesk.signing_keys import new_signing_key, public_key
 from buydesk.topology import PORTS
 from chaos.buyers import Buyers, Load
@@ -100,12 +101,12 @@ async def stepped_desk(directory: Path) -> AsyncIterator[SteppedDesk]:
         stack.push_async_callback(postgres.stop)
         await redis.start()
         stack.push_async_callback(redis.stop)
-        signing_key = new_signing_key()
-        keys = public_key(signing_key)
-        await migrate(postgres.dsn, livemode=False, cap_satoshi=100 * SATOSHI_PER_BTC, price_keys=[keys])
-        shared = {variable(name): new_token() for name in TOKENS} | {
-            variable("price_signing_key"): signing_key,
-            variable("price_keys"): keys,
+        made = {name: new_signing_key() for name in KEY_PAIRS}
+        keys = {public_keys: public_key(made[name]) for name, public_keys in KEY_PAIRS.items()}
+        cap_satoshi, price_keys = 100 * SATOSHI_PER_BTC, [keys["price_keys"]]
+        await migrate(postgres.dsn, livemode=False, cap_satoshi=cap_satoshi, price_keys=price_keys)
+        made |= keys | {name: new_token() for name in TOKENS}
+        shared = {variable(name): text for name, text in made.items()} | {
             variable("port_offset"): str(offset),
             "DATABASE_URL": postgres.dsn,
             "REDIS_URL": redis.url,

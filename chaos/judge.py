@@ -14,7 +14,8 @@ UNKNOWN = {"outcome_unknown", "internal_error", "no_answer"}
 
 _ORDERS = """
 SELECT o.number, o.id::text, o.client_order_id AS key, o.currency, o.amount_cents, o.satoshi,
-       o.created_at < (p.document::json ->> 'expires_at')::timestamptz AS price_was_valid,
+       coalesce(o.quoted_at, o.created_at) < (p.document::json ->> 'expires_at')::timestamptz
+           AND o.created_at < coalesce(o.quote_expires_at, 'infinity') AS price_was_valid,
        o.market_rate_e8 = (p.document::json -> 'rates' ->> o.currency)::numeric * 1e8
            AND o.market_rate_e8::numeric * (10000 + o.markup_bp)
                BETWEEN (o.rate_e8 - 1)::numeric * 10000 + 1 AND o.rate_e8::numeric * 10000 AS rate_follows

@@ -84,6 +84,7 @@ async def _services(desk: Running, tokens: Mapping[str, Sequence[str]], key_id: 
         order = placed.raise_for_status().json()["order"]
         prices = desk.url("api_cache_proxy")
         record, sources = [(await client.get(f"{prices}{path}")).json() for path in ("/record", "/sources/")]
+        stored = (await client.get(f"{desk.url('fetch_buy_orders')}/prices/{order['price_id']}")).json()
     return Services(
         urls={service: desk.url(service) for service in PORTS},
         tokens=tokens,
@@ -95,7 +96,10 @@ async def _services(desk: Running, tokens: Mapping[str, Sequence[str]], key_id: 
             "name": CHANGED,
             "key_id": key_id,
         },
-        bodies={"api_cache_proxy": {"POST /add/": record, "POST /sources/": sources}},
+        bodies={
+            "api_cache_proxy": {"POST /add/": record, "POST /sources/": sources},
+            "db_proxy": {"PUT /price/{price_id}": stored},
+        },
     )
 
 

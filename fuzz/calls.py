@@ -12,7 +12,7 @@ from schemathesis.core.failures import Failure, ServerError
 from schemathesis.engine import StopReason, events, from_schema
 from schemathesis.openapi.checks import RejectedPositiveData
 
-from buydesk.errors import IdempotencyKeyReused, NotReady, Paused, PriceStale, PriceUnavailable
+from buydesk.errors import IdempotencyKeyReused, NotReady, Paused, PriceStale, PriceUnavailable, QuoteInvalid
 from buydesk.http.responses import PROBLEM_TYPE
 from fuzz.documents import Document
 
@@ -30,22 +30,23 @@ LEFT_OUT = {
     # No header is required but Authorization, which `ignored_auth` looks at.
     "missing_required_header",
 }
-# Refusals that are no fault though the call was good: a key made up before may belong to another order, on a busy
-# machine a price may end before the next one, and one call pauses the desk that another one resumes. Any other answer
-# of 500 or more is a fault, documented or not.
-NO_FAULTS = {each.code for each in (IdempotencyKeyReused, Paused, PriceStale, PriceUnavailable, NotReady)}
+# Refusals that are no fault though the call was good: a key made up before may belong to another order, a quote that is
+# made up is signed by nobody, on a busy machine a price may end before the next one, and one call pauses the desk that
+# another one resumes. Any other answer of 500 or more is a fault, documented or not.
+NO_FAULTS = {each.code for each in (IdempotencyKeyReused, QuoteInvalid, Paused, PriceStale, PriceUnavailable, NotReady)}
 # Documented in words: by `multipleOf`, validators that divide floats would refuse what has fewer places too.
 TOO_FINE = {"member": "max_exchange_rate", "reason": "must have at most 8 decimal places"}
 ACCEPTED = ["2xx", "3xx", "401", "403", "404", "409", "429"]  # 403: to read for another needs a scope
 REJECTED = ["401", "403", "404", "405", "409", "413", "415", "422", "429"]
 # What fits the schema may be refused here, for rules that it does not state.
 STRICTER_THAN_SCHEMA: Mapping[str, Collection[str]] = {
-    "create_buy_order": {"POST /place_order/"},  # query or body, not both (see FORMS)
+    # Query or body, not both (see FORMS); one of two amounts, and what it may cost.
+    "create_buy_order": {"POST /place_order/", "POST /quotes/"},
     "fetch_buy_orders": {"GET /get_orders/"},  # one of the parameters only (see FORMS)
     # What makes a price proven, what a state consists of, integers without a point.
     "api_cache_proxy": {"POST /add/", "POST /sources/", "POST /rates/"},
-    # One anchor of a page only; what an anchor of a price consists of; what each change has.
-    "db_proxy": {"GET /page", "PUT /anchors", "POST /changes"},
+    # One anchor of a page only; what an anchor of a price consists of; what each change has; what makes a price proven.
+    "db_proxy": {"GET /page", "PUT /anchors", "POST /changes", "PUT /price/{price_id}"},
     # Networks, and that a range is not empty.
     "operate_desk": {"POST /keys", "POST /prices/confirm"},
 }

@@ -9,13 +9,15 @@ import msgspec
 from msgspec.structs import replace
 
 from buydesk.errors import DeskError
-from buydesk.money import Currency
+from buydesk.money import Currency, satoshi_for
 from buydesk.orders.model import ANONYMOUS, NewOrder, Order, PricedOrder, new_order_id
 from buydesk.orders.pricing import price_order
+from buydesk.orders.quotes import OrderQuote, QuoteFigures, QuoteSigner
 from buydesk.orders.representations import order_document
 from buydesk.prices.model import SOURCES, PriceRecord, Quote, Rule, UnsettledRate
 from buydesk.prices.signing import Signer
-from buydesk.settings.model import TOKENS, Settings, variable
+from buydesk.settings.model import Settings, variable
+from buydesk.settings.secrets import KEY_PAIRS, TOKENS
 from buydesk.signing_keys import KEY_BYTES, to_text
 from buydesk.times import utc_now
 
@@ -24,18 +26,21 @@ TOKEN = "test-token"
 NOT_QUOTED = "only 0 of at least 2 sources agree"
 JUMPED = "is more than 5 % from the last price, and was not seen twice yet"
 _signer = Signer(SIGNING_KEY)
+_quote_signer = QuoteSigner(SIGNING_KEY)
 
 
 def shared_env() -> dict[str, str]:
     """What services of one desk share, as variables."""
     given = settings()
     tokens = {variable(name): TOKEN for name in TOKENS}
-    return tokens | {variable("price_signing_key"): SIGNING_KEY, variable("price_keys"): given.accepted_price_keys[0]}
+    signing_keys = {variable(name): SIGNING_KEY for name in KEY_PAIRS}
+    public_keys = {variable(name): given.accepted_price_keys[0] for name in KEY_PAIRS.values()}
+    return tokens | signing_keys | public_keys
 
 
 def settings(**given: Any) -> Settings:
     """A desk's, without a limit for callers that show no key: tests call it as often as they like."""
-    shared = {"price_signing_key": SIGNING_KEY, "anonymous_rate": "off", **dict.fromkeys(TOKENS, TOKEN)}
+    shared = dict.fromkeys(KEY_PAIRS, SIGNING_KEY) | dict.fromkeys(TOKENS, TOKEN) | {"anonymous_rate": "off"}
     return Settings(**(shared | given))
 
 
@@ -112,3 +117,44 @@ def shown(order: Order) -> dict[str, Any]:
 
 def at(*moment: int) -> datetime:
     return datetime(*moment, tzinfo=UTC)  # type: ignore[arg-type,misc]
+
+
+def quote_figures(
+    price: PriceRecord,
+    cents: int = 6900,
+    *,
+    client: str = ANONYMOUS,
+    currency: Currency = Currency.EUR,
+    seconds: float = 30,
+    reference: str | None = None,
+) -> QuoteFigures:
+    """What a quote says that was given when the price came, and is valid so long."""
+    rate_e8, quoted_at = price.rates_e8[currency], price.made_at
+    return QuoteFigures(
+        id=new_order_id(),
+        client=client,
+        livemode=False,
+        currency=currency,
+        amount_cents=cents,
+        satoshi=satoshi_for(cents, rate_e8),
+        market_rate_e8=rate_e8,
+        markup_bp=0,
+        rate_e8=rate_e8,
+        price_id=price.id,
+        price_as_of=price.as_of,
+        quoted_at=quoted_at,
+        expires_at=quoted_at + timedelta(seconds=seconds),
+        reference=reference,
+    )
+
+
+def order_quote(price: PriceRecord, cents: int = 6900, **given: Any) -> OrderQuote:
+    """Such a quote, signed with the key of `settings`."""
+    return _quote_signer.sign(quote_figures(price, cents, **given))
+
+
+def quoted_order(quote: OrderQuote, key: str | None = None, *, seconds: float = 20, **given: Any) -> PricedOrder:
+    """An order by the quote."""
+    asked = (quote.currency, quote.amount_cents, quote.reference)
+    order = NewOrder(new_order_id(), quote.client, key, *asked, quote=quote)
+    return price_order(replace(order, **given), quote, utc_now() + timedelta(seconds=seconds))

@@ -31,6 +31,7 @@ class ModelKeys(KeyStore):
         client_rate_per_minute: int | None = None,
         rate_per_minute: int | None = None,
         client_markup_bp: Mapping[str, int] | None = None,
+        client_quote_seconds_max: int | None = None,
     ) -> Key:
         """A new key of the client, which is stored."""
         key = new_key(livemode=livemode)
@@ -39,13 +40,17 @@ class ModelKeys(KeyStore):
             client_rate_per_minute=client_rate_per_minute,
             rate_per_minute=rate_per_minute,
             client_markup_bp=client_markup_bp or {},
+            client_quote_seconds_max=client_quote_seconds_max,
         )
         return key
 
     def limit(self, key: Key, limits: Limits) -> None:
         """Sets what is told of the key's client."""
         self.stored[key.id] = replace(
-            self.stored[key.id], client_rate_per_minute=limits.rate_per_minute, client_markup_bp=limits.markup_bp
+            self.stored[key.id],
+            client_rate_per_minute=limits.rate_per_minute,
+            client_markup_bp=limits.markup_bp,
+            client_quote_seconds_max=limits.quote_seconds_max,
         )
 
     def revoke(self, key: Key) -> None:

@@ -21,6 +21,7 @@ from buydesk.errors import (
     OrderTooLarge,
     Paused,
     PriceNotFound,
+    QuoteInvalid,
 )
 from buydesk.money import Currency, format_btc, format_cents, satoshi_for
 from buydesk.orders.life import LOOKED_AT_MAX, AcceptedOrders, Closing, Event, conflict
@@ -40,9 +41,12 @@ from buydesk.orders.model import (
     Replayed,
     is_repeat,
 )
+from buydesk.orders.quotes import discrepancies_of_quote, expired
 from buydesk.prices.model import PriceRecord, stale
 from buydesk.times import format_time, utc_now
 from tests.databases import CAP_SATOSHI
+
+CLOCK_SKEW = timedelta(seconds=10)
 
 
 @dataclass
@@ -76,23 +80,16 @@ class ModelLedger:
 
     def _place(self, item: PricedOrder) -> Outcome:
         new = item.order
-        for order in self.stored:
-            same_key = new.client_order_id is not None and order.client_order_id == new.client_order_id
-            if order.id == new.id or (same_key and order.client == new.client):
-                return (
-                    Replayed(order)
-                    if is_repeat(new, order)
-                    else Refused(IdempotencyKeyReused("reused"), by_ledger=True)
-                )
+        if (order := self._stored_already(new)) is not None:
+            return Replayed(order) if is_repeat(new, order) else Refused(IdempotencyKeyReused("reused"), by_ledger=True)
         if item.deadline <= self.now():
             return Refused(ClockSkewed("late"))
         if self.paused:
             return Refused(Paused("paused"))
-        if isinstance(item.price, DeskError):
-            return Refused(item.price, by_ledger=True)
-        if item.price.expires_at <= self.now():
-            return Refused(stale(item.price.as_of, item.price.expires_at), by_ledger=True)
-        market_e8 = item.price.rates_e8[new.currency]
+        record = self._price_of(item)
+        if isinstance(record, DeskError):
+            return Refused(record, by_ledger=True)
+        market_e8 = record.rates_e8[new.currency]
         rate_e8 = ceil(market_e8 * (1 + Fraction(item.markup_bp, 10_000)))
         satoshi = satoshi_for(new.amount_cents, rate_e8)
         if error := self._over_limit(new, satoshi):
@@ -109,8 +106,8 @@ class ModelLedger:
             new.amount_cents,
             rate_e8,
             satoshi,
-            item.price.id,
-            item.price.as_of,
+            record.id,
+            record.as_of,
             False,
             new.representation,
             new.received_at,
@@ -118,14 +115,35 @@ class ModelLedger:
             item.markup_bp,
             new.reference,
             new.metadata,
-            None,
+            None if new.quote is None else new.quote.id,
         )
         if new.dry_run:
             return Placeable(order)
         self.stored.append(order)
         self.happened.append(order)
-        self.records[item.price.id] = item.price
+        self.records.setdefault(record.id, record)
         return Placed(order)
+
+    def _stored_already(self, new: NewOrder) -> Order | None:
+        """The order that has the id, or else the quote, or else the key."""
+        quote_id = None if new.quote is None else new.quote.id
+        own = [order for order in self.stored if order.client == new.client]
+        found = [order for order in self.stored if order.id == new.id]
+        found += [order for order in own if quote_id is not None and order.quote_id == quote_id]
+        found += [order for order in own if new.client_order_id and order.client_order_id == new.client_order_id]
+        return found[0] if found else None
+
+    def _price_of(self, item: PricedOrder) -> PriceRecord | DeskError:
+        """The record to sell at, or why the item is not sold."""
+        price = item.price
+        if isinstance(price, PriceRecord):
+            return price if self.now() < price.expires_at else stale(price.as_of, price.expires_at)
+        if isinstance(price, DeskError):
+            return price
+        record = self.records.get(price.price_id)
+        if record is None or any(discrepancies_of_quote(price, record, CLOCK_SKEW)):
+            return QuoteInvalid("not proven")
+        return record if self.now() < price.expires_at else expired(price)
 
     def _over_limit(self, new: NewOrder, satoshi: int) -> DeskError | None:
         client = new.client
@@ -198,6 +216,9 @@ class ModelLedger:
 
     async def last_events(self, clients: Sequence[str]) -> Mapping[str | None, int]:
         return {each: sum(each in (None, order.client) for order in self.happened) for each in (None, *clients)}
+
+    async def keep_price(self, record: PriceRecord) -> None:
+        self.records.setdefault(record.id, record)
 
     async def page(self, client: str | None, anchor: Anchor, page_size: int) -> Page:
         oldest_first = [self.now_of(order) for order in self.stored if client in (None, order.client)]

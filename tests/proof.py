@@ -4,7 +4,7 @@ Everything is computed again, the price from its quotes by the rule with the lim
 """
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from buydesk.money import format_btc, format_rate, sale_rate, satoshi_for
 from buydesk.orders.model import Order
@@ -13,15 +13,21 @@ from buydesk.prices.verification import discrepancies_of_record
 from buydesk.times import format_time
 
 
-def discrepancies(order: Order, record: PriceRecord, clock_skew: timedelta = timedelta()) -> list[str]:
+def discrepancies(
+    order: Order, record: PriceRecord, clock_skew: timedelta = timedelta(), quoted_at: datetime | None = None
+) -> list[str]:
     """What of the order does not follow from the record; an empty list means that it is proven.
 
-    `clock_skew` is how far the clock that dated the order may be behind the one that dated the price.
+    `clock_skew` is how far the clock that dated the order may be behind the one that dated the price. The price has to
+    be one of `quoted_at`, for an order by quote.
     """
-    return [*_discrepancies_of_order(order, record, clock_skew), *discrepancies_of_record(record)]
+    priced_at = order.created_at if quoted_at is None else quoted_at
+    return [*_discrepancies_of_order(order, record, priced_at, clock_skew), *discrepancies_of_record(record)]
 
 
-def _discrepancies_of_order(order: Order, record: PriceRecord, clock_skew: timedelta) -> Iterator[str]:
+def _discrepancies_of_order(
+    order: Order, record: PriceRecord, priced_at: datetime, clock_skew: timedelta
+) -> Iterator[str]:
     if order.price_id != record.id:
         yield f"the order was priced with record {order.price_id}, and this is {record.id}"
     if order.livemode != (record.feed == "live"):
@@ -29,12 +35,12 @@ def _discrepancies_of_order(order: Order, record: PriceRecord, clock_skew: timed
     yield from _discrepancies_of_amount(order, record.rates_e8.get(order.currency, 0))
     if order.price_as_of != record.as_of:
         yield f"the price is dated {format_time(order.price_as_of)}, and the record {format_time(record.as_of)}"
-    if order.created_at >= record.expires_at:
+    if priced_at >= record.expires_at:
         ended = format_time(record.expires_at)
-        yield f"the order is of {format_time(order.created_at)}, and the price ended at {ended}"
+        yield f"the order is of {format_time(priced_at)}, and the price ended at {ended}"
     known_at = record.decided_at or record.as_of
-    if order.created_at + clock_skew < known_at:
-        yield f"the order is of {format_time(order.created_at)}, and the price came at {format_time(known_at)}"
+    if priced_at + clock_skew < known_at:
+        yield f"the order is of {format_time(priced_at)}, and the price came at {format_time(known_at)}"
 
 
 def _discrepancies_of_amount(order: Order, market_e8: int) -> Iterator[str]:

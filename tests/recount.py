@@ -67,6 +67,18 @@ WHERE coalesce(market_rate_e8, rate_e8)::numeric * (10000 + markup_bp) NOT BETWE
         AND rate_e8::numeric * 10000
     OR amount_cents * 1e14 NOT BETWEEN (satoshi - 1)::numeric * rate_e8 + 1 AND satoshi::numeric * rate_e8
 """
+# Orders by quotes whose price records were not valid when they were given, by clocks that may differ by 10 s; that were
+# placed when the quotes had ended; or of quotes valid for more than 15 minutes.
+_QUOTES = """
+SELECT o.number FROM orders o LEFT JOIN price_records p ON p.id = o.price_id CROSS JOIN LATERAL (
+    SELECT (p.document::json ->> 'expires_at')::timestamptz AS expires_at,
+           (p.document::json ->> 'decided_at')::timestamptz AS decided_at
+) r
+WHERE o.quote_id IS NOT NULL AND (
+    o.quoted_at < r.expires_at AND o.quoted_at >= r.decided_at - interval '10 s'
+    AND o.created_at < o.quote_expires_at AND o.quote_expires_at <= o.quoted_at + interval '15 minutes'
+) IS NOT TRUE
+"""
 
 
 async def assert_adds_up(dsn: str) -> None:
@@ -74,7 +86,7 @@ async def assert_adds_up(dsn: str) -> None:
     connection = await asyncpg.connect(dsn)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            for query in (_ACCOUNTS, _EVENTS, _TIMES, _DAYS, _AMOUNTS):
+            for query in (_ACCOUNTS, _EVENTS, _TIMES, _DAYS, _AMOUNTS, _QUOTES):
                 assert await connection.fetch(query) == []
     finally:
         await connection.close()

@@ -77,6 +77,23 @@ class IdempotencyKeyReused(DeskError):
     code, status, title = "idempotency_key_reused", 422, "The key belongs to another request"
 
 
+class QuoteInvalid(DeskError):
+    code, status, title = "quote_invalid", 422, "This is no quote of this desk"
+
+
+class QuoteNotFound(DeskError):
+    """It is another client's."""
+
+    code, status, title = "quote_not_found", 404, "There is no such quote"
+
+
+class QuoteExpired(DeskError):
+    """Facts: `expires_at`."""
+
+    code, status, title = "quote_expired", 409, "The quote has expired"
+    example_facts: ClassVar = {"expires_at": "2026-01-31T09:05:32.000000Z"}
+
+
 class PayloadTooLarge(DeskError):
     """Facts: `bytes_max`."""
 

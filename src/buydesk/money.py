@@ -15,6 +15,7 @@ RATE_SCALE = 10**8
 
 AMOUNT_CENTS_MAX = 1_000_000_000 * CENTS_PER_UNIT - 1
 AMOUNT_TEXT_CHARS_MAX = 32
+SATOSHI_MAX = 21_000_000 * SATOSHI_PER_BTC
 # A bitcoin below 1 or above 10^10 of any of our currencies is a broken feed, not a price. The lower bound also keeps
 # every bitcoin amount within a BIGINT: 10^9 fiat at rate 1 is 10^17 satoshi.
 RATE_E8_MIN = 1 * RATE_SCALE
@@ -61,6 +62,17 @@ def parse_amount(text: str) -> int:
     ``"69"``, ``"69.0"`` and ``"6.9e1"`` are all 6900.
     """
     return _units_of(text, 2, 9, "must be a whole number of cents")
+
+
+def parse_bitcoin(text: str) -> int:
+    """The satoshi of a bitcoin amount written as a JSON number, judged by its exact value.
+
+    Raises NotMoney unless it has at most 32 characters, 0 < amount <= 21,000,000 and at most 8 decimal places.
+    """
+    satoshi = _units_of(text, 8, 8, "must have at most 8 decimal places")
+    if satoshi > SATOSHI_MAX:
+        raise NotMoney("must be at most 21000000")
+    return satoshi
 
 
 def parse_rate_limit(text: str) -> int:
@@ -162,3 +174,12 @@ def satoshi_for(amount_cents: int, rate_e8: int) -> int:
     satoshi = ceil(cents / 100 / (rate_e8 / 10^8) * 10^8) = ceil(cents * 10^14 / rate_e8), in integers: exact.
     """
     return -(-amount_cents * 10**14 // rate_e8)
+
+
+def cents_for(satoshi: int, rate_e8: int) -> int:
+    """The fewest cents that buy at least so many satoshi, one or more.
+
+    ceil(cents * 10^14 / rate_e8) >= satoshi holds when cents * 10^14 > (satoshi - 1) * rate_e8, and of the whole
+    numbers that are greater than a quotient the smallest is its whole part and one: in integers, exact.
+    """
+    return (satoshi - 1) * rate_e8 // 10**14 + 1

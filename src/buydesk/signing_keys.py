@@ -1,4 +1,5 @@
-"""Keys that price records are signed with (Ed25519, RFC 8032), as text: base64url without padding (RFC 4648).
+"""Keys that price records and quotes are signed with (Ed25519, RFC 8032), as text: base64url without padding
+(RFC 4648).
 
 A signing key is its 32 random bytes and a secret; a public key is what everybody may know.
 """

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from buydesk.clients.keys import new_key
-from buydesk.settings.model import TOKENS
+from buydesk.settings.secrets import KEY_PAIRS, TOKENS
 from buydesk.topology import PORTS
 from tests.desks import Running, buydesk, command, free_offset
 from tests.problems import assert_problem
@@ -117,5 +117,7 @@ async def test_a_desk_with_keys_from_its_first_start_to_a_key_that_is_revoked(
     assert len(tokens) == len(TOKENS)
     told = "\n".join([desk.printed, *answers, *written])
     assert canaries[0][8:18] in told  # what is looked for is where it would be
-    for secret in (*(canary[18:-6] for canary in canaries), *tokens, (data_dir / "price-signing-key").read_text()):
+    signing_keys = [path.read_text() for path in data_dir.glob("*-signing-key")]
+    assert len(signing_keys) == len(KEY_PAIRS)
+    for secret in (*(canary[18:-6] for canary in canaries), *tokens, *signing_keys):
         assert secret not in told

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from buydesk.errors import CannotStart
-from buydesk.settings.model import OWNERS, SECRET_CHARS_MIN, Settings, variable
+from buydesk.settings.model import Settings, variable
 from buydesk.settings.reading import read_settings
+from buydesk.settings.secrets import OWNERS, SECRET_CHARS_MIN
 from buydesk.topology import PORTS
 
 ROOT = Path(__file__).parents[2]

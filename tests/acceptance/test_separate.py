@@ -69,8 +69,26 @@ async def test_every_service_is_a_process_of_its_own(desk: Running) -> None:
         environ = process_of(desk, service).environ()
         assert ("DATABASE_URL" in environ) == (service == "db_proxy")
         assert ("BUYDESK_PRICE_SIGNING_KEY" in environ) == (service == "api_updater")
+        assert ("BUYDESK_QUOTE_SIGNING_KEY" in environ) == (service == "create_buy_order")
         assert environ["BUYDESK_REPORTING_TOKENS"] not in " ".join(process_of(desk, service).cmdline())
     assert (await buy(desk, "first")).status_code == 201  # type: ignore[union-attr]
+
+
+async def test_a_quote_is_given_and_executed_once_across_processes(desk: Running) -> None:
+    async with desk.client("create_buy_order") as client:
+        asked = await client.post("/quotes/", json={"currency": "EUR", "bitcoin_amount": "0.001"})
+        assert asked.status_code == 201, asked.text
+        quote = asked.json()
+        answers = await asyncio.gather(
+            *(client.post("/place_order/", json={"quote": quote["quote"]}) for _ in range(10))
+        )
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.content for answer in answers}) == 1
+    order = answers[0].json()["order"]
+    assert (order["quote_id"], order["bitcoin_amount"]) == (quote["id"], quote["bitcoin_amount"])
+    async with desk.client("fetch_buy_orders") as client:
+        found = (await client.get(f"/prices/{quote['price_id']}")).json()
+    assert found["rates"]["EUR"] == quote["market_rate"]
 
 
 # What the others honestly say while the service is dead: (service to ask, path, status, code).

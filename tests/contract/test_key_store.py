@@ -104,16 +104,17 @@ async def test_a_key_is_found_by_its_id_with_all_that_it_permits(kept: Kept) -> 
     assert (found.id, found.client, found.digest) == (kept.key.id, "other", kept.key.digest)
     assert (list(found.scopes), list(found.allow_from)) == (NEW.scopes, NEW.allow_from)
     assert (found.expires_at, found.revoked_at, found.last_used_on) == (ENDS, None, None)
-    assert found.client_markup_bp == {}
+    assert (found.client_markup_bp, found.client_quote_seconds_max) == ({}, None)
     assert await kept.store.key("0" * 10) is None
 
 
 async def test_a_key_is_found_with_what_is_set_of_its_client(kept: Kept) -> None:
-    await kept.limit(Limits(rate_per_minute=7, markup_bp={Currency.EUR: 75, Currency.GBP: 0}))
+    await kept.limit(Limits(rate_per_minute=7, markup_bp={Currency.EUR: 75, Currency.GBP: 0}, quote_seconds_max=90))
     found = await kept.store.key(kept.key.id)
     assert found is not None
     assert (found.client_rate_per_minute, found.client_markup_bp) == (7, {"EUR": 75, "GBP": 0})
     caller = found.caller
+    assert caller.client_quote_seconds_max == 90
     assert [caller.markup_bp(each, of_desk_bp=50) for each in Currency] == [75, 0, 50]
 
 

@@ -131,17 +131,23 @@ async def desk(request: pytest.FixtureRequest, databases: Databases) -> AsyncIte
 
 async def limits_of(desk: Opened, name: str) -> tuple[Any, ...]:
     [found] = [each for each in await desk.registry.clients("", 100) if each.name == name]
-    return found.cap_satoshi, found.order_satoshi_max, found.rate_per_minute, dict(found.daily_cents_max)
+    return (
+        *(found.cap_satoshi, found.order_satoshi_max, found.rate_per_minute, found.quote_seconds_max),
+        dict(found.daily_cents_max),
+    )
 
 
 async def test_a_client_is_made_with_limits_that_may_change(desk: Opened) -> None:
     await desk.change(CreateClient("shop", Limits(cap_satoshi=7, daily_cents_max={Currency.EUR: 100})))
-    assert await limits_of(desk, "shop") == (7, None, None, {"EUR": 100})
+    assert await limits_of(desk, "shop") == (7, None, None, None, {"EUR": 100})
     daily = {Currency.EUR: None, Currency.GBP: 5}
-    await desk.change(LimitClient("shop", Limits(order_satoshi_max=3, rate_per_minute=600, daily_cents_max=daily)))
-    assert await limits_of(desk, "shop") == (7, 3, 600, {"GBP": 5})
+    more = Limits(order_satoshi_max=3, rate_per_minute=600, daily_cents_max=daily, quote_seconds_max=900)
+    await desk.change(LimitClient("shop", more))
+    assert await limits_of(desk, "shop") == (7, 3, 600, 900, {"GBP": 5})
     await desk.change(LimitClient("shop", Limits(cap_satoshi=None, rate_per_minute=None)))
-    assert await limits_of(desk, "shop") == (None, 3, None, {"GBP": 5})
+    assert await limits_of(desk, "shop") == (None, 3, None, 900, {"GBP": 5})
+    await desk.change(LimitClient("shop", Limits(quote_seconds_max=None)))
+    assert await limits_of(desk, "shop") == (None, 3, None, None, {"GBP": 5})
     [found] = [each for each in await desk.registry.clients("", 100) if each.name == "shop"]
     assert (found.used_satoshi, found.orders, found.keys, found.cap_counts_open) == (0, 0, 0, False)
 
@@ -222,6 +228,8 @@ async def test_what_is_against_a_rule_says_so(kind: str, databases: Databases) -
             LimitClient("anonymous", Limits(daily_cents_max={Currency.EUR: -1})),
             LimitClient("anonymous", Limits(markup_bp={Currency.EUR: -1})),
             LimitClient("anonymous", Limits(markup_bp={Currency.EUR: 5001})),
+            LimitClient("anonymous", Limits(quote_seconds_max=4)),
+            LimitClient("anonymous", Limits(quote_seconds_max=901)),
         ):
             with pytest.raises(InvalidRequest):
                 await desk.change(change)
@@ -244,7 +252,7 @@ async def test_what_is_set_then_is_returned(desk: Opened) -> None:
     assert await desk.change(SetCap(10**9)) == {"cap_satoshi": 10**9, "cap_counts_open": False, "paused": True}
     limits = Limits(daily_cents_max={Currency.GBP: 7})
     shown: dict[str, object] = {"cap_satoshi": None, "order_satoshi_max": None, "cap_counts_open": False}
-    shown |= {"rate_per_minute": None, "daily_cents_max": {"GBP": 7}, "markup_bp": {}}
+    shown |= {"rate_per_minute": None, "daily_cents_max": {"GBP": 7}, "markup_bp": {}, "quote_seconds_max": None}
     for change in (CreateClient("shop", limits), LimitClient("shop", Limits())):
         assert await desk.change(change) == shown
     assert await desk.change(SetCapCounts("shop", open_only=True)) == shown | {"cap_counts_open": True}

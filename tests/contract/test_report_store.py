@@ -15,7 +15,7 @@ from buydesk.backends.fallback import FallbackReportStore
 from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.redis.reports import RedisReportStore
-from buydesk.backends.remote import RemoteReportStore
+from buydesk.backends.remote.reports import RemoteReportStore
 from buydesk.errors import ReportsUnavailable
 from buydesk.observability.reporter import Reporter
 from buydesk.observability.reports import (

@@ -40,6 +40,7 @@ PUBLIC = {
 # What a caller needs a scope for. All other routes take a token of the desk's own services.
 NEEDS = {
     ("create_buy_order", "POST", "/place_order/"): "orders:create",
+    ("create_buy_order", "POST", "/quotes/"): "quotes:create",
     ("fetch_buy_orders", "GET", "/get_orders/"): "orders:read",
     ("fetch_buy_orders", "GET", "/get_orders/{order_id}"): "orders:read",
     ("fetch_buy_orders", "GET", "/prices/{price_id}"): "orders:read",

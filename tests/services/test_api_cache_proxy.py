@@ -19,12 +19,13 @@ from buydesk.backends.memory.rates import MemoryRateStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.redis.prices import RedisPriceStore
 from buydesk.backends.remote import RemotePriceStore
+from buydesk.http.prices import RECORD_BYTES_MAX
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.prices.coindesk import currentprice, currentprice_of
 from buydesk.prices.documents import document_of, record_document
 from buydesk.prices.model import SOURCES, FeedStatus, PriceRecord, Quote, RejectedQuote, Rule, SourceStatus
-from buydesk.services.api_cache_proxy import RECORD_BYTES_MAX, STATE_BYTES_MAX, create_app
+from buydesk.services.api_cache_proxy import STATE_BYTES_MAX, create_app
 from buydesk.settings.model import Settings
 from tests import builders
 from tests.builders import JUMPED, NOT_QUOTED, signed, without

@@ -507,6 +507,7 @@ async def test_the_hot_path_is_documented_with_examples(desk: Desk) -> None:
         "201",
         "401",
         "403",
+        "404",
         "408",
         "409",
         "413",

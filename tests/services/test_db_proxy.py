@@ -15,19 +15,22 @@ import pytest
 from msgspec.structs import replace
 
 from buydesk.backends.memory.reports import MemoryReportStore
-from buydesk.errors import LedgerUnavailable, Overloaded, PriceUnavailable, WrongMode
+from buydesk.errors import LedgerUnavailable, Overloaded, PriceUnavailable, RateLimited, WrongMode
 from buydesk.money import Currency
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.documents import priced_order_documents, stored_document
 from buydesk.orders.model import Order, Outcome, PricedOrder
+from buydesk.orders.pricing import price_order
+from buydesk.orders.quotes import QuoteSigner
 from buydesk.orders.refusals import RefusalRecorder
 from buydesk.prices.anchors import NewConfirmation
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord
 from buydesk.services import db_proxy
 from buydesk.services.db_proxy import ADD_BYTES_MAX, ITEMS_MAX, ExposureSeen, create_app
+from buydesk.signing_keys import new_signing_key
 from buydesk.times import format_time, utc_now
-from tests.builders import priced_order, record, settings, shown
+from tests.builders import order_quote, priced_order, quote_figures, quoted_order, record, settings, shown
 from tests.model_anchors import ModelAnchors
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
@@ -613,3 +616,59 @@ async def test_anchors_and_confirmations_need_the_token_that_publishes(
         assert (await proxy.client.request(method, path, json=sent, headers=right)).status_code == 200
         wrong = await proxy.client.request(method, f"{path}?x=1", json=sent, headers=right)
         assert_problem(wrong, 422, "invalid_request")
+
+
+async def put(proxy: Proxy, document: object, price_id: object, **headers: str) -> httpx2.Response:
+    content = msgspec.json.encode(document)
+    return await proxy.client.put(f"/price/{price_id}", content=content, headers=TOKEN | JSON | headers)
+
+
+async def test_a_price_record_is_kept_for_quotes_if_this_desk_may_have_published_it(proxy: Proxy) -> None:
+    for _ in range(2):
+        answer = await put(proxy, record_document(PRICE), PRICE.id)
+        assert (answer.status_code, answer.json()) == (200, {"id": str(PRICE.id)})
+    assert proxy.ledger.records == {PRICE.id: PRICE}
+
+
+async def test_a_record_that_is_none_or_not_of_this_desk_is_not_kept(proxy: Proxy) -> None:
+    wrong = assert_problem(await put(proxy, record_document(PRICE), SOME_ID), 422, "invalid_request")
+    assert wrong["errors"] == [{"member": "id", "reason": "is not that of the path"}]
+    document = record_document(PRICE) | {"rates": {"EUR": "1.00"}}
+    assert_problem(await put(proxy, document, PRICE.id), 503, "price_unavailable")
+    assert_problem(await put(proxy, {"id": str(PRICE.id)}, PRICE.id), 422, "invalid_request")
+    assert_problem(await put(proxy, [], PRICE.id), 422, "invalid_request")
+    answer = await put(proxy, record_document(PRICE), PRICE.id, Authorization="Bearer wrong")
+    assert_problem(answer, 401, "unauthorized")
+    assert proxy.ledger.records == {}
+
+
+async def test_what_an_order_by_quote_is_the_token_alone_says(proxy: Proxy) -> None:
+    await proxy.ledger.keep_price(PRICE)
+    quote = order_quote(PRICE, 6900, reference="r", seconds=900)
+    [sent] = documents(quoted_order(quote))
+    assert not {"price", "exchange_rate", "bitcoin_amount"} & set(sent)
+    other = order_quote(PRICE, 6900, client="other")
+    others = [
+        sent | {"amount": "70.00"},
+        sent | {"currency": "USD"},
+        sent | {"client": "other"},
+        sent | {"reference": None},
+        sent | {"quote": other.token},
+        sent | {"quote": quote.token[:-1]},
+        sent | {"quote": None},
+        sent | {"quote": QuoteSigner(new_signing_key()).sign(quote_figures(PRICE)).token},
+    ]
+    results = await proxy.add(*others, sent, sent)
+    assert outcomes(results) == ["invalid_request"] * 8 + ["placed", "replayed"]
+    assert {result["problem"]["errors"][0]["member"] for result in results[:8]} == {"quote"}
+    [order] = proxy.ledger.stored
+    assert (order.quote_id, order.amount_cents, order.satoshi) == (quote.id, 6900, quote.satoshi)
+
+
+async def test_an_order_by_quote_that_came_with_a_problem_is_a_repeat_or_has_that_problem(proxy: Proxy) -> None:
+    await proxy.ledger.keep_price(PRICE)
+    stored, fresh = (order_quote(PRICE, seconds=900) for _ in range(2))
+    over = RateLimited("too many")
+    refused = [price_order(item.order, over, item.deadline) for item in map(quoted_order, (stored, fresh))]
+    results = await proxy.add(*documents(quoted_order(stored), *refused))
+    assert outcomes(results) == ["placed", "replayed", "rate_limited"]

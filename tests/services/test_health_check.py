@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.reports import MemoryReportStore
 from buydesk.backends.redis.reports import RedisReportStore
-from buydesk.backends.remote import RemoteReportStore
+from buydesk.backends.remote.reports import RemoteReportStore
 from buydesk.errors import LedgerUnavailable
 from buydesk.http.reports import STRANGERS_AT_ONCE_MAX, STRANGERS_PER_SECOND_MAX
 from buydesk.money import Currency

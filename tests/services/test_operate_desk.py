@@ -91,14 +91,15 @@ async def desk() -> AsyncIterator[Desk]:
 
 async def test_a_client_is_made_limited_and_shown(desk: Desk) -> None:
     given: dict[str, Any] = {"cap": "1.5", "largest_order": "0.25", "daily_limits": {"EUR": "1000.00"}}
-    given |= {"markup_bp": {"EUR": 75, "USD": 0}, "rate_per_minute": 600}
+    given |= {"markup_bp": {"EUR": 75, "USD": 0}, "rate_per_minute": 600, "quote_seconds_max": 90}
     answer = await desk.call("POST", "/clients", {"client": "shop", **given, **WHY})
     shown: dict[str, Any] = {"client": "shop", "cap": "1.50000000", "cap_counts": "stored"}
     shown |= {"largest_order": "0.25000000", "daily_limits": {"EUR": "1000.00"}, "rate_per_minute": 600}
-    shown |= {"markup_bp": {"EUR": 75, "USD": 0}}
+    shown |= {"markup_bp": {"EUR": 75, "USD": 0}, "quote_seconds_max": 90}
     assert (answer.status_code, answer.json()) == (201, shown)
     markups = {Currency.EUR: 75, Currency.USD: 0}
-    assert desk.done() == CreateClient("shop", Limits(150_000_000, 25_000_000, 600, {Currency.EUR: 100_000}, markups))
+    limits = Limits(150_000_000, 25_000_000, 600, {Currency.EUR: 100_000}, markups, 90)
+    assert desk.done() == CreateClient("shop", limits)
     changed = {"cap": None, "daily_limits": {"EUR": None, "GBP": "0.01"}, "markup_bp": {"USD": None, "GBP": 5}, **WHY}
     answer = await desk.call("PATCH", "/clients/shop", changed)
     shown |= {"cap": None, "daily_limits": {"GBP": "0.01"}, "markup_bp": {"EUR": 75, "GBP": 5}}
@@ -237,6 +238,9 @@ KEY = {"client": "anonymous", "scopes": ["orders:read"], **WHY}
         ("POST /clients", {"client": "shop", "daily_limits": {"EUR": True}, **WHY}, "daily_limits"),
         ("POST /clients", {"client": "shop", "daily_limits": {"\ud800": "1"}, **WHY}, "daily_limits"),
         ("POST /clients", {"client": "shop", "markup_bp": 75, **WHY}, "markup_bp"),
+        ("POST /clients", {"client": "shop", "quote_seconds_max": 4, **WHY}, "quote_seconds_max"),
+        ("POST /clients", {"client": "shop", "quote_seconds_max": 901, **WHY}, "quote_seconds_max"),
+        ("POST /clients", {"client": "shop", "quote_seconds_max": "90", **WHY}, "quote_seconds_max"),
         ("POST /clients", {"client": "shop", "markup_bp": {"EUR": -1}, **WHY}, "markup_bp"),
         ("POST /clients", {"client": "shop", "markup_bp": {"EUR": 5001}, **WHY}, "markup_bp"),
         ("POST /clients", {"client": "shop", "markup_bp": {"EUR": 7.5}, **WHY}, "markup_bp"),

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from buydesk import limits
 from buydesk.backends.postgres import ledger as postgres
-from buydesk.backends.postgres import storing
+from buydesk.backends.postgres import prices, storing
 from buydesk.backends.postgres.clients import PostgresKeys
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.rows import place_arguments
@@ -27,8 +27,10 @@ from buydesk.http import app
 from buydesk.money import Currency
 from buydesk.orders.model import NewOrder, Order, Outcome, PageFrom, PricedOrder, Refused, Replayed, new_order_id
 from buydesk.orders.pricing import price_order
+from buydesk.prices.signing import Signer
+from buydesk.signing_keys import new_signing_key
 from buydesk.times import utc_now
-from tests.builders import new_order, priced_order, record, settings, signed
+from tests.builders import new_order, order_quote, priced_order, quoted_order, record, settings, signed
 from tests.databases import ANY_TIME, CAP_SATOSHI, COPY_ORDER, Databases
 from tests.lines import Line, line_to_postgres
 
@@ -37,7 +39,17 @@ END_THE_OTHERS = """
     SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
-EVERY_PATH = ["place", "page", "order", "order_by_key", "exposure", "price_record", "check"]
+EVERY_PATH = [
+    "place",
+    "page",
+    "order",
+    "order_by_key",
+    "exposure",
+    "price_record",
+    "keep_price",
+    "place_by_quote",
+    "check",
+]
 
 
 @pytest.fixture
@@ -120,6 +132,11 @@ async def ask(ledger: PostgresLedger, path: str) -> object:
             return await ledger.page(None, PageFrom(0), 10)
         case "order":
             return await ledger.order(new_order_id(), None)
+        case "keep_price":
+            await ledger.keep_price(record())
+            return None
+        case "place_by_quote":
+            return await ledger.place([quoted_order(order_quote(record()))], SECONDS)
         case "price_record":
             return await ledger.price_record(new_order_id())
         case "exposure":
@@ -1055,3 +1072,41 @@ async def test_a_session_that_was_opened_read_only_is_not_kept(own_dsn: str) -> 
         await other.execute("SET default_transaction_read_only = off")
         await other.execute(f"ALTER DATABASE {database} RESET default_transaction_read_only")
         await ledger.check()
+
+
+async def test_record_that_is_kept_is_one_of_a_known_key_and_has_one_document(dsn: str) -> None:
+    price = record()
+    stranger = Signer(new_signing_key()).sign(record())
+    other = signed(replace(record(), id=price.id))
+    async with ledger_at(dsn) as ledger:
+        await ledger.keep_price(price)
+        for wrong in (stranger, other, replace(record(), signature=None)):
+            with pytest.raises(LedgerUnavailable):
+                await ledger.keep_price(wrong)
+        with pytest.raises(PriceNotFound):
+            await ledger.price_record(stranger.id)
+        assert await ledger.price_record(price.id) == price
+
+
+async def test_quotes_at_more_prices_than_are_remembered_are_all_proven(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prices, "_RECORDS_KNOWN_MAX", 2)
+    async with ledger_at(dsn) as ledger:
+        records = [record() for _ in range(6)]
+        for price in records:
+            await ledger.keep_price(price)
+        items = [quoted_order(order_quote(price)) for price in records]
+        assert codes(await ledger.place(items, SECONDS)) == ["placed"] * 6
+        again = [quoted_order(order_quote(price)) for price in records[4:]]
+        assert codes(await ledger.place(again, SECONDS)) == ["placed"] * 2
+
+
+async def test_batch_by_quotes_that_fails_is_placed_but_for_what_it_fails_for(dsn: str) -> None:
+    """What is wrong with one order, which no check before saw, is no fault of the quotes beside it."""
+    price = record()
+    async with ledger_at(dsn) as ledger:
+        await ledger.keep_price(price)
+        good, plain = quoted_order(order_quote(price)), priced_order(100, price=price)
+        wrong = replace(plain, satoshi=0)
+        assert codes(await ledger.place([good, wrong, good], SECONDS)) == ["placed", "internal_error", "replayed"]

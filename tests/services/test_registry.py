@@ -70,20 +70,35 @@ async def test_a_client_is_made_with_its_limits_and_these_may_change(desk: Desk)
     assert await desk.rows(query) == [(150_000_000, 25_000_000, None)]
     lines = (await desk.told("clients", "limit", "shop", "--cap", "2", "--why", "more")).splitlines()
     assert lines == [
-        "NAME  ORDERS  USED        CAP         COUNTS  LARGEST ORDER  A DAY  MARKUP   A MINUTE  KEYS",
-        "shop  0       0.00000000  2.00000000  stored  0.25000000     none   default  default   0",
+        "NAME  ORDERS  USED        CAP         COUNTS  LARGEST ORDER  A DAY  MARKUP   A MINUTE  QUOTES   KEYS",
+        "shop  0       0.00000000  2.00000000  stored  0.25000000     none   default  default   default  0",
     ]
     assert await desk.rows(query) == [(200_000_000, 25_000_000, None)]
-    more = ("--largest", "none", "--daily", "EUR:1000", "--daily", "gbp:0.5", "--rate", "600/minute")
+    more = (
+        "--largest",
+        "none",
+        "--daily",
+        "EUR:1000",
+        "--daily",
+        "gbp:0.5",
+        "--rate",
+        "600/minute",
+        "--quote-seconds",
+        "90",
+    )
     told = await desk.told("clients", "limit", "shop", *more, "--why", "trusted")
     assert told.splitlines()[1] == (
-        "shop  0       0.00000000  2.00000000  stored  none           EUR:1000.00,GBP:0.50  default  600       0"
+        "shop  0       0.00000000  2.00000000  stored  none           "
+        "EUR:1000.00,GBP:0.50  default  600       90 s    0"
     )
     assert await desk.rows(query) == [(200_000_000, None, 600)]
-    less = ("--daily", "GBP:none", "--rate", "none", "--cap", "none")
+    less = ("--daily", "GBP:none", "--rate", "none", "--cap", "none", "--quote-seconds", "none")
     await desk.told("clients", "limit", "shop", *less, "--why", "simpler")
     lines = (await desk.told("clients", "list")).splitlines()
-    assert "shop       0       0.00000000  none  stored  none           EUR:1000.00  default  default   0" in lines
+    assert (
+        "shop       0       0.00000000  none  stored  none           EUR:1000.00  default  default   default  0"
+        in lines
+    )
     await desk.told("clients", "create", "bank", "--rate", "5", "--daily", "USD:7")
     assert await desk.rows("SELECT client, currency, cents_max FROM daily_limits ORDER BY client") == [
         ("bank", "USD", 700),
@@ -97,7 +112,7 @@ async def test_a_client_has_markups_of_its_own_that_may_change(desk: Desk) -> No
     query = "SELECT client, currency, markup_bp FROM markups ORDER BY client, currency"
     await desk.told("clients", "create", "bank", "--markup", "USD:0")
     told = await desk.told("clients", "limit", "shop", "--markup", "EUR:75", "--markup", "gbp:5000", "--why", "agreed")
-    assert told.splitlines()[1].split()[-3:] == ["EUR:75,GBP:5000", "default", "0"]
+    assert told.splitlines()[1].split()[-4:] == ["EUR:75,GBP:5000", "default", "default", "0"]
     assert await desk.rows(query) == [("bank", "USD", 0), ("shop", "EUR", 75), ("shop", "GBP", 5000)]
     await desk.told("clients", "limit", "shop", "--markup", "GBP:none", "--markup", "EUR:50", "--why", "agreed")
     assert await desk.rows(query) == [("bank", "USD", 0), ("shop", "EUR", 50)]
@@ -276,11 +291,19 @@ async def test_a_reason_is_one_line_that_can_be_read(desk: Desk, why: str) -> No
             "--markup must be a whole number of basis points from 0 to 5000",
         ),
         (["clients", "create", "x", "--markup", "EUR:-1"], "--markup must be a whole number of basis points from 0"),
+        (
+            ["clients", "create", "x", "--quote-seconds", "901"],
+            "--quote-seconds must be a number of seconds from 5 to 900",
+        ),
+        (["clients", "create", "x", "--quote-seconds", "-5"], "--quote-seconds must be a number of seconds from 5"),
         (["clients", "create", "x", "--markup", "EUR:5001"], "--markup must be a whole number of basis points from 0"),
         (["clients", "create", "x", "--rate", "0/minute"], "--rate must be a number of requests a minute from 1 to"),
         (["clients", "create", "x", "--rate", "a lot"], "--rate must be a number of requests a minute from 1 to"),
         (["clients", "limit", "nobody", "--cap", "1", "--why", "x"], "There is no client nobody."),
-        (["clients", "limit", "shop", "--why", "x"], "nothing to change: give --cap, --largest, --daily, --markup or"),
+        (
+            ["clients", "limit", "shop", "--why", "x"],
+            "nothing to change: give --cap, --largest, --daily, --markup, --rate",
+        ),
         (["keys", "create", "nobody", "--scopes", "orders:read"], "There is no client nobody."),
         (
             ["keys", "create", "shop", "--scopes", "orders:paint"],

@@ -12,8 +12,9 @@ import pytest
 from fastapi import FastAPI, Request, Response
 
 from buydesk.backends.memory.reports import MemoryReportStore
-from buydesk.backends.remote import RemoteLedger, RemotePriceStore, RemoteReportStore, RemoteService
+from buydesk.backends.remote import RemoteLedger, RemotePriceStore, RemoteService
 from buydesk.backends.remote.registry import RemoteRegistry
+from buydesk.backends.remote.reports import RemoteReportStore
 from buydesk.clients.registry import ClientState
 from buydesk.errors import (
     DeskError,
@@ -31,6 +32,7 @@ from buydesk.errors import (
     PriceMoved,
     PriceStale,
     PriceStoreUnavailable,
+    PriceUnavailable,
     PriceUnsettled,
     ReportsUnavailable,
     Unauthorized,
@@ -70,6 +72,7 @@ READS: dict[str, Call] = {
     "order_by_key": lambda ledger: ledger.order_by_key("anonymous", "k"),
     "exposure": lambda ledger: ledger.exposure(None),
     "price_record": lambda ledger: ledger.price_record(SOME_ID),
+    "keep_price": lambda ledger: ledger.keep_price(record()),
 }
 STORE_CALLS: dict[str, Call] = {
     "latest": lambda store: store.latest(),
@@ -102,7 +105,7 @@ class Answers:
     def app(self) -> FastAPI:
         app = FastAPI()
 
-        @app.api_route("/{path:path}", methods=["GET", "POST"])
+        @app.api_route("/{path:path}", methods=["GET", "POST", "PUT"])
         async def anything(path: str, request: Request) -> Response:
             await request.body()
             self.asked.append(path)
@@ -239,6 +242,9 @@ async def test_a_read_on_a_kept_connection_that_is_cut_is_asked_once_more(proxy:
     assert await proxy.remote.order(placed.order.id, None) == placed.order
     proxy.line.fault = fault
     assert (await proxy.remote.exposure(None)).orders == 1
+    proxy.line.fault, price = fault, record()
+    await proxy.remote.keep_price(price)
+    assert proxy.model.records[price.id] == price
 
 
 async def test_a_read_that_is_cut_again_and_again_is_unavailable(proxy: Proxy) -> None:
@@ -452,6 +458,17 @@ async def test_a_retry_after_that_is_no_number_of_seconds_is_left_out(
     answers.say(problem(OrderNotFound("none"), "/"), 404, Retry_After=header)
     error = await failure_of(ledger.order(SOME_ID, None))
     assert error.retry_after_seconds is None
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("no"), PayloadTooLarge("big"), UnsupportedMediaType("no")])
+async def test_a_price_that_db_proxy_does_not_understand_is_no_fault_of_a_client_s(
+    told: tuple[Answers, RemoteLedger], error: DeskError
+) -> None:
+    answers, ledger = told
+    answers.respond = lambda: problem_response(error, "/price")
+    assert type(await failure_of(ledger.keep_price(record()))) is LedgerUnavailable
+    answers.respond = lambda: problem_response(PriceUnavailable("not proven", retry_after_seconds=5), "/price")
+    assert type(await failure_of(ledger.keep_price(record()))) is PriceUnavailable
 
 
 @pytest.mark.parametrize("error", [Unauthorized("token"), NotFound("no path"), MethodNotAllowed("GET", allow="POST")])

@@ -10,9 +10,10 @@ import pytest
 from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.rates import MemoryRateStore
 from buydesk.backends.memory.reports import MemoryReportStore
-from buydesk.backends.remote import RemoteLedger, RemoteLife, RemotePriceStore, RemoteReportStore
+from buydesk.backends.remote import RemoteLedger, RemoteLife, RemotePriceStore
 from buydesk.backends.remote.rates import RemoteRateStore
 from buydesk.backends.remote.registry import RemoteRegistry
+from buydesk.backends.remote.reports import RemoteReportStore
 from buydesk.clients.rates import Lot
 from buydesk.clients.registry import Pause, ShownKey
 from buydesk.errors import DeskError, LedgerUnavailable, PriceStoreUnavailable, RatesUnavailable, ReportsUnavailable
@@ -27,7 +28,8 @@ from buydesk.prices.signing import Signer
 from buydesk.prices.verification import require_proven
 from buydesk.reading import WrongMember
 from buydesk.services import api_cache_proxy, db_proxy, health_check
-from buydesk.settings.model import TOKENS, Settings
+from buydesk.settings.model import Settings
+from buydesk.settings.secrets import TOKENS
 from buydesk.signing_keys import KEY_BYTES, new_signing_key, public_key, to_text
 from buydesk.times import utc_now
 from tests.builders import priced_order, record, settings

@@ -18,7 +18,7 @@ from buydesk.backends.postgres import sessions
 from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.errors import LedgerUnavailable, OrderNotFound, OutcomeUnknown, Overloaded
 from buydesk.orders.model import OrderLedger, Outcome, Placed, PricedOrder, Refused, Replayed
-from tests.builders import priced_order, settings
+from tests.builders import priced_order, record, settings
 from tests.databases import Databases
 
 if TYPE_CHECKING:
@@ -248,3 +248,20 @@ async def test_a_look_up_waits_for_what_is_being_stored(dsn: str, server: Connec
         assert (await looking).id == item.order.id
     finally:
         await ledger.close()
+
+
+async def test_a_price_is_not_told_to_be_kept_before_the_standby_has_it(
+    ledger: PostgresLedger, server: Connection
+) -> None:
+    price = record()
+    async with standby_away(server):
+        keeping = asyncio.create_task(ledger.keep_price(price))
+        await server.execute("SELECT pg_cancel_backend($1)", await waiting_backend(server))
+        with pytest.raises(LedgerUnavailable):
+            await keeping
+        # It is there now, for whoever asks this server, and would be lost with it.
+        assert await server.fetchval("SELECT count(*) FROM price_records") == 1
+        with pytest.raises(LedgerUnavailable):
+            await ledger.keep_price(price)
+    await ledger.keep_price(price)
+    assert await ledger.price_record(price.id) == price

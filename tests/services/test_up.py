@@ -63,8 +63,9 @@ from buydesk.runtime.startup_report import (
 )
 from buydesk.runtime.up import SHARED, environment, kept_secret, up
 from buydesk.runtime.wiring import wire
-from buydesk.settings.model import OWNERS, PORT_OFFSET_MAX, Settings, variable
+from buydesk.settings.model import PORT_OFFSET_MAX, Settings, variable
 from buydesk.settings.reading import read_settings
+from buydesk.settings.secrets import KEY_PAIRS, OWNERS
 from buydesk.signing_keys import public_key
 from buydesk.times import format_time, utc_now
 from buydesk.topology import PORTS
@@ -338,7 +339,7 @@ def test_a_child_gets_every_setting_given_and_no_secret_that_is_not_its_own(monk
     children = {service: environment(given, service) for service in PORTS}
     known = {service: {field for field in OWNERS if variable(field) in env} for service, env in children.items()}
     assert known == {
-        "create_buy_order": {"counting_tokens", "placing_tokens", "reporting_tokens"},
+        "create_buy_order": {"quote_signing_key", "counting_tokens", "placing_tokens", "reporting_tokens"},
         "fetch_buy_orders": {"counting_tokens", "reading_tokens", "reporting_tokens"},
         "process_buy_orders": {"counting_tokens", "processing_tokens", "reporting_tokens"},
         "operate_desk": {"counting_tokens", "operating_tokens", "reporting_tokens"},
@@ -656,11 +657,16 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
             ["serve", "db_proxy"],
             "BUYDESK_PUBLISHING_TOKENS, BUYDESK_PLACING_TOKENS, BUYDESK_READING_TOKENS, BUYDESK_PROCESSING_TOKENS, "
             "BUYDESK_OPERATING_TOKENS, BUYDESK_COUNTING_TOKENS, BUYDESK_REPORTING_TOKENS, "
-            "BUYDESK_PRICE_KEYS are missing",
+            "BUYDESK_PRICE_KEYS, BUYDESK_QUOTE_KEYS are missing",
         ),
         (
             ["serve", "api_updater"],
             "BUYDESK_PUBLISHING_TOKENS, BUYDESK_REPORTING_TOKENS, BUYDESK_PRICE_SIGNING_KEY are missing",
+        ),
+        (
+            ["serve", "create_buy_order"],
+            "BUYDESK_PLACING_TOKENS, BUYDESK_COUNTING_TOKENS, BUYDESK_REPORTING_TOKENS, BUYDESK_QUOTE_SIGNING_KEY, "
+            "BUYDESK_PRICE_KEYS, BUYDESK_QUOTE_KEYS are missing",
         ),
         (["serve", "health_check"], "BUYDESK_REPORTING_TOKENS is missing"),
         (["migrate"], "DATABASE_URL is missing"),
@@ -691,9 +697,11 @@ def test_secrets_to_share_are_made_at_once(runner: CliRunner, monkeypatch: pytes
     for line in lines:
         monkeypatch.setenv(*line.split("="))
     made = read_settings(refuse_default_secrets=True)
-    assert made.model_fields_set == {*SHARED, "price_keys", "refuse_default_secrets"}
+    assert made.model_fields_set == {*SHARED, *KEY_PAIRS.values(), "refuse_default_secrets"}
     assert made.price_keys == (public_key(made.price_signing_key.get_secret_value()),)
-    assert len(set(lines)) == len(SHARED) + 1
+    assert made.quote_keys == (public_key(made.quote_signing_key.get_secret_value()),)
+    assert made.quote_keys != made.price_keys
+    assert len(set(lines)) == len(SHARED) + 2
 
 
 def test_the_module_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from buydesk import __version__
-from buydesk.settings.model import OWNERS, PROVERS, TOKENS, Settings, variable
+from buydesk.settings.model import Settings, variable
 from buydesk.settings.reading import read_settings
+from buydesk.settings.secrets import KEY_PAIRS, OWNERS, PROVERS, TOKENS
 from buydesk.signing_keys import DEFAULT_SIGNING_KEY, public_key
 from buydesk.topology import PORTS
 
@@ -137,8 +138,7 @@ def secrets_of(service: str) -> set[str]:
 @pytest.mark.parametrize("service", PORTS)
 def test_each_service_gets_the_secrets_that_are_its_own(service: str) -> None:
     own = {variable(field) for field, owners in OWNERS.items() if service in owners} - {"REDIS_URL"}
-    if service in PROVERS:
-        own.add(variable("price_keys"))
+    own |= {variable(keys) for keys, provers in PROVERS.items() if service in provers}
     assert secrets_of(service) == own
 
 
@@ -188,8 +188,8 @@ def test_the_secrets_that_come_along_are_the_documented_defaults() -> None:
         "postgres_password": "changeme",
         "pgadmin_password": "changeme",
         **dict.fromkeys(TOKENS, "changeme"),
-        "price_signing_key": DEFAULT_SIGNING_KEY,
-        "price_keys": public_key(DEFAULT_SIGNING_KEY),
+        **dict.fromkeys(KEY_PAIRS.keys(), DEFAULT_SIGNING_KEY),
+        **dict.fromkeys(KEY_PAIRS.values(), public_key(DEFAULT_SIGNING_KEY)),
         "database_owner_url": "postgresql://postgres:changeme@postgres:5432/buydesk",
         "database_url": "postgresql://db_proxy:changeme@postgres:5432/buydesk",
     }

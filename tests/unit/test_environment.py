@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 
 from buydesk.runtime.up import environment
-from buydesk.settings.model import OWNERS, TOKENS, Settings, variable
+from buydesk.settings.model import Settings, variable
 from buydesk.settings.reading import read_settings
-from buydesk.signing_keys import new_signing_key, public_key
+from buydesk.settings.secrets import KEY_PAIRS, OWNERS, TOKENS
+from buydesk.signing_keys import DEFAULT_SIGNING_KEY, public_key
+from tests.builders import SIGNING_KEY
 
-SIGNING_KEY = new_signing_key()
 OTHERS = {
     "database_url": "postgresql://u:p%40@h:1,i:2/d?target_session_attrs=read-write",
     "redis_url": "redis://:p@h:1/0",
@@ -24,8 +25,8 @@ OTHERS = {
     "log_level": "DEBUG",
     "supervisor_fd": 7,
     "markup_bp": "EUR:50,GBP:75",
-    "price_signing_key": SIGNING_KEY,
-    "price_keys": f"{public_key(SIGNING_KEY)},{public_key(new_signing_key())}",
+    **dict.fromkeys(KEY_PAIRS.keys(), SIGNING_KEY),
+    **dict.fromkeys(KEY_PAIRS.values(), f"{public_key(SIGNING_KEY)},{public_key(DEFAULT_SIGNING_KEY)}"),
     "extra_sources": "okx,bitvavo",
     "currencies": "GBP,EUR",
     "sandbox_fault": "one-currency",

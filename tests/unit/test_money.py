@@ -1,4 +1,6 @@
 import random
+import sys
+from bisect import bisect_left
 from collections.abc import Iterator
 from decimal import Context, Decimal, InvalidOperation
 from fractions import Fraction
@@ -14,12 +16,15 @@ from buydesk.money import (
     MARKUP_BP_MAX,
     RATE_E8_MAX,
     RATE_E8_MIN,
+    SATOSHI_MAX,
     Currency,
     NotMoney,
+    cents_for,
     format_btc,
     format_cents,
     format_rate,
     parse_amount,
+    parse_bitcoin,
     parse_btc,
     parse_markup,
     parse_rate,
@@ -340,3 +345,57 @@ def test_the_bounds_of_a_rate_are_rates() -> None:
 
 def test_the_desk_takes_three_currencies() -> None:
     assert list(Currency) == ["EUR", "GBP", "USD"]
+
+
+def _oracle_cents(satoshi: int, rate_e8: int) -> int:
+    """The fewest cents by trying: halving, because more cents never buy less."""
+    return bisect_left(range(sys.maxsize), satoshi, lo=1, key=lambda cents: _oracle_satoshi(cents, rate_e8))
+
+
+@given(st.integers(1, 10**12), rates)
+@example(1, RATE_E8_MIN)
+@example(1, RATE_E8_MAX)
+@example(10**12, RATE_E8_MAX)
+def test_bitcoin_costs_the_fewest_cents_that_buy_as_much(satoshi: int, rate_e8: int) -> None:
+    assert cents_for(satoshi, rate_e8) == _oracle_cents(satoshi, rate_e8)
+
+
+def test_bitcoin_costs_the_fewest_cents_for_every_small_amount() -> None:
+    for rate_e8 in (RATE_E8_MIN, RATE_E8_MIN + 1, 3 * 10**12, 10**14 - 1, 10**14, 10**14 + 1, 2_057_278 * 10**8):
+        cents = 1
+        for satoshi in range(1, 2000):
+            while _oracle_satoshi(cents, rate_e8) < satoshi:
+                cents += 1
+            assert cents_for(satoshi, rate_e8) == cents, (satoshi, rate_e8)
+
+
+@given(amounts, rates)
+def test_what_cents_buy_costs_no_more_than_these_cents(amount_cents: int, rate_e8: int) -> None:
+    assert cents_for(satoshi_for(amount_cents, rate_e8), rate_e8) <= amount_cents
+
+
+@pytest.mark.parametrize(
+    ("text", "satoshi"),
+    [
+        *(("0.5", 50_000_000), ("1", 10**8), ("5e-1", 50_000_000), ("0.00000001", 1), ("1e-8", 1), ("1E1", 10**9)),
+        *(("0.50000000000", 50_000_000), ("21000000", SATOSHI_MAX), ("2.1e7", SATOSHI_MAX)),
+    ],
+)
+def test_bitcoin_is_read_by_its_exact_value(text: str, satoshi: int) -> None:
+    assert parse_bitcoin(text) == satoshi
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        *((text, "greater than 0") for text in ("0", "0.0", "-1", "-0", "0e9")),
+        *((text, "at most 21000000") for text in ("21000000.00000001", "21000001", "99999999")),
+        *((text, "less than 100000000") for text in ("100000000", "1e9", "1e999999999")),
+        *((text, "at most 8 decimal places") for text in ("0.000000001", "1e-9", "1.000000001", "1e-999999999")),
+        *((text, "decimal number") for text in ("", "x", "01", "+1", ".5", "1,5", "NaN", "0x1")),
+        ("0." + "0" * 31, "at most 32 characters"),
+    ],
+)
+def test_bitcoin_outside_the_rules_is_refused_with_its_reason(text: str, reason: str) -> None:
+    with pytest.raises(NotMoney, match=reason):
+        parse_bitcoin(text)

@@ -33,10 +33,11 @@ from buydesk.orders.model import (
     new_order_id,
 )
 from buydesk.orders.pricing import placeable_order, placed_order, price_order
+from buydesk.orders.quotes import quote_reader
 from buydesk.prices.documents import record_document
 from buydesk.prices.model import PriceRecord
 from buydesk.times import utc_now
-from tests.builders import at, new_order, priced_order, record
+from tests.builders import at, new_order, order_quote, priced_order, quoted_order, record, settings
 
 Document = dict[str, Any]
 RECORD = record(EUR=4119191 * 10**6, ttl=3600)
@@ -48,9 +49,13 @@ def sent(document: Any) -> Any:
     return msgspec.json.decode(msgspec.json.encode(document))
 
 
+def item_from(document: object, records: dict[uuid.UUID, PriceRecord]) -> PricedOrder:
+    return priced_order_from(document, records, quote_reader(settings()))
+
+
 def received(documents: list[Document]) -> list[PricedOrder]:
     records: dict[uuid.UUID, PriceRecord] = {}
-    return [priced_order_from(document, records) for document in sent(documents)]
+    return [item_from(document, records) for document in sent(documents)]
 
 
 def arrived(outcome: Outcome) -> Outcome:
@@ -105,6 +110,19 @@ def test_an_item_without_a_price_travels_with_its_problem(problem: DeskError) ->
     assert isinstance(found, type(problem))
     assert (found.detail, found.facts) == (problem.detail, problem.facts)
     assert found.retry_after_seconds == problem.retry_after_seconds
+
+
+@pytest.mark.parametrize("reference", [None, "r"])
+def test_an_order_by_quote_travels_with_its_token(reference: str | None) -> None:
+    item = quoted_order(
+        order_quote(RECORD, reference=reference), "k", reference=reference or "own", metadata='{"a":"1"}'
+    )
+    assert received(priced_order_documents([item])) == [item]
+    unpriced = price_order(item.order, PriceUnavailable("none"), item.deadline)
+    [found] = received(priced_order_documents([unpriced]))
+    assert (found.order, found.satoshi) == (item.order, 0)
+    placed = placed_order(item, 1, 1, utc_now(), livemode=False)
+    assert outcome_from(sent(outcome_document(Placed(placed))), item) == Placed(placed)
 
 
 def test_a_dry_run_travels_without_an_id_so_that_nobody_takes_it_for_an_order() -> None:
@@ -254,32 +272,32 @@ BAD_ITEMS: list[tuple[Any, str, str]] = [
 @pytest.mark.parametrize(("document", "member", "reason"), BAD_ITEMS, ids=range(len(BAD_ITEMS)))
 def test_what_is_no_priced_order_is_refused_by_name(document: Any, member: str, reason: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
-        priced_order_from(document, {})
+        item_from(document, {})
     assert raised.value.detail.startswith(f"{member}: {reason}")
     assert len(raised.value.detail) < 200
 
 
 def test_equal_values_written_otherwise_are_fine() -> None:
-    item = priced_order_from(of_one(amount="6.9e1", exchange_rate="41191.91000000", client_order_id=...), {})
+    item = item_from(of_one(amount="6.9e1", exchange_rate="41191.91000000", client_order_id=...), {})
     assert (item.order.amount_cents, item.order.client_order_id) == (6900, None)
 
 
 def test_an_item_whose_record_has_no_rate_for_its_currency_has_no_price() -> None:
     euros_only = replace(RECORD, rates_e8={Currency.EUR: RECORD.rates_e8[Currency.EUR]})
-    item = priced_order_from(of_one(currency="USD", price=sent(record_document(euros_only))), {})
+    item = item_from(of_one(currency="USD", price=sent(record_document(euros_only))), {})
     assert isinstance(item.price, PriceUnavailable)
     assert (item.rate_e8, item.satoshi) == (0, 0)
 
 
 def test_item_of_an_edge_of_before_is_answered_in_the_first_representation_and_received_now() -> None:
     given = of_one(reference=..., metadata=..., received_at=..., representation=...)
-    new = priced_order_from(given, {}).order
+    new = item_from(given, {}).order
     assert (new.reference, new.metadata, new.representation) == (None, None, 1)
     assert abs(utc_now() - new.received_at) < timedelta(seconds=5)
 
 
 def test_item_of_an_edge_of_before_there_were_markups_is_sold_at_the_market_s_rate() -> None:
-    item = priced_order_from(of_one(market_rate=..., markup_bp=...), {})
+    item = item_from(of_one(market_rate=..., markup_bp=...), {})
     assert (item.market_rate_e8, item.markup_bp, item.rate_e8) == (4119191 * 10**6, 0, 4119191 * 10**6)
 
 
@@ -289,23 +307,21 @@ def test_a_bad_item_brings_its_record_all_the_same() -> None:
     records: dict[uuid.UUID, PriceRecord] = {}
     first, second = sent(documents)
     with pytest.raises(InvalidRequest, match="amount"):
-        priced_order_from(first, records)
-    assert priced_order_from(second, records).price == RECORD
+        item_from(first, records)
+    assert item_from(second, records).price == RECORD
 
 
 def test_a_record_that_comes_again_with_other_rates_changes_nothing() -> None:
     records: dict[uuid.UUID, PriceRecord] = {}
-    priced_order_from(of_one(), records)
+    item_from(of_one(), records)
     with pytest.raises(InvalidRequest, match="price: differs from the record of the same id"):
-        priced_order_from(
-            of_one(price=changed_price(rates=dict.fromkeys(Currency, "2.00")), exchange_rate="2.00"), records
-        )
+        item_from(of_one(price=changed_price(rates=dict.fromkeys(Currency, "2.00")), exchange_rate="2.00"), records)
 
 
 def test_order_in_a_currency_that_the_record_has_no_price_in_is_priced_with_the_reason() -> None:
     rates_e8 = {each: rate for each, rate in RECORD.rates_e8.items() if each != Currency.EUR}
     price = record_document(replace(RECORD, rates_e8=rates_e8, missing={Currency.EUR: "none agree"}))
-    item = priced_order_from(of_one(price=price), {})
+    item = item_from(of_one(price=price), {})
     assert isinstance(item.price, PriceUnavailable)
     assert item.price.detail == "There is no price in EUR: none agree."
     assert (item.rate_e8, item.satoshi) == (0, 0)
@@ -313,9 +329,9 @@ def test_order_in_a_currency_that_the_record_has_no_price_in_is_priced_with_the_
 
 def test_a_copy_of_a_record_that_was_shortened_keeps_its_own_end() -> None:
     records: dict[uuid.UUID, PriceRecord] = {}
-    priced_order_from(of_one(), records)
+    item_from(of_one(), records)
     shortened = replace(RECORD, expires_at=RECORD.expires_at - timedelta(seconds=30))
-    copy = priced_order_from(of_one(price=record_document(shortened)), records)
+    copy = item_from(of_one(price=record_document(shortened)), records)
     assert copy.price == shortened
 
 

@@ -8,8 +8,9 @@ from pydantic import SecretStr
 from buydesk.errors import CannotStart
 from buydesk.money import Currency
 from buydesk.settings import reading as settings_reading
-from buydesk.settings.model import PREFIX, TOKENS, Settings, variable
+from buydesk.settings.model import PREFIX, Settings, variable
 from buydesk.settings.reading import read_settings
+from buydesk.settings.secrets import KEY_PAIRS, TOKENS
 from buydesk.settings.types import SANDBOX_FAULTS, tokens
 from buydesk.signing_keys import DEFAULT_SIGNING_KEY, new_signing_key, public_key
 from buydesk.topology import PORTS
@@ -175,6 +176,11 @@ def test_the_command_line_wins_over_the_environment(field: str, monkeypatch: pyt
         ("BUYDESK_PRICE_SIGNING_KEY", "hunter2"),
         ("BUYDESK_PRICE_KEYS", "hunter2"),
         ("BUYDESK_PRICE_KEYS", "A" * 42 + "hunter2"),
+        ("BUYDESK_QUOTE_SIGNING_KEY", "hunter2"),
+        ("BUYDESK_QUOTE_KEYS", "hunter2"),
+        ("BUYDESK_QUOTE_SECONDS", "4"),
+        ("BUYDESK_QUOTE_SECONDS_MAX", "901"),
+        ("BUYDESK_QUOTE_SECONDS_MAX", "29"),  # less than one gets that asks for nothing else
     ],
 )
 def test_a_variable_that_is_wrong_or_unknown_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +304,7 @@ def test_secrets_show_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tokens_and_a_key_are_made_when_none_are_given() -> None:
-    made = [getattr(read_settings(), name).get_secret_value() for name in (*TOKENS, "price_signing_key") * 2]
+    made = [getattr(read_settings(), name).get_secret_value() for name in (*TOKENS, *KEY_PAIRS) * 2]
     assert min(map(len, made)) >= 32
     assert len(set(made)) == len(made)
 
@@ -321,16 +327,23 @@ def test_an_old_name_says_what_is_called_so_now(monkeypatch: pytest.MonkeyPatch,
         read_settings()
 
 
-def test_prices_are_taken_from_those_whose_keys_are_given_or_from_oneself() -> None:
+@pytest.mark.parametrize("what", ["price", "quote"])
+def test_what_is_signed_is_taken_from_those_whose_keys_are_given_or_from_oneself(what: str) -> None:
     signing_key, old = new_signing_key(), public_key(new_signing_key())
     own = public_key(signing_key)
-    assert read_settings(price_signing_key=signing_key).accepted_price_keys == (own,)
-    assert read_settings(price_keys=old).accepted_price_keys == (old,)
-    both = read_settings(price_signing_key=signing_key, price_keys=f"{old}, {own}")
-    assert both.accepted_price_keys == (old, own)
-    told = f"BUYDESK_PRICE_KEYS must have the public key of BUYDESK_PRICE_SIGNING_KEY, which is {own}"
+
+    def accepted(**given: str) -> object:
+        return getattr(
+            read_settings(**{f"{what}_{name}": text for name, text in given.items()}), f"accepted_{what}_keys"
+        )
+
+    assert accepted(signing_key=signing_key) == (own,)
+    assert accepted(keys=old) == (old,)
+    assert accepted(signing_key=signing_key, keys=f"{old}, {own}") == (old, own)
+    names = f"BUYDESK_{what.upper()}"
+    told = f"{names}_KEYS must have the public key of {names}_SIGNING_KEY, which is {own}"
     with pytest.raises(CannotStart, match=f"^{told}$"):
-        read_settings(price_signing_key=signing_key, price_keys=old)
+        accepted(signing_key=signing_key, keys=old)
 
 
 def test_a_markup_is_of_all_currencies_or_of_those_that_are_named() -> None:
@@ -456,6 +469,8 @@ LONG = "a-secret-of-my-own-making"
             ["BUYDESK_READING_TOKENS", "DATABASE_URL"],
         ),
         ({"price_signing_key": DEFAULT_SIGNING_KEY}, ["BUYDESK_PRICE_SIGNING_KEY"]),
+        ({"quote_signing_key": DEFAULT_SIGNING_KEY}, ["BUYDESK_QUOTE_SIGNING_KEY"]),
+        ({"quote_keys": public_key(DEFAULT_SIGNING_KEY)}, ["BUYDESK_QUOTE_KEYS"]),
         ({"price_keys": f"{public_key('B' * 42 + 'A')},{public_key(DEFAULT_SIGNING_KEY)}"}, ["BUYDESK_PRICE_KEYS"]),
     ],
 )

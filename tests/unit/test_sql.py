@@ -11,11 +11,12 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
+from buydesk.backends.postgres.prices import signed_text
 from buydesk.backends.postgres.rows import place_arguments
 from buydesk.backends.postgres.sessions import session_settings
 from buydesk.backends.postgres.sql import QUERIES, REVISION
 from buydesk.orders.model import NUMBER_MAX
-from tests.builders import priced_order, settings
+from tests.builders import order_quote, priced_order, quoted_order, record, settings
 from tests.databases import ANY_TIME, Databases, fill
 
 TEXT = (files("buydesk.backends.postgres") / "queries.sql").read_text(encoding="utf-8")
@@ -250,11 +251,40 @@ async def test_placing_goes_by_index_whatever_the_session_s_settings(
         assert set(row["outcomes"]) == kinds
         scans = {
             name: await connection.fetchval("SELECT pg_stat_get_xact_numscans($1::text::regclass)", name)
-            for name in ("orders", "price_records", "orders_id_unique", "orders_key_unique")
+            for name in ("orders", "price_records", "orders_id_unique", "orders_key_unique", "orders_quote_unique")
         }
         assert (scans["orders"], scans["price_records"]) == (0, 0)
+        assert scans["orders_quote_unique"] == 0 or kinds != {"placed"}  # nobody looks for quotes where there are none
         assert scans["orders_id_unique"] > 0
         assert scans["orders_key_unique"] > 0
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("kinds", [{"placed"}, {"repeat"}, {"placed", "repeat"}])
+async def test_placing_by_quotes_goes_by_index_too(dsn: str, kinds: set[str]) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        if not await connection.fetchval("SELECT last_number FROM exposure"):
+            await fill(dsn, ORDERS)
+        price = record()
+        stored, fresh = ([order_quote(price) for _ in range(20)] for _ in range(2))
+        await connection.execute("BEGIN; SET LOCAL session_replication_role = replica")  # and never committed
+        await connection.execute(
+            "UPDATE orders o SET quote_id = q.id, quoted_at = now(), quote_expires_at = now() + interval '1 minute' "
+            "FROM unnest($1::uuid[]) WITH ORDINALITY AS q (id, n) WHERE o.number = q.n",
+            [quote.id for quote in stored],
+        )
+        await connection.execute("SET LOCAL session_replication_role = origin")
+        await connection.fetch(QUERIES["keep_price_record"], price.id, signed_text(price))
+        scans = "SELECT pg_stat_get_xact_numscans($1::text::regclass)"
+        before = {name: await connection.fetchval(scans, name) for name in ("orders", "orders_quote_unique")}
+        quotes = (fresh if "placed" in kinds else []) + (stored if "repeat" in kinds else [])
+        items = [quoted_order(quote) for quote in quotes]
+        [row] = await connection.fetch(QUERIES["place_orders"], *place_arguments(items, ANY_TIME))
+        assert set(row["outcomes"]) == kinds
+        assert await connection.fetchval(scans, "orders") == before["orders"]
+        assert await connection.fetchval(scans, "orders_quote_unique") > before["orders_quote_unique"]
     finally:
         await connection.close()
 

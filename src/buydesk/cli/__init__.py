@@ -11,8 +11,9 @@ from buydesk.money import parse_btc, parse_currency, parse_rate
 from buydesk.observability import logs
 from buydesk.observability.sentry import require_sentry
 from buydesk.prices.anchors import CONFIRMED_MINUTES_MAX, NewConfirmation
-from buydesk.settings.model import TOKENS, Settings, new_token, variable
+from buydesk.settings.model import Settings, variable
 from buydesk.settings.reading import read_settings, require_secrets
+from buydesk.settings.secrets import KEY_PAIRS, TOKENS, new_token
 from buydesk.settings.types import SANDBOX_FAULTS
 from buydesk.topology import PORTS
 
@@ -117,10 +118,12 @@ def migrate(cap_text: str, wait_seconds: float) -> None:
 
 @main.command("secrets")
 def new_secrets() -> None:
-    """Show new secrets for services to share, as variables: tokens, and the keys that prices are signed with."""
+    """Show new secrets for services to share, as variables: tokens, and the keys that prices and quotes are signed
+    with."""
     made = {name: new_token() for name in TOKENS}
-    made["price_signing_key"] = signing_keys.new_signing_key()
-    made["price_keys"] = signing_keys.public_key(made["price_signing_key"])
+    for signing_key, public_keys in KEY_PAIRS.items():
+        made[signing_key] = signing_keys.new_signing_key()
+        made[public_keys] = signing_keys.public_key(made[signing_key])
     for name, value in made.items():
         click.echo(f"{variable(name)}={value}")
 

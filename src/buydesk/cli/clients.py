@@ -17,6 +17,7 @@ from buydesk.errors import CannotStart
 from buydesk.money import parse_amount, parse_btc, parse_currency, parse_markup
 from buydesk.prices.anchors import WHY_CHARS_MAX
 from buydesk.reading import parse_line
+from buydesk.settings.types import QUOTE_SECONDS_MAX, QUOTE_SECONDS_MIN
 from buydesk.times import utc_now
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
@@ -40,6 +41,12 @@ def _rate(text: str) -> int:
     if number is None or not 1 <= int(number[1]) <= PER_MINUTE_MAX:
         raise ValueError(f"must be a number of requests a minute from 1 to {PER_MINUTE_MAX}, such as 60/minute")
     return int(number[1])
+
+
+def _quote_seconds(text: str) -> int:
+    if not text.isdecimal() or not QUOTE_SECONDS_MIN <= int(text[:9]) <= QUOTE_SECONDS_MAX:
+        raise ValueError(f"must be a number of seconds from {QUOTE_SECONDS_MIN} to {QUOTE_SECONDS_MAX}")
+    return int(text)
 
 
 def _reason(_: click.Context, __: click.Parameter, text: str | None) -> str:
@@ -69,12 +76,17 @@ def _limits(command: Callable[..., None]) -> Callable[..., None]:
         daily: Sequence[str],
         markup: Sequence[str],
         rate: str | None,
+        quote_seconds: str | None,
         **options: object,
     ) -> None:
-        command(*arguments, limits=_limits_of(cap, largest, daily, markup, rate), **options)
+        limits = _limits_of(
+            cap=cap, largest=largest, daily=daily, markup=markup, rate=rate, quote_seconds=quote_seconds
+        )
+        command(*arguments, limits=limits, **options)
 
     with_option: Callable[..., None] = with_limits
     for option in (
+        click.option("--quote-seconds", metavar="N", help="How long quotes may be valid.  [default: the desk's]"),
         click.option("--rate", metavar="N", help="Orders, reads, and look-ups a minute, each.  [default: the desk's]"),
         click.option(
             "--markup", multiple=True, metavar="EUR:75", help="On the market's rate, in 0.01 %.  [default: the desk's]"
@@ -88,7 +100,13 @@ def _limits(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _limits_of(
-    cap: str | None, largest: str | None, daily: Sequence[str], markup: Sequence[str], rate: str | None
+    *,
+    cap: str | None,
+    largest: str | None,
+    daily: Sequence[str],
+    markup: Sequence[str],
+    rate: str | None,
+    quote_seconds: str | None,
 ) -> Limits:
     """The limits that are given; `none` takes one away."""
     limits: dict[str, Any] = {}
@@ -96,6 +114,7 @@ def _limits_of(
         ("cap_satoshi", "--cap", parse_btc, cap),
         ("order_satoshi_max", "--largest", parse_btc, largest),
         ("rate_per_minute", "--rate", _rate, rate),
+        ("quote_seconds_max", "--quote-seconds", _quote_seconds, quote_seconds),
     ):
         if text is not None:
             limits[limit] = None if text == "none" else given(option, parse, text)
@@ -132,7 +151,7 @@ def limit_client(name: str, *, limits: Limits, why: str, **desk: object) -> None
     from buydesk.runtime import clients as acts  # noqa: PLC0415
 
     if limits == Limits():
-        raise CannotStart("nothing to change: give --cap, --largest, --daily, --markup or --rate")
+        raise CannotStart("nothing to change: give --cap, --largest, --daily, --markup, --rate or --quote-seconds")
     click.echo(run(acts.limit_client(desk_settings(desk), name, limits, why)))
 
 

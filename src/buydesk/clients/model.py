@@ -28,7 +28,7 @@ _network = lru_cache(maxsize=4096)(ip_network)  # reading one takes ten times as
 class Caller:
     """Who calls. One of the desk's own services is no client: its name is empty. The rates are of its client, where
     that has one of its own, and of the key alone, where it is limited further; the markups, by currency and in basis
-    points, are its client's own."""
+    points, and how long quotes may be valid, are its client's own."""
 
     client: str
     scopes: Collection[Scope]
@@ -36,6 +36,7 @@ class Caller:
     client_rate_per_minute: int | None = None
     rate_per_minute: int | None = None
     client_markup_bp: Mapping[str, int] = field(default_factory=dict)
+    client_quote_seconds_max: int | None = None
 
     def markup_bp(self, currency: Currency, of_desk_bp: int) -> int:
         """What is added to the market's rate for it, in basis points: its client's own, or else the desk's."""
@@ -52,8 +53,7 @@ ANYBODY = Caller(ANONYMOUS, CLIENT_SCOPES)
 
 class StoredKey(msgspec.Struct, frozen=True, dict=True):
     """A key as it is stored: `digest` is the SHA-256 of its text. `allow_from` are the networks that it is taken from,
-    all if there are none. `last_used_on` is a day of UTC, known roughly. The rates and the markups are as in `Caller`.
-    """
+    all if there are none. `last_used_on` is a day of UTC, known roughly. The others are as in `Caller`."""
 
     id: str
     client: str
@@ -66,6 +66,7 @@ class StoredKey(msgspec.Struct, frozen=True, dict=True):
     rate_per_minute: int | None = None
     client_rate_per_minute: int | None = None
     client_markup_bp: Mapping[str, int] = msgspec.field(default_factory=dict)
+    client_quote_seconds_max: int | None = None
 
     def is_valid(self, now: datetime) -> bool:
         """Whether it is neither revoked nor expired."""
@@ -82,7 +83,7 @@ class StoredKey(msgspec.Struct, frozen=True, dict=True):
         """Who calls with it. Scopes that this version does not know permit nothing."""
         scopes = SCOPES.intersection(self.scopes)
         rates = self.client_rate_per_minute, self.rate_per_minute
-        return Caller(self.client, scopes, self.id, *rates, self.client_markup_bp)
+        return Caller(self.client, scopes, self.id, *rates, self.client_markup_bp, self.client_quote_seconds_max)
 
 
 @dataclass(frozen=True, slots=True)

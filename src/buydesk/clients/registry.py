@@ -68,8 +68,8 @@ class ShownKey(msgspec.Struct, frozen=True):
 class Client(msgspec.Struct, frozen=True):
     """A client: its cap and largest order in satoshi, its requests of each kind a minute, None without such a limit of
     its own; what it may buy a day by currency, in cents; whether its cap counts open orders only; what it has bought;
-    what is added to the market's rate for it by currency, in basis points, where that is not what the desk adds, of
-    which an older db_proxy says nothing.
+    what is added to the market's rate for it by currency, in basis points, where that is not what the desk adds, and
+    for how many seconds its quotes may be valid, None as long as the desk's: of both an older db_proxy says nothing.
     """
 
     name: str
@@ -82,6 +82,7 @@ class Client(msgspec.Struct, frozen=True):
     orders: int
     keys: int
     markup_bp: Mapping[str, int] = msgspec.field(default_factory=dict)
+    quote_seconds_max: int | None = None
 
 
 class ClientState(msgspec.Struct, frozen=True):
@@ -93,6 +94,7 @@ class ClientState(msgspec.Struct, frozen=True):
     rate_per_minute: int | None
     daily_cents_max: Mapping[str, int]
     markup_bp: Mapping[str, int] = msgspec.field(default_factory=dict)
+    quote_seconds_max: int | None = None
 
 
 class DeskState(msgspec.Struct, frozen=True):
@@ -130,6 +132,7 @@ class Limits(msgspec.Struct, frozen=True):
     rate_per_minute: int | msgspec.UnsetType | None = msgspec.UNSET
     daily_cents_max: Mapping[Currency, int | None] | msgspec.UnsetType = msgspec.UNSET
     markup_bp: Mapping[Currency, int | None] | msgspec.UnsetType = msgspec.UNSET
+    quote_seconds_max: int | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class CreateClient(Change, frozen=True):

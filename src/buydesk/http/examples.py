@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from buydesk.money import RATE_SCALE, SATOSHI_PER_BTC, Currency
 from buydesk.orders.model import ANONYMOUS, Exposure, NewOrder
 from buydesk.orders.pricing import placed_order, price_order
+from buydesk.orders.quotes import OrderQuote
 from buydesk.prices.model import FeedStatus, PriceRecord, Quote, RejectedQuote, Rule, Signature, SourceStatus
 
 _AT = datetime(2026, 1, 31, 9, 5, tzinfo=UTC)
@@ -81,6 +82,23 @@ EXAMPLE_PRICED_ORDER = price_order(
     ),
     EXAMPLE_RECORD,
     deadline=_AT + timedelta(seconds=20),
+)
+EXAMPLE_QUOTE = OrderQuote(
+    id=uuid.UUID("01926e60-7a7c-7cc3-9c4e-3a1d1f1d8b77"),
+    client=ANONYMOUS,
+    livemode=True,
+    currency=Currency.EUR,
+    amount_cents=102864,
+    satoshi=5_000_005,
+    market_rate_e8=EXAMPLE_RECORD.rates_e8[Currency.EUR],
+    markup_bp=0,
+    rate_e8=EXAMPLE_RECORD.rates_e8[Currency.EUR],
+    price_id=EXAMPLE_RECORD.id,
+    price_as_of=_AT,
+    quoted_at=_AT + timedelta(seconds=2),
+    expires_at=_AT + timedelta(seconds=32),
+    reference=None,
+    token=f"q1.11qYAYKx.{'A' * 150}.{'A' * 86}",
 )
 EXAMPLE_ORDER = placed_order(EXAMPLE_PRICED_ORDER, 1, 1, _AT + timedelta(seconds=2.123456), livemode=True)
 EXAMPLE_EXPOSURE = Exposure(100 * SATOSHI_PER_BTC, EXAMPLE_ORDER.satoshi, 1).facts() | {"orders": 1}

@@ -1,7 +1,7 @@
 """The ledger over HTTP, as db_proxy reads it to the other services and lists a caller's orders: how each read is asked
 for, and documented. What has no `client` is of all the desk."""
 
-from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound, Overloaded, PriceNotFound
+from buydesk.errors import InvalidRequest, LedgerUnavailable, OrderNotFound, Overloaded, PriceNotFound, PriceUnavailable
 from buydesk.http.examples import EXAMPLE_EXPOSURE, EXAMPLE_ORDER, EXAMPLE_RECORD
 from buydesk.http.members import read_query
 from buydesk.http.openapi import id_in_path, operation
@@ -81,10 +81,20 @@ EXPOSURE = operation(
     "Cap and use", ("BTC", EXAMPLE_EXPOSURE), errors=_READ, tag="internal", query=(CLIENT_OR_DESK,), is_internal=True
 )
 PRICE = operation(
-    "A price record that orders were priced with",
+    "A price record that orders or quotes were priced with",
     ("The record", record_document(EXAMPLE_RECORD)),
     errors=(PriceNotFound, *_READ),
     tag="internal",
     parameters=[id_in_path("price_id")],
+    is_internal=True,
+)
+KEEP_PRICE = operation(
+    "Store a price record, to give quotes at it",
+    ("It is stored, on disk.", {"id": EXAMPLE_RECORD.id}),
+    errors=(PriceUnavailable, LedgerUnavailable, Overloaded),
+    description="As it was signed; the same record may come again.",
+    tag="internal",
+    parameters=[id_in_path("price_id")],
+    body={"schema": {"type": "object"}, "example": record_document(EXAMPLE_RECORD)},
     is_internal=True,
 )

@@ -24,7 +24,7 @@ from buydesk.clients.registry import (
 from buydesk.clients.scopes import SCOPES
 from buydesk.errors import InvalidRequest
 from buydesk.http.members import Member, Reasons, json_members, read_members, unknown
-from buydesk.http.orders import AMOUNT_TEXT_SCHEMA
+from buydesk.http.order_members import AMOUNT_TEXT_SCHEMA
 from buydesk.http.registry import NAME_SCHEMA
 from buydesk.http.requests import Request, require_json
 from buydesk.money import (
@@ -42,6 +42,7 @@ from buydesk.money import (
 from buydesk.orders.model import Exposure
 from buydesk.prices.anchors import CONFIRMED_MINUTES_MAX, WHY_CHARS_MAX, NewConfirmation
 from buydesk.reading import LINE_PATTERN, Number, is_text, parse_line
+from buydesk.settings.types import QUOTE_SECONDS_MAX, QUOTE_SECONDS_MIN
 from buydesk.times import format_time, parse_time, utc_now
 
 OVERLAP_SECONDS = 24 * 3600
@@ -69,13 +70,13 @@ def _btc(value: object) -> int:
     return parse_btc(_text(value))
 
 
-def whole_number_up_to(highest: int) -> Callable[[object], int]:
-    """Reads a member that is a whole number from 1 to `highest`, a JSON number."""
+def whole_number_up_to(highest: int, lowest: int = 1) -> Callable[[object], int]:
+    """Reads a member that is a whole number from `lowest` to `highest`, a JSON number."""
 
     def parse(value: object) -> int:
         digits = _whole_text(value)
-        if not digits or not 1 <= int(digits) <= highest:
-            raise ValueError(f"must be a whole number from 1 to {highest}")
+        if not digits or not lowest <= int(digits) <= highest:
+            raise ValueError(f"must be a whole number from {lowest} to {highest}")
         return int(digits)
 
     return parse
@@ -199,6 +200,17 @@ LIMITS = (
         },
         default=msgspec.UNSET,
     ),
+    Member(
+        "quote_seconds_max",
+        _or_none(whole_number_up_to(QUOTE_SECONDS_MAX, QUOTE_SECONDS_MIN)),
+        _NUMBER
+        | {
+            "minimum": QUOTE_SECONDS_MIN,
+            "maximum": QUOTE_SECONDS_MAX,
+            "description": "How long its quotes may be valid; null for the desk's own.",
+        },
+        default=msgspec.UNSET,
+    ),
     _RATE,
 )
 NEW_KEY = (
@@ -267,6 +279,7 @@ def limits_of(found: Mapping[str, Any]) -> Limits:
         rate_per_minute=found["rate_per_minute"],
         daily_cents_max=found["daily_limits"],
         markup_bp=found["markup_bp"],
+        quote_seconds_max=found["quote_seconds_max"],
     )
 
 
@@ -295,6 +308,7 @@ def set_of_client(name: str, found: Client | ClientState) -> dict[str, object]:
         "largest_order": _btc_text(found.order_satoshi_max),
         "daily_limits": {currency: format_cents(cents) for currency, cents in found.daily_cents_max.items()},
         "markup_bp": found.markup_bp,
+        "quote_seconds_max": found.quote_seconds_max,
         "rate_per_minute": found.rate_per_minute,
     }
 

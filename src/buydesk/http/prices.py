@@ -30,6 +30,8 @@ from buydesk.prices.verification import require_proven
 from buydesk.reading import WrongMember
 from buydesk.settings.model import PRICE_TTL_SECONDS_MAX, Settings
 
+RECORD_BYTES_MAX = 256 * 1024
+
 
 def parse_record(body: bytes, settings: Settings, now: datetime) -> PriceRecord:
     """The record that a JSON body is; raises InvalidRequest naming what is wrong.

@@ -232,7 +232,7 @@ def outcome_unknown(item: PricedOrder, settings: Settings) -> OutcomeUnknown | L
     beyond_seconds = 2 * settings.clock_skew_seconds_max + settings.statement_seconds_max
     final_after = item.deadline + timedelta(seconds=beyond_seconds)
     return OutcomeUnknown(
-        "The order may or may not be stored: send it again with the same key, or look it up after final_after.",
+        "The order may or may not be stored: send it again, by the same key or quote, or look it up after final_after.",
         retry_after_seconds=1,
         order_id=str(item.order.id),
         final_after=format_time(final_after),

@@ -6,14 +6,14 @@ here for msgspec, which writes ids and times as text by itself, faster than they
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
 from msgspec.structs import replace
 
-from buydesk.errors import DeskError, InvalidRequest, problem, rebuild
+from buydesk.errors import DeskError, InvalidRequest, QuoteInvalid, problem, rebuild
 from buydesk.money import MARKUP_BP_MAX, Currency, format_btc, format_cents, format_rate, parse_btc
 from buydesk.orders.model import (
     Exposure,
@@ -32,6 +32,7 @@ from buydesk.orders.model import (
     new_order_id,
 )
 from buydesk.orders.pricing import placeable_order, placed_order, price_order
+from buydesk.orders.quotes import OrderQuote
 from buydesk.orders.representations import OrderDocument, order_document
 from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import PriceRecord
@@ -57,9 +58,11 @@ def priced_order_documents(items: Sequence[PricedOrder]) -> list[dict[str, objec
         }
         # Who does not know dry runs must not take one for an order: without an id it is none.
         document |= {"dry_run": True} if item.order.dry_run else {"id": item.order.id}
+        if item.order.quote is not None:
+            document["quote"] = item.order.quote.token
         if isinstance(item.price, DeskError):
             document |= _problem_document(item.price)
-        else:
+        elif isinstance(item.price, PriceRecord):
             record = item.price
             document["market_rate"] = format_rate(item.market_rate_e8)
             document["markup_bp"] = item.markup_bp
@@ -106,17 +109,23 @@ class _UnpricedItem(_Item, kw_only=True):
     retry_after_seconds: int | None = None
 
 
-def priced_order_from(document: object, records: dict[uuid.UUID, PriceRecord]) -> PricedOrder:
-    """The priced order of one document; `records` collects the price records of the list's earlier items.
+def priced_order_from(
+    document: object, records: dict[uuid.UUID, PriceRecord], quote_of: Callable[[str], OrderQuote]
+) -> PricedOrder:
+    """The priced order of one document; `records` collects the price records of the list's earlier items. `quote_of`
+    reads a quote's token: what its figures are, the token alone says.
 
     Raises InvalidRequest for anything that is not one, a bitcoin amount that is not what its rate gives included.
     """
     if not isinstance(document, dict):
         raise InvalidRequest.of("item", "must be an object")
     try:
+        quote = _quote(document["quote"], quote_of) if "quote" in document else None
         if "problem" in document:
             unpriced = read(_UnpricedItem, document)
-            return _priced(unpriced, rebuild(unpriced.problem, unpriced.retry_after_seconds))
+            return _priced(unpriced, rebuild(unpriced.problem, unpriced.retry_after_seconds), quote=quote)
+        if quote is not None:
+            return _priced(read(_Item, document), quote, quote=quote)
         # First, because later items may name its record, whatever else is wrong with this one.
         if "price" not in document:
             raise WrongMember("price", "is missing")
@@ -137,9 +146,22 @@ def priced_order_from(document: object, records: dict[uuid.UUID, PriceRecord]) -
     return priced
 
 
-def _priced(item: _Item, price: PriceRecord | DeskError, markup_bp: int = 0) -> PricedOrder:
+def _quote(token: object, quote_of: Callable[[str], OrderQuote]) -> OrderQuote:
+    try:
+        return quote_of(read(str, token))
+    except (WrongMember, QuoteInvalid) as error:
+        raise WrongMember("quote", error.reason if isinstance(error, WrongMember) else error.detail) from error
+
+
+def _priced(
+    item: _Item, price: PriceRecord | OrderQuote | DeskError, markup_bp: int = 0, quote: OrderQuote | None = None
+) -> PricedOrder:
     if isinstance(item.id, msgspec.UnsetType) and not item.dry_run:
         raise WrongMember("id", "is missing")
+    if quote is not None:
+        said = (quote.client, quote.currency, quote.amount_cents, quote.reference or item.reference)
+        if said != (item.client, item.currency, item.amount, item.reference):
+            raise WrongMember("quote", "says something else than the item")
     order = NewOrder(
         new_order_id() if isinstance(item.id, msgspec.UnsetType) else item.id,
         item.client,
@@ -151,6 +173,7 @@ def _priced(item: _Item, price: PriceRecord | DeskError, markup_bp: int = 0) -> 
         utc_now() if item.received_at is None else item.received_at,
         item.representation,
         item.dry_run,
+        quote,
     )
     return price_order(order, price, item.deadline, markup_bp)
 
@@ -195,7 +218,7 @@ def outcome_from(document: object, item: PricedOrder) -> Outcome:
         case {"outcome": "placed", "order": order}:
             # db_proxy refuses an item whose money differs from its price: only what the ledger added has to be read.
             added = read(_AddedByLedger, order)
-            if added.id == item.order.id and isinstance(item.price, PriceRecord):
+            if added.id == item.order.id and not isinstance(item.price, DeskError):
                 return Placed(placed_order(item, added.desk_number, added.number, added.created_at, added.livemode))
             raise ValueError("is not the order that was sent")
         case {"outcome": "replayed", "order": order}:

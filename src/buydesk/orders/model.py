@@ -17,6 +17,7 @@ import msgspec
 
 from buydesk.errors import DeskError
 from buydesk.money import Currency, format_btc
+from buydesk.orders.quotes import OrderQuote
 from buydesk.prices.model import PriceRecord
 from buydesk.reading import Cents, Moment, RateE8, SaleRateE8, Satoshi, is_line, parse_line, text_type
 from buydesk.times import utc_now
@@ -44,7 +45,8 @@ class NewOrder(msgspec.Struct, frozen=True, gc=False):
     idempotency key, if it gave one, unique per `client`.
 
     `reference` and `metadata` are the client's own, the latter as the JSON text that is answered. `representation` is
-    the shape that whoever took the request answers in. A `dry_run` is judged as any order and never stored.
+    the shape that whoever took the request answers in. A `dry_run` is judged as any order and never stored. An order by
+    quote is what the `quote` says: its id is a key of the order too, whatever `client_order_id` is.
     """
 
     id: uuid.UUID
@@ -57,19 +59,21 @@ class NewOrder(msgspec.Struct, frozen=True, gc=False):
     received_at: datetime = msgspec.field(default_factory=utc_now)
     representation: int = REPRESENTATION
     dry_run: bool = False
+    quote: OrderQuote | None = None
 
 
 class PricedOrder(msgspec.Struct, frozen=True):
-    """An order to place, with the price record it is priced with or, if it cannot be placed at one, the problem.
+    """An order to place, with the price record or the quote it is priced with or, if it cannot be placed at one, the
+    problem.
 
-    `market_rate_e8` is the record's, `markup_bp` what the desk adds to it, and `rate_e8` and `satoshi` follow from
-    these; all are 0 without a record: `pricing.price_order` is where.
+    `market_rate_e8` is that of the record, `markup_bp` what the desk adds to it, and `rate_e8` and `satoshi` follow
+    from these, or all are what the quote says; 0 where there is neither: `pricing.price_order` is where.
 
     After `deadline` the ledger, by its own clock, stores it no more: whoever waits for a lost answer can then be sure.
     """
 
     order: NewOrder
-    price: PriceRecord | DeskError
+    price: PriceRecord | OrderQuote | DeskError
     deadline: datetime
     market_rate_e8: int = 0
     markup_bp: int = 0
@@ -216,15 +220,24 @@ class OrderLedger(Protocol):
     async def place(self, items: Sequence[PricedOrder], timeout_seconds: float) -> Sequence[Outcome]:
         """Settles the items as if they were sent one by one in this order; one outcome each.
 
-        Repeats by id or by key come first, then IdempotencyKeyReused, then ClockSkewed (the ledger's clock differs from
-        ours, or is past the item's deadline), the item's own price problem, PriceStale, OrderTooLarge, and last the
-        caps of the client (ClientCapExceeded) and of the desk (ExposureCapExceeded); times are judged by the ledger's
-        clock. Placed means committed to disk, on the standbys too where PostgreSQL waits for them. What is placed or
-        replayed is shown as of its placing. A dry run ends in Replayed, Placeable or Refused, and changes nothing for
-        the items after it.
+        Repeats by id, by quote or by key come first, then IdempotencyKeyReused, then ClockSkewed (the ledger's clock
+        differs from ours, or is past the item's deadline), the item's own price problem, PriceStale or QuoteExpired,
+        OrderTooLarge, and last the caps of the client (ClientCapExceeded) and of the desk (ExposureCapExceeded); times
+        are judged by the ledger's clock. Placed means committed to disk, on the standbys too where PostgreSQL waits for
+        them. What is placed or replayed is shown as of its placing. That a quote does not follow from a price record
+        that is kept is a problem of its item's: QuoteInvalid. A dry run ends in Replayed, Placeable or Refused, and
+        changes nothing for the items after it.
 
         Raises LedgerUnavailable or Overloaded: certainly nothing was stored. Raises OutcomeUnknown: the whole batch
         may or may not be stored; sending the same items again settles it.
+        """
+        ...
+
+    async def keep_price(self, record: PriceRecord) -> None:
+        """Stores a record, as it was signed, for quotes to be given at it; the same record may come again. Once this
+        returns it is there for good, as an order is that was placed.
+
+        Raises LedgerUnavailable, Overloaded, and PriceUnavailable for one that the ledger does not take.
         """
         ...
 
@@ -249,7 +262,7 @@ class OrderLedger(Protocol):
         ...
 
     async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
-        """The record an order was priced with; raises PriceNotFound, LedgerUnavailable."""
+        """The record an order or a quote was priced with; raises PriceNotFound, LedgerUnavailable."""
         ...
 
     async def check(self) -> None:
@@ -323,11 +336,13 @@ def _fresh_random_bits(ids: int = 256) -> list[int]:
 
 
 def is_repeat(new: NewOrder, stored: Order) -> bool:
-    """Whether the stored order is what `new` asks for, under the same key or id: the same currency, cents, reference
-    and metadata, its members in any order."""
+    """Whether the stored order is what `new` asks for, under the same key, id or quote: the same currency, cents,
+    quote, reference and metadata, its members in any order. With the quote the key may be left out."""
+    quote_id = None if new.quote is None else new.quote.id
     return (
         (new.currency, new.amount_cents, new.reference) == (stored.currency, stored.amount_cents, stored.reference)
-        and (new.client, new.client_order_id) == (stored.client, stored.client_order_id)
+        and (new.client, quote_id) == (stored.client, stored.quote_id)
+        and (new.client_order_id == stored.client_order_id or (quote_id is not None and new.client_order_id is None))
         and _members(new.metadata) == _members(stored.metadata)
     )
 

@@ -7,6 +7,7 @@ import msgspec
 from buydesk.errors import DeskError, PriceMoved
 from buydesk.money import format_btc, format_rate, sale_rate, satoshi_for
 from buydesk.orders.model import NewOrder, Order, PricedOrder
+from buydesk.orders.quotes import OrderQuote
 from buydesk.prices.model import PriceRecord
 
 
@@ -32,13 +33,19 @@ NO_GUARD = Guard()
 
 
 def price_order(
-    order: NewOrder, price: PriceRecord | DeskError, deadline: datetime, markup_bp: int = 0, guard: Guard = NO_GUARD
+    order: NewOrder,
+    price: PriceRecord | OrderQuote | DeskError,
+    deadline: datetime,
+    markup_bp: int = 0,
+    guard: Guard = NO_GUARD,
 ) -> PricedOrder:
     """The order at the record's rate and the markup (`sale_rate`), in basis points, the bitcoin rounded up to the
     satoshi (`satoshi_for`), to be stored until the deadline; with the problem instead when there is no record, none
-    with a rate for its currency, or the guard does not allow the price."""
+    with a rate for its currency, or the guard does not allow the price. By a quote it is what the quote says."""
     if isinstance(price, DeskError):
         return PricedOrder(order, price, deadline)
+    if isinstance(price, OrderQuote):
+        return PricedOrder(order, price, deadline, price.market_rate_e8, price.markup_bp, price.rate_e8, price.satoshi)
     market_e8 = price.rates_e8.get(order.currency)
     if market_e8 is None:
         return PricedOrder(order, price.problem_of(order.currency), deadline)
@@ -56,8 +63,12 @@ def placeable_order(item: PricedOrder, moment: datetime, livemode: bool) -> Orde
 
 def placed_order(item: PricedOrder, number: int, client_number: int, created_at: datetime, livemode: bool) -> Order:
     """The order that is stored when the item is placed."""
-    new, record = item.order, item.price
-    assert isinstance(record, PriceRecord)  # noqa: S101  # no ledger places what has no price
+    new, price = item.order, item.price
+    assert not isinstance(price, DeskError)  # noqa: S101  # no ledger places what has no price
+    if isinstance(price, OrderQuote):
+        price_id, price_as_of, quote_id = price.price_id, price.price_as_of, price.id
+    else:
+        price_id, price_as_of, quote_id = price.id, price.as_of, None
     return Order(
         number,
         client_number,
@@ -69,8 +80,8 @@ def placed_order(item: PricedOrder, number: int, client_number: int, created_at:
         new.amount_cents,
         item.rate_e8,
         item.satoshi,
-        record.id,
-        record.as_of,
+        price_id,
+        price_as_of,
         livemode,
         new.representation,
         new.received_at,
@@ -78,5 +89,5 @@ def placed_order(item: PricedOrder, number: int, client_number: int, created_at:
         item.markup_bp,
         new.reference,
         new.metadata,
-        None,  # no order has a quote yet
+        quote_id,
     )

@@ -53,7 +53,9 @@ async def clients(settings: Settings) -> str:
     return _table(_CLIENT_HEAD, list(map(_client_row, found)))
 
 
-_CLIENT_HEAD = ("NAME", "ORDERS", "USED", "CAP", "COUNTS", "LARGEST ORDER", "A DAY", "MARKUP", "A MINUTE", "KEYS")
+_CLIENT_HEAD = (
+    *("NAME", "ORDERS", "USED", "CAP", "COUNTS", "LARGEST ORDER", "A DAY", "MARKUP", "A MINUTE", "QUOTES", "KEYS"),
+)
 
 
 def _client_row(client: Client) -> tuple[str, ...]:
@@ -68,6 +70,7 @@ def _client_row(client: Client) -> tuple[str, ...]:
         ",".join(f"{currency}:{format_cents(cents)}" for currency, cents in daily) or "none",
         ",".join(f"{currency}:{markup_bp}" for currency, markup_bp in client.markup_bp.items()) or "default",
         "default" if client.rate_per_minute is None else str(client.rate_per_minute),
+        "default" if client.quote_seconds_max is None else f"{client.quote_seconds_max} s",
         str(client.keys),
     )
 

@@ -35,14 +35,15 @@ from buydesk.runtime.startup_report import (
     wait_until_ready,
     wait_until_selling,
 )
-from buydesk.settings.model import OWNERS, TOKENS, Settings, new_token, variable
+from buydesk.settings.model import Settings, variable
+from buydesk.settings.secrets import KEY_PAIRS, OWNERS, TOKENS, new_token
 from buydesk.signing_keys import new_signing_key
 from buydesk.times import utc_now
 from buydesk.topology import PORTS
 
 COMMAND = (sys.executable, "-m", "buydesk")
 # What services share with each other, and is made when it is not given.
-SHARED: Mapping[str, Callable[[], str]] = dict.fromkeys(TOKENS, new_token) | {"price_signing_key": new_signing_key}
+SHARED: Mapping[str, Callable[[], str]] = dict.fromkeys(TOKENS, new_token) | dict.fromkeys(KEY_PAIRS, new_signing_key)
 DATABASE_SECONDS_MAX = 30.0
 MIGRATE_SECONDS_MAX = 120.0
 GRACE_BEYOND_DRAIN_SECONDS = 3.0
@@ -84,7 +85,8 @@ async def _start(settings: Settings, stack: contextlib.AsyncExitStack, *, separa
         if name not in settings.model_fields_set
     }
     settings = settings.model_copy(update=made)
-    settings = settings.model_copy(update={"price_keys": settings.accepted_price_keys})
+    accepted = {"price_keys": settings.accepted_price_keys, "quote_keys": settings.accepted_quote_keys}
+    settings = settings.model_copy(update=accepted)
     listeners = bind(settings, PORTS)
     stack.callback(close, listeners.values())
     # FastAPI and the like take half a second to import, in which PostgreSQL can start.

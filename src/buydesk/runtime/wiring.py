@@ -21,10 +21,11 @@ from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.life import PostgresLife
 from buydesk.backends.postgres.refusals import PostgresRefusals
 from buydesk.backends.postgres.registry import registry_beside
-from buydesk.backends.remote import RemoteAnchorStore, RemoteLedger, RemoteLife, RemotePriceStore, RemoteReportStore
+from buydesk.backends.remote import RemoteAnchorStore, RemoteLedger, RemoteLife, RemotePriceStore
 from buydesk.backends.remote.clients import RemoteKeys
 from buydesk.backends.remote.rates import RemoteRateStore
 from buydesk.backends.remote.registry import RemoteRefusals, RemoteRegistry
+from buydesk.backends.remote.reports import RemoteReportStore
 from buydesk.backends.sources import exchanges
 from buydesk.backends.sources.sandbox import sandbox_sources
 from buydesk.clients.cache import KeyCache

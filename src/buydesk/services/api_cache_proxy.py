@@ -21,6 +21,7 @@ from buydesk.http.prices import (
     POINTS,
     POST_RECORD,
     POST_SOURCES,
+    RECORD_BYTES_MAX,
     TTL,
     parse_record,
     parse_state,
@@ -38,7 +39,6 @@ from buydesk.settings.model import Settings
 from buydesk.settings.types import tokens
 from buydesk.times import CLOCK, Clock
 
-RECORD_BYTES_MAX = 256 * 1024
 STATE_BYTES_MAX = 64 * 1024
 # Nothing on the way may keep a price for longer than it is valid; browsers may read it from any page, as CoinDesk's.
 _PRICE_HEADERS = {"Cache-Control": "no-store", "Access-Control-Allow-Origin": "*"}

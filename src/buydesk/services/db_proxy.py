@@ -24,6 +24,7 @@ from buydesk.http.clients import add_key_routes
 from buydesk.http.examples import EXAMPLE_ORDER, EXAMPLE_PRICED_ORDER
 from buydesk.http.ledger import (
     EXPOSURE,
+    KEEP_PRICE,
     LIST,
     ORDER,
     ORDER_BY_KEY,
@@ -38,7 +39,7 @@ from buydesk.http.life import ACCEPTED, CLOSE, EVENTS, LAST_EVENTS, LIST_BYTES_M
 from buydesk.http.members import decode_body, read_query, whole_number
 from buydesk.http.openapi import operation
 from buydesk.http.pages import id_of
-from buydesk.http.prices import wrong_members_named
+from buydesk.http.prices import RECORD_BYTES_MAX, wrong_members_named
 from buydesk.http.registry import add_registry_routes
 from buydesk.http.requests import Request, require_json, require_token
 from buydesk.http.responses import MsgspecResponse
@@ -64,10 +65,11 @@ from buydesk.orders.life_documents import (
 from buydesk.orders.model import Exposure, OrderLedger, Outcome, Placed, PricedOrder, Refused
 from buydesk.orders.paging import PageReader
 from buydesk.orders.pricing import price_order
+from buydesk.orders.quotes import OrderQuote, quote_reader
 from buydesk.orders.refusals import RefusalRecorder
 from buydesk.orders.representations import order_document
 from buydesk.prices.anchors import AnchorStore
-from buydesk.prices.documents import record_document
+from buydesk.prices.documents import record_document, record_from
 from buydesk.prices.model import RETRY_AFTER_SECONDS, PriceRecord
 from buydesk.prices.verification import require_proven
 from buydesk.reading import WrongMember
@@ -199,13 +201,14 @@ async def _place_list(
 ) -> list[Outcome]:
     """One outcome for each document; what is no priced order is refused before the others go to the ledger together."""
     records: dict[uuid.UUID, PriceRecord] = {}
+    quote_of = quote_reader(settings)
     # Found so by this service's clock and settings, which prove nothing of an item that was sent before.
     unproven: set[object] = set()
     read: list[PricedOrder | Refused] = []
     now = utc_now()
     for document in documents:
         try:
-            item = priced_order_from(document, records)
+            item = priced_order_from(document, records, quote_of)
             _require_plausible_deadline(item, settings, now)
             if why := _unproven(item.price, settings, now):
                 # A repeat is answered all the same.
@@ -234,7 +237,9 @@ def _require_plausible_deadline(item: PricedOrder, settings: Settings, now: date
         raise ClockSkewed(detail, retry_after_seconds=RETRY_AFTER_SECONDS)
 
 
-def _unproven(price: PriceRecord | DeskError, settings: Settings, now: datetime) -> PriceUnavailable | None:
+def _unproven(
+    price: PriceRecord | OrderQuote | DeskError, settings: Settings, now: datetime
+) -> PriceUnavailable | None:
     """The problem with a price that this desk would never have published."""
     if isinstance(price, PriceRecord):
         try:
@@ -247,7 +252,7 @@ def _unproven(price: PriceRecord | DeskError, settings: Settings, now: datetime)
 
 def _add_reads(app: Service, ledger: OrderLedger, settings: Settings) -> None:
     pages = PageReader(ledger, settings)
-    may_read = tokens(settings.reading_tokens)
+    may_read, may_place = tokens(settings.reading_tokens), tokens(settings.placing_tokens)
 
     async def get(request: Request) -> Response:
         anchor, page_size = read_list(request)
@@ -271,6 +276,19 @@ def _add_reads(app: Service, ledger: OrderLedger, settings: Settings) -> None:
         require_token(request, may_read)
         return MsgspecResponse(exposure_document(await ledger.exposure(read_client(request))))
 
+    async def keep_price(request: Request) -> Response:
+        require_token(request, may_place)
+        require_json(request)
+        price_id = id_of(request, "price_id")
+        with wrong_members_named():
+            record = record_from(decode_body(await request.body(RECORD_BYTES_MAX)))
+        if record.id != price_id:
+            raise InvalidRequest.of("id", "is not that of the path")
+        if why := _unproven(record, settings, utc_now()):
+            raise why
+        await ledger.keep_price(record)
+        return MsgspecResponse({"id": record.id})
+
     async def price(request: Request) -> Response:
         require_token(request, may_read)
         read_query(request)
@@ -282,6 +300,7 @@ def _add_reads(app: Service, ledger: OrderLedger, settings: Settings) -> None:
     app.add_direct_route("/order/{order_id}", "GET", order, ORDER)
     app.add_direct_route("/exposure", "GET", exposure, EXPOSURE)
     app.add_direct_route("/price/{price_id}", "GET", price, PRICE)
+    app.add_direct_route("/price/{price_id}", "PUT", keep_price, KEEP_PRICE)
 
 
 def _add_life(app: Service, life: OrderLife, settings: Settings) -> None:

@@ -5,8 +5,6 @@ BUYDESK_. One that is unknown, or has no sense by itself or beside the others, f
 """
 
 import operator
-import secrets
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -16,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from buydesk import hosts, signing_keys
 from buydesk.money import Currency
+from buydesk.settings.secrets import KEY_PAIRS, SECRET_CHARS_MIN, TOKENS, new_token
 from buydesk.settings.types import (
     EXTRA_SOURCES,
     LIVE_SOURCES,
@@ -31,6 +30,7 @@ from buydesk.settings.types import (
     Networks,
     NotEmpty,
     PublicKeys,
+    QuoteSeconds,
     RateOrOff,
     RedisUrl,
     SandboxFault,
@@ -49,31 +49,6 @@ PRICE_TTL_SECONDS_MAX = 3600
 # One source proves nothing, whatever else is set.
 SOURCES_MIN = 2
 
-# Longer than every secret that somebody else made up: those of deploy/secrets, and any server's default.
-SECRET_CHARS_MIN = 16
-
-# Who knows which secret; nobody else has business with it.
-OWNERS: Mapping[str, tuple[str, ...]] = {
-    "database_url": ("db_proxy",),
-    "db_proxy_database_url": (),  # only `migrate`
-    "redis_url": ("api_cache_proxy", "health_check"),
-    "price_signing_key": ("api_updater",),
-    "publishing_tokens": ("api_cache_proxy", "api_updater", "db_proxy"),
-    "placing_tokens": ("create_buy_order", "db_proxy"),
-    "reading_tokens": ("db_proxy", "fetch_buy_orders"),
-    "processing_tokens": ("db_proxy", "process_buy_orders"),
-    "operating_tokens": ("db_proxy", "operate_desk"),
-    "counting_tokens": (
-        "api_cache_proxy",
-        "create_buy_order",
-        "db_proxy",
-        "fetch_buy_orders",
-        "operate_desk",
-        "process_buy_orders",
-    ),
-    "reporting_tokens": tuple(PORTS),
-}
-TOKENS = tuple(name for name in OWNERS if name.endswith("_tokens"))
 _RELATIONS = {"more than": operator.gt, "at most": operator.le, "less than": operator.lt}
 _RULES = (
     # What was accepted last is still answered in its time.
@@ -84,16 +59,8 @@ _RULES = (
     ("feed_interval_seconds", "less than", "price_ttl_seconds"),
     ("quote_age_seconds_max", "less than", "price_ttl_seconds"),
     ("batch_orders_max", "at most", "orders_waiting_max"),
+    ("quote_seconds", "at most", "quote_seconds_max"),
 )
-# Who takes prices from another process and proves them.
-PROVERS = ("api_cache_proxy", "create_buy_order", "db_proxy")
-
-
-def new_token() -> str:
-    """A token that nobody knows yet."""
-    return secrets.token_urlsafe(32)
-
-
 # Where none are given, of a single process, they are its own.
 SharedTokens = Annotated[Tokens, Field(default_factory=lambda: SecretStr(new_token()))]
 
@@ -245,6 +212,15 @@ class Settings(BaseSettings):
     price_keys: PublicKeys = Field(
         (), description="Public keys whose prices are taken, separated by commas; by default that of the signing key."
     )
+    quote_signing_key: SigningKey = Field(
+        default_factory=lambda: SecretStr(signing_keys.new_signing_key()),
+        description="What create_buy_order signs quotes with, as `buydesk secrets` makes it.",
+    )
+    quote_keys: PublicKeys = Field(
+        (), description="Public keys whose quotes are taken, separated by commas; by default that of the signing key."
+    )
+    quote_seconds: QuoteSeconds = Field(30, description="How long a quote is valid that asks for nothing else.")
+    quote_seconds_max: QuoteSeconds = Field(60, description="How long a quote may be valid that asks for it.")
     price_history_records_max: Count = Field(6000, description="Price records kept for history; the oldest go.")
     price_refresh_seconds: Seconds = Field(1, description="How often create_buy_order fetches the price.")
     source_seconds_max: Seconds = Field(4, description="The longest wait for a price source.")
@@ -325,12 +301,13 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _accept_own_prices(self) -> Self:
-        own = signing_keys.public_key(self.price_signing_key.get_secret_value())
-        if "price_signing_key" in self.model_fields_set and self.price_keys and own not in self.price_keys:
-            raise ValueError(
-                f"{variable('price_keys')} must have the public key of {variable('price_signing_key')}, which is {own}"
-            )
+    def _accept_own_signatures(self) -> Self:
+        for signing_key, keys in KEY_PAIRS.items():
+            own, accepted = self._public_key(signing_key), getattr(self, keys)
+            if signing_key in self.model_fields_set and accepted and own not in accepted:
+                raise ValueError(
+                    f"{variable(keys)} must have the public key of {variable(signing_key)}, which is {own}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -342,10 +319,11 @@ class Settings(BaseSettings):
                 secret[field] = unquote(urlsplit(url.get_secret_value()).password or "")
         weak = [variable(field) for field in secret if len(secret[field]) < SECRET_CHARS_MIN]
         default = signing_keys.DEFAULT_SIGNING_KEY
-        if self.price_signing_key.get_secret_value() == default:
-            weak.append(variable("price_signing_key"))
-        if signing_keys.public_key(default) in self.price_keys:
-            weak.append(variable("price_keys"))
+        for signing_key, keys in KEY_PAIRS.items():
+            if getattr(self, signing_key).get_secret_value() == default:
+                weak.append(variable(signing_key))
+            if signing_keys.public_key(default) in getattr(self, keys):
+                weak.append(variable(keys))
         if self.refuse_default_secrets and weak:
             detail = f"must hold a secret of your own, of at least {SECRET_CHARS_MIN} characters"
             raise ValueError("; ".join(f"{each} {detail}" for each in weak))
@@ -354,7 +332,15 @@ class Settings(BaseSettings):
     @property
     def accepted_price_keys(self) -> tuple[str, ...]:
         """The public keys whose prices may be published, sold and stored."""
-        return self.price_keys or (signing_keys.public_key(self.price_signing_key.get_secret_value()),)
+        return self.price_keys or (self._public_key("price_signing_key"),)
+
+    @property
+    def accepted_quote_keys(self) -> tuple[str, ...]:
+        """The public keys whose quotes are sold by."""
+        return self.quote_keys or (self._public_key("quote_signing_key"),)
+
+    def _public_key(self, signing_key: str) -> str:
+        return signing_keys.public_key(getattr(self, signing_key).get_secret_value())
 
     def markup_bp_of(self, currency: Currency) -> int:
         """The desk's own markup in a currency, in basis points."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from buydesk.errors import CannotStart
-from buydesk.settings.model import OWNERS, PREFIX, PROVERS, TOKENS, Settings, variable
+from buydesk.settings.model import PREFIX, Settings, variable
+from buydesk.settings.secrets import KEY_PAIRS, OWNERS, PROVERS, TOKENS
 
 # What earlier versions knew, and what to set instead.
 _RENAMED = {
@@ -25,9 +26,8 @@ _SERVICE_LINK = re.compile(
 
 def require_secrets(settings: Settings, service: str) -> None:
     """Raises CannotStart for a secret that the service shares with others, and which was not given to it."""
-    shared = [name for name in (*TOKENS, "price_signing_key") if service in OWNERS[name]]
-    if service in PROVERS:
-        shared.append("price_keys")
+    shared = [name for name in (*TOKENS, *KEY_PAIRS) if service in OWNERS[name]]
+    shared += [name for name in PROVERS if service in PROVERS[name]]
     missing = [variable(name) for name in shared if name not in settings.model_fields_set]
     if missing:
         are = "is" if len(missing) == 1 else "are"

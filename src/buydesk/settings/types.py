@@ -19,6 +19,9 @@ EXTRA_SOURCES = ("bitvavo", "okx")
 # An old one and a new one, while they are changed.
 TOKENS_MAX = 2
 COUNT_MAX = 1_000_000
+# A quote of fewer seconds nobody could use, and one of more would be an option on the price, for nothing.
+QUOTE_SECONDS_MIN = 5
+QUOTE_SECONDS_MAX = 900
 DATABASE_SCHEMES = ("postgresql://", "postgres://")
 # Parameters that other programs read from such an address. asyncpg does not: it would send them to the server, which
 # refuses them in words that fit nothing that was written here.
@@ -127,6 +130,7 @@ SandboxFault = Literal[
 ]
 SANDBOX_FAULTS: tuple[SandboxFault, ...] = get_args(SandboxFault)
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+QuoteSeconds = Annotated[int, Field(ge=QUOTE_SECONDS_MIN, le=QUOTE_SECONDS_MAX)]
 Count = Annotated[int, Field(ge=1, le=COUNT_MAX)]
 RateOrOff = Annotated[int | Literal["off"], BeforeValidator(_rate)]
 BasisPoints = Annotated[int, Field(ge=1, le=10_000)]

@@ -1,6 +1,6 @@
-"""The account of db_proxy in PostgreSQL: it may read, place and close orders, keep the last prices, note that keys were
-used and what was refused, and, with an operator's key, do what that one permits. It changes nothing that is stored in
-any other way."""
+"""The account of db_proxy in PostgreSQL: it may read, place and close orders, keep price records and the last prices,
+note that keys were used and what was refused, and, with an operator's key, do what that one permits. It changes nothing
+that is stored in any other way."""
 
 import hashlib
 import hmac
@@ -29,7 +29,7 @@ TABLES = (
 )
 # All of its writing.
 FUNCTIONS = (
-    *("place_orders", "close_orders", "place_batch", "keep_price_anchors"),
+    *("place_orders", "close_orders", "place_batch", "keep_price_anchors", "keep_price_record"),
     *("note_keys_used", "note_refusals", "act_by_key"),
 )
 # As many iterations as PostgreSQL itself makes (scram_iterations).

@@ -10,7 +10,6 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 
 import asyncpg
-import msgspec
 
 from buydesk.backends.postgres.faults import (
     is_definite,
@@ -19,11 +18,12 @@ from buydesk.backends.postgres.faults import (
     unavailable,
     unknown_outcome,
 )
+from buydesk.backends.postgres.prices import QuoteProofs, keeping, stored_record
 from buydesk.backends.postgres.rows import judged, order_of, outcome_of, place_arguments
 from buydesk.backends.postgres.sessions import FAULTS, Ask, Session, StandbyAway, Warned, fetching, open_session
 from buydesk.backends.postgres.sql import REVISION
 from buydesk.backends.postgres.storing import StoringMonitor
-from buydesk.errors import LedgerUnavailable, OrderNotFound, OutcomeUnknown, Overloaded, PriceNotFound, WrongMode
+from buydesk.errors import LedgerUnavailable, OrderNotFound, OutcomeUnknown, Overloaded, WrongMode
 from buydesk.limits import SLICE_ITEMS, Bulkhead, SharedCheck
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.orders.model import (
@@ -39,7 +39,6 @@ from buydesk.orders.model import (
     Refused,
 )
 from buydesk.orders.refusals import RefusalRecorder
-from buydesk.prices.documents import record_from
 from buydesk.prices.model import PriceRecord
 from buydesk.settings.model import Settings
 from buydesk.times import utc_now
@@ -72,6 +71,7 @@ class PostgresLedger:
         self._write_session: Session | None = None
         self._write_lock = asyncio.Lock()
         self._storing = StoringMonitor()
+        self._quotes = QuoteProofs(settings.clock_skew_seconds_max)
         self._reading: set[Session] = set()  # all that read, the idle ones among them
         self._idle: list[Session] = []
         self._is_closed = False
@@ -154,8 +154,9 @@ class PostgresLedger:
 
     async def _place(self, session: Session, items: Sequence[PricedOrder], give_up_at: float) -> Sequence[Outcome]:
         """One call of the function, in a transaction of its own; raises asyncpg.PostgresError or OutcomeUnknown."""
-        arguments = place_arguments(items, self._clock_window())
         try:
+            items = await self._quotes.proven(session, items, give_up_at - time.monotonic())
+            arguments = place_arguments(items, self._clock_window())
             [row] = await session.fetch("place_orders", *arguments, seconds=give_up_at - time.monotonic())
         except asyncpg.PostgresError:
             raise
@@ -185,6 +186,11 @@ class PostgresLedger:
             return {}
         rows = await session.fetch("orders_by_number", numbers, seconds=seconds)
         return {row["number"]: order_of(row) for row in rows}
+
+    async def keep_price(self, record: PriceRecord) -> None:
+        """See OrderLedger."""
+        async with self._short_reads:
+            await self._ask(keeping(record))
 
     async def page(self, client: str | None, anchor: Anchor, page_size: int) -> Page:
         """See OrderLedger."""
@@ -236,10 +242,7 @@ class PostgresLedger:
 
     async def price_record(self, price_id: uuid.UUID) -> PriceRecord:
         """See OrderLedger."""
-        rows = await self.fetch("price_record", price_id)
-        if not rows:
-            raise PriceNotFound(f"No order was priced with a record of the id {price_id}.")
-        return record_from(msgspec.json.decode(rows[0]["document"]))
+        return stored_record(await self.fetch("price_record", price_id), price_id)
 
     async def check(self) -> None:
         """See OrderLedger."""

@@ -98,6 +98,15 @@ SELECT cap_satoshi, used_satoshi, last_number FROM clients WHERE name = $1::text
 -- The document of a price record.
 SELECT document FROM price_records WHERE id = $1::uuid
 
+-- name: price_records
+-- The documents of price records.
+SELECT document FROM price_records WHERE id = ANY ($1::uuid[])
+
+-- name: keep_price_record
+-- Stores the document of a price record; whether it was not there before, and whether commits wait for standbys.
+SELECT keep_price_record($1::uuid, $2::text) AS is_new,
+       current_setting('synchronous_standby_names') <> '' AS has_standbys
+
 -- name: place_orders
 -- Places a batch; schema.sql explains the function. Some arrays come as text; times are Unix times.
 SELECT outcomes, numbers, client_numbers, used_then, limits_then, moment, is_live,
@@ -107,7 +116,7 @@ FROM place_orders(
     ARRAY(SELECT to_timestamp(deadline) FROM unnest($8::text::float8[]) AS deadline),
     $9::text::float8[], $10::text::smallint[], $11, $12, $13::text::int[], $14::text::int[], $15::text::int[],
     $16, $17, $18, $19, $20, to_timestamp($21::float8), to_timestamp($22::float8), $23::text::bigint[], $24::text::int[],
-    $25::text::boolean[]
+    $25::text::boolean[], $26::text::uuid[], $27::timestamptz[]
 )
 
 -- name: place_nothing

@@ -42,6 +42,7 @@ from buydesk.errors import (
     KeyRefused,
 )
 from buydesk.money import MARKUP_BP_MAX
+from buydesk.settings.types import QUOTE_SECONDS_MAX, QUOTE_SECONDS_MIN
 
 CONNECT_SECONDS_MAX = 5.0
 # What an act locks, every order waits for; and what nobody waits for any more is not to be done later.
@@ -149,6 +150,10 @@ _BELOW_USED = {
 _BROKEN = {
     "clients_name_check": ("client", "must have 1 to 32 characters: a to z, 0 to 9 and, but for the first, -"),
     "markups_markup_bp_check": ("markup_bp", f"must be from 0 to {MARKUP_BP_MAX}"),
+    "clients_quote_seconds_max_check": (
+        "quote_seconds_max",
+        f"must be from {QUOTE_SECONDS_MIN} to {QUOTE_SECONDS_MAX}",
+    ),
     "clients_order_satoshi_max_check": ("largest_order", "must be more than 0"),
     "keys_expires_at_check": ("expires_at", "must be before the year 9999"),
     "exposure_cap_satoshi_check": ("cap", _CAP_MAX),

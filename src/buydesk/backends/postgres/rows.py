@@ -3,13 +3,12 @@
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, time, timedelta
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
-from msgspec.structs import replace
 
+from buydesk.backends.postgres.prices import signed_text
 from buydesk.errors import (
     ClientCapExceeded,
     ClockSkewed,
@@ -34,7 +33,7 @@ from buydesk.orders.model import (
     is_repeat,
 )
 from buydesk.orders.pricing import placeable_order, placed_order
-from buydesk.prices.documents import record_document
+from buydesk.orders.quotes import OrderQuote, expired
 from buydesk.prices.model import PriceRecord, stale
 from buydesk.times import format_time
 
@@ -45,7 +44,7 @@ _CURRENCY = Order.__struct_fields__.index("currency")
 
 def place_arguments(items: Sequence[PricedOrder], window: tuple[float, float]) -> tuple[Any, ...]:
     """The arguments of place_orders, one list a column, as text where text is safe. A slot is the place, from 1, of the
-    first of equal things.
+    first of equal things; items by one quote are equal, whatever their ids.
 
     `window` are the Unix times, by our clock, between which the ledger's clock has to be.
     """
@@ -54,14 +53,18 @@ def place_arguments(items: Sequence[PricedOrder], window: tuple[float, float]) -
     id_slots: dict[uuid.UUID, int] = {}
     key_slots: dict[tuple[str, str], int] = {}
     # By the end of its validity too: a copy of a record that was shortened later must not live as long as the first.
-    records: dict[tuple[uuid.UUID, datetime], tuple[int, PriceRecord]] = {}
+    # Quotes have ends of their own, and a record that is stored.
+    prices: dict[tuple[uuid.UUID, datetime, bool], tuple[int, PriceRecord | OrderQuote]] = {}
     rows = []
     for place, item in enumerate(items, 1):
         new = item.order
         price_slot = 0
         if isinstance(item.price, PriceRecord):
-            copy = item.price.id, item.price.expires_at
-            price_slot, _ = records.setdefault(copy, (len(records) + 1, item.price))
+            copy = item.price.id, item.price.expires_at, False
+            price_slot, _ = prices.setdefault(copy, (len(prices) + 1, item.price))
+        elif isinstance(item.price, OrderQuote):
+            copy = item.price.price_id, item.price.expires_at, True
+            price_slot, _ = prices.setdefault(copy, (len(prices) + 1, item.price))
         key = new.client_order_id
         key_slot = 0 if key is None else key_slots.setdefault((new.client, key), place)
         rows.append(
@@ -79,12 +82,11 @@ def place_arguments(items: Sequence[PricedOrder], window: tuple[float, float]) -
                 new.reference,
                 new.metadata,
                 price_slot,
-                id_slots.setdefault(new.id, place),
+                id_slots.setdefault(new.id if new.quote is None else new.quote.id, place),
                 key_slot,
             )
         )
-    prices = [(record.id, record.as_of, record.expires_at, _signed_text(record)) for _, record in records.values()]
-    price_columns = zip(*prices, strict=True) if prices else ((),) * 4
+    price_columns = zip(*(_price_row(price) for _, price in prices.values()), strict=True) if prices else ((),) * 4
     ids, slots, keys, *numeric, references, metadatas, price_slots, ids_first, keys_first = map(
         list, zip(*rows, strict=True)
     )
@@ -101,7 +103,15 @@ def place_arguments(items: Sequence[PricedOrder], window: tuple[float, float]) -
         *window,
         *_markup_columns(items),
         _array_text([item.order.dry_run for item in items]) if any(item.order.dry_run for item in items) else None,
+        *_quote_columns(items),
     )
+
+
+def _price_row(price: PriceRecord | OrderQuote) -> tuple[uuid.UUID, datetime, datetime, str | None]:
+    """A price's id, when it was observed, when it ends, and its document, if that has to be brought."""
+    if isinstance(price, OrderQuote):
+        return price.price_id, price.price_as_of, price.expires_at, None
+    return price.id, price.as_of, price.expires_at, signed_text(price)
 
 
 def _markup_columns(items: Sequence[PricedOrder]) -> tuple[str | None, str | None]:
@@ -111,18 +121,18 @@ def _markup_columns(items: Sequence[PricedOrder]) -> tuple[str | None, str | Non
     return _array_text([item.market_rate_e8 for item in items]), _array_text([item.markup_bp for item in items])
 
 
+def _quote_columns(items: Sequence[PricedOrder]) -> tuple[str | None, list[datetime | None] | None]:
+    """The quotes' ids, and when they were given; nothing where there are none."""
+    quotes = [item.order.quote for item in items]
+    if not any(quotes):
+        return None, None
+    ids = [None if quote is None else quote.id for quote in quotes]
+    return _array_text(ids), [None if quote is None else quote.quoted_at for quote in quotes]
+
+
 def _unless_none(texts: list[Any]) -> list[Any] | None:
     """A column in which no row has anything costs nothing: elements of NULL are NULL."""
     return texts if any(text is not None for text in texts) else None
-
-
-# Batch after batch is priced with the same record.
-@lru_cache(maxsize=8)
-def _signed_text(record: PriceRecord) -> str:
-    """The record as it was signed: a copy that was shortened since has the same text."""
-    if record.signature is not None:
-        record = replace(record, expires_at=record.signature.expires_at)
-    return msgspec.json.encode(record_document(record)).decode()
 
 
 def _array_text(values: Sequence[object]) -> str:
@@ -170,9 +180,13 @@ def outcome_of(item: PricedOrder, said: Judged, row: asyncpg.Record, stored: dic
             if is_repeat(new, order):
                 return Replayed(order)
             detail = "The key belongs to an order with another currency, amount, reference or metadata."
+            if new.quote is not None or order.quote_id is not None:
+                detail = "The key or the quote belongs to an order with another key, quote, reference or metadata."
             return Refused(IdempotencyKeyReused(detail), by_ledger=True)
         case "expired", PriceRecord() as record:
             return Refused(stale(record.as_of, record.expires_at), by_ledger=True)
+        case "expired", OrderQuote() as quote:
+            return Refused(expired(quote), by_ledger=True)
         case "unpriced", DeskError() as error:
             return Refused(error, by_ledger=True)
         # A pause may end, and limits may be raised, while an earlier sending is still on its way.

@@ -40,6 +40,7 @@ CREATE TABLE clients (
         (placed_satoshi - CASE WHEN cap_counts_open THEN closed_satoshi ELSE 0 END) STORED,
     created_at timestamptz DEFAULT clock_timestamp(),  -- none of anonymous, who was always there
     rate_per_minute int CHECK (rate_per_minute BETWEEN 1 AND 1000000),  -- of each kind of requests; NULL: as the services' setting
+    quote_seconds_max int CHECK (quote_seconds_max BETWEEN 5 AND 900),  -- how long its quotes may be valid; NULL: likewise
     CONSTRAINT client_closed_were_placed CHECK (closed_satoshi BETWEEN 0 AND placed_satoshi),
     CONSTRAINT client_used_within_cap CHECK (used_satoshi BETWEEN 0 AND cap_satoshi)
 ) WITH (fillfactor = 50);
@@ -85,7 +86,7 @@ CREATE TABLE price_keys (
     added_at timestamptz NOT NULL DEFAULT now()
 );
 
--- The price records that orders were priced with, as they were signed, each stored with the first order that used it; and
+-- The price records that orders were priced with, as they were signed, each stored with the first order or quote at it; and
 -- the key each of them names, NULL for those from before they were signed. The document is not read as JSON here: PostgreSQL refuses some JSON
 -- (with \u0000 in a text, say of an exchange's error), and would refuse the orders with it. As it is written, no text in
 -- it can hold what is looked for: there a quotation mark has a backslash before it.
@@ -125,7 +126,7 @@ CREATE TABLE orders (
     client_order_id text COLLATE "C" CHECK (length(client_order_id) BETWEEN 1 AND 255),
     reference text COLLATE "C" CHECK (length(reference) BETWEEN 1 AND 128),
     metadata text CHECK (octet_length(metadata) BETWEEN 2 AND 2048),
-    quote_id uuid,  -- no order has a quote yet
+    quote_id uuid,
     quoted_at timestamptz,
     quote_expires_at timestamptz,
     CONSTRAINT orders_quote_whole CHECK (num_nulls(quote_id, quoted_at, quote_expires_at) IN (0, 3))
@@ -137,6 +138,9 @@ ALTER TABLE orders ADD CONSTRAINT orders_whole CHECK (
 ALTER TABLE orders ADD CONSTRAINT orders_marked_up CHECK (
     markup_bp <= 5000 AND rate_e8 = market_rate_e8 + market_rate_e8 / 10000 * markup_bp
         + (market_rate_e8 % 10000 * markup_bp + 9999) / 10000
+) NOT VALID;  -- from now on
+ALTER TABLE orders ADD CONSTRAINT orders_quote_in_time CHECK (
+    quote_id IS NULL OR created_at < quote_expires_at AND quote_expires_at - quoted_at <= interval '15 minutes'
 ) NOT VALID;  -- from now on
 CREATE UNIQUE INDEX orders_key_unique ON orders (client_order_id, client) WHERE client_order_id IS NOT NULL;
 CREATE UNIQUE INDEX orders_of_client ON orders (client, coalesce(client_number, number));
@@ -205,21 +209,23 @@ CREATE TRIGGER kept AFTER UPDATE OR DELETE OR TRUNCATE ON price_records
 FOR EACH STATEMENT EXECUTE FUNCTION keep_price_records();
 
 -- Places a batch, as if its items came one by one, and returns one outcome for each:
---   'repeat'    stored already under this id or key, in this batch or before: numbers[i] says as which order
+--   'repeat'    stored already under this id, quote or key, in this batch or before: numbers[i] says as which order
 --   'clock'     it is before not_before or after not_after here: this server's clock or the sender's is off
 --   'late'      past its deadline        'paused'    nothing is sold now
 --   'unpriced'  price_slots[i] is 0
---   'expired'   its price record is
+--   'expired'   its price record is, or its quote
 --   'too_large'        more than limits_then[i], the largest order of its client
 --   'over_client_cap'  does not fit below limits_then[i], its client's cap, of which used_then[i] was used when it was tried
 --   'over_day'         the same of what its client may buy for the currency on that day, in cents
 --   'over_cap'         the same of the desk's cap
 --   'placeable' nothing of these, and dry_runs[i]: it would be placed
 --   'placed'    stored as numbers[i], which is its client's client_numbers[i]
--- Items with equal ids share a slot in id_slots, items with equal keys of one client one in key_slots (0: no key). A slot
--- is the index of the first such item. price_slots index the prices_* arrays, client_slots batch_clients: the names of the
--- clients that have items, in the order of their bytes, each once. received are Unix times. Without market_rates_e8 and
--- markups_bp all rates are the market's; without dry_runs all items are to be placed.
+-- Items with equal ids, or by one quote, share a slot in id_slots, items with equal keys of one client one in key_slots (0: no
+-- key). A slot is the index of the first such item. price_slots index the prices_* arrays, client_slots batch_clients: the
+-- names of the clients that have items, in the order of their bytes, each once. received are Unix times. Without
+-- market_rates_e8 and markups_bp all rates are the market's; without dry_runs all items are to be placed. An item by quote
+-- has the quote's id in quote_ids, when it was given in quoted_ats, and a price that ends when the quote does and whose
+-- document is NULL: that record is stored already.
 --
 -- Repeats, and what the clients may buy, are looked up before the exposure row is locked. Why that is safe: the function
 -- is read committed, so every statement has a snapshot of its own, and one statement reads the row's counters and all the
@@ -251,6 +257,7 @@ CREATE FUNCTION place_orders(
     price_ids uuid[], prices_as_of timestamptz[], prices_expire_at timestamptz[], price_documents text[],
     not_before timestamptz, not_after timestamptz,
     market_rates_e8 bigint[] DEFAULT NULL, markups_bp int[] DEFAULT NULL, dry_runs boolean[] DEFAULT NULL,
+    quote_ids uuid[] DEFAULT NULL, quoted_ats timestamptz[] DEFAULT NULL,
     OUT outcomes text[], OUT numbers bigint[], OUT client_numbers bigint[], OUT used_then bigint[],
     OUT limits_then bigint[], OUT moment timestamptz, OUT cap bigint, OUT is_live boolean
 )
@@ -275,7 +282,7 @@ DECLARE
     is_in_time boolean;
     is_paused boolean;
     rows_stored int;
-    holders_by_id bigint[];           -- per id slot: the number of the order that has the id
+    holders_by_id bigint[];           -- per id slot: the number of the order that has the id or the quote
     holders_by_key bigint[];          -- per key slot: the number of the order that has the key
     holders bigint[];
     holder bigint;
@@ -298,7 +305,8 @@ BEGIN
     LOOP
         SELECT e.last_number + e.last_closing + e.settings_version, e.cap_satoshi, e.livemode,
                EXISTS (SELECT FROM orders o WHERE o.id = ANY (ids))
-                   OR EXISTS (SELECT FROM orders o WHERE o.client_order_id = ANY (keys)),
+                   OR EXISTS (SELECT FROM orders o WHERE o.client_order_id = ANY (keys))
+                   OR (quote_ids IS NOT NULL AND EXISTS (SELECT FROM orders o WHERE o.quote_id = ANY (quote_ids))),
                EXISTS (SELECT FROM daily_limits l WHERE l.client = ANY (batch_clients)),
                a.names, a.lasts, a.closings, a.caps, a.largest, a.rooms
         INTO STRICT version_seen, cap, is_live, any_stored, any_daily, names, lasts, client_closings, client_caps, largest,
@@ -315,11 +323,12 @@ BEGIN
         holders_by_id := nothing;
         holders_by_key := nothing;
         IF any_stored THEN
-            SELECT array_agg(o.number ORDER BY i.slot), array_agg(k.number ORDER BY i.slot),
-                   array_agg(coalesce(o.number, k.number) ORDER BY i.slot)
+            SELECT array_agg(coalesce(o.number, q.number) ORDER BY i.slot), array_agg(k.number ORDER BY i.slot),
+                   array_agg(coalesce(o.number, q.number, k.number) ORDER BY i.slot)
             INTO holders_by_id, holders_by_key, holders
-            FROM unnest(ids, client_slots, keys) WITH ORDINALITY AS i (id, client_slot, key, slot)
+            FROM unnest(ids, client_slots, keys, quote_ids) WITH ORDINALITY AS i (id, client_slot, key, quote_id, slot)
             LEFT JOIN orders o ON o.id = i.id
+            LEFT JOIN orders q ON q.quote_id = i.quote_id AND q.quote_id IS NOT NULL
             LEFT JOIN orders k ON k.client_order_id = i.key AND k.client = batch_clients[i.client_slot]
                 AND k.client_order_id IS NOT NULL;
             IF array_position(holders, NULL) IS NULL THEN
@@ -441,24 +450,28 @@ BEGIN
             INSERT INTO price_records (id, document)
             SELECT price_ids[p], price_documents[p]
             FROM generate_subscripts(price_ids, 1) AS p
-            WHERE EXISTS (SELECT FROM generate_series(1, count) AS i WHERE price_slots[i] = p AND outcomes[i] = 'placed')
+            WHERE price_documents[p] IS NOT NULL AND EXISTS (
+                SELECT FROM generate_series(1, count) AS i WHERE price_slots[i] = p AND outcomes[i] = 'placed'
+            )
             ON CONFLICT (id) DO NOTHING;
         END IF;
         IF EXISTS (
             SELECT FROM unnest(price_ids, price_documents) AS given (id, document)
             JOIN price_records p ON p.id = given.id
-            WHERE p.document IS DISTINCT FROM given.document
+            WHERE p.document <> given.document
         ) THEN
             RAISE integrity_constraint_violation USING MESSAGE = 'a price record is stored with another document';
         END IF;
         INSERT INTO orders (number, client_number, event_number, client_event_number, amount_cents, market_rate_e8,
                             rate_e8, satoshi, received_at, created_at, price_as_of, id, price_id, representation,
-                            currency, client, client_order_id, reference, metadata, markup_bp)
+                            currency, client, client_order_id, reference, metadata, markup_bp, quote_id, quoted_at,
+                            quote_expires_at)
         SELECT numbers[i], client_numbers[i], numbers[i] + closings,
                client_numbers[i] + client_closings[client_slots[i]], amounts_cents[i],
                coalesce(market_rates_e8[i], rates_e8[i]), rates_e8[i], satoshis[i], to_timestamp(received[i]), moment,
                prices_as_of[price_slots[i]], ids[i], price_ids[price_slots[i]], representations[i], currencies[i],
-               names[client_slots[i]], keys[i], new_references[i], metadatas[i], coalesce(markups_bp[i], 0)
+               names[client_slots[i]], keys[i], new_references[i], metadatas[i], coalesce(markups_bp[i], 0),
+               quote_ids[i], quoted_ats[i], CASE WHEN quote_ids[i] IS NOT NULL THEN prices_expire_at[price_slots[i]] END
         FROM generate_series(1, count) AS i
         WHERE outcomes[i] = 'placed';
         GET DIAGNOSTICS rows_stored = ROW_COUNT;
@@ -478,7 +491,25 @@ BEGIN
     END IF;
 END
 $function$;
-REVOKE EXECUTE ON FUNCTION place_orders FROM PUBLIC;
+
+-- Stores a price record, as it was signed, before the first quote at it is given; whether it was not there yet. As with
+-- orders: the key that it names is known, and another document of a stored record is refused.
+CREATE FUNCTION keep_price_record(price_id uuid, price_document text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
+AS $function$
+BEGIN
+    INSERT INTO price_records (id, document) VALUES (price_id, price_document) ON CONFLICT (id) DO NOTHING;
+    IF FOUND THEN
+        RETURN true;
+    END IF;
+    IF EXISTS (SELECT FROM price_records p WHERE p.id = price_id AND p.document <> price_document) THEN
+        RAISE integrity_constraint_violation USING MESSAGE = 'a price record is stored with another document';
+    END IF;
+    RETURN false;
+END
+$function$;
+REVOKE EXECUTE ON FUNCTION place_orders, keep_price_record FROM PUBLIC;
 
 -- Settles and cancels orders, as if one by one in this order, and returns one outcome for each:
 --   'closed'    now, with texts[i] as its settlement_reference or reason
@@ -718,7 +749,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp
 AS $function$
     SELECT json_build_object(
         'cap_satoshi', cap_satoshi, 'order_satoshi_max', order_satoshi_max, 'cap_counts_open', cap_counts_open,
-        'rate_per_minute', rate_per_minute, 'daily_cents_max', (
+        'rate_per_minute', rate_per_minute, 'quote_seconds_max', quote_seconds_max, 'daily_cents_max', (
             SELECT coalesce(json_object_agg(l.currency, l.cents_max ORDER BY l.currency), '{}')
             FROM daily_limits l WHERE l.client = of
         ), 'markup_bp', (
@@ -781,6 +812,9 @@ BEGIN
         END,
         rate_per_minute = CASE
             WHEN limits ? 'rate_per_minute' THEN (limits ->> 'rate_per_minute')::int ELSE rate_per_minute
+        END,
+        quote_seconds_max = CASE
+            WHEN limits ? 'quote_seconds_max' THEN (limits ->> 'quote_seconds_max')::int ELSE quote_seconds_max
         END
     WHERE name = of;
     FOR a_day IN

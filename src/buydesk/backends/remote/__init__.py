@@ -26,7 +26,6 @@ from buydesk.errors import (
     PayloadTooLarge,
     PriceStoreUnavailable,
     PriceUnsettled,
-    ReportsUnavailable,
     Unauthorized,
     UnsupportedMediaType,
     rebuild,
@@ -35,7 +34,6 @@ from buydesk.limits import Bulkhead, SharedCheck
 from buydesk.money import Currency
 from buydesk.observability import request_ids
 from buydesk.observability.clock_skew import ClockMonitor
-from buydesk.observability.reports import Level, Report, ReportStore, StoredReport, stored_report_from
 from buydesk.orders.documents import exposure_from, order_from, outcome_from, page_from, priced_order_documents
 from buydesk.orders.life import AcceptedOrders, Closing, Event, OrderLife
 from buydesk.orders.life_documents import accepted_from, closing_documents, events_from, last_events_from, result_from
@@ -205,7 +203,7 @@ class RemoteLedger(RemoteService, OrderLedger):
 
     service = "db_proxy"
     unavailable = LedgerUnavailable
-    tokens: ClassVar = {"GET": "reading_tokens", "POST": "placing_tokens"}
+    tokens: ClassVar = {"GET": "reading_tokens", "POST": "placing_tokens", "PUT": "placing_tokens"}
     # While db_proxy's database has one batch, the next one is on its way.
     batches_at_once = 2
 
@@ -245,6 +243,18 @@ class RemoteLedger(RemoteService, OrderLedger):
         if isinstance(outcome.problem, InvalidRequest) and not outcome.by_ledger:
             return Refused(self._misunderstood(outcome.problem))
         return outcome
+
+    async def keep_price(self, record: PriceRecord) -> None:
+        """Asked for once more after a lost answer, which is harmless."""
+        try:
+            await self.read(
+                lambda kept: _require_same(kept["id"], str(record.id)),
+                f"/price/{record.id}",
+                method="PUT",
+                body=record_document(record),
+            )
+        except (InvalidRequest, PayloadTooLarge, UnsupportedMediaType) as error:
+            raise self._misunderstood(error) from error
 
     async def page(self, client: str | None, anchor: Anchor, page_size: int) -> Page:
         if isinstance(anchor, PageFrom):
@@ -355,33 +365,6 @@ class RemotePriceStore(RemoteService, PriceStore):
         return await self.read(feed_status_from, "/sources")
 
 
-class RemoteReportStore(RemoteService, ReportStore):
-    """The report store at health_check."""
-
-    service = "health_check"
-    unavailable = ReportsUnavailable
-    tokens: ClassVar = {"POST": "reporting_tokens"}
-
-    async def report(self, report: Report, *, verified: bool) -> None:
-        await self.ask(_whatever, "/report", body=report, shows_token=verified)
-
-    async def reports(self, service: str | None, level: Level | None, limit: int) -> Sequence[StoredReport]:
-        query = {name: value for name, value in (("service", service), ("level", level)) if value is not None}
-        return await self.read(
-            lambda document: [stored_report_from(each) for each in document["data"]], "/reports", limit=limit, **query
-        )
-
-    async def last_of_each(self) -> Sequence[StoredReport]:
-        return await self.read(_last_reports, "/status")
-
-
-def _last_reports(status: Any) -> list[StoredReport]:
-    if not status["reports"]["ok"]:
-        raise ReportsUnavailable(status["reports"]["detail"], retry_after_seconds=1)
-    last = [each["last_report"] for each in status["services"].values()]
-    return [stored_report_from(each) for each in last if each is not None]
-
-
 def _whys(error: NotReady) -> str:
     """Why the service is not ready, as its own /readyz says for each thing that it misses."""
     missing = error.facts.get("missing")
@@ -392,6 +375,11 @@ def _whys(error: NotReady) -> str:
 def _of(client: str | None) -> dict[str, str]:
     """The query for what is a client's; of all the desk without one."""
     return {} if client is None else {"client": client}
+
+
+def _require_same(said: object, expected: object) -> None:
+    if said != expected:
+        raise ValueError(f"must be {expected}")
 
 
 def _whatever(document: object) -> object:
