@@ -41,7 +41,7 @@ QUIET_SECONDS = 3.0
 FINAL_SECONDS_MAX = 45.0
 BEYOND_FINAL_SECONDS = 3.0
 
-_WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%outcomes, %place_orders(%'"
+_WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%outcomes, %place_items(%'"
 _IS_STORED = "SELECT EXISTS (SELECT FROM orders WHERE client_order_id = $1)"
 
 

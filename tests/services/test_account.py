@@ -99,9 +99,9 @@ async def test_it_places_and_reads_all_that_a_ledger_does(dsn: str) -> None:
         "ALTER TABLE orders ADD COLUMN mine int",
         "CREATE TABLE mine ()",
         "CREATE SCHEMA mine",
-        "CREATE OR REPLACE FUNCTION place_orders() RETURNS int LANGUAGE sql AS 'SELECT 1'",
-        "DROP FUNCTION place_orders",
-        "ALTER FUNCTION place_orders SECURITY INVOKER",
+        "CREATE OR REPLACE FUNCTION place_items() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "DROP FUNCTION place_items",
+        "ALTER FUNCTION place_items SECURITY INVOKER",
         "ALTER FUNCTION close_orders SECURITY INVOKER",
         "SET session_replication_role = replica",
         "CREATE ROLE mine",
@@ -118,7 +118,7 @@ async def test_tables_of_its_own_by_our_names_are_not_those_that_orders_go_to(
     db_proxy: "asyncpg.Connection[asyncpg.Record]",
 ) -> None:
     empty = ", ".join(["'{}'"] * 20)
-    call = f"SELECT cap, is_live FROM place_orders({empty}, '-infinity', 'infinity')"  # noqa: S608
+    call = f"SELECT cap, is_live FROM place_items({empty}, '-infinity', 'infinity')"  # noqa: S608
     await db_proxy.execute("CREATE TEMPORARY TABLE exposure AS SELECT * FROM exposure")
     await db_proxy.execute("UPDATE pg_temp.exposure SET cap_satoshi = 2100000000000000, livemode = true")
     [row] = await db_proxy.fetch(call)
@@ -142,7 +142,7 @@ async def test_no_array_gets_around_a_limit_a_day(
     assert price is not None
     ids = "'{00000000-0000-4000-8000-000000000005,00000000-0000-4000-8000-000000000006}'"
     call = f"""
-        SELECT outcomes FROM place_orders(
+        SELECT outcomes FROM place_items(
             {ids}, {slots}, '{{NULL,NULL}}', {currencies}, '{{100,100}}', '{{100,100}}', '{{100,100}}',
             '{{infinity,infinity}}', '{{0,0}}', '{{2,2}}', NULL, NULL, '{{1,1}}', '{{1,2}}', '{{0,0}}', {clients},
             ARRAY[$1::uuid], ARRAY[now()], '{{infinity}}', ARRAY[$2], '-infinity', 'infinity')
@@ -175,7 +175,7 @@ async def test_no_array_makes_room_under_the_cap(
     with pytest.raises(asyncpg.IntegrityConstraintViolationError):
         await db_proxy.fetch(
             f"""
-            SELECT outcomes FROM place_orders(
+            SELECT outcomes FROM place_items(
                 {ids}, '{{1}}', '{{NULL}}', '{{EUR}}', '{{100}}', '{{100}}', '{{{satoshi}}}', '{{infinity}}',
                 '{{0}}', '{{2}}', NULL, NULL, '{{1}}', '{{1}}', '{{0}}', '{{anonymous}}', ARRAY[$1::uuid], ARRAY[now()],
                 '{{infinity}}', ARRAY[$2], '-infinity', 'infinity')

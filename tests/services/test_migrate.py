@@ -296,6 +296,32 @@ async def test_program_of_before_there_were_markups_goes_on_placing_orders(
     await assert_adds_up(dsn)
 
 
+async def test_orders_are_placed_while_the_database_is_upgraded(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that are under way then, and wait for a lock, find what they called."""
+    await migrate_until("0010", dsn, monkeypatch)
+    done = asyncio.Event()
+
+    async def place_forever() -> list[str]:
+        connection, outcomes = await asyncpg.connect(dsn), []
+        try:
+            place = await connection.prepare(PLACE_BEFORE_11)
+            while not done.is_set() or len(outcomes) < 10:
+                [row] = await place.fetch(*place_arguments([priced_order(1)], ANY_TIME)[:22])
+                outcomes += row["outcomes"]
+        finally:
+            await connection.close()
+        return outcomes
+
+    placing = [asyncio.create_task(place_forever()) for _ in range(6)]
+    await asyncio.sleep(0.2)
+    await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
+    await asyncio.sleep(0.1)
+    done.set()
+    outcomes = [each for found in await asyncio.gather(*placing) for each in found]
+    assert set(outcomes) == {"placed"}
+    await assert_adds_up(dsn)
+
+
 async def test_orders_of_another_client_than_anonymous_are_not_guessed_at(
     dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -287,8 +287,8 @@ FAULTS: dict[str, tuple[Act, Act]] = {
     "row locked": (holding("SELECT FROM exposure FOR UPDATE"), let_go),
     "lock held": (holding("SELECT pg_advisory_xact_lock(31644362927074919)"), let_go),
     "function missing": (
-        running("ALTER FUNCTION place_orders RENAME TO elsewhere"),
-        running("ALTER FUNCTION elsewhere RENAME TO place_orders"),
+        running("ALTER FUNCTION place_items RENAME TO elsewhere"),
+        running("ALTER FUNCTION elsewhere RENAME TO place_items"),
     ),
     "no order taken": (
         running("ALTER TABLE orders ADD CONSTRAINT never CHECK (number < 1) NOT VALID"),

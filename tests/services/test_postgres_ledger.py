@@ -244,7 +244,7 @@ async def test_a_database_without_the_function_refuses_the_batch_and_no_item_is_
     own_dsn: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with session(own_dsn) as connection:
-        await connection.execute("ALTER FUNCTION place_orders RENAME TO place_orders_of_another_version")
+        await connection.execute("ALTER FUNCTION place_items RENAME TO place_items_of_another_version")
     async with ledger_at(own_dsn) as ledger:
         with pytest.raises(LedgerUnavailable, match="run `buydesk migrate`"):
             await ledger.place([priced_order(), priced_order()], SECONDS)
@@ -269,12 +269,12 @@ async def test_checks_that_fail_take_a_bounded_number_of_connections(
 
     monkeypatch.setattr(postgres, "open_session", counted)
     async with ledger_at(own_dsn) as ledger, session(own_dsn) as connection:
-        await connection.execute("ALTER FUNCTION place_orders RENAME TO elsewhere")
+        await connection.execute("ALTER FUNCTION place_items RENAME TO elsewhere")
         for _ in range(50):
             with pytest.raises(LedgerUnavailable, match="run `buydesk migrate`"):
                 await ledger.check()
         assert opened <= 2
-        await connection.execute("ALTER FUNCTION elsewhere RENAME TO place_orders")
+        await connection.execute("ALTER FUNCTION elsewhere RENAME TO place_items")
         await asyncio.sleep(1.0)
         await ledger.check()
 
@@ -379,7 +379,7 @@ async def test_check_waits_for_the_batch_that_is_under_way_and_takes_it_for_the_
     async with ledger_at(dsn, lock_seconds_max=5, statement_seconds_max=5) as ledger:
         async with row_held(dsn):
             batch = asyncio.create_task(ledger.place([priced_order()], SECONDS))
-            while "place_orders" not in asked:
+            while "place_items" not in asked:
                 await asyncio.sleep(0.001)
             checking = asyncio.create_task(ledger.check())
             await asyncio.sleep(0.05)
@@ -879,7 +879,7 @@ async def test_a_driver_that_cannot_decode_is_not_a_refusal(dsn: str, monkeypatc
 
         async def fetch_then_fail(self: Any, query: str, *arguments: Any, **named: Any) -> Any:
             rows = await fetch(self, query, *arguments, **named)
-            if "place_orders" in query:
+            if "place_items" in query:
                 raise asyncpg.InternalClientError("lost its footing")
             return rows
 
@@ -912,7 +912,7 @@ async def test_repeats_write_nothing(dsn: str) -> None:
     async with session(dsn) as connection:
         for kind, is_written in (("placed", True), ("repeat", False)):
             async with connection.transaction():
-                [row] = await connection.fetch(QUERIES["place_orders"], *place_arguments(items, ANY_TIME))
+                [row] = await connection.fetch(QUERIES["place_items"], *place_arguments(items, ANY_TIME))
                 assert (row["outcomes"], row["numbers"]) == ([kind] * 2, [1, 2])
                 has_written = await connection.fetchval("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
                 assert has_written == is_written
@@ -929,7 +929,7 @@ async def test_what_is_committed_between_the_look_up_and_the_lock_is_seen(databa
         session(dsn) as watcher,
     ):
         async with other.transaction():
-            await other.fetch(QUERIES["place_orders"], *place_arguments(rival, ANY_TIME))
+            await other.fetch(QUERIES["place_items"], *place_arguments(rival, ANY_TIME))
             placing = asyncio.create_task(ledger.place(mine, SECONDS))
             await waiting_backends(watcher)
         outcomes = await placing
@@ -937,7 +937,7 @@ async def test_what_is_committed_between_the_look_up_and_the_lock_is_seen(databa
         assert [order_of(outcomes[place]).number for place in (0, 1, 3)] == [3, 1, 2]
 
         async with other.transaction():
-            await other.fetch(QUERIES["place_orders"], *place_arguments([priced_order(400, "c")], ANY_TIME))
+            await other.fetch(QUERIES["place_items"], *place_arguments([priced_order(400, "c")], ANY_TIME))
             placing = asyncio.create_task(ledger.place([priced_order(400, "c")], SECONDS))
             await waiting_backends(watcher)
         assert codes(await placing) == ["replayed"]
@@ -948,7 +948,7 @@ async def test_what_is_rolled_back_between_the_look_up_and_the_lock_leaves_no_tr
     async with ledger_at(dsn, lock_seconds_max=10, statement_seconds_max=10) as ledger, session(dsn) as other:
         undone = other.transaction()
         await undone.start()
-        await other.fetch(QUERIES["place_orders"], *place_arguments([priced_order(100, "a")], ANY_TIME))
+        await other.fetch(QUERIES["place_items"], *place_arguments([priced_order(100, "a")], ANY_TIME))
         placing = asyncio.create_task(ledger.place([priced_order(200, "a")], SECONDS))
         async with session(dsn) as watcher:
             await waiting_backends(watcher)

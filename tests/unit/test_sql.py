@@ -246,7 +246,7 @@ async def test_placing_goes_by_index_whatever_the_session_s_settings(
             await fill(dsn, ORDERS)
         await connection.execute("BEGIN")  # and never committed
         [row] = await connection.fetch(
-            QUERIES["place_orders"], *place_arguments([priced_order(100, key) for key in keys], ANY_TIME)
+            QUERIES["place_items"], *place_arguments([priced_order(100, key) for key in keys], ANY_TIME)
         )
         assert set(row["outcomes"]) == kinds
         scans = {
@@ -281,7 +281,7 @@ async def test_placing_by_quotes_goes_by_index_too(dsn: str, kinds: set[str]) ->
         before = {name: await connection.fetchval(scans, name) for name in ("orders", "orders_quote_unique")}
         quotes = (fresh if "placed" in kinds else []) + (stored if "repeat" in kinds else [])
         items = [quoted_order(quote) for quote in quotes]
-        [row] = await connection.fetch(QUERIES["place_orders"], *place_arguments(items, ANY_TIME))
+        [row] = await connection.fetch(QUERIES["place_items"], *place_arguments(items, ANY_TIME))
         assert set(row["outcomes"]) == kinds
         assert await connection.fetchval(scans, "orders") == before["orders"]
         assert await connection.fetchval(scans, "orders_quote_unique") > before["orders_quote_unique"]

@@ -29,7 +29,7 @@ TABLES = (
 )
 # All of its writing.
 FUNCTIONS = (
-    *("place_orders", "close_orders", "place_batch", "keep_price_anchors", "keep_price_record"),
+    *("place_items", "close_orders", "place_orders", "place_batch", "keep_price_anchors", "keep_price_record"),
     *("note_keys_used", "note_refusals", "act_by_key"),
 )
 # As many iterations as PostgreSQL itself makes (scram_iterations).

@@ -157,7 +157,7 @@ class PostgresLedger:
         try:
             items = await self._quotes.proven(session, items, give_up_at - time.monotonic())
             arguments = place_arguments(items, self._clock_window())
-            [row] = await session.fetch("place_orders", *arguments, seconds=give_up_at - time.monotonic())
+            [row] = await session.fetch("place_items", *arguments, seconds=give_up_at - time.monotonic())
         except asyncpg.PostgresError:
             raise
         except Exception as error:

@@ -107,11 +107,11 @@ SELECT document FROM price_records WHERE id = ANY ($1::uuid[])
 SELECT keep_price_record($1::uuid, $2::text) AS is_new,
        current_setting('synchronous_standby_names') <> '' AS has_standbys
 
--- name: place_orders
+-- name: place_items
 -- Places a batch; schema.sql explains the function. Some arrays come as text; times are Unix times.
 SELECT outcomes, numbers, client_numbers, used_then, limits_then, moment, is_live,
        current_setting('synchronous_standby_names') <> '' AS has_standbys
-FROM place_orders(
+FROM place_items(
     $1::text::uuid[], $2::text::int[], $3, $4::text::text[], $5::text::bigint[], $6::text::bigint[], $7::text::bigint[],
     ARRAY(SELECT to_timestamp(deadline) FROM unnest($8::text::float8[]) AS deadline),
     $9::text::float8[], $10::text::smallint[], $11, $12, $13::text::int[], $14::text::int[], $15::text::int[],
@@ -122,7 +122,7 @@ FROM place_orders(
 -- name: place_nothing
 -- The cap, once placing has taken all its locks and been committed.
 SELECT cap
-FROM place_orders('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}',
+FROM place_items('{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}',
                   '{}', '{}', '-infinity', 'infinity')
 
 -- name: close_orders

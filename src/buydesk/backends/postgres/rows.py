@@ -43,7 +43,7 @@ _CURRENCY = Order.__struct_fields__.index("currency")
 
 
 def place_arguments(items: Sequence[PricedOrder], window: tuple[float, float]) -> tuple[Any, ...]:
-    """The arguments of place_orders, one list a column, as text where text is safe. A slot is the place, from 1, of the
+    """The arguments of place_items, one list a column, as text where text is safe. A slot is the place, from 1, of the
     first of equal things; items by one quote are equal, whatever their ids.
 
     `window` are the Unix times, by our clock, between which the ledger's clock has to be.
@@ -149,7 +149,7 @@ def order_of(row: asyncpg.Record) -> Order:
 
 
 class Judged(NamedTuple):
-    """What place_orders said of one item."""
+    """What place_items said of one item."""
 
     kind: str
     number: int | None
@@ -159,13 +159,13 @@ class Judged(NamedTuple):
 
 
 def judged(row: asyncpg.Record) -> list[Judged]:
-    """What place_orders said of each item."""
+    """What place_items said of each item."""
     columns = (row[name] for name in ("outcomes", "numbers", "client_numbers", "used_then", "limits_then"))
     return list(map(Judged, *columns))
 
 
 def outcome_of(item: PricedOrder, said: Judged, row: asyncpg.Record, stored: dict[int, Order]) -> Outcome:
-    """What place_orders said of one item; `stored` are the orders that the batch repeats, by number."""
+    """What place_items said of one item; `stored` are the orders that the batch repeats, by number."""
     new = item.order
     match said.kind, item.price:
         case "placed", _:

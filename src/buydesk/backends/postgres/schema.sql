@@ -249,7 +249,7 @@ FOR EACH STATEMENT EXECUTE FUNCTION keep_price_records();
 --
 -- A record is stored as it was signed, so every copy of it brings the same document, and another one is refused; when it
 -- may be used until, each copy says for its own orders.
-CREATE FUNCTION place_orders(
+CREATE FUNCTION place_items(
     ids uuid[], client_slots int[], keys text[], currencies text[], amounts_cents bigint[], rates_e8 bigint[],
     satoshis bigint[], deadlines timestamptz[], received float8[], representations smallint[],
     new_references text[], metadatas text[], price_slots int[], id_slots int[], key_slots int[],
@@ -492,6 +492,27 @@ BEGIN
 END
 $function$;
 
+-- For programs of the versions before, until they are gone.
+CREATE FUNCTION place_orders(
+    ids uuid[], client_slots int[], keys text[], currencies text[], amounts_cents bigint[], rates_e8 bigint[],
+    satoshis bigint[], deadlines timestamptz[], received float8[], representations smallint[],
+    new_references text[], metadatas text[], price_slots int[], id_slots int[], key_slots int[],
+    batch_clients text[],
+    price_ids uuid[], prices_as_of timestamptz[], prices_expire_at timestamptz[], price_documents text[],
+    not_before timestamptz, not_after timestamptz,
+    OUT outcomes text[], OUT numbers bigint[], OUT client_numbers bigint[], OUT used_then bigint[],
+    OUT limits_then bigint[], OUT moment timestamptz, OUT cap bigint, OUT is_live boolean
+)
+LANGUAGE sql VOLATILE
+SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
+AS $function$
+    SELECT * FROM place_items(
+        ids, client_slots, keys, currencies, amounts_cents, rates_e8, satoshis, deadlines, received, representations,
+        new_references, metadatas, price_slots, id_slots, key_slots, batch_clients, price_ids, prices_as_of,
+        prices_expire_at, price_documents, not_before, not_after
+    )
+$function$;
+
 -- Stores a price record, as it was signed, before the first quote at it is given; whether it was not there yet. As with
 -- orders: the key that it names is known, and another document of a stored record is refused.
 CREATE FUNCTION keep_price_record(price_id uuid, price_document text) RETURNS boolean
@@ -509,13 +530,13 @@ BEGIN
     RETURN false;
 END
 $function$;
-REVOKE EXECUTE ON FUNCTION place_orders, keep_price_record FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION place_items, place_orders, keep_price_record FROM PUBLIC;
 
 -- Settles and cancels orders, as if one by one in this order, and returns one outcome for each:
 --   'closed'    now, with texts[i] as its settlement_reference or reason
 --   'repeat'    was before, in this very way    'conflict'  was before, otherwise    'unknown'  there is no such order
 -- numbers[i] is the order's. What is closed raises the counters of its client and of the desk, by what is stored of it,
--- whatever the caller says; what their caps count decides whether that makes room. Its rights are as place_orders'.
+-- whatever the caller says; what their caps count decides whether that makes room. Its rights are as place_items'.
 CREATE FUNCTION close_orders(
     order_ids uuid[], new_statuses text[], texts text[], OUT outcomes text[], OUT numbers bigint[]
 )

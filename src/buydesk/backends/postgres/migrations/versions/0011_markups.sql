@@ -1,5 +1,12 @@
 -- Markups, and orders that are only tried.
 
+-- Before what locks clients: whoever places locks orders first.
+-- rate = ceil(market rate * (10000 + markup_bp) / 10000), as money.py has it, in steps that a bigint holds.
+ALTER TABLE orders ADD CONSTRAINT orders_marked_up CHECK (
+    markup_bp <= 5000 AND rate_e8 = market_rate_e8 + market_rate_e8 / 10000 * markup_bp
+        + (market_rate_e8 % 10000 * markup_bp + 9999) / 10000
+) NOT VALID;  -- from now on
+
 -- What is added to the market's rate for a client, in basis points, where that is not what the desk adds. It reaches whoever
 -- prices the client's orders with its keys.
 CREATE TABLE markups (
@@ -9,16 +16,9 @@ CREATE TABLE markups (
     PRIMARY KEY (client, currency)
 );
 
--- rate = ceil(market rate * (10000 + markup_bp) / 10000), as money.py has it, in steps that a bigint holds.
-ALTER TABLE orders ADD CONSTRAINT orders_marked_up CHECK (
-    markup_bp <= 5000 AND rate_e8 = market_rate_e8 + market_rate_e8 / 10000 * markup_bp
-        + (market_rate_e8 % 10000 * markup_bp + 9999) / 10000
-) NOT VALID;  -- from now on
-
 -- Placing as before, with what was added to the market's rates, and of orders that are only tried no more than what would
 -- become of them. Programs of before bring neither: they sell at the market's rates, and all that they bring is to be placed.
-DROP FUNCTION place_orders;
-CREATE FUNCTION place_orders(
+CREATE FUNCTION place_items(
     ids uuid[], client_slots int[], keys text[], currencies text[], amounts_cents bigint[], rates_e8 bigint[],
     satoshis bigint[], deadlines timestamptz[], received float8[], representations smallint[],
     new_references text[], metadatas text[], price_slots int[], id_slots int[], key_slots int[],
@@ -254,6 +254,27 @@ BEGIN
 END
 $function$;
 
+-- For programs of the versions before, until they are gone. Replaced, not made anew: calls that are under way go on.
+CREATE OR REPLACE FUNCTION place_orders(
+    ids uuid[], client_slots int[], keys text[], currencies text[], amounts_cents bigint[], rates_e8 bigint[],
+    satoshis bigint[], deadlines timestamptz[], received float8[], representations smallint[],
+    new_references text[], metadatas text[], price_slots int[], id_slots int[], key_slots int[],
+    batch_clients text[],
+    price_ids uuid[], prices_as_of timestamptz[], prices_expire_at timestamptz[], price_documents text[],
+    not_before timestamptz, not_after timestamptz,
+    OUT outcomes text[], OUT numbers bigint[], OUT client_numbers bigint[], OUT used_then bigint[],
+    OUT limits_then bigint[], OUT moment timestamptz, OUT cap bigint, OUT is_live boolean
+)
+LANGUAGE sql VOLATILE
+SECURITY DEFINER
+AS $function$
+    SELECT * FROM place_items(
+        ids, client_slots, keys, currencies, amounts_cents, rates_e8, satoshis, deadlines, received, representations,
+        new_references, metadatas, price_slots, id_slots, key_slots, batch_clients, price_ids, prices_as_of,
+        prices_expire_at, price_documents, not_before, not_after
+    )
+$function$;
+
 CREATE OR REPLACE FUNCTION client_state(of text) RETURNS text
 LANGUAGE sql STABLE
 AS $function$
@@ -316,7 +337,7 @@ DO $do$
 DECLARE
     function regproc;
 BEGIN
-    FOREACH function IN ARRAY ARRAY['place_orders', 'client_state', 'set_limits']::regproc[] LOOP
+    FOREACH function IN ARRAY ARRAY['place_items', 'place_orders', 'client_state', 'set_limits']::regproc[] LOOP
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', function);
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp', function, current_schema());
     END LOOP;

@@ -9,8 +9,8 @@ ALTER TABLE clients ADD COLUMN quote_seconds_max int CHECK (quote_seconds_max BE
 
 -- Placing as before, and by quotes. The record of one is stored already and need not be brought again. Programs of before
 -- bring no quotes.
-DROP FUNCTION place_orders;
-CREATE FUNCTION place_orders(
+DROP FUNCTION place_items;
+CREATE FUNCTION place_items(
     ids uuid[], client_slots int[], keys text[], currencies text[], amounts_cents bigint[], rates_e8 bigint[],
     satoshis bigint[], deadlines timestamptz[], received float8[], representations smallint[],
     new_references text[], metadatas text[], price_slots int[], id_slots int[], key_slots int[],
@@ -336,7 +336,7 @@ DO $do$
 DECLARE
     function regproc;
 BEGIN
-    FOREACH function IN ARRAY ARRAY['place_orders', 'keep_price_record', 'client_state', 'set_limits']::regproc[] LOOP
+    FOREACH function IN ARRAY ARRAY['place_items', 'keep_price_record', 'client_state', 'set_limits']::regproc[] LOOP
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', function);
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp', function, current_schema());
     END LOOP;
