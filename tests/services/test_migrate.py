@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -302,7 +303,8 @@ async def test_orders_are_placed_while_the_database_is_upgraded(dsn: str, monkey
     done = asyncio.Event()
 
     async def place_forever() -> list[str]:
-        connection, outcomes = await asyncpg.connect(dsn), []
+        connection = await asyncpg.connect(dsn)
+        outcomes: list[str] = []
         try:
             place = await connection.prepare(PLACE_BEFORE_11)
             while not done.is_set() or len(outcomes) < 10:
@@ -372,7 +374,9 @@ async def test_a_table_in_the_way_is_one_line(dsn: str) -> None:
 
 
 async def test_a_migration_that_hangs_is_not_waited_for_for_ever(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrations, "_LOCK_SECONDS_MAX", 0.05)
+    monkeypatch.setattr(migrations, "_LOCK_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(migrations, "_LOCK_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(migrations, "_LOCK_PAUSE_SECONDS", 0.05)
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", migrations._LOCK)
@@ -380,6 +384,33 @@ async def test_a_migration_that_hangs_is_not_waited_for_for_ever(dsn: str, monke
             await migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI)
     finally:
         await connection.close()
+
+
+async def test_readers_do_not_wait_for_a_migration_that_waits_for_one_of_them(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "_LOCK_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(migrations, "_LOCK_PAUSE_SECONDS", 0.1)
+    await migrate_until("0010", dsn, monkeypatch)
+    connection = await asyncpg.connect(dsn)
+    try:
+        backup = connection.transaction()
+        await backup.start()
+        await connection.fetch("SELECT FROM orders")
+        migrating = asyncio.create_task(migrate(dsn, livemode=False, cap_satoshi=CAP_SATOSHI))
+        slowest = 0.0
+        for _ in range(10):
+            await asyncio.sleep(0.1)
+            started = time.monotonic()
+            await run(dsn, "SELECT FROM orders")
+            slowest = max(slowest, time.monotonic() - started)
+        assert not migrating.done()
+        assert slowest < 1
+        await backup.rollback()
+        await migrating
+    finally:
+        await connection.close()
+    assert (await contents(dsn))[-1] == (REVISION,)
 
 
 @pytest.mark.parametrize(

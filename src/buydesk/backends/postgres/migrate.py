@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 # Any number that no other program locks: the letters "buydesk".
 _LOCK = int.from_bytes(b"buydesk", "big")
 _LOCK_SECONDS_MAX = 60.0
+# Whoever reads or places waits behind a table's lock that is waited for: for so long at most, with a pause between. It
+# is less than PostgreSQL waits before it ends a deadlock (deadlock_timeout, 1 s), maybe at the cost of an order.
+_LOCK_WAIT_SECONDS = 0.5
+_LOCK_PAUSE_SECONDS = 1.0
+_HELD_UP = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
 _CONNECT_SECONDS_MAX = 10.0
 _WAIT_POLL_SECONDS = 0.02
 _ADD_KEYS = "INSERT INTO price_keys (key) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING"
@@ -54,18 +59,24 @@ async def migrate(
     price records may name. `account` is made for db_proxy, or gets its password and its rights anew. A server or
     database that is not there yet, or takes no writes yet, is waited for.
 
+    Where others hold a lock that it needs for longer, it lets go of its own and tries again, for a minute.
+
     Raises CannotStart when the database cannot be reached, belongs to the other mode or is of a newer version than this
     program, and when the account could do more than place and read.
     """
+
+    async def everything() -> None:
+        async with connection.transaction():
+            await _migrate(connection, livemode, cap_satoshi)
+            if price_keys:
+                await connection.execute(_ADD_KEYS, price_keys)
+            if account is not None:
+                await _let_in(connection, account)
+
     try:
         connection = await _connect(database_url, time.monotonic() + wait_seconds)
         try:
-            async with connection.transaction():
-                await _migrate(connection, livemode, cap_satoshi)
-                if price_keys:
-                    await connection.execute(_ADD_KEYS, price_keys)
-                if account is not None:
-                    await _let_in(connection, account)
+            await _when_free(everything)
         finally:
             await connection.close(timeout=_CONNECT_SECONDS_MAX)
     except CommandError as error:
@@ -84,8 +95,20 @@ async def _connect(database_url: str, give_up_at: float) -> Connection:
             await asyncio.sleep(_WAIT_POLL_SECONDS)
 
 
+async def _when_free(act: Callable[[], Awaitable[None]]) -> None:
+    """Tries the act again while others hold locks that it needs; between two tries it holds none itself."""
+    give_up_at = time.monotonic() + _LOCK_SECONDS_MAX
+    while True:
+        try:
+            return await act()
+        except _HELD_UP:
+            if time.monotonic() >= give_up_at:
+                raise
+        await asyncio.sleep(_LOCK_PAUSE_SECONDS)
+
+
 async def _migrate(connection: Connection, livemode: bool, cap_satoshi: int) -> None:
-    await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS_MAX:g}s'")
+    await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_WAIT_SECONDS:g}s'")
     await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
     is_new = await connection.fetchval("SELECT to_regclass('alembic_version') IS NULL")
     revision = None if is_new else await connection.fetchval("SELECT version_num FROM alembic_version")
