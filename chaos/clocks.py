@@ -20,7 +20,7 @@ from buydesk.embedded.programs import find_redis
 from buydesk.embedded.redis import EmbeddedRedis
 from buydesk.money import SATOSHI_PER_BTC
 from buydesk.settings.model import variable
-from buydesk.settings.secrets import KEY_PAIRS, TOKENS, new_token
+from buydesk.settings.secrets import KEY_PAIRS, SECRET_KEYS, TOKENS, new_token
 from buydesk.signing_keys import new_signing_key, public_key
 from buydesk.topology import PORTS
 from chaos.buyers import Buyers, Load
@@ -101,7 +101,7 @@ async def stepped_desk(directory: Path) -> AsyncIterator[SteppedDesk]:
         stack.push_async_callback(postgres.stop)
         await redis.start()
         stack.push_async_callback(redis.stop)
-        made = {name: new_signing_key() for name in KEY_PAIRS}
+        made = {name: new_signing_key() for name in SECRET_KEYS}
         keys = {public_keys: public_key(made[name]) for name, public_keys in KEY_PAIRS.items()}
         cap_satoshi, price_keys = 100 * SATOSHI_PER_BTC, [keys["price_keys"]]
         await migrate(postgres.dsn, livemode=False, cap_satoshi=cap_satoshi, price_keys=price_keys)

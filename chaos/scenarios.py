@@ -25,6 +25,7 @@ from chaos.failovers import FAILOVERS
 from chaos.journal import Journal, read
 from chaos.judge import by_key, findings, read_ledger
 from chaos.plans import Plan, Verdict
+from chaos.webhooks import webhooks
 
 UP_SECONDS_MAX = 60.0
 QUIET_SECONDS = 3.0
@@ -228,6 +229,7 @@ SCENARIOS: dict[str, tuple[Callable[[Plan], Coroutine[None, None, Verdict]], int
     "clocks": (clocks, 1),
     "restarts": (restarts, 50),
     "restarts_without_init": (restarts_without_init, 50),
+    "webhooks": (webhooks, 50),
     **{name: (scenario, 10) for name, scenario in FAILOVERS.items()},
 }
 

@@ -75,13 +75,15 @@ def _tokens(data_dir: Path) -> dict[str, list[str]]:
 
 
 async def _services(desk: Running, tokens: Mapping[str, Sequence[str]], key_id: str) -> Services:
-    """The desk's services, with an order, a price and a key that are there as examples."""
+    """The desk's services, with an order, a price, a key and a webhook that are there as examples."""
     key = "fuzz"
     async with httpx2.AsyncClient() as client:
         placed = await client.post(
             f"{desk.url('create_buy_order')}/place_order/?currency=EUR&amount=1&client_order_id={key}"
         )
         order = placed.raise_for_status().json()["order"]
+        # Where nobody listens.
+        made = await client.post(f"{desk.url('process_buy_orders')}/webhooks", json={"url": "http://127.0.0.1:9/"})
         prices = desk.url("api_cache_proxy")
         record, sources = [(await client.get(f"{prices}{path}")).json() for path in ("/record", "/sources/")]
         stored = (await client.get(f"{desk.url('fetch_buy_orders')}/prices/{order['price_id']}")).json()
@@ -95,10 +97,12 @@ async def _services(desk: Running, tokens: Mapping[str, Sequence[str]], key_id: 
             "client_order_id": key,
             "name": CHANGED,
             "key_id": key_id,
+            "webhook_id": made.raise_for_status().json()["id"],
         },
         bodies={
             "api_cache_proxy": {"POST /add/": record, "POST /sources/": sources},
             "db_proxy": {"PUT /price/{price_id}": stored},
+            "process_buy_orders": {"POST /webhooks/{webhook_id}/redeliver": {"after": 0}},
         },
     )
 

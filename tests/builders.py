@@ -17,7 +17,7 @@ from buydesk.orders.representations import order_document
 from buydesk.prices.model import SOURCES, PriceRecord, Quote, Rule, UnsettledRate
 from buydesk.prices.signing import Signer
 from buydesk.settings.model import Settings, variable
-from buydesk.settings.secrets import KEY_PAIRS, TOKENS
+from buydesk.settings.secrets import KEY_PAIRS, SECRET_KEYS, TOKENS
 from buydesk.signing_keys import KEY_BYTES, to_text
 from buydesk.times import utc_now
 
@@ -33,14 +33,14 @@ def shared_env() -> dict[str, str]:
     """What services of one desk share, as variables."""
     given = settings()
     tokens = {variable(name): TOKEN for name in TOKENS}
-    signing_keys = {variable(name): SIGNING_KEY for name in KEY_PAIRS}
+    secret_keys = {variable(name): SIGNING_KEY for name in SECRET_KEYS}
     public_keys = {variable(name): given.accepted_price_keys[0] for name in KEY_PAIRS.values()}
-    return tokens | signing_keys | public_keys
+    return tokens | secret_keys | public_keys
 
 
 def settings(**given: Any) -> Settings:
     """A desk's, without a limit for callers that show no key: tests call it as often as they like."""
-    shared = dict.fromkeys(KEY_PAIRS, SIGNING_KEY) | dict.fromkeys(TOKENS, TOKEN) | {"anonymous_rate": "off"}
+    shared = dict.fromkeys(SECRET_KEYS, SIGNING_KEY) | dict.fromkeys(TOKENS, TOKEN) | {"anonymous_rate": "off"}
     return Settings(**(shared | given))
 
 

@@ -165,6 +165,14 @@ class KeyNotFound(DeskError):
     code, status, title = "key_not_found", 404, "There is no such key"
 
 
+class WebhookNotFound(DeskError):
+    code, status, title = "webhook_not_found", 404, "There is no such webhook"
+
+
+class EventNotFound(DeskError):
+    code, status, title = "event_not_found", 404, "There is no such event"
+
+
 class MethodNotAllowed(DeskError):
     """Facts: `allow`, the methods as in the header."""
 
@@ -216,6 +224,14 @@ class PriceMoved(DeskError):
 
 class ClientExists(DeskError):
     code, status, title = "client_exists", 409, "There is a client of this name"
+
+
+class TooManyWebhooks(DeskError):
+    code, status, title = "too_many_webhooks", 409, "There are as many webhooks as a client may have"
+
+
+class WebhookKeyLost(DeskError):
+    code, status, title = "webhook_key_lost", 409, "The secret of the webhook cannot be made any more"
 
 
 class KeyEnded(DeskError):

@@ -67,6 +67,7 @@ INTERNAL_CODES = {
     "source_failed": "api_updater logs it",
 }
 MASKS = {
+    r"whsec_[A-Za-z0-9+/]{43}=": "<secret>",
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}": "<id>",
     r"(?<![\w-])([\w-]{86}|[\w-]{43})(?![\w-])": "<key or signature>",
     # Replayed minutes are of 2023 and stand still.

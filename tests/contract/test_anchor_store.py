@@ -38,6 +38,7 @@ from tests.model_anchors import ModelAnchors
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.model_registry import ModelRefusals, ModelRegistry
+from tests.model_webhooks import ModelWebhooks
 from tests.operators import operating
 from tests.serving import free_port, served
 
@@ -109,6 +110,7 @@ async def opened(kind: str, databases: Databases) -> AsyncIterator[Kept]:
                 keys=ModelKeys(),
                 registry=ModelRegistry(),
                 refusals=RefusalRecorder(ModelRefusals()),
+                webhooks=ModelWebhooks(),
             )
         ) as url:
             remote = RemoteAnchorStore(url, settings())
@@ -268,6 +270,7 @@ async def test_db_proxy_that_gives_no_answer_or_takes_no_such_token_is_an_unavai
             keys=ModelKeys(),
             registry=ModelRegistry(),
             refusals=RefusalRecorder(ModelRefusals()),
+            webhooks=ModelWebhooks(),
         )
     ) as url:
         stranger = RemoteAnchorStore(url, settings(publishing_tokens="another"))
@@ -294,6 +297,7 @@ async def test_db_proxy_of_another_version_is_an_unavailable_ledger() -> None:
             keys=ModelKeys(),
             registry=ModelRegistry(),
             refusals=RefusalRecorder(ModelRefusals()),
+            webhooks=ModelWebhooks(),
         )
     ) as url:
         remote = RemoteAnchorStore(url, settings())

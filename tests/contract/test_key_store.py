@@ -33,6 +33,7 @@ from tests.model_anchors import ModelAnchors
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.model_registry import ModelRefusals, ModelRegistry
+from tests.model_webhooks import ModelWebhooks
 from tests.operators import operating
 from tests.serving import served
 
@@ -92,6 +93,7 @@ async def kept(request: pytest.FixtureRequest, databases: Databases) -> AsyncIte
                 keys=own,
                 registry=ModelRegistry(),
                 refusals=RefusalRecorder(ModelRefusals()),
+                webhooks=ModelWebhooks(),
             )
             remote = RemoteKeys(await stack.enter_async_context(served(app)), settings())
             stack.push_async_callback(remote.close)
@@ -156,6 +158,7 @@ async def test_revoking_acts_on_every_edge_within_the_time_that_a_key_is_kept(da
             keys=PostgresKeys(ledger),
             registry=ModelRegistry(),
             refusals=RefusalRecorder(ModelRefusals()),
+            webhooks=ModelWebhooks(),
         )
         url = await stack.enter_async_context(served(app))
         stores = [RemoteKeys(url, of) for _ in range(2)]
@@ -202,6 +205,7 @@ async def test_whichever_token_a_service_has_lets_it_ask_for_keys() -> None:
         keys=keys,
         registry=ModelRegistry(),
         refusals=RefusalRecorder(ModelRefusals()),
+        webhooks=ModelWebhooks(),
     )
     async with served(app) as url:
         given: Any

@@ -40,6 +40,7 @@ from tests.databases import CAP_SATOSHI, Databases, as_db_proxy
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.model_registry import ModelRefusals, ModelRegistry
+from tests.model_webhooks import ModelWebhooks
 from tests.serving import served
 
 SECONDS = 5.0
@@ -63,6 +64,7 @@ async def opened(kind: str, databases: Databases) -> AsyncIterator[OrderLedger]:
             keys=ModelKeys(),
             registry=ModelRegistry(),
             refusals=RefusalRecorder(ModelRefusals()),
+            webhooks=ModelWebhooks(),
         )
         async with served(app) as url:
             remote = RemoteLedger(url, settings())

@@ -55,6 +55,7 @@ from tests.databases import CAP_SATOSHI, Databases, as_db_proxy, run
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelAccount, ModelLedger
 from tests.model_registry import ModelRefusals, ModelRegistry
+from tests.model_webhooks import ModelWebhooks
 from tests.operators import operating
 from tests.recount import assert_adds_up
 from tests.serving import served
@@ -156,6 +157,7 @@ async def opened(kind: str, databases: Databases) -> AsyncIterator[Desk]:
             keys=ModelKeys(),
             registry=ModelRegistry(),
             refusals=RefusalRecorder(ModelRefusals()),
+            webhooks=ModelWebhooks(),
         )
         async with served(app) as url:
             remote, remote_life = RemoteLedger(url, SETTINGS), RemoteLife(url, SETTINGS)

@@ -64,6 +64,7 @@ from tests.builders import new_order, priced_order, settings
 from tests.databases import Databases, as_db_proxy, run
 from tests.model_keys import ModelKeys
 from tests.model_registry import ModelRefusals, ModelRegistry
+from tests.model_webhooks import ModelWebhooks
 from tests.operators import key_for
 from tests.serving import free_port, served
 
@@ -109,6 +110,7 @@ async def opened(kind: str, databases: Databases) -> AsyncIterator[Opened]:
             keys=ModelKeys(),
             registry=registry,
             refusals=RefusalRecorder(own),
+            webhooks=ModelWebhooks(),
         )
         async with served(app) as url:
             remote, remote_refusals = RemoteRegistry(url, settings()), RemoteRefusals(url, settings())

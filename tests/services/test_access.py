@@ -53,6 +53,15 @@ NEEDS = {
     ("process_buy_orders", "POST", "/orders/{order_id}/settle"): "orders:process",
     ("process_buy_orders", "POST", "/orders/{order_id}/cancel"): "orders:process",
     ("process_buy_orders", "GET", "/events"): "events:read",
+    ("process_buy_orders", "GET", "/webhooks"): "webhooks:manage",
+    ("process_buy_orders", "POST", "/webhooks"): "webhooks:manage",
+    ("process_buy_orders", "GET", "/webhooks/{webhook_id}"): "webhooks:manage",
+    ("process_buy_orders", "PATCH", "/webhooks/{webhook_id}"): "webhooks:manage",
+    ("process_buy_orders", "DELETE", "/webhooks/{webhook_id}"): "webhooks:manage",
+    ("process_buy_orders", "POST", "/webhooks/{webhook_id}/rotate_secret"): "webhooks:manage",
+    ("process_buy_orders", "GET", "/webhooks/{webhook_id}/deliveries"): "webhooks:manage",
+    ("process_buy_orders", "POST", "/webhooks/{webhook_id}/redeliver"): "webhooks:manage",
+    ("process_buy_orders", "POST", "/webhooks/{webhook_id}/test"): "webhooks:manage",
     ("operate_desk", "GET", "/clients"): "clients:manage",
     ("operate_desk", "POST", "/clients"): "clients:manage",
     ("operate_desk", "GET", "/clients/{name}"): "clients:manage",
@@ -104,6 +113,7 @@ class Desk:
     async def call(self, place: Place, *shown: str) -> httpx2.Response:
         path = place.path.replace("{key_id}", "0" * 10).replace("{code}", "EUR").replace("{name}", "nobody")
         path = path.replace("{order_id}", "01a21e65-4e55-7073-9a23-44cc51d983ee")
+        path = path.replace("{webhook_id}", "5c9f1d1e-7a3b-4c56-9d8e-2f4a6b8c0d1e")
         path = path.replace("{price_id}", "01a21e65-4e55-7073-9a23-44cc51d983ee")
         body: Any = {} if place.method in ("POST", "PUT", "PATCH") else None
         headers = [("Authorization", each) for each in shown]

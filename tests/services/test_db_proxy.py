@@ -35,6 +35,7 @@ from tests.model_anchors import ModelAnchors
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.model_registry import ModelRefusals, ModelRegistry
+from tests.model_webhooks import ModelWebhooks
 from tests.problems import assert_problem
 from tests.serving import served
 
@@ -103,6 +104,7 @@ async def proxy_with(**given: Any) -> AsyncIterator[Proxy]:
         keys=ModelKeys(),
         registry=ModelRegistry(),
         refusals=RefusalRecorder(ModelRefusals()),
+        webhooks=ModelWebhooks(),
     )
     async with served(app) as url, httpx2.AsyncClient(base_url=url, timeout=20) as client:
         yield Proxy(ledger, anchors, client)

@@ -27,9 +27,11 @@ from buydesk.orders.refusals import RefusalRecorder
 from buydesk.services import create_buy_order, db_proxy, fetch_buy_orders, process_buy_orders
 from tests.builders import new_order, priced_order, record, settings, shown
 from tests.callers import KEYS, key, revoke
+from tests.endpoints import delivering
 from tests.model_anchors import ModelAnchors
 from tests.model_ledger import ModelAccount, ModelLedger
 from tests.model_registry import ModelRefusals, ModelRegistry
+from tests.model_webhooks import ModelWebhooks
 from tests.problems import assert_problem
 from tests.serving import served
 
@@ -89,11 +91,13 @@ class Desk:
 async def desk() -> AsyncIterator[Desk]:
     ledger, reports, store = Ledger(), MemoryReportStore(SETTINGS), MemoryPriceStore(SETTINGS)
     await store.publish(PRICE)
+    stack = AsyncExitStack()
+    webhooks = await stack.enter_async_context(delivering(ledger))
     apps = [
         create_buy_order.create_app(SETTINGS, ledger, store, Reporter("create_buy_order", reports, SETTINGS)),
         fetch_buy_orders.create_app(SETTINGS, ledger, Reporter("fetch_buy_orders", reports, SETTINGS), ModelRefusals()),
         process_buy_orders.create_app(
-            SETTINGS, ledger, ledger.check, Reporter("process_buy_orders", reports, SETTINGS)
+            SETTINGS, ledger, ledger.check, Reporter("process_buy_orders", reports, SETTINGS), webhooks
         ),
         db_proxy.create_app(
             SETTINGS,
@@ -104,9 +108,10 @@ async def desk() -> AsyncIterator[Desk]:
             keys=KEYS,
             registry=ModelRegistry(),
             refusals=RefusalRecorder(ModelRefusals()),
+            webhooks=ModelWebhooks(),
         ),
     ]
-    async with AsyncExitStack() as stack:
+    async with stack:
         clients = []
         for app in apps:
             app.keys = KeyCache(KEYS, SETTINGS)

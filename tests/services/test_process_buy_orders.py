@@ -1,6 +1,7 @@
 """process_buy_orders over real TCP: settling, cancelling, open orders, and events as pages and as a stream."""
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections import Counter
@@ -19,6 +20,7 @@ from buydesk.orders.life import CLOSED_AT_ONCE_MAX, Closing, Event
 from buydesk.orders.model import Order
 from buydesk.services import process_buy_orders
 from tests.builders import TOKEN, new_order, priced_order, record, settings, shown
+from tests.endpoints import delivering
 from tests.model_ledger import ModelLedger
 from tests.problems import assert_problem
 from tests.serving import served
@@ -77,9 +79,12 @@ class Desk:
 async def desk() -> AsyncIterator[Desk]:
     ledger = Ledger()
     reporter = Reporter("process_buy_orders", MemoryReportStore(settings()), settings())
-    app = process_buy_orders.create_app(settings(), ledger, ledger.check, reporter)
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with served(app) as url, httpx2.AsyncClient(base_url=url, headers=headers, timeout=10) as client:
+    async with contextlib.AsyncExitStack() as stack:
+        webhooks = await stack.enter_async_context(delivering(ledger))
+        app = process_buy_orders.create_app(settings(), ledger, ledger.check, reporter, webhooks)
+        url = await stack.enter_async_context(served(app))
+        client = await stack.enter_async_context(httpx2.AsyncClient(base_url=url, headers=headers, timeout=10))
         yield Desk(ledger, client, url)
 
 
@@ -363,14 +368,16 @@ async def test_client_that_reads_slowly_gets_every_event(desk: Desk) -> None:
 async def test_stopping_ends_waits_and_streams_at_once() -> None:
     ledger = Ledger()
     reporter = Reporter("process_buy_orders", MemoryReportStore(settings()), settings())
-    app = process_buy_orders.create_app(settings(), ledger, ledger.check, reporter)
+    stack = contextlib.AsyncExitStack()
+    webhooks = await stack.enter_async_context(delivering(ledger))
+    app = process_buy_orders.create_app(settings(), ledger, ledger.check, reporter, webhooks)
     headers = {"Authorization": f"Bearer {TOKEN}"}
 
     async def stream(client: httpx2.AsyncClient) -> bytes:
         async with client.stream("GET", "/events", headers={"Accept": "text/event-stream"}) as response:
             return b"".join([part async for part in response.aiter_bytes()])
 
-    async with httpx2.AsyncClient(headers=headers, timeout=20) as client:
+    async with stack, httpx2.AsyncClient(headers=headers, timeout=20) as client:
         async with served(app) as url:
             client.base_url = httpx2.URL(url)
             waiting = asyncio.create_task(client.get("/events?wait=20"))

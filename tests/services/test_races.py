@@ -30,6 +30,7 @@ from tests.databases import CAP_SATOSHI, Databases, run
 from tests.lines import Fault, Line, line_to_postgres, line_to_url
 from tests.model_keys import ModelKeys
 from tests.model_registry import ModelRefusals, ModelRegistry
+from tests.model_webhooks import ModelWebhooks
 from tests.serving import served
 
 # One bitcoin costs 1000.00: 100.00 buys 0.1 BTC.
@@ -70,6 +71,7 @@ async def desk(dsn: str, directory: Path) -> AsyncIterator[tuple[httpx2.AsyncCli
             keys=ModelKeys(),
             registry=ModelRegistry(),
             refusals=RefusalRecorder(ModelRefusals()),
+            webhooks=ModelWebhooks(),
         )
         async with served(proxy) as url, line_to_url(url) as (proxy_url, to_proxy):
             remote = RemoteLedger(proxy_url, SETTINGS)

@@ -58,6 +58,7 @@ from tests.model_anchors import ModelAnchors
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.model_registry import ModelRefusals, ModelRegistry
+from tests.model_webhooks import ModelWebhooks
 from tests.serving import free_port, served
 
 SECONDS = 5.0
@@ -212,6 +213,7 @@ async def proxy() -> AsyncIterator[Proxy]:
         keys=ModelKeys(),
         registry=ModelRegistry(),
         refusals=RefusalRecorder(ModelRefusals()),
+        webhooks=ModelWebhooks(),
     )
     async with served(app) as url, line_to_url(url) as (through, line), opened(RemoteLedger, through) as remote:
         await remote.check()  # the next request finds a kept connection

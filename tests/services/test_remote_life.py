@@ -23,6 +23,7 @@ from tests.model_anchors import ModelAnchors
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.model_registry import ModelRefusals, ModelRegistry
+from tests.model_webhooks import ModelWebhooks
 from tests.problems import assert_problem
 from tests.serving import served
 
@@ -66,6 +67,7 @@ async def proxy() -> AsyncIterator[Proxy]:
         keys=ModelKeys(),
         registry=ModelRegistry(),
         refusals=RefusalRecorder(ModelRefusals()),
+        webhooks=ModelWebhooks(),
     )
     async with served(app) as url, line_to_url(url) as (through, line):
         await ledger.place([priced_order()], 1)

@@ -28,6 +28,7 @@ from tests.model_anchors import ModelAnchors
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.model_registry import ModelRefusals, ModelRegistry
+from tests.model_webhooks import ModelWebhooks
 from tests.serving import served
 
 HEADER = "x-request-id"
@@ -180,6 +181,7 @@ async def hops() -> AsyncIterator[TwoHops]:
             keys=ModelKeys(),
             registry=ModelRegistry(),
             refusals=RefusalRecorder(ModelRefusals()),
+            webhooks=ModelWebhooks(),
         )
     ) as ledger_url:
         remote = RemoteLedger(ledger_url, CALM)

@@ -37,6 +37,7 @@ from tests.model_anchors import ModelAnchors
 from tests.model_keys import ModelKeys
 from tests.model_ledger import ModelLedger
 from tests.model_registry import ModelRefusals, ModelRegistry
+from tests.model_webhooks import ModelWebhooks
 from tests.serving import served
 
 # What a setting says in turn. Services are between one stage and the next at any time.
@@ -81,6 +82,7 @@ async def clients_of(theirs: Settings, ours: Settings) -> AsyncIterator[Clients]
             keys=ModelKeys(),
             registry=ModelRegistry(),
             refusals=RefusalRecorder(ModelRefusals()),
+            webhooks=ModelWebhooks(),
         ),
         api_cache_proxy.create_app(ours, store, MemoryRateStore(), reporter("api_cache_proxy")),
         health_check.create_app(ours, desk, ready, store, redis_check=None, reporter=reporter("health_check")),

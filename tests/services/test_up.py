@@ -25,6 +25,7 @@ from fastapi.responses import JSONResponse
 from redis.asyncio import Redis
 
 from buydesk import cli
+from buydesk.backends.endpoints import EndpointSender
 from buydesk.backends.fallback import FallbackPriceStore, FallbackRateStore, FallbackReportStore
 from buydesk.backends.postgres.accounts import Account
 from buydesk.backends.postgres.anchors import PostgresAnchors
@@ -33,11 +34,13 @@ from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.life import PostgresLife
 from buydesk.backends.postgres.refusals import PostgresRefusals
 from buydesk.backends.postgres.registry import PostgresRegistry
+from buydesk.backends.postgres.webhooks import PostgresWebhooks
 from buydesk.backends.redis.faults import RedisCheck
 from buydesk.backends.remote import RemoteAnchorStore, RemoteLedger, RemoteLife
 from buydesk.backends.remote.clients import RemoteKeys
 from buydesk.backends.remote.rates import RemoteRateStore
 from buydesk.backends.remote.registry import RemoteRefusals, RemoteRegistry
+from buydesk.backends.remote.webhooks import RemoteWebhooks
 from buydesk.backends.sources import EXCHANGES
 from buydesk.backends.sources.exchange import ExchangeSource
 from buydesk.backends.sources.sandbox import SandboxSource
@@ -341,7 +344,7 @@ def test_a_child_gets_every_setting_given_and_no_secret_that_is_not_its_own(monk
     assert known == {
         "create_buy_order": {"quote_signing_key", "counting_tokens", "placing_tokens", "reporting_tokens"},
         "fetch_buy_orders": {"counting_tokens", "reading_tokens", "reporting_tokens"},
-        "process_buy_orders": {"counting_tokens", "processing_tokens", "reporting_tokens"},
+        "process_buy_orders": {"counting_tokens", "processing_tokens", "reporting_tokens", "webhook_keys"},
         "operate_desk": {"counting_tokens", "operating_tokens", "reporting_tokens"},
         "db_proxy": {
             "counting_tokens",
@@ -581,13 +584,13 @@ async def test_wiring_takes_own_backends_for_own_ports_and_remote_ones_for_the_o
     wired = wire(given, PORTS)
     kinds = [type(backend) for backend in wired.backends]
     assert kinds[:9] == [ExchangeSource] * 5 + [PostgresLedger, PostgresLife, PostgresAnchors, PostgresKeys]
-    assert kinds[9:11] == [PostgresRegistry, PostgresRefusals]
-    assert kinds[11:] == [RateLimiter, FallbackRateStore, FallbackPriceStore, FallbackReportStore, RedisCheck]
+    assert kinds[9:13] == [PostgresRegistry, PostgresRefusals, PostgresWebhooks, EndpointSender]
+    assert kinds[13:] == [RateLimiter, FallbackRateStore, FallbackPriceStore, FallbackReportStore, RedisCheck]
     await wired.close()
     alone = wire(settings(), ["api_updater"])
     kinds = [type(backend) for backend in alone.backends]
     assert kinds[:9] == [SandboxSource] * 5 + [RemoteLedger, RemoteLife, RemoteAnchorStore, RemoteKeys]
-    assert kinds[9:13] == [RemoteRegistry, RemoteRefusals, RateLimiter, RemoteRateStore]
+    assert kinds[9:14] == [RemoteRegistry, RemoteRefusals, RemoteWebhooks, RateLimiter, RemoteRateStore]
     assert SandboxSource not in map(type, wire(settings(), ["health_check"]).backends)
     with pytest.raises(CannotStart, match="REDIS_URL"):
         wire(settings(redis_url="redis://x?db=nonsense&socket_timeout=nonsense"), ["health_check"])
@@ -667,6 +670,11 @@ def test_commands_hand_their_settings_on(runner: CliRunner, monkeypatch: pytest.
             ["serve", "create_buy_order"],
             "BUYDESK_PLACING_TOKENS, BUYDESK_COUNTING_TOKENS, BUYDESK_REPORTING_TOKENS, BUYDESK_QUOTE_SIGNING_KEY, "
             "BUYDESK_PRICE_KEYS, BUYDESK_QUOTE_KEYS are missing",
+        ),
+        (
+            ["serve", "process_buy_orders"],
+            "BUYDESK_PROCESSING_TOKENS, BUYDESK_COUNTING_TOKENS, BUYDESK_REPORTING_TOKENS, BUYDESK_WEBHOOK_KEYS are "
+            "missing",
         ),
         (["serve", "health_check"], "BUYDESK_REPORTING_TOKENS is missing"),
         (["migrate"], "DATABASE_URL is missing"),

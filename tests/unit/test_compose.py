@@ -13,7 +13,7 @@ import yaml
 from buydesk import __version__
 from buydesk.settings.model import Settings, variable
 from buydesk.settings.reading import read_settings
-from buydesk.settings.secrets import KEY_PAIRS, OWNERS, PROVERS, TOKENS
+from buydesk.settings.secrets import KEY_PAIRS, OWNERS, PROVERS, SECRET_KEYS, TOKENS
 from buydesk.signing_keys import DEFAULT_SIGNING_KEY, public_key
 from buydesk.topology import PORTS
 
@@ -188,7 +188,7 @@ def test_the_secrets_that_come_along_are_the_documented_defaults() -> None:
         "postgres_password": "changeme",
         "pgadmin_password": "changeme",
         **dict.fromkeys(TOKENS, "changeme"),
-        **dict.fromkeys(KEY_PAIRS.keys(), DEFAULT_SIGNING_KEY),
+        **dict.fromkeys(SECRET_KEYS, DEFAULT_SIGNING_KEY),
         **dict.fromkeys(KEY_PAIRS.values(), public_key(DEFAULT_SIGNING_KEY)),
         "database_owner_url": "postgresql://postgres:changeme@postgres:5432/buydesk",
         "database_url": "postgresql://db_proxy:changeme@postgres:5432/buydesk",

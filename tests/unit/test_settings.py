@@ -10,7 +10,7 @@ from buydesk.money import Currency
 from buydesk.settings import reading as settings_reading
 from buydesk.settings.model import PREFIX, Settings, variable
 from buydesk.settings.reading import read_settings
-from buydesk.settings.secrets import KEY_PAIRS, TOKENS
+from buydesk.settings.secrets import SECRET_KEYS, TOKENS
 from buydesk.settings.types import SANDBOX_FAULTS, tokens
 from buydesk.signing_keys import DEFAULT_SIGNING_KEY, new_signing_key, public_key
 from buydesk.topology import PORTS
@@ -174,6 +174,9 @@ def test_the_command_line_wins_over_the_environment(field: str, monkeypatch: pyt
         ("BUYDESK_PUBLISHING_TOKENS", "hunter2,hunter3,hunter4"),
         ("BUYDESK_INTERNAL_TOKEN", "hunter2"),
         ("BUYDESK_PRICE_SIGNING_KEY", "hunter2"),
+        ("BUYDESK_WEBHOOK_KEYS", "hunter2"),
+        ("BUYDESK_WEBHOOK_KEYS", f"{'A' * 43},{'A' * 43}"),
+        ("BUYDESK_WEBHOOK_KEYS", ",".join("A" * 41 + each + "A" for each in "ABCDEFGHIJK")),
         ("BUYDESK_PRICE_KEYS", "hunter2"),
         ("BUYDESK_PRICE_KEYS", "A" * 42 + "hunter2"),
         ("BUYDESK_QUOTE_SIGNING_KEY", "hunter2"),
@@ -304,7 +307,7 @@ def test_secrets_show_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tokens_and_a_key_are_made_when_none_are_given() -> None:
-    made = [getattr(read_settings(), name).get_secret_value() for name in (*TOKENS, *KEY_PAIRS) * 2]
+    made = [getattr(read_settings(), name).get_secret_value() for name in (*TOKENS, *SECRET_KEYS) * 2]
     assert min(map(len, made)) >= 32
     assert len(set(made)) == len(made)
 
@@ -471,6 +474,7 @@ LONG = "a-secret-of-my-own-making"
         ({"price_signing_key": DEFAULT_SIGNING_KEY}, ["BUYDESK_PRICE_SIGNING_KEY"]),
         ({"quote_signing_key": DEFAULT_SIGNING_KEY}, ["BUYDESK_QUOTE_SIGNING_KEY"]),
         ({"quote_keys": public_key(DEFAULT_SIGNING_KEY)}, ["BUYDESK_QUOTE_KEYS"]),
+        ({"webhook_keys": f"{'B' * 42 + 'A'},{DEFAULT_SIGNING_KEY}"}, ["BUYDESK_WEBHOOK_KEYS"]),
         ({"price_keys": f"{public_key('B' * 42 + 'A')},{public_key(DEFAULT_SIGNING_KEY)}"}, ["BUYDESK_PRICE_KEYS"]),
     ],
 )

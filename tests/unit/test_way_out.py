@@ -19,11 +19,11 @@ from cryptography.x509.oid import NameOID
 
 from buydesk.backends.sources import EXCHANGES
 from buydesk.backends.sources.exchange import ExchangeSource
-from buydesk.backends.sources.way_out import proxy_for
 from buydesk.money import Currency
 from buydesk.prices.polling import SourcePoller
 from buydesk.settings.model import Settings
 from buydesk.times import utc_now
+from buydesk.way_out import proxy_for
 from tests.exchanges import kraken_answer
 from tests.serving import free_port
 

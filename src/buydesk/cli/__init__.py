@@ -4,6 +4,7 @@ import click
 
 from buydesk import __version__, signing_keys
 from buydesk.cli.clients import audit, cap, clients, keys, pause, resume
+from buydesk.cli.developing import listen, trigger
 from buydesk.cli.shared import Commands, Live, desk_settings, given, of_a_desk
 from buydesk.cli.shared import run as run_async
 from buydesk.errors import CannotStart
@@ -13,7 +14,7 @@ from buydesk.observability.sentry import require_sentry
 from buydesk.prices.anchors import CONFIRMED_MINUTES_MAX, NewConfirmation
 from buydesk.settings.model import Settings, variable
 from buydesk.settings.reading import read_settings, require_secrets
-from buydesk.settings.secrets import KEY_PAIRS, TOKENS, new_token
+from buydesk.settings.secrets import KEY_PAIRS, SECRET_KEYS, TOKENS, new_token
 from buydesk.settings.types import SANDBOX_FAULTS
 from buydesk.topology import PORTS
 
@@ -40,6 +41,8 @@ def main() -> None:
     buydesk audit                 what operators did
     buydesk price show            the last prices that were sold at, and what is confirmed
     buydesk price confirm EUR …   sell at a price that is far from the last one
+    buydesk listen                show a client's events as they happen, and forward them to a program
+    buydesk trigger EVENT         make an event in a sandbox
 
     Every setting is an environment variable: `buydesk serve --help` lists them.
     """
@@ -119,11 +122,10 @@ def migrate(cap_text: str, wait_seconds: float) -> None:
 @main.command("secrets")
 def new_secrets() -> None:
     """Show new secrets for services to share, as variables: tokens, and the keys that prices and quotes are signed
-    with."""
+    with and secrets of webhooks derived from."""
     made = {name: new_token() for name in TOKENS}
-    for signing_key, public_keys in KEY_PAIRS.items():
-        made[signing_key] = signing_keys.new_signing_key()
-        made[public_keys] = signing_keys.public_key(made[signing_key])
+    made |= {name: signing_keys.new_signing_key() for name in SECRET_KEYS}
+    made |= {public_keys: signing_keys.public_key(made[name]) for name, public_keys in KEY_PAIRS.items()}
     for name, value in made.items():
         click.echo(f"{variable(name)}={value}")
 
@@ -166,5 +168,5 @@ def confirm(currency: str, low: str, high: str, why: str, minutes: int, **desk: 
     click.echo(run_async(run(desk_settings(desk), new)))
 
 
-for command in (clients, cap, pause, resume, keys, audit):
+for command in (clients, cap, pause, resume, keys, audit, listen, trigger):
     main.add_command(command)

@@ -1,6 +1,6 @@
 """The data directory: where it is, that one desk at a time uses it, and that what gets its name there is whole.
 
-In it: ``lock``, the secrets that services share (``*-tokens``, ``*-signing-key``), ``operator-key``,
+In it: ``lock``, the secrets that services share (``*-tokens``, ``*-signing-key``, ``webhook-keys``), ``operator-key``,
 ``replay.json`` (the sandbox's position), ``postgres`` (the cluster), ``socket`` (PostgreSQL's and, of separate
 services, ``redis.sock``), ``postgres.log``, ``redis.log``; for root ``programs`` (copies out of the wheel). Nobody else
 can open any of it, but for those copies.

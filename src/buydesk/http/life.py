@@ -3,8 +3,7 @@ and documented."""
 
 import uuid
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -18,6 +17,7 @@ from buydesk.errors import (
     Overloaded,
     problem,
 )
+from buydesk.events.documents import EventDocument, told_event
 from buydesk.http.examples import EXAMPLE_ORDER
 from buydesk.http.members import (
     Member,
@@ -43,9 +43,8 @@ from buydesk.orders.life_documents import (
     result_document,
 )
 from buydesk.orders.model import ANONYMOUS, NUMBER_MAX, Order
-from buydesk.orders.representations import OrderDocument, desk_document
+from buydesk.orders.representations import desk_document
 from buydesk.reading import LINE_PATTERN, is_text
-from buydesk.times import format_time
 
 LIST_MAX = 1000
 LIST_BYTES_MAX = 1024 * 1024
@@ -127,22 +126,9 @@ def result(closing: Closing, found: Order | DeskError) -> dict[str, object]:
     return {"order": desk_document(found)}
 
 
-class EventDocument(msgspec.Struct, frozen=True, gc=False):
-    """An event as it is told."""
-
-    id: str
-    type: Literal["order.placed", "order.settled", "order.cancelled"]
-    sequence: int
-    created_at: str
-    order: OrderDocument
-
-
 def event_document(event: Event, owner: Owner) -> EventDocument:
     """The event as it is told to who reads for this owner."""
-    order = event.order
-    kind: Any = "placed" if order.status == "accepted" else order.status
-    at: datetime = order.closed_at or order.created_at
-    return EventDocument(f"{order.id}.{kind}", f"order.{kind}", event.sequence, format_time(at), owner.document(order))  # type: ignore[arg-type]
+    return told_event(event, owner.document(event.order))
 
 
 def events_page(events: Sequence[Event], after: int, owner: Owner) -> dict[str, object]:

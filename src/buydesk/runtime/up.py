@@ -36,14 +36,14 @@ from buydesk.runtime.startup_report import (
     wait_until_selling,
 )
 from buydesk.settings.model import Settings, variable
-from buydesk.settings.secrets import KEY_PAIRS, OWNERS, TOKENS, new_token
+from buydesk.settings.secrets import OWNERS, SECRET_KEYS, TOKENS, new_token
 from buydesk.signing_keys import new_signing_key
 from buydesk.times import utc_now
 from buydesk.topology import PORTS
 
 COMMAND = (sys.executable, "-m", "buydesk")
 # What services share with each other, and is made when it is not given.
-SHARED: Mapping[str, Callable[[], str]] = dict.fromkeys(TOKENS, new_token) | dict.fromkeys(KEY_PAIRS, new_signing_key)
+SHARED: Mapping[str, Callable[[], str]] = dict.fromkeys(TOKENS, new_token) | dict.fromkeys(SECRET_KEYS, new_signing_key)
 DATABASE_SECONDS_MAX = 30.0
 MIGRATE_SECONDS_MAX = 120.0
 GRACE_BEYOND_DRAIN_SECONDS = 3.0

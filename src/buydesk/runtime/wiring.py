@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pydantic import SecretStr
 
+from buydesk.backends.endpoints import EndpointSender, allows_loopback
 from buydesk.backends.fallback import FallbackPriceStore, FallbackRateStore, FallbackReportStore
 from buydesk.backends.memory.prices import MemoryPriceStore
 from buydesk.backends.memory.reports import MemoryReportStore
@@ -21,11 +22,13 @@ from buydesk.backends.postgres.ledger import PostgresLedger
 from buydesk.backends.postgres.life import PostgresLife
 from buydesk.backends.postgres.refusals import PostgresRefusals
 from buydesk.backends.postgres.registry import registry_beside
+from buydesk.backends.postgres.webhooks import PostgresWebhooks
 from buydesk.backends.remote import RemoteAnchorStore, RemoteLedger, RemoteLife, RemotePriceStore
 from buydesk.backends.remote.clients import RemoteKeys
 from buydesk.backends.remote.rates import RemoteRateStore
 from buydesk.backends.remote.registry import RemoteRefusals, RemoteRegistry
 from buydesk.backends.remote.reports import RemoteReportStore
+from buydesk.backends.remote.webhooks import RemoteWebhooks
 from buydesk.backends.sources import exchanges
 from buydesk.backends.sources.sandbox import sandbox_sources
 from buydesk.clients.cache import KeyCache
@@ -33,7 +36,11 @@ from buydesk.clients.model import KeyStore
 from buydesk.clients.rates import RateLimiter, RateStore
 from buydesk.clients.registry import Registry, ShownKey
 from buydesk.errors import CannotStart, DeskError, WrongMode
+from buydesk.events.delivery import Deliverer
+from buydesk.events.model import WebhookStore
+from buydesk.events.signing import WebhookKeys
 from buydesk.http.app import Check, Service
+from buydesk.http.webhooks import Webhooks
 from buydesk.observability.clock_skew import ClockMonitor
 from buydesk.observability.reporter import Reporter, ReportHandler
 from buydesk.observability.reports import ReportStore
@@ -53,6 +60,7 @@ from buydesk.services import (
     process_buy_orders,
 )
 from buydesk.settings.model import Settings, variable
+from buydesk.settings.types import tokens
 from buydesk.topology import SERVICES
 
 if TYPE_CHECKING:
@@ -80,6 +88,7 @@ class _Ledger(NamedTuple):
     keys: KeyStore
     registry: Registry[ShownKey]
     refusals: RefusalReads
+    webhooks: WebhookStore
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,7 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServi
     report_store = _report_store(settings, clocks, is_own="health_check" in services)
     sources = _sources(settings, clocks) if "api_updater" in services else []
     redis_check = _redis_check(settings, clocks) if "health_check" in services else None
+    senders = [EndpointSender(settings)] if "process_buy_orders" in services else []
     reporters = {name: Reporter(name, report_store, settings) for name in SERVICES if name in services}
 
     def app(name: str) -> Service:
@@ -150,7 +160,7 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServi
         "create_buy_order": lambda reporter: create_buy_order.create_app(settings, ledger, store, reporter),
         "fetch_buy_orders": lambda reporter: fetch_buy_orders.create_app(settings, ledger, reporter, kept.refusals),
         "process_buy_orders": lambda reporter: process_buy_orders.create_app(
-            settings, kept.life, ledger.check, reporter
+            settings, kept.life, ledger.check, reporter, _webhooks(settings, kept, senders[0])
         ),
         "operate_desk": lambda reporter: operate_desk.create_app(kept.registry, kept.refusals, ledger.check, reporter),
         "db_proxy": lambda reporter: _db_proxy(settings, kept, reporter),
@@ -163,7 +173,7 @@ def wire(settings: Settings, services: Collection[str] = SERVICES) -> WiredServi
         ),
     }
     checks = [] if redis_check is None else [redis_check]
-    ours: tuple[Closeable, ...] = (*kept, limiter, rate_store, store, report_store)
+    ours: tuple[Closeable, ...] = (*kept, *senders, limiter, rate_store, store, report_store)
     backends = (*sources, *ours, *checks)
     require_keys = keys.require_any if settings.access == "keys" and isinstance(keys, PostgresKeys) else None
     return WiredServices({name: app(name) for name in reporters}, reporters, backends, ledger, require_keys)
@@ -181,15 +191,23 @@ def _db_proxy(settings: Settings, kept: _Ledger, reporter: Reporter) -> Service:
         keys=kept.keys,
         registry=kept.registry,
         refusals=kept.orders.refusals,
+        webhooks=kept.webhooks,
     )
+
+
+def _webhooks(settings: Settings, kept: _Ledger, sender: EndpointSender) -> Webhooks:
+    keys = WebhookKeys(tokens(settings.webhook_keys))
+    deliverer = Deliverer(kept.webhooks, kept.life, sender, keys)
+    return Webhooks(kept.webhooks, kept.life, keys, deliverer, allows_loopback(settings))
 
 
 def _ledger(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> _Ledger:
     if not is_own:
         url = settings.url("db_proxy")
         at = (url, settings, clocks)
-        life, anchors = RemoteLife(*at), RemoteAnchorStore(*at)
-        return _Ledger(RemoteLedger(*at), life, anchors, RemoteKeys(*at), RemoteRegistry(*at), RemoteRefusals(*at))
+        life, anchors, registry = RemoteLife(*at), RemoteAnchorStore(*at), RemoteRegistry(*at)
+        refused, webhooks = RemoteRefusals(*at), RemoteWebhooks(*at)
+        return _Ledger(RemoteLedger(*at), life, anchors, RemoteKeys(*at), registry, refused, webhooks)
     if settings.database_url is None:
         raise CannotStart("DATABASE_URL is missing: db_proxy needs a PostgreSQL database")
     livemode = settings.price_feed == "live"
@@ -197,7 +215,7 @@ def _ledger(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> _Ledge
     beside = (PostgresLife(ledger), PostgresAnchors(ledger), PostgresKeys(ledger))
     refusals = PostgresRefusals(ledger)
     ledger.refusals = RefusalRecorder(refusals)
-    return _Ledger(ledger, *beside, registry_beside(ledger), refusals)
+    return _Ledger(ledger, *beside, registry_beside(ledger), refusals, PostgresWebhooks(ledger))
 
 
 def _store(settings: Settings, clocks: ClockMonitor, *, is_own: bool) -> PriceStore:

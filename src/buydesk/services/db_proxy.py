@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from buydesk.clients.model import KeyStore
 from buydesk.clients.registry import Registry, ShownKey
 from buydesk.errors import ClockSkewed, DeskError, ExposureCapExceeded, InvalidRequest, Overloaded, PriceUnavailable
+from buydesk.events.model import WebhookStore
 from buydesk.http.anchors import add_anchor_routes
 from buydesk.http.app import Service, service_app
 from buydesk.http.clients import add_key_routes
@@ -43,6 +44,7 @@ from buydesk.http.prices import RECORD_BYTES_MAX, wrong_members_named
 from buydesk.http.registry import add_registry_routes
 from buydesk.http.requests import Request, require_json, require_token
 from buydesk.http.responses import MsgspecResponse
+from buydesk.http.webhook_store import add_webhook_store_routes
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.batching import OrderBatcher
 from buydesk.orders.documents import (
@@ -147,6 +149,7 @@ def create_app(
     keys: KeyStore,
     registry: Registry[ShownKey],
     refusals: RefusalRecorder,
+    webhooks: WebhookStore,
 ) -> Service:
     """The service over a ledger, what becomes of its orders, and what is kept in it beside them. Its caller closes
     them."""
@@ -184,6 +187,7 @@ def create_app(
     add_anchor_routes(app, anchors, settings)
     add_key_routes(app, keys, settings)
     add_registry_routes(app, registry, refusals.store, settings)
+    add_webhook_store_routes(app, webhooks, settings)
     return app
 
 

@@ -1,11 +1,12 @@
 """process_buy_orders: what becomes of accepted orders, for those who settle and cancel them, and events: a client's own
-and, for who may read all, the desk's."""
+and, for who may read all, the desk's, to be asked for, followed, or had sent to webhooks."""
 
 import asyncio
 import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 
 from fastapi import Response
@@ -33,6 +34,7 @@ from buydesk.http.life import (
 from buydesk.http.openapi import Json
 from buydesk.http.requests import Request, require_json
 from buydesk.http.responses import MsgspecResponse, StreamedResponse
+from buydesk.http.webhooks import Webhooks, add_webhook_routes
 from buydesk.limits import SharedCheck
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.life import CLOSED_AT_ONCE_MAX, Closed, Closing, Event, OrderLife
@@ -108,9 +110,18 @@ class EventFeed:
             yield server_sent(events, asked.owner)
 
 
-def create_app(settings: Settings, life: OrderLife, check_ledger: Check, reporter: Reporter) -> Service:
-    """The service over what becomes of orders."""
-    app = service_app(NAME, "Settle and cancel orders, and follow events", {"ledger": check_ledger}, reporter)
+def create_app(
+    settings: Settings, life: OrderLife, check_ledger: Check, reporter: Reporter, webhooks: Webhooks
+) -> Service:
+    """The service over what becomes of orders; as long as it runs, it delivers to webhooks."""
+    checks = {"ledger": check_ledger}
+
+    def delivering() -> AbstractAsyncContextManager[None]:
+        return webhooks.deliverer.running(app.stopping)
+
+    app = service_app(NAME, "Settle and cancel orders, and follow events", checks, reporter, delivering)
+    app.registry.register(webhooks.deliverer.metrics)
+    add_webhook_routes(app, webhooks)
     feed = EventFeed(life, app.stopping)
     app.tokens = dict.fromkeys(tokens(settings.processing_tokens), _PROCESSOR)
 

@@ -38,6 +38,7 @@ from buydesk.settings.types import (
     SentryDsn,
     SigningKey,
     Tokens,
+    WebhookKeys,
     not_empty,
     tokens,
 )
@@ -156,6 +157,11 @@ class Settings(BaseSettings):
         description="What the services that callers call show api_cache_proxy to count requests together."
     )
     reporting_tokens: SharedTokens = Field(description="What the services show health_check when they report.")
+    webhook_keys: WebhookKeys = Field(
+        default_factory=lambda: SecretStr(signing_keys.new_signing_key()),
+        description="What the secrets of webhooks are derived from, as `buydesk secrets` makes it: the first key for "
+        "new ones; those behind it, separated by commas, for those that were not rotated since.",
+    )
     refuse_default_secrets: bool = Field(
         False,
         description="Whether a secret of less than 16 characters, as defaults are, keeps a service from starting.",
@@ -324,6 +330,8 @@ class Settings(BaseSettings):
                 weak.append(variable(signing_key))
             if signing_keys.public_key(default) in getattr(self, keys):
                 weak.append(variable(keys))
+        if default in tokens(self.webhook_keys):
+            weak.append(variable("webhook_keys"))
         if self.refuse_default_secrets and weak:
             detail = f"must hold a secret of your own, of at least {SECRET_CHARS_MIN} characters"
             raise ValueError("; ".join(f"{each} {detail}" for each in weak))

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from buydesk.errors import CannotStart
 from buydesk.settings.model import PREFIX, Settings, variable
-from buydesk.settings.secrets import KEY_PAIRS, OWNERS, PROVERS, TOKENS
+from buydesk.settings.secrets import OWNERS, PROVERS, SECRET_KEYS, TOKENS
 
 # What earlier versions knew, and what to set instead.
 _RENAMED = {
@@ -26,7 +26,7 @@ _SERVICE_LINK = re.compile(
 
 def require_secrets(settings: Settings, service: str) -> None:
     """Raises CannotStart for a secret that the service shares with others, and which was not given to it."""
-    shared = [name for name in (*TOKENS, *KEY_PAIRS) if service in OWNERS[name]]
+    shared = [name for name in (*TOKENS, *SECRET_KEYS) if service in OWNERS[name]]
     shared += [name for name in PROVERS if service in PROVERS[name]]
     missing = [variable(name) for name in shared if name not in settings.model_fields_set]
     if missing:

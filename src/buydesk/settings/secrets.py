@@ -29,6 +29,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
         "process_buy_orders",
     ),
     "reporting_tokens": tuple(PORTS),
+    "webhook_keys": ("process_buy_orders",),
 }
 TOKENS = tuple(name for name in OWNERS if name.endswith("_tokens"))
 # Who takes what another process has signed and proves it, by which public keys.
@@ -38,6 +39,8 @@ PROVERS: Mapping[str, tuple[str, ...]] = {
 }
 # The public keys that go with a signing key.
 KEY_PAIRS: Mapping[str, str] = {"price_signing_key": "price_keys", "quote_signing_key": "quote_keys"}
+# The secrets that are made as signing keys are.
+SECRET_KEYS = (*KEY_PAIRS, "webhook_keys")
 
 
 def new_token() -> str:

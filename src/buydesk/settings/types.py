@@ -18,6 +18,8 @@ LIVE_SOURCES = ("bitfinex", "bitstamp", "coinbase", "gemini", "kraken")
 EXTRA_SOURCES = ("bitvavo", "okx")
 # An old one and a new one, while they are changed.
 TOKENS_MAX = 2
+# Webhooks keep the key that their secret is of until they rotate it, so that there may be several.
+WEBHOOK_KEYS_MAX = 10
 COUNT_MAX = 1_000_000
 # A quote of fewer seconds nobody could use, and one of more would be an option on the price, for nothing.
 QUOTE_SECONDS_MIN = 5
@@ -157,7 +159,7 @@ Networks = Annotated[
 
 
 def tokens(setting: SecretStr) -> tuple[str, ...]:
-    """The tokens of a setting: the first one is shown, all of them are taken."""
+    """The tokens, or keys, of a setting: the first one is shown, all of them are taken."""
     return tuple(setting.get_secret_value().split(","))
 
 
@@ -175,6 +177,14 @@ def _check_tokens(text: str) -> None:
     each = text.split(",")
     if len(each) > TOKENS_MAX or not all(token and _is_visible(token) for token in each):
         raise ValueError("must be a token of visible ASCII characters, or two of them with a comma between")
+
+
+def _check_webhook_keys(text: str) -> None:
+    each = text.split(",")
+    if len(each) > WEBHOOK_KEYS_MAX or len(set(each)) < len(each):
+        raise ValueError(f"must be at most {WEBHOOK_KEYS_MAX} keys, each once, separated by commas")
+    for key in each:
+        signing_keys.to_bytes(key, signing_keys.KEY_BYTES)
 
 
 def _check_server_url(text: str, schemes: tuple[str, ...]) -> None:
@@ -205,4 +215,5 @@ DatabaseUrl = Annotated[SecretStr, _secret(_check_database_url)]
 RedisUrl = Annotated[SecretStr, _secret(partial(_check_server_url, schemes=REDIS_SCHEMES))]
 SentryDsn = Annotated[SecretStr, _secret(_check_sentry_dsn)]
 SigningKey = Annotated[SecretStr, _secret(partial(signing_keys.to_bytes, length=signing_keys.KEY_BYTES))]
+WebhookKeys = Annotated[SecretStr, _secret(_check_webhook_keys)]
 NotEmpty = Annotated[str, BeforeValidator(not_empty)]

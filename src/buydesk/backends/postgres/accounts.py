@@ -1,6 +1,6 @@
 """The account of db_proxy in PostgreSQL: it may read, place and close orders, keep price records and the last prices,
-note that keys were used and what was refused, and, with an operator's key, do what that one permits. It changes nothing
-that is stored in any other way."""
+note that keys were used and what was refused, keep clients' webhooks and, with an operator's key, do what that one
+permits. It changes nothing that is stored in any other way."""
 
 import hashlib
 import hmac
@@ -26,11 +26,14 @@ TABLES = (
     "price_keys",
     "price_records",
     "refusals",
+    "webhook_deliveries",
+    "webhooks",
 )
 # All of its writing.
 FUNCTIONS = (
     *("place_items", "close_orders", "place_orders", "place_batch", "keep_price_anchors", "keep_price_record"),
     *("note_keys_used", "note_refusals", "act_by_key"),
+    *("change_webhook", "take_webhooks", "renew_webhooks", "note_deliveries", "report_turn"),
 )
 # As many iterations as PostgreSQL itself makes (scram_iterations).
 _TURNS = 4096

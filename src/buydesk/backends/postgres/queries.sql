@@ -1,6 +1,6 @@
 -- {order} stands for an order's columns, in the order of the fields of `Order`; {placed} for the same as of its placing;
 -- {stored} for those of them that the table orders has; {closing} for the join with what became of it. sql.py puts them
--- in, and for {key} a key's columns, for {client} a client's.
+-- in, and for {key} a key's columns, for {client} a client's, for {webhook} those of an endpoint.
 
 -- name: page_from
 -- The page that leaves out the $1 newest orders: an index seek, the same for every $1, because numbers have no gaps.
@@ -274,3 +274,53 @@ ORDER BY number DESC LIMIT $2::int
 -- name: note_keys_used
 -- Notes that these keys were used today.
 SELECT note_keys_used($1::text[])
+
+-- name: change_webhook
+-- Makes, changes, deletes or rewinds an endpoint, or gives it a new secret: $1 with the JSON $2. The endpoint, if there is.
+SELECT {webhook} FROM change_webhook($1::text, $2::text::jsonb) w
+
+-- name: webhooks
+-- The endpoints of the client $1, the oldest first.
+SELECT {webhook} FROM webhooks w WHERE client = $1::text ORDER BY client, created_at
+
+-- name: webhook
+-- The endpoint $2 of the client $1.
+SELECT {webhook} FROM webhooks w WHERE client = $1::text AND id = $2::uuid
+
+-- name: webhook_deliveries
+-- The newest attempts of the endpoint $2 of the client $1 before the number $3: $4 of them.
+SELECT number, event, type, sequence, at, attempt, outcome, status, milliseconds FROM webhook_deliveries d
+WHERE webhook = $2::uuid AND number < $3::bigint
+    AND EXISTS (SELECT FROM webhooks w WHERE w.id = d.webhook AND w.client = $1::text)
+ORDER BY webhook DESC, number DESC LIMIT $4::int
+
+-- name: note_deliveries
+-- Notes attempts beside the endpoint's turns: $2 is a JSON list.
+SELECT note_deliveries($1::uuid, $2::text::jsonb)
+
+-- name: event_of_order
+-- The client's number of the event that its order $2 was placed or, for $3, what became of it. None if it did not happen.
+SELECT coalesce(o.client_event_number, o.number) AS sequence FROM orders o
+WHERE o.id = $2::uuid AND o.client = $1::text AND $3::text = 'placed'
+UNION ALL
+SELECT x.client_event_number FROM orders o JOIN closings x ON x.number = o.number
+WHERE o.id = $2::uuid AND o.client = $1::text AND x.status = $3::text
+
+-- name: take_webhooks
+-- Leases endpoints whose turn it is to the replica $1, which has the keys $2: $3 of them, for $4 seconds.
+SELECT {webhook} FROM take_webhooks($1::uuid, $2::text[], $3::int, $4::float8) w
+
+-- name: renew_webhooks
+-- Makes the leases of the replica $1 last $2 seconds from now; of which endpoints.
+SELECT id FROM renew_webhooks($1::uuid, $2::float8) AS id
+
+-- name: report_turn
+-- What the replica $1 tells of the turn of the endpoint $2; schema.sql explains the function.
+SELECT report_turn($1::uuid, $2::uuid, $3::bigint, $4::int, $5::float8, $6::text, $7::float8, $8::text::jsonb) AS counts
+
+-- name: webhook_totals
+-- Enabled endpoints: how many, how many fail, how many have another key than $1, what those that do not fail have not got.
+SELECT count(w.id) AS enabled, count(w.id) FILTER (WHERE w.failures > 0) AS failing,
+       count(w.id) FILTER (WHERE w.secrets -> 0 ->> 'key' <> ALL ($1::text[])) AS without_key,
+       coalesce(sum(c.last_number + c.last_closing - w.delivered) FILTER (WHERE w.failures = 0), 0)::bigint AS waiting
+FROM webhooks w JOIN clients c ON c.name = w.client WHERE w.disabled IS NULL

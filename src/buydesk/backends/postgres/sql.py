@@ -46,6 +46,8 @@ _COLUMNS = {
     "    SELECT coalesce(json_object_agg(m.currency, m.markup_bp ORDER BY m.currency), '{}')::text\n"
     "    FROM markups m WHERE m.client = k.client\n"
     ") AS client_markup_bp",
+    "{webhook}": "id, client, url, events, description, created_at, secrets::text AS secrets, disabled, delivered,\n"
+    "       failures, due_at",
     "{client}": "name, cap_satoshi, order_satoshi_max, cap_counts_open, rate_per_minute, quote_seconds_max,\n"
     "       used_satoshi, last_number AS orders, (\n"
     "    SELECT coalesce(json_object_agg(currency, cents_max ORDER BY currency), '{}')::text\n"

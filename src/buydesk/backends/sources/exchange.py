@@ -18,7 +18,6 @@ import aiohttp
 
 from buydesk import __version__
 from buydesk.backends.sources.answers import Unusable, age, retry_after_seconds, words_in, words_of
-from buydesk.backends.sources.way_out import proxy_for
 from buydesk.errors import SourceFailed
 from buydesk.money import Currency, NotMoney, parse_rate
 from buydesk.observability.clock_skew import ClockMonitor, http_date
@@ -26,6 +25,7 @@ from buydesk.prices.model import PriceSource, Quote, RejectedQuote, SourceRespon
 from buydesk.reading import Number, Repeated, decode_json, is_text
 from buydesk.settings.model import Settings
 from buydesk.times import CLOCK, Clock
+from buydesk.way_out import UnusableProxy, proxy_for
 
 ANSWER_BYTES_MAX = 64 * 1024
 DIGEST_BYTES = 16
@@ -143,7 +143,7 @@ class ExchangeSource(PriceSource):
                 if not _is_kept(response):  # or the date is of when a cache got it
                     self._clocks.hear_date(self.name, response.headers.get("Date"), moment)
                 seen_at = asked_at - self._age(response, asked_at)
-        except Unusable as error:
+        except (Unusable, UnusableProxy) as error:
             return _Answer((), dict.fromkeys(currencies, str(error)))
         except aiohttp.ClientHttpProxyError as error:
             return _Answer((), dict.fromkeys(currencies, f"the proxy refuses with status {error.status}"))
