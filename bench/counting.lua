@@ -1,12 +1,16 @@
--- What the scripts for wrk share: the head of an order, answers that are wrong, and the line that load.py reads.
+-- What the scripts for wrk share: the head of a request, answers that are wrong, and the line that load.py reads.
 local threads = {}
 local counting = {body = '{"currency":"EUR","amount":"0.05"}'}
 
 others = 0  -- wrong answers of this thread
 
-function counting.order_head()
+function counting.head(body_bytes)
   return "POST " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port
-    .. "\r\nContent-Type: application/json\r\nContent-Length: " .. #counting.body .. "\r\nIdempotency-Key: "
+    .. "\r\nContent-Type: application/json\r\nContent-Length: " .. body_bytes
+end
+
+function counting.order_head()
+  return counting.head(#counting.body) .. "\r\nIdempotency-Key: "
 end
 
 function setup(thread)

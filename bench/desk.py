@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -81,6 +81,22 @@ class Desk:
         async with own_desk(self.dsn(), Operator("bench", "here")) as own:
             await own.change(LimitClient(ANONYMOUS, Limits(rate_per_minute=PER_MINUTE_MAX)), "")
             return (await create_key(own.registry, NewKey(ANONYMOUS, ["orders:read"]), "", own.by)).text
+
+    @contextlib.asynccontextmanager
+    async def webhook(self, url: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+        """While entered, all events of orders without a key are delivered there; says how many have been."""
+        hooks = self.url("process_buy_orders") + "/webhooks"
+        asked = {"url": url, "events": ["order.placed"], "description": "bench"}
+        async with aiohttp.ClientSession(raise_for_status=True) as session, self.database() as database:
+            async with session.post(hooks, json=asked) as response:
+                hook = (await response.json())["id"]
+
+            async def delivered() -> int:
+                return int(await database.fetchval("SELECT delivered FROM webhooks WHERE id = $1::uuid", hook))
+
+            yield delivered
+            async with session.delete(f"{hooks}/{hook}"):
+                pass
 
     def processes(self) -> dict[str, list[psutil.Process]]:
         """All its processes by what they do: `desk` (or each service by its name), `postgres`, `redis`."""

@@ -1,4 +1,5 @@
-"""The edge without a ledger: the same server, shell, validation and answer as the desk's; nothing is stored.
+"""The edge without a ledger: the same server, shell, validation and answer as the desk's; nothing is stored. And an
+endpoint for events, which takes all of them.
 
 What the desk does less in a second than this one is what storing costs. `python -m bench.echo PORT`.
 """
@@ -20,6 +21,7 @@ from buydesk.http.examples import EXAMPLE_ORDER
 from buydesk.http.listeners import BACKLOG, allow_connections
 from buydesk.http.orders import created, read_order
 from buydesk.http.requests import Request
+from buydesk.http.responses import JSONBytesResponse
 from buydesk.http.server import serving
 from buydesk.observability.reporter import Reporter
 from buydesk.orders.quotes import OrderQuote
@@ -52,9 +54,14 @@ def create_app(settings: Settings) -> web.Service:
         )
         return created(order, orders_url, is_replay=False)
 
+    async def receive(request: Request) -> Response:
+        await request.body()
+        return JSONBytesResponse(b"{}")
+
     reporter = Reporter(NAME, MemoryReportStore(settings), settings)
     app = web.service_app("echo", "Answers orders without storing them", {}, reporter, lifespan)
     app.add_direct_route("/place_order/", "POST", place_order, {}, needs="orders:create")
+    app.add_direct_route("/events", "POST", receive, {}, needs="orders:create")
     return app
 
 

@@ -74,6 +74,21 @@ async def replays(url: str, connections: int, seconds: float, keys: Sequence[str
     return await _wrk(url, connections, seconds, "replay.lua", str(file))
 
 
+async def quotes(url: str, connections: int, seconds: float, directory: Path) -> Run:
+    """Quotes as fast as they are answered; `keys` are their tokens."""
+    file = directory / "quotes"
+    run = await _wrk(url, connections, seconds, "quote.lua", str(file))
+    return replace(run, keys=file.read_text().split())
+
+
+async def orders_by_quote(url: str, connections: int, seconds: float, tokens: Sequence[str], directory: Path) -> Run:
+    """Orders by these quotes, each once; `keys` are the ids of the quotes that were executed."""
+    given, file = directory / "tokens", directory / "executed"
+    given.write_text("\n".join(tokens))
+    run = await _wrk(url, connections, seconds, "quoted.lua", str(given), str(file))
+    return replace(run, keys=file.read_text().split())
+
+
 async def pages(url: str, connections: int, seconds: float, lowest: int, highest: int, *shown: str) -> Run:
     """Pages of ten at random places, leaving out `lowest` to `highest` newer orders; `shown` is a key, if any."""
     seed = secrets.randbelow(2**31)

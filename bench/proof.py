@@ -20,7 +20,7 @@ FROM exposure e, (SELECT count(*) AS count, coalesce(max(number), 0) AS highest,
 """
 _FOUND = """
 SELECT count(*) FROM orders
-WHERE client_order_id = ANY ($1::text[]) AND currency = 'EUR' AND amount_cents = 5
+WHERE (client_order_id = ANY ($1::text[]) OR quote_id = ANY ($2::uuid[])) AND currency = 'EUR' AND amount_cents = 5
 """
 
 
@@ -46,10 +46,15 @@ async def settled(database: "asyncpg.Connection[asyncpg.Record]") -> int:
 
 
 async def prove(
-    database: "asyncpg.Connection[asyncpg.Record]", last_before: int, keys: Sequence[str], unanswered_max: int
+    database: "asyncpg.Connection[asyncpg.Record]",
+    last_before: int,
+    keys: Sequence[str],
+    unanswered_max: int,
+    *,
+    are_quotes: bool = False,
 ) -> Proof:
-    """Raises BenchFailed unless the orders placed after `last_before` are those with these keys, each once, and at most
-    `unanswered_max` others: requests that were under way when the load ended."""
+    """Raises BenchFailed unless the orders placed after `last_before` are those with these keys, or by the quotes with
+    these ids, each once, and at most `unanswered_max` others: requests that were under way when the load ended."""
     last = await settled(database)
     row = await database.fetchrow(_ACCOUNT)
     assert row is not None  # noqa: S101  # the exposure row is always there
@@ -59,7 +64,7 @@ async def prove(
             f"the ledger does not add up: {count} orders, the highest number {highest}, the last {last_number}; "
             f"used {used}, the sum {satoshi}"
         )
-    found = await database.fetchval(_FOUND, list(keys), timeout=60)
+    found = await database.fetchval(_FOUND, *(([], keys) if are_quotes else (keys, [])), timeout=60)
     if len(set(keys)) != len(keys) or found != len(keys):
         raise BenchFailed(f"{len(keys)} keys were answered with 201, {len(set(keys))} different, and {found} are there")
     unanswered = last - last_before - len(keys)

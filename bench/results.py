@@ -38,6 +38,10 @@ MEASURES: Mapping[str, Measure] = {
     "orders_256": Measure("one process, 256 connections", "orders/s"),
     "orders_1000": Measure("one process, 1,000 connections", "orders/s"),
     "orders_keys": Measure("the same by 64 clients with keys and limits of every kind", "orders/s"),
+    "quotes": Measure("quotes, 64 connections", "quotes/s"),
+    "orders_quotes": Measure("orders by quote, 64 connections", "orders/s"),
+    "orders_webhook": Measure("one process, 64 connections, while their events are delivered", "orders/s"),
+    "deliveries": Measure("events delivered to one endpoint, one after the other", "events/s"),
     "errors_256": Measure("errors at 256 connections, all rounds", ""),
     "errors_1000": Measure("errors at 1,000 connections, all rounds", ""),
     "replays": Measure("one process, repeats of stored keys", "orders/s"),
@@ -66,6 +70,7 @@ MEASURES: Mapping[str, Measure] = {
 TARGETS = (
     Target("one process ÷ pgbench", "orders", "pgbench", 5),
     Target("with keys and limits ÷ without", "orders_keys", "orders", 0.9),
+    Target("with a webhook ÷ without", "orders_webhook", "orders_64", 0.95),
     Target("one process ÷ echo", "orders_64", "echo", 0.4),
     Target("separate services ÷ pgbench", "separate", "separate_pgbench", 4),
     Target("replays ÷ new orders", "replays", "orders_64", 1),

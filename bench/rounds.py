@@ -3,7 +3,9 @@
 What is compared is measured in turn, round after round, so that a busy minute of the machine hits both.
 """
 
+import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +37,8 @@ _ONE_PROCESS = (
     "orders_256",
     "orders_1000",
     "orders_keys",
+    "quotes",
+    "orders_webhook",
     "replays",
     "latency",
 )
@@ -135,6 +139,8 @@ class Bench:
                     "orders_256": partial(self._orders, "orders_256", desk, 256),
                     "orders_1000": partial(self._orders, "orders_1000", desk, 1000),
                     "orders_keys": partial(self._orders_by_keys, desk, shown),
+                    "quotes": partial(self._quotes, desk),
+                    "orders_webhook": partial(self._orders_with_webhook, desk, echo_url),
                 }
             )
             if self._wants("latency"):
@@ -239,6 +245,34 @@ class Bench:
     async def _orders_by_keys(self, desk: Desk, shown: Sequence[str]) -> None:
         for connections in (CONNECTIONS, 1000):
             await self._orders(f"orders_keys_{connections}", desk, connections, shown)
+
+    async def _quotes(self, desk: Desk) -> None:
+        """Quotes, and then the orders by them, proved."""
+        url = desk.url("create_buy_order") + "/quotes/"
+        tokens: list[str] = []
+        for seconds in (self._plan.warmup_seconds, self._plan.seconds):
+            run = await load.quotes(url, CONNECTIONS, seconds, self._directory)
+            tokens += run.keys
+            if run.errors:
+                raise BenchFailed(f"quotes: {run.wrong}")
+        self._found("quotes", run.per_second, "quotes/s")
+        async with desk.database() as database:
+            before = await settled(database)
+            seconds = max(1, self._plan.seconds // 2)  # they must not run out
+            run = await load.orders_by_quote(desk.orders_url, CONNECTIONS, seconds, tokens, self._directory)
+            if run.errors:
+                raise BenchFailed(f"orders by quote: {run.wrong}")
+            self._results.add_proof(await prove(database, before, run.keys, CONNECTIONS, are_quotes=True))
+        self._found("orders_quotes", run.per_second, "orders/s")
+
+    async def _orders_with_webhook(self, desk: Desk, echo_url: str) -> None:
+        """Orders whose events are delivered meanwhile, and deliveries when no orders come any more."""
+        async with desk.webhook(echo_url.replace("/place_order/", "/events")) as delivered:
+            await self._orders("orders_webhook", desk, CONNECTIONS)
+            before, started = await delivered(), time.monotonic()
+            await asyncio.sleep(self._plan.seconds)
+            count, seconds = await delivered() - before, time.monotonic() - started
+            self._found("deliveries", count / seconds, "events/s")
 
     async def _new_orders(self, desk: Desk, connections: int, seconds: int, shown: Sequence[str] = ()) -> load.Run:
         """A run of orders and its proof."""
