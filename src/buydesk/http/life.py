@@ -42,7 +42,7 @@ from buydesk.orders.life_documents import (
     last_events_document,
     result_document,
 )
-from buydesk.orders.model import ANONYMOUS, NUMBER_MAX, Order
+from buydesk.orders.model import ANONYMOUS, KEY_PATTERN, NUMBER_MAX, Order
 from buydesk.orders.representations import desk_document
 from buydesk.reading import LINE_PATTERN, is_text
 
@@ -318,6 +318,7 @@ EVENTS = operation(
     query=(_SEQUENCE, _LIMIT, CLIENT_OR_DESK),
     is_internal=True,
 )
+_NAME_SCHEMA = {"type": "string", "pattern": KEY_PATTERN}
 LAST_EVENTS = operation(
     "The numbers of the newest events, of the desk and of clients",
     ("The numbers", last_events_document({None: 7, ANONYMOUS: 2})),
@@ -328,7 +329,7 @@ LAST_EVENTS = operation(
         "schema": {
             "type": "object",
             "required": ["clients"],
-            "properties": {"clients": {"type": "array", "maxItems": CLIENTS_MAX, "items": {"type": "string"}}},
+            "properties": {"clients": {"type": "array", "maxItems": CLIENTS_MAX, "items": _NAME_SCHEMA}},
         },
         "example": {"clients": [ANONYMOUS]},
     },

@@ -10,7 +10,7 @@ import msgspec
 from buydesk.errors import DeskError, problem, rebuild
 from buydesk.orders.documents import order_from, stored_document
 from buydesk.orders.life import CLOSED_AT_ONCE_MAX, AcceptedOrders, Closed, Closing, Event, parse_text
-from buydesk.orders.model import Order
+from buydesk.orders.model import Key, Order
 from buydesk.reading import read
 
 # More than wait for events at a service: it has no more connections.
@@ -75,7 +75,7 @@ def events_from(document: Any) -> list[Event]:
 
 
 class _Clients(msgspec.Struct):
-    clients: Annotated[list[str], msgspec.Meta(max_length=CLIENTS_MAX)]
+    clients: Annotated[list[Key], msgspec.Meta(max_length=CLIENTS_MAX)]
 
 
 def clients_from(document: object) -> list[str]:
