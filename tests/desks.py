@@ -49,7 +49,7 @@ def environment(**given: str) -> dict[str, str]:
 
 @dataclass
 class Running:
-    """A `buydesk` process, what it has printed so far, and how to call its services."""
+    """A `buydesk` process, or one that calls it, what it has printed so far, and how to call its services."""
 
     process: asyncio.subprocess.Process
     offset: int
@@ -90,11 +90,17 @@ async def buydesk(
     *arguments: str, offset: int = 0, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> AsyncIterator[Running]:
     """Runs the command; ends it at the end, killed if need be."""
+    async with program(sys.executable, "-m", "buydesk", *arguments, offset=offset, env=env, cwd=cwd) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def program(
+    *command: str, offset: int = 0, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> AsyncIterator[Running]:
+    """The same for any program."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "buydesk",
-        *arguments,
+        *command,
         env=environment(**(env or {})),
         cwd=cwd,
         stdout=asyncio.subprocess.PIPE,

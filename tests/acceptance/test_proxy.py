@@ -25,10 +25,10 @@ from tests.desks import Running, command, desk_up
 
 REACHED = [
     *("/place_order", "/place_order/?amount=1", "/get_orders/", "/get_orders/x", "/exposure", "/prices/x"),
-    *("/events", "/events/?after=1"),
+    *("/events", "/events/?after=1", "/quotes", "/quotes/", "/webhooks", "/webhooks/x/test"),
 ]
 NOT_REACHED = [
-    *("/", "/docs", "/metrics", "/readyz", "/add/", "/place_order/x", "/prices/..%2fmetrics"),
+    *("/", "/docs", "/metrics", "/readyz", "/add/", "/place_order/x", "/quotes/x", "/prices/..%2fmetrics"),
     *("/events/last", "/orders/", "/orders/settle", "/keys/0000000000", "/get/"),
 ]
 SCOPES = "orders:create,orders:read,events:read"

@@ -11,9 +11,7 @@ import json
 import re
 import shutil
 import signal
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,12 @@ import httpx2
 import pytest
 
 from buydesk.clients.keys import KEY_PATTERN
-from buydesk.embedded.postgres import EmbeddedPostgres
 from buydesk.errors import DeskError
 from buydesk.settings.model import Settings, variable
 from buydesk.topology import PORTS
-from tests.desks import Running, desk_up, environment, free_offset
+from tests.desks import desk_up, free_offset
+from tests.pages import REST, ROOT, SECONDS_MAX, Desk, Example, differences, differing_lines, examples, output, shell
 
-ROOT = Path(__file__).parents[2]
 # In the order in which they are read, and run against one desk.
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
@@ -44,8 +41,8 @@ README_WORDS_MAX = 1200
 # Their commands need an engine and are not run here. deploy/smoke runs those for backup and restore, and
 # test_operating.py holds it to that; the others nobody runs.
 NEED_AN_ENGINE = {"docs/operating.md"}
-SECONDS_MAX = 30
-REST = "…"
+# Its blocks are programs: test_integrating.py runs them.
+OF_PROGRAMS = {"docs/integrating.md"}
 
 NOT_RUN = {
     "make up": "it installs first; the desk here is started by the command behind it, and prints the same",
@@ -66,49 +63,6 @@ INTERNAL_CODES = {
     "rates_unavailable": "api_cache_proxy tells those who count there",
     "source_failed": "api_updater logs it",
 }
-MASKS = {
-    r"whsec_[A-Za-z0-9+/]{43}=": "<secret>",
-    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}": "<id>",
-    r"(?<![\w-])([\w-]{86}|[\w-]{43})(?![\w-])": "<key or signature>",
-    # Replayed minutes are of 2023 and stand still.
-    r"(?!2023)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{6})?(Z|\+00:00)": "<time>",
-    r"[A-Z][a-z]{2} \d{1,2}, \d{4}( at)? \d\d:\d\d(:\d\d)? (UTC|GMT|BST)": "<time>",
-    r"after \d+\.\d s": "after <seconds>",
-    r" {2,}": " ",  # columns, whose width depends on the ports
-}
-
-
-@dataclass(frozen=True)
-class Example:
-    """A command block and the answer below it; `language` is None when there is none."""
-
-    line: int
-    command: str
-    language: str | None
-    answer: str
-
-
-@dataclass(frozen=True)
-class Desk:
-    """The desk that the examples are run against, and where it keeps everything."""
-
-    running: Running
-    data_dir: Path
-
-    def here(self, text: str) -> str:
-        """A page's text, for this desk."""
-        here = re.sub(
-            r"(127\.0\.0\.1:)(80\d\d)", lambda found: f"{found[1]}{int(found[2]) + self.running.offset}", text
-        )
-        here = re.sub(r"(DATABASE_URL=)\S+", lambda found: f"{found[1]}'{EmbeddedPostgres(self.data_dir).dsn}'", here)
-        return here.replace(".venv/", f"{sys.prefix}/").replace("cat data/", f"cat {self.data_dir}/")
-
-    def there(self, text: str) -> str:
-        """The desk's text, as the pages have it."""
-        offset = self.running.offset
-        there = re.sub(r"(127\.0\.0\.1:)(\d+)", lambda found: f"{found[1]}{int(found[2]) - offset}", text)
-        return there.replace(str(self.data_dir), "/path/to/buydesk/data")
-
 
 Rule = Callable[[Desk, Example], Awaitable[list[str]]]
 
@@ -121,35 +75,35 @@ async def elsewhere(_: Desk, example: Example) -> list[str]:
 async def dry_run(desk: Desk, example: Example) -> list[str]:
     """Make knows the target; what `make up` prints is what the desk has printed."""
     assert example.command in NOT_RUN, f"give {example.command} a reason in NOT_RUN"
-    await _output("make --dry-run" + example.command.removeprefix("make"))
+    await output("make --dry-run" + example.command.removeprefix("make"))
     if example.language is None:
         return []
     await desk.running.until_printed("curl ")
     printed = [line for line in desk.running.lines if not line.startswith('{"time"')]
-    return list(_differing_lines(example.answer.splitlines(), desk.there("\n".join(printed)).splitlines()))
+    return list(differing_lines(example.answer.splitlines(), desk.there("\n".join(printed)).splitlines()))
 
 
 async def ask(desk: Desk, example: Example) -> list[str]:
     """The answer is JSON, and the one that is shown."""
-    answer = desk.there(await _output(desk.here(example.command)))
+    answer = desk.there(await output(desk.here(example.command)))
     if example.language is None:
         return ["a problem is answered"] if "code" in json.loads(answer) else []
     if example.language == "json":
-        return list(_differences(json.loads(example.answer), json.loads(answer)))
+        return list(differences(json.loads(example.answer), json.loads(answer)))
     head, _, body = answer.replace("\r\n", "\n").partition("\n\n")
     shown_head, _, shown_body = example.answer.partition("\n\n")
-    lines = [*_differing_lines(shown_head.splitlines(), head.splitlines())]
-    return lines + list(_differences(json.loads(shown_body), json.loads(body)))
+    lines = [*differing_lines(shown_head.splitlines(), head.splitlines())]
+    return lines + list(differences(json.loads(shown_body), json.loads(body)))
 
 
 async def finish(desk: Desk, example: Example) -> list[str]:
     """The commands succeed and say something."""
-    return [] if await _output(desk.here(example.command)) else ["nothing is printed"]
+    return [] if await output(desk.here(example.command)) else ["nothing is printed"]
 
 
 async def make_key(desk: Desk, example: Example) -> list[str]:
     """The commands succeed, for this desk, and show a key."""
-    printed = await _output(f"export BUYDESK_DATA_DIR={desk.data_dir}\n{desk.here(example.command)}")
+    printed = await output(f"export BUYDESK_DATA_DIR={desk.data_dir}\n{desk.here(example.command)}")
     return [] if re.search(KEY_PATTERN, printed) else [printed]
 
 
@@ -161,7 +115,7 @@ async def serve(desk: Desk, example: Example) -> list[str]:
     script = desk.here(example.command).replace("buydesk serve", "exec buydesk serve")
     readyz = f"http://127.0.0.1:{PORTS[service] + offset}/readyz"
     client = httpx2.AsyncClient(timeout=SECONDS_MAX)
-    async with _shell(script, BUYDESK_PORT_OFFSET=str(offset)) as process, client, asyncio.timeout(SECONDS_MAX):
+    async with shell(script, BUYDESK_PORT_OFFSET=str(offset)) as process, client, asyncio.timeout(SECONDS_MAX):
         status = None
         while status != 200 and process.returncode is None:
             with contextlib.suppress(httpx2.ConnectError):
@@ -186,26 +140,6 @@ RULES: dict[str, Rule] = {
 
 def rules_of(command: str) -> list[Rule]:
     return [rule for form, rule in RULES.items() if re.fullmatch(form, command)]
-
-
-def examples(page: str) -> list[Example]:
-    """The command blocks of a page; raises AssertionError for a block that is none and no answer to one."""
-    found: list[Example] = []
-    end_of_command = -1
-    for block in re.finditer(r"^```(\w*)\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL):
-        line = page.count("\n", 0, block.start()) + 1
-        language, text = block.groups()
-        if language == "sh":
-            found.append(Example(line, text, None, ""))
-            end_of_command = block.end()
-            continue
-        assert language in ("json", "http", "text"), f"line {line}: a block of {language or 'no language'}"
-        assert end_of_command >= 0, f"line {line}: no command before this answer"
-        assert not page[end_of_command : block.start()].strip(), f"line {line}: no command right above this answer"
-        found[-1] = Example(found[-1].line, found[-1].command, language, text)
-        end_of_command = -1
-    assert page.count("```") == sum(2 if each.language is None else 4 for each in found), "a fence is no block's"
-    return found
 
 
 @pytest.fixture(scope="session")
@@ -239,7 +173,7 @@ def test_every_command_block_has_one_rule(example: Example) -> None:
 
 def test_every_page_with_commands_is_run_or_needs_an_engine() -> None:
     written = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in _written()}
-    assert {page for page, text in written.items() if "```sh\n" in text} == PAGES.keys() | NEED_AN_ENGINE
+    assert {page for page, text in written.items() if "```sh\n" in text} == PAGES.keys() | NEED_AN_ENGINE | OF_PROGRAMS
 
 
 def test_what_is_not_run_stands_in_the_pages() -> None:
@@ -284,7 +218,7 @@ def test_a_command_of_an_unknown_form_has_no_rule(command: str) -> None:
     ],
 )
 def test_an_answer_that_is_not_the_one_shown_is_found(shown: Any, real: Any) -> None:
-    assert list(_differences(shown, real)) != []
+    assert list(differences(shown, real)) != []
 
 
 def shown_default(value: object) -> str:
@@ -351,62 +285,3 @@ def _leads_somewhere(page: Path, target: str) -> bool:
     text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE) if path.suffix == ".md" else []
     return anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def _masked(text: str) -> str:
-    for pattern, mask in MASKS.items():
-        text = re.sub(pattern, mask, text)
-    return text
-
-
-def _differences(shown: Any, real: Any, where: str = "answer") -> Iterator[str]:
-    """What differs between an answer as shown and the real one."""
-    if isinstance(shown, dict) and isinstance(real, dict):
-        for name in shown.keys() - {REST}:
-            if name in real:
-                yield from _differences(shown[name], real[name], f"{where}.{name}")
-            else:
-                yield f"{where}.{name} is not in the real one"
-        if REST not in shown:
-            yield from (f"{where}.{name} is not shown" for name in real.keys() - shown.keys())
-    elif isinstance(shown, list) and isinstance(real, list):
-        items = shown[:-1] if shown[-1:] == [REST] else shown
-        if len(items) > len(real) or (items is shown and len(items) < len(real)):
-            yield f"{where} has {len(real)} items and {len(items)} are shown"
-        for number, (item, real_item) in enumerate(zip(items, real, strict=False)):
-            yield from _differences(item, real_item, f"{where}.{number}")
-    elif isinstance(shown, str) and isinstance(real, str):
-        if _masked(shown) != _masked(real):
-            yield f"{where} is {real!r} and {shown!r} is shown"
-    elif type(shown) is not type(real) or shown != real:
-        yield f"{where} is {real!r} and {shown!r} is shown"
-
-
-def _differing_lines(shown: list[str], real: list[str]) -> Iterator[str]:
-    """What differs between lines; with a line of `…` others may stand between and after those shown."""
-    wanted, found = [_masked(line) for line in shown if line != REST], [_masked(line) for line in real]
-    if REST in shown:
-        yield from (f"there is no line {line!r}" for line in wanted if line not in found)
-    elif wanted != found:
-        yield "\n".join(["printed is", *found, "and shown is", *wanted])
-
-
-async def _output(script: str) -> str:
-    """What the script prints; it must succeed."""
-    async with _shell(f"set -euo pipefail\n{script}") as process, asyncio.timeout(SECONDS_MAX):
-        printed, _ = await process.communicate()
-    assert process.returncode == 0, printed.decode()
-    return printed.decode()
-
-
-@contextlib.asynccontextmanager
-async def _shell(script: str, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *("bash", "-c", script), cwd=ROOT, env=environment(**env), stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
