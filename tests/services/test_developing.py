@@ -73,6 +73,10 @@ async def test_events_that_are_made_reach_a_local_program_as_webhooks(given: Set
     assert said[0].startswith(f"Listening after event {first - 1}. ")
     assert re.fullmatch(rf"{first} order.placed [0-9a-f-]+ -> 204", said[1])
     assert [each.sequence for each in messages] == list(range(first, first + 5))
+    # Each order has a key of its own, so that a desk takes it that asks for one.
+    keys = {each.document["data"]["order"]["client_order_id"] for each in messages}
+    assert len(keys) == 3
+    assert all(re.fullmatch(r"trigger-[0-9a-f-]{36}", key) for key in keys)
 
 
 async def test_events_are_told_without_a_program_too_and_what_a_program_answers(given: Settings) -> None:

@@ -4,6 +4,7 @@ webhook would bring them, and a sandbox makes some."""
 import asyncio
 import contextlib
 import secrets
+import uuid
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -25,7 +26,6 @@ PAUSE_SECONDS = 1.0
 SECRET_BYTES = 32
 FORWARD_SECONDS_MAX = 10.0
 ANSWER_SECONDS_MAX = 30.0
-TRIGGERED = {"currency": "EUR", "amount": "1.00"}
 
 Say = Callable[[str], None]
 
@@ -116,7 +116,7 @@ async def trigger(settings: Settings, key: str | None, event: str) -> str:
     async with _desk(settings, key) as desk:
         if (await desk.ask("api_cache_proxy", "/record"))["feed"] != "sandbox":
             raise CannotStart("this desk sells at real prices: events are made in a sandbox only")
-        order = (await desk.ask("create_buy_order", "/place_order/", TRIGGERED))["order"]
+        order = (await desk.ask("create_buy_order", "/place_order/", _new_order()))["order"]
         if event != "order.placed":
             act, body = (
                 ("settle", {}) if event == "order.settled" else ("cancel", {"reason": "made by buydesk trigger"})
@@ -124,6 +124,11 @@ async def trigger(settings: Settings, key: str | None, event: str) -> str:
             shown = {"Authorization": f"Bearer {_processing_token(settings)}"}
             await desk.ask("process_buy_orders", f"/orders/{order['id']}/{act}", body, shown)
     return f"{event}: order {order['id']}"
+
+
+def _new_order() -> dict[str, str]:
+    # With a key, which the desk may ask for.
+    return {"currency": "EUR", "amount": "1.00", "client_order_id": f"trigger-{uuid.uuid4()}"}
 
 
 def _processing_token(settings: Settings) -> str:
