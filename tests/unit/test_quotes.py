@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from msgspec.structs import fields, replace
 
 from buydesk.errors import QuoteInvalid
-from buydesk.money import AMOUNT_CENTS_MAX, RATE_E8_MAX, Currency, satoshi_for
+from buydesk.money import AMOUNT_CENTS_MAX, MARKUP_BP_MAX, RATE_E8_MAX, SATOSHI_MAX, Currency, satoshi_for
 from buydesk.orders.quotes import (
     QUOTE_CHARS_MAX,
     OrderQuote,
@@ -58,11 +58,12 @@ def test_a_quote_comes_back_as_it_was_signed_and_its_text_is_safe_in_urls() -> N
 @given(
     st.fixed_dictionaries(
         {
-            "reference": st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=128),
+            "reference": st.none()
+            | st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=128),
             "amount_cents": st.integers(1, AMOUNT_CENTS_MAX),
-            "satoshi": st.integers(1, 10**17),
+            "satoshi": st.integers(1, SATOSHI_MAX),
             "rate_e8": st.integers(1, RATE_E8_MAX),
-            "markup_bp": st.integers(0, 10_000),
+            "markup_bp": st.integers(0, MARKUP_BP_MAX),
             "quoted_at": st.datetimes(timezones=st.just(UTC)),
             "client": st.text("abc-", min_size=1, max_size=32),
         }
@@ -97,6 +98,23 @@ def test_a_member_that_was_changed_makes_it_none(member: str) -> None:
     version, key, payload, _ = forged.token.split(".")
     assert is_quote(forged.token) is (member != "livemode")
     assert not is_quote(".".join([version, key, payload, QUOTE.token.rpartition(".")[2]]))
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        *({name: 0} for name in ("amount_cents", "satoshi", "market_rate_e8", "rate_e8")),
+        *({name: 2**63} for name in ("amount_cents", "satoshi", "market_rate_e8", "rate_e8", "markup_bp")),
+        {"markup_bp": -1},
+        {"quoted_at": datetime(2026, 1, 1)},  # noqa: DTZ001  # what is read of it could not be compared
+        {"reference": ""},
+        {"reference": "a\n"},
+    ],
+    ids=str,
+)
+def test_what_no_desk_would_sign_is_none_whoever_signed_it(figures: dict[str, Any]) -> None:
+    """It would fail every order that is stored together with it."""
+    assert not is_quote(QuoteSigner(SIGNING_KEY).sign(replace(quote_figures(PRICE), **figures)).token)
 
 
 def test_every_character_counts() -> None:

@@ -11,6 +11,7 @@ from base64 import urlsafe_b64decode
 from collections.abc import Callable, Collection, Iterator
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
+from typing import Annotated
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -18,8 +19,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from msgspec.structs import asdict
 
 from buydesk.errors import QuoteExpired, QuoteInvalid
-from buydesk.money import Currency, format_btc, format_rate, sale_rate, satoshi_for
+from buydesk.money import (
+    AMOUNT_CENTS_MAX,
+    MARKUP_BP_MAX,
+    RATE_E8_MAX,
+    SATOSHI_MAX,
+    Currency,
+    format_btc,
+    format_rate,
+    sale_rate,
+    satoshi_for,
+)
 from buydesk.prices.model import PriceRecord
+from buydesk.reading import LINE_PATTERN
 from buydesk.settings.model import Settings
 from buydesk.settings.types import QUOTE_SECONDS_MAX
 from buydesk.signing_keys import KEY_BYTES, public_key, to_bytes, to_text
@@ -37,6 +49,9 @@ _CONTEXT = b"buydesk quote\n"
 _REFUSAL = "The text is no quote of this desk, was changed, or is of a key that the desk has given up since."
 
 
+_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
 class QuoteFigures(msgspec.Struct, frozen=True, gc=False, array_like=True, forbid_unknown_fields=True):
     """What a quote says: to whom, what the order would be, at which price, and from when until when the desk sells so.
 
@@ -47,16 +62,16 @@ class QuoteFigures(msgspec.Struct, frozen=True, gc=False, array_like=True, forbi
     client: str
     livemode: bool
     currency: Currency
-    amount_cents: int
-    satoshi: int
-    market_rate_e8: int
-    markup_bp: int
-    rate_e8: int
+    amount_cents: Annotated[int, msgspec.Meta(ge=1, le=AMOUNT_CENTS_MAX)]
+    satoshi: Annotated[int, msgspec.Meta(ge=1, le=SATOSHI_MAX)]
+    market_rate_e8: Annotated[int, msgspec.Meta(ge=1, le=RATE_E8_MAX)]
+    markup_bp: Annotated[int, msgspec.Meta(ge=0, le=MARKUP_BP_MAX)]
+    rate_e8: Annotated[int, msgspec.Meta(ge=1, le=2 * RATE_E8_MAX)]
     price_id: uuid.UUID
-    price_as_of: datetime
-    quoted_at: datetime
-    expires_at: datetime
-    reference: str | None
+    price_as_of: _Moment
+    quoted_at: _Moment
+    expires_at: _Moment
+    reference: Annotated[str, msgspec.Meta(pattern=LINE_PATTERN.replace("$", r"\Z"))] | None
 
 
 class OrderQuote(QuoteFigures, frozen=True, gc=False, array_like=True):
@@ -93,11 +108,12 @@ def quote_from(token: str, keys: Collection[str], *, livemode: bool) -> OrderQuo
     signed = _CONTEXT + token.rpartition(".")[0].encode()
     if not any(_is_signed(signed, signature, each) for each in keys if each.startswith(key)):
         raise QuoteInvalid(_REFUSAL)
+    encoded = urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
     try:
-        figures = _decoder.decode(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    except ValueError as error:  # of a later version, whose quotes have other members
+        figures = _decoder.decode(encoded)
+    except ValueError as error:  # of a later version, or of a thief of the key: what no quote says would fail a batch
         raise QuoteInvalid(_REFUSAL) from error
-    if figures.livemode != livemode:
+    if figures.livemode != livemode or _encoder.encode(figures) != encoded:
         raise QuoteInvalid(_REFUSAL)
     return OrderQuote(**asdict(figures), token=token)
 
