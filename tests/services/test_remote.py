@@ -471,6 +471,8 @@ async def test_a_price_that_db_proxy_does_not_understand_is_no_fault_of_a_client
     assert type(await failure_of(ledger.keep_price(record()))) is LedgerUnavailable
     answers.respond = lambda: problem_response(PriceUnavailable("not proven", retry_after_seconds=5), "/price")
     assert type(await failure_of(ledger.keep_price(record()))) is PriceUnavailable
+    answers.say({"id": str(SOME_ID)})  # that it kept another one proves nothing of this
+    assert type(await failure_of(ledger.keep_price(record()))) is LedgerUnavailable
 
 
 @pytest.mark.parametrize("error", [Unauthorized("token"), NotFound("no path"), MethodNotAllowed("GET", allow="POST")])

@@ -7,7 +7,7 @@ import pytest
 from buydesk.runtime.up import environment
 from buydesk.settings.model import Settings, variable
 from buydesk.settings.reading import read_settings
-from buydesk.settings.secrets import KEY_PAIRS, OWNERS, TOKENS
+from buydesk.settings.secrets import KEY_PAIRS, OWNERS, SECRET_KEYS, TOKENS
 from buydesk.signing_keys import DEFAULT_SIGNING_KEY, public_key
 from tests.builders import SIGNING_KEY
 
@@ -25,7 +25,7 @@ OTHERS = {
     "log_level": "DEBUG",
     "supervisor_fd": 7,
     "markup_bp": "EUR:50,GBP:75",
-    **dict.fromkeys(KEY_PAIRS.keys(), SIGNING_KEY),
+    **dict.fromkeys(SECRET_KEYS, SIGNING_KEY),
     **dict.fromkeys(KEY_PAIRS.values(), f"{public_key(SIGNING_KEY)},{public_key(DEFAULT_SIGNING_KEY)}"),
     "extra_sources": "okx,bitvavo",
     "currencies": "GBP,EUR",
