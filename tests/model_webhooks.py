@@ -1,7 +1,7 @@
 """The model of endpoints and of turns: plainly right, and nothing more."""
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -33,7 +33,7 @@ CLIENTS = ("anonymous", "other", "third")
 
 @dataclass
 class Lease:
-    replica: uuid.UUID | None = None
+    id: uuid.UUID | None = None
     until: datetime | None = None
     taken: int = 0
 
@@ -63,14 +63,14 @@ class ModelWebhooks:
             case ChangeWebhook():
                 given = {name: value for name, value in asdict(change).items() if value is not msgspec.UNSET}
                 if given.keys() & {"url", "events", "enabled"}:
-                    lease.replica = None
+                    lease.id = None
                 enabled = given.pop("enabled", None)
                 again: dict[str, Any] = {"failures": 0, "due_at": self.clock.now()}
                 given |= again if enabled or "url" in given else {}
                 given |= {} if enabled is None else {"disabled": None if enabled else "client"}
                 hook = replace(hook, **given)
             case Rewind(after=after):
-                lease.replica = None
+                lease.id = None
                 hook = replace(hook, delivered=min(hook.delivered, after), failures=0, due_at=self.clock.now())
             case RotateSecret():
                 hook = self._rotate(hook, change)
@@ -132,42 +132,42 @@ class ModelWebhooks:
         return None
 
     async def take(
-        self, replica: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float
+        self, lease: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float
     ) -> Sequence[Webhook]:
         self._check()
         now = self.clock.now()
         taken: list[Webhook] = []
         for hook in sorted(self.stored.values(), key=lambda each: self.leases[each.id].taken):
-            lease = self.leases[hook.id]
-            is_free = lease.until is None or lease.until <= now
+            until = self.leases[hook.id].until
+            is_free = until is None or until <= now
             is_due = hook.disabled is None and hook.due_at <= now and await self._last(hook.client) > hook.delivered
             if is_free and is_due and hook.secrets[0].key in keys and len(taken) < limit:
                 self.turns += 1
-                self.leases[hook.id] = Lease(replica, now + timedelta(seconds=lease_seconds), self.turns)
+                self.leases[hook.id] = Lease(lease, now + timedelta(seconds=lease_seconds), self.turns)
                 taken.append(hook)
         return taken
 
-    async def renew(self, replica: uuid.UUID, lease_seconds: float) -> Collection[uuid.UUID]:
+    async def renew(self, leases: Mapping[uuid.UUID, uuid.UUID], lease_seconds: float) -> Collection[uuid.UUID]:
         self._check()
         now, renewed = self.clock.now(), set()
         for hook_id, lease in self.leases.items():
-            if lease.replica == replica and lease.until is not None and lease.until > now:
+            if lease.id == leases.get(hook_id, 0) and lease.until is not None and lease.until > now:
                 lease.until = now + timedelta(seconds=lease_seconds)
                 renewed.add(hook_id)
         return renewed
 
-    async def report(self, replica: uuid.UUID, turn: Turn, lease_seconds: float) -> bool:
+    async def report(self, lease: uuid.UUID, turn: Turn, lease_seconds: float) -> bool:
         self._check()
         hook = self.stored.get(turn.webhook)
-        if hook is None or self.leases[hook.id].replica != replica:
+        if hook is None or self.leases[hook.id].id != lease:
             return False
-        now, lease = self.clock.now(), self.leases[hook.id]
+        now, leased = self.clock.now(), self.leases[hook.id]
         due_at = now + timedelta(seconds=turn.due_seconds)
         self.stored[hook.id] = replace(
             hook, delivered=turn.delivered, failures=turn.failures, due_at=due_at, disabled=turn.disabled
         )
-        lease.until = now + timedelta(seconds=lease_seconds) if turn.keep else None
-        lease.replica = replica if turn.keep else None
+        leased.until = now + timedelta(seconds=lease_seconds) if turn.keep else None
+        leased.id = lease if turn.keep else None
         for each in turn.deliveries:
             await self.note_delivery(hook.id, each)
         return True

@@ -58,7 +58,7 @@ from tests.model_webhooks import ModelWebhooks
 from tests.serving import served
 
 KEY, OTHER_KEY = "1111111111111111", "2222222222222222"
-REPLICA, OTHER_REPLICA = uuid.uuid4(), uuid.uuid4()
+LEASE, OTHER_LEASE = uuid.uuid4(), uuid.uuid4()
 PRICE = record(1000 * 10**8, ttl=3600)
 
 
@@ -79,8 +79,8 @@ class Desk:
         members = {"url": "https://a.example/x?token=1", "events": EVENT_TYPES, "description": "d", "key": KEY} | given
         return await self.store.change(CreateWebhook(client, uuid.uuid4(), **members))
 
-    async def take(self, replica: uuid.UUID = REPLICA, limit: int = 10, *keys: str) -> list[uuid.UUID]:
-        return [each.id for each in await self.store.take(replica, keys or (KEY,), limit, 10)]
+    async def take(self, lease: uuid.UUID = LEASE, limit: int = 10, *keys: str) -> list[uuid.UUID]:
+        return [each.id for each in await self.store.take(lease, keys or (KEY,), limit, 10)]
 
     async def pass_time(self, seconds: float) -> None:
         """Moves the moments that are stored into the past, which is the same."""
@@ -220,18 +220,18 @@ async def test_rotated_secret_signs_for_a_day_beside_the_new_one(desk: Desk) -> 
 async def test_endpoint_is_one_replica_s_until_it_reports_or_its_lease_ends(desk: Desk) -> None:
     hook = await desk.hook()
     await desk.place(2)
-    both = await asyncio.gather(desk.take(REPLICA), desk.take(OTHER_REPLICA))
+    both = await asyncio.gather(desk.take(LEASE), desk.take(OTHER_LEASE))
     assert sorted(map(len, both)) == [0, 1]
-    holder, other = (REPLICA, OTHER_REPLICA) if both[0] else (OTHER_REPLICA, REPLICA)
+    holder, other = (LEASE, OTHER_LEASE) if both[0] else (OTHER_LEASE, LEASE)
     assert not await desk.store.report(other, turn(hook, 2), 10)
     assert await desk.store.report(holder, turn(hook, 1, keep=True), 10)
     assert await desk.take(other) == []
-    assert await desk.store.renew(holder, 10) == {hook.id}
-    assert await desk.store.renew(other, 10) == set()
+    assert await desk.store.renew({hook.id: holder}, 10) == {hook.id}
+    assert await desk.store.renew({hook.id: other}, 10) == set()
     assert await desk.store.report(holder, turn(hook, 1), 10)
     assert await desk.take(other) == [hook.id]
     await desk.pass_time(11)
-    assert await desk.store.renew(other, 10) == set()
+    assert await desk.store.renew({hook.id: other}, 10) == set()
     assert await desk.take(holder) == [hook.id]
     assert not await desk.store.report(other, turn(hook, 2), 10)
     assert (await desk.store.webhook("other", hook.id)).delivered == 1
@@ -239,11 +239,23 @@ async def test_endpoint_is_one_replica_s_until_it_reports_or_its_lease_ends(desk
     assert await desk.take(holder) == []
 
 
+async def test_leases_are_renewed_one_by_one_and_those_that_are_not_named_end(desk: Desk) -> None:
+    hook, orphan = await desk.hook(), await desk.hook()
+    await desk.place(1)
+    assert set(await desk.take()) == {hook.id, orphan.id}
+    await desk.pass_time(6)
+    assert await desk.store.renew({hook.id: LEASE, uuid.uuid4(): LEASE}, 10) == {hook.id}
+    assert await desk.store.renew({hook.id: OTHER_LEASE}, 10) == set()
+    assert await desk.store.renew({}, 10) == set()
+    await desk.pass_time(6)
+    assert await desk.take(OTHER_LEASE) == [orphan.id]
+
+
 async def test_failed_event_is_due_again_when_its_time_has_come(desk: Desk) -> None:
     hook = await desk.hook()
     await desk.place(1)
     await desk.take()
-    assert await desk.store.report(REPLICA, turn(hook, 0, failures=1, due_seconds=300), 10)
+    assert await desk.store.report(LEASE, turn(hook, 0, failures=1, due_seconds=300), 10)
     assert (await desk.store.webhook("other", hook.id)).failures == 1
     assert await desk.take() == []
     await desk.pass_time(299)
@@ -257,7 +269,7 @@ async def test_disabled_endpoint_is_not_taken_and_goes_on_where_it_was(desk: Des
     hook = await desk.hook()
     await desk.place(3)
     await desk.take()
-    assert await desk.store.report(REPLICA, turn(hook, 1, failures=10, due_seconds=86400, disabled=why), 10)
+    assert await desk.store.report(LEASE, turn(hook, 1, failures=10, due_seconds=86400, disabled=why), 10)
     assert (await desk.store.webhook("other", hook.id)).disabled == why
     assert await desk.take() == []
     enabled = await desk.store.change(ChangeWebhook("other", hook.id, enabled=True))
@@ -271,8 +283,8 @@ async def test_turn_that_is_under_way_when_its_endpoint_is_changed_does_not_coun
     await desk.place(2)
     await desk.take()
     await desk.store.change(ChangeWebhook("other", hook.id, **given))
-    assert await desk.store.renew(REPLICA, 10) == set()
-    assert not await desk.store.report(REPLICA, turn(hook, 2), 10)
+    assert await desk.store.renew({hook.id: LEASE}, 10) == set()
+    assert not await desk.store.report(LEASE, turn(hook, 2), 10)
     assert await desk.take() == []  # until what may be under way has ended
     await desk.pass_time(11)
     assert await desk.take() == ([] if given == {"enabled": False} else [hook.id])
@@ -282,7 +294,7 @@ async def test_endpoint_that_is_rewound_gets_events_again_and_none_is_skipped(de
     hook = await desk.hook()
     await desk.place(3)
     await desk.take()
-    assert await desk.store.report(REPLICA, turn(hook, 3), 10)
+    assert await desk.store.report(LEASE, turn(hook, 3), 10)
     assert (await desk.store.change(Rewind("other", hook.id, 5))).delivered == 3
     assert await desk.take() == []
     assert (await desk.store.change(Rewind("other", hook.id, 1))).delivered == 1
@@ -294,12 +306,12 @@ async def test_who_has_waited_longest_is_next_and_only_whose_secret_can_be_deriv
     strange = await desk.hook(key=OTHER_KEY)
     await desk.place(5)
     await desk.place(5, "third")
-    assert await desk.take(REPLICA, 1) == [first.id]
-    assert await desk.store.report(REPLICA, turn(first, 1), 10)
-    assert await desk.take(REPLICA, 1) == [second.id]
-    assert await desk.take(REPLICA, 1) == [first.id]
-    assert await desk.take(REPLICA, 1) == []
-    assert await desk.take(REPLICA, 1, OTHER_KEY) == [strange.id]
+    assert await desk.take(LEASE, 1) == [first.id]
+    assert await desk.store.report(LEASE, turn(first, 1), 10)
+    assert await desk.take(LEASE, 1) == [second.id]
+    assert await desk.take(LEASE, 1) == [first.id]
+    assert await desk.take(LEASE, 1) == []
+    assert await desk.take(LEASE, 1, OTHER_KEY) == [strange.id]
 
 
 async def test_totals_are_of_endpoints_that_are_enabled(desk: Desk) -> None:
@@ -309,8 +321,8 @@ async def test_totals_are_of_endpoints_that_are_enabled(desk: Desk) -> None:
     await desk.store.change(ChangeWebhook("other", disabled.id, enabled=False))
     await desk.place(4)
     assert failing.id in await desk.take()
-    assert await desk.store.report(REPLICA, turn(failing, 1, failures=2, due_seconds=60), 10)
-    assert await desk.store.report(REPLICA, turn(waiting, 1), 10)
+    assert await desk.store.report(LEASE, turn(failing, 1, failures=2, due_seconds=60), 10)
+    assert await desk.store.report(LEASE, turn(waiting, 1), 10)
     totals = await desk.store.totals([KEY])
     assert (totals.enabled, totals.failing, totals.without_key, totals.waiting) == (3, 1, 1, 3 + 4)
 
@@ -320,7 +332,7 @@ async def test_last_attempts_are_kept_the_newest_first(desk: Desk) -> None:
     await desk.place(1)
     await desk.take()
     failed = delivery(1, outcome="timed_out", status=None, attempt=3)
-    assert await desk.store.report(REPLICA, turn(hook, 0, failed, delivery(1)), 10)
+    assert await desk.store.report(LEASE, turn(hook, 0, failed, delivery(1)), 10)
     test = delivery(None, type="webhook.test")
     await desk.store.note_delivery(hook.id, test)
     found = await desk.store.deliveries("other", hook.id, 2**63 - 1, 10)
@@ -331,7 +343,7 @@ async def test_last_attempts_are_kept_the_newest_first(desk: Desk) -> None:
     await desk.place(1)
     await desk.take()
     many = [delivery(1) for _ in range(DELIVERIES_KEPT)]
-    assert await desk.store.report(REPLICA, turn(hook, 1, *many), 10)
+    assert await desk.store.report(LEASE, turn(hook, 1, *many), 10)
     kept = await desk.store.deliveries("other", hook.id, 2**63 - 1, DELIVERIES_KEPT)
     assert [each.number for each in kept] == list(range(DELIVERIES_KEPT + 3, 3, -1))
     await desk.store.change(DeleteWebhook("other", hook.id))
@@ -356,7 +368,7 @@ async def test_db_proxy_names_what_is_wrong_with_what_it_is_asked(databases: Dat
         with pytest.raises(InvalidRequest, match="what: must be placed, settled or cancelled"):
             await desk.store.sequence_of("other", uuid.uuid4(), "paid")  # type: ignore[arg-type]
         with pytest.raises(InvalidRequest, match="limit: must be at most 1000"):
-            await desk.take(REPLICA, 1001)
+            await desk.take(LEASE, 1001)
 
 
 async def test_no_secret_and_no_address_shows_in_what_is_printed_of_an_endpoint(desk: Desk) -> None:
@@ -374,7 +386,7 @@ async def test_what_the_tables_do_not_take_is_refused_and_named(databases: Datab
         await desk.take()
         for wrong in (turn(hook, -1), turn(hook, 1, due_seconds=1e300)):
             with pytest.raises(InvalidRequest):
-                await desk.store.report(REPLICA, wrong, 10)
+                await desk.store.report(LEASE, wrong, 10)
 
 
 @pytest.mark.parametrize("kind", ["postgres18", "postgres16"])
@@ -399,5 +411,5 @@ async def test_no_answer_is_unknown_where_something_was_to_be_done() -> None:
     with pytest.raises(LedgerUnavailable):
         await remote.webhooks("other")
     with pytest.raises((LedgerUnavailable, OutcomeUnknown)):
-        await remote.take(REPLICA, [KEY], 1, 10)
+        await remote.take(LEASE, [KEY], 1, 10)
     await remote.close()

@@ -515,7 +515,7 @@ async def test_turn_whose_lease_is_lost_delivers_nothing_more(desk: Desk, hook_a
     async def respond(_: web.Request) -> web.StreamResponse:
         if len(hook_at.got) == 1:
             for lease in desk.store.leases.values():
-                lease.replica, lease.until = uuid.uuid4(), utc_now() + timedelta(seconds=0.5)
+                lease.id, lease.until = uuid.uuid4(), utc_now() + timedelta(seconds=0.5)
         return web.Response(status=204)
 
     hook_at.respond = respond
@@ -719,3 +719,55 @@ async def test_nothing_is_asked_of_the_ledger_when_nobody_has_an_endpoint(monkey
         await asyncio.sleep(0.55)
     assert "last" not in asked
     assert len(asked) <= 7
+
+
+@pytest.mark.parametrize("wrong", [LedgerUnavailable("away", retry_after_seconds=1), ValueError("of the ledger")])
+async def test_lease_of_a_turn_that_broke_off_ends_while_other_turns_of_the_replica_go_on(
+    monkeypatch: pytest.MonkeyPatch, wrong: Exception
+) -> None:
+    monkeypatch.setattr(delivery, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(delivery, "RENEW_SECONDS", 0.1)
+    sender = Sender(lambda sequence: asyncio.sleep(0.3 if sequence <= 20 else 0))
+    deliverer, store, _ = await started(sender, 20)
+    events, broken = store.ledger.events, [wrong]
+
+    async def events_but_once(client: str, after: int, limit: int) -> Any:
+        if client == "third" and broken:
+            raise broken.pop()
+        return await events(client, after, limit)
+
+    monkeypatch.setattr(store.ledger, "events", events_but_once)
+    async with deliverer.running():
+        async with asyncio.timeout(5):
+            while not sender.sent:
+                await asyncio.sleep(0.01)
+        url, key_name = "https://b.example", deliverer._keys.current
+        victim = await store.change(CreateWebhook("third", uuid.uuid4(), url, EVENT_TYPES, "", key_name))
+        items = [priced_order(order=replace(new_order(100), client="third"), price=PRICE) for _ in range(1)]
+        await store.ledger.place(items, 1)
+        async with asyncio.timeout(3):
+            await until_delivered(store, victim, 1)
+    assert broken == []
+
+
+async def test_renewal_that_fails_in_a_way_that_nobody_expected_is_logged_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(delivery, "LEASE_SECONDS", 0.6)
+    monkeypatch.setattr(delivery, "RENEW_SECONDS", 0.1)
+    sender = Sender(lambda _: asyncio.sleep(0.8))
+    deliverer, store, hook = await started(sender, 2)
+    renew, wrong = store.renew, [ValueError("of the store")]
+
+    async def renew_but_once(*given: Any) -> Any:
+        if wrong:
+            raise wrong.pop()
+        return await renew(*given)
+
+    monkeypatch.setattr(store, "renew", renew_but_once)
+    async with deliverer.running():
+        await until_delivered(store, hook, 2)
+    assert sender.sent == [1, 2]
+    assert [each.message for each in caplog.records if each.levelname == "ERROR"] == [
+        "leases of webhooks cannot be renewed"
+    ]

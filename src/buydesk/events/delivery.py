@@ -81,9 +81,10 @@ class Sender(Protocol):
 
 @dataclass(eq=False)
 class _Turn:
-    """A turn of an endpoint that this replica holds until `valid_until`, on the monotonic clock."""
+    """A turn of an endpoint that this replica holds by a lease until `valid_until`, on the monotonic clock."""
 
     hook: Webhook
+    lease: uuid.UUID
     valid_until: float
     delivered: int
     failures: int
@@ -160,7 +161,6 @@ class Deliverer:
         self._retry_seconds = retry_seconds
         self._clock = clock
         self._chance = chance
-        self._replica = uuid.uuid4()
         self._turns: dict[uuid.UUID, tuple[_Turn, asyncio.Task[None]]] = {}
         self._ledger_calls = asyncio.Semaphore(LEDGER_CALLS_AT_ONCE)
         self._stopping = asyncio.Event()
@@ -230,27 +230,31 @@ class Deliverer:
             if is_due:
                 self.metrics.totals = await self._store.totals(self._keys.fingerprints)
                 self._looked_at_all = now
-            asked_at = time.monotonic()
-            hooks = await self._store.take(self._replica, self._keys.fingerprints, free, LEASE_SECONDS)
+            asked_at, lease = time.monotonic(), uuid.uuid4()
+            hooks = await self._store.take(lease, self._keys.fingerprints, free, LEASE_SECONDS)
         for hook in hooks:
-            if hook.id in self._turns:  # whose lease ended here unnoticed: that turn ends, and then this lease
+            if hook.id in self._turns:  # whose lease ended here unnoticed: that turn ends, and this lease by itself
                 self._turns[hook.id][0].is_lost = True
                 continue
-            turn = _Turn(hook, asked_at + LEASE_SECONDS, hook.delivered, hook.failures)
+            turn = _Turn(hook, lease, asked_at + LEASE_SECONDS, hook.delivered, hook.failures)
             task = asyncio.create_task(self._run(turn))
             self._turns[hook.id] = turn, task
 
     async def _renew_forever(self) -> None:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            turns = [turn for turn, _ in self._turns.values()]
+            # Only of turns that go on: a lease without one has to end by itself.
+            turns = [turn for turn, _ in self._turns.values() if not turn.is_lost]
             if not turns:
                 continue
             asked_at = time.monotonic()
             try:
-                held = await self._store.renew(self._replica, LEASE_SECONDS)
+                held = await self._store.renew({turn.hook.id: turn.lease for turn in turns}, LEASE_SECONDS)
             except DeskError as error:
                 logger.info("leases of webhooks cannot be renewed: %s", error.for_operators)
+                continue
+            except Exception:
+                logger.exception("leases of webhooks cannot be renewed")
                 continue
             for turn in turns:
                 turn.is_lost = turn.is_lost or turn.hook.id not in held
@@ -355,7 +359,7 @@ class Deliverer:
         while not turn.is_lost:
             try:
                 async with self._ledger_calls:
-                    turn.is_lost = not await self._store.report(self._replica, told, LEASE_SECONDS)
+                    turn.is_lost = not await self._store.report(turn.lease, told, LEASE_SECONDS)
             except DeskError:
                 if time.monotonic() + REPORT_PAUSE_SECONDS >= turn.valid_until:
                     raise

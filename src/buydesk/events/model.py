@@ -1,7 +1,7 @@
 """Webhooks: endpoints of clients, what can be changed of them, and what was delivered. The port WebhookStore."""
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -175,19 +175,19 @@ class WebhookStore(Protocol):
         ...
 
     async def take(
-        self, replica: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float
+        self, lease: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float
     ) -> Sequence[Webhook]:
-        """Leases to a replica endpoints that have not got all their client's events, that are due and leased to nobody,
-        and whose newest secret is of one of these keys: those that have waited longest for a turn."""
+        """Leases endpoints that have not got all their client's events, that are due and leased to nobody, and whose
+        newest secret is of one of these keys: those that have waited longest for a turn. `lease` is new each time."""
         ...
 
-    async def renew(self, replica: uuid.UUID, lease_seconds: float) -> Collection[uuid.UUID]:
-        """Makes a replica's leases last so long from now; those that it still has."""
+    async def renew(self, leases: Mapping[uuid.UUID, uuid.UUID], lease_seconds: float) -> Collection[uuid.UUID]:
+        """Makes these leases, by the endpoints' ids, last so long from now; the endpoints of those that still hold."""
         ...
 
-    async def report(self, replica: uuid.UUID, turn: Turn, lease_seconds: float) -> bool:
-        """Stores what a replica tells of a turn. Whether that counts: not if the lease has gone to another replica, or
-        the endpoint was changed."""
+    async def report(self, lease: uuid.UUID, turn: Turn, lease_seconds: float) -> bool:
+        """Stores what is told of a turn. Whether that counts: not if the endpoint has another lease by now, or was
+        changed."""
         ...
 
     async def totals(self, keys: Sequence[str]) -> Totals:

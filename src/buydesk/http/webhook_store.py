@@ -48,19 +48,19 @@ TAKEN_AT_ONCE_MAX = 1000
 
 
 class _Take(msgspec.Struct):
-    replica: uuid.UUID
+    lease: uuid.UUID
     keys: list[str]
     limit: Annotated[int, msgspec.Meta(ge=1, le=TAKEN_AT_ONCE_MAX)]
     lease_seconds: float
 
 
 class _Renew(msgspec.Struct):
-    replica: uuid.UUID
+    leases: Annotated[dict[uuid.UUID, uuid.UUID], msgspec.Meta(max_length=TAKEN_AT_ONCE_MAX)]
     lease_seconds: float
 
 
 class _Report(msgspec.Struct):
-    replica: uuid.UUID
+    lease: uuid.UUID
     lease_seconds: float
     turn: Turn
 
@@ -148,7 +148,7 @@ _TAKE = _operation(
     body=_Take(EXAMPLE_ORDER.id, ["3f2a9c41d07be655"], 100, 10),
 )
 _RENEW = _operation(
-    "Make the leases of a replica last: of these endpoints", {"data": [_HOOK_ID]}, body=_Renew(EXAMPLE_ORDER.id, 10)
+    "Make leases last: of these endpoints", {"data": [_HOOK_ID]}, body=_Renew({_HOOK_ID: EXAMPLE_ORDER.id}, 10)
 )
 _REPORT = _operation(
     "Store what a replica tells of a turn, if it counts",
@@ -217,20 +217,20 @@ def _add_turns(app: Service, store: WebhookStore, may_process: tuple[str, ...]) 
         document = await _document(request, may_process)
         with wrong_members_named():
             asked = read(_Take, document, "body")
-        found = await store.take(asked.replica, asked.keys, asked.limit, asked.lease_seconds)
+        found = await store.take(asked.lease, asked.keys, asked.limit, asked.lease_seconds)
         return MsgspecResponse({"data": found})
 
     async def renew(request: Request) -> Response:
         document = await _document(request, may_process)
         with wrong_members_named():
             asked = read(_Renew, document, "body")
-        return MsgspecResponse({"data": list(await store.renew(asked.replica, asked.lease_seconds))})
+        return MsgspecResponse({"data": list(await store.renew(asked.leases, asked.lease_seconds))})
 
     async def report(request: Request) -> Response:
         document = await _document(request, may_process)
         with wrong_members_named():
             asked = read(_Report, document, "body")
-        return MsgspecResponse({"counts": await store.report(asked.replica, asked.turn, asked.lease_seconds)})
+        return MsgspecResponse({"counts": await store.report(asked.lease, asked.turn, asked.lease_seconds)})
 
     async def totals(request: Request) -> Response:
         document = await _document(request, may_process)

@@ -307,15 +307,15 @@ SELECT x.client_event_number FROM orders o JOIN closings x ON x.number = o.numbe
 WHERE o.id = $2::uuid AND o.client = $1::text AND x.status = $3::text
 
 -- name: take_webhooks
--- Leases endpoints whose turn it is to the replica $1, which has the keys $2: $3 of them, for $4 seconds.
+-- Makes the lease $1 of endpoints whose turn it is, to whoever has the keys $2: $3 of them, for $4 seconds.
 SELECT {webhook} FROM take_webhooks($1::uuid, $2::text[], $3::int, $4::float8) w
 
 -- name: renew_webhooks
--- Makes the leases of the replica $1 last $2 seconds from now; of which endpoints.
-SELECT id FROM renew_webhooks($1::uuid, $2::float8) AS id
+-- Makes the leases $2 of the endpoints $1 last $3 seconds from now; of which endpoints.
+SELECT id FROM renew_webhooks($1::uuid[], $2::uuid[], $3::float8) AS id
 
 -- name: report_turn
--- What the replica $1 tells of the turn of the endpoint $2; schema.sql explains the function.
+-- What is told under the lease $1 of the turn of the endpoint $2; schema.sql explains the function.
 SELECT report_turn($1::uuid, $2::uuid, $3::bigint, $4::int, $5::float8, $6::text, $7::float8, $8::text::jsonb) AS counts
 
 -- name: webhook_totals

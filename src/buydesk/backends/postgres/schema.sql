@@ -1159,8 +1159,8 @@ FROM PUBLIC;
 -- that it is derived from and, but for the first, when it ends. An endpoint is disabled for a reason: its client's wish
 -- (`client`), because it said that it is gone, or because all retries failed.
 --
--- A replica of process_buy_orders that delivers to an endpoint holds a lease, by this server's clock, and what it reports
--- counts only as long as the endpoint is still its own.
+-- A replica of process_buy_orders that delivers to an endpoint holds a lease, by this server's clock. Each time that it
+-- takes endpoints is a `lease` of its own, so what a turn reports counts only as long as that lease is the endpoint's.
 CREATE TABLE webhooks (
     id uuid PRIMARY KEY,
     client text COLLATE "C" NOT NULL REFERENCES clients,
@@ -1174,13 +1174,12 @@ CREATE TABLE webhooks (
     failures int NOT NULL DEFAULT 0 CHECK (failures >= 0),  -- of the event after `delivered`, one after the other
     due_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     taken_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    replica uuid,
+    lease uuid,
     leased_until timestamptz,
     attempts bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50);
 CREATE INDEX webhooks_of_client ON webhooks (client, created_at);
 CREATE INDEX webhooks_in_turn ON webhooks (taken_at) WHERE disabled IS NULL;
-CREATE INDEX webhooks_of_replica ON webhooks (replica) WHERE replica IS NOT NULL;
 
 -- The last attempts of each endpoint: see note_deliveries.
 CREATE TABLE webhook_deliveries (
@@ -1248,11 +1247,11 @@ BEGIN
             hook.disabled := CASE WHEN given ->> 'enabled' = 'true' THEN NULL ELSE 'client' END;
         END IF;
         IF given ?| ARRAY['url', 'events', 'enabled'] THEN
-            hook.replica := NULL;
+            hook.lease := NULL;
         END IF;
     WHEN 'rewind' THEN
         hook.delivered := least(hook.delivered, (given ->> 'after')::bigint);
-        hook.replica := NULL;
+        hook.lease := NULL;
     WHEN 'rotate' THEN
         hook.secrets := jsonb_build_array(jsonb_build_object(
             'version', (hook.secrets -> 0 ->> 'version')::int + 1, 'key', given ->> 'key', 'ends_at', NULL
@@ -1275,16 +1274,16 @@ BEGIN
     END IF;
     UPDATE webhooks w SET url = hook.url, events = hook.events, description = hook.description, secrets = hook.secrets,
         disabled = hook.disabled, delivered = hook.delivered, failures = hook.failures, due_at = hook.due_at,
-        replica = hook.replica
+        lease = hook.lease
     WHERE w.id = hook.id;
     RETURN NEXT hook;
 END
 $function$;
 
--- Leases to a replica the endpoints that have waited longest for their turn, `most` of them: those with events that they
+-- Leases the endpoints that have waited longest for their turn, `most` of them: those with events that they
 -- have not got, which are due, and whose secret it can derive, having one of these keys. Another replica that asks at the
 -- same moment passes over them.
-CREATE FUNCTION take_webhooks(taker uuid, keys text[], most int, lease_seconds float8) RETURNS SETOF webhooks
+CREATE FUNCTION take_webhooks(new_lease uuid, keys text[], most int, lease_seconds float8) RETURNS SETOF webhooks
 LANGUAGE sql VOLATILE
 SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
 AS $function$
@@ -1297,19 +1296,21 @@ AS $function$
         FOR UPDATE OF w SKIP LOCKED
     )
     UPDATE webhooks w
-    SET replica = taker, leased_until = clock_timestamp() + make_interval(secs => lease_seconds),
+    SET lease = new_lease, leased_until = clock_timestamp() + make_interval(secs => lease_seconds),
         taken_at = clock_timestamp()
     FROM due WHERE w.id = due.id
     RETURNING w.*
 $function$;
 
--- Makes the leases of a replica last as long as new ones; returns of which endpoints.
-CREATE FUNCTION renew_webhooks(taker uuid, lease_seconds float8) RETURNS SETOF uuid
+-- Makes these leases, each with its endpoint, last as long as new ones; returns of which endpoints. No others of the same
+-- replica: one that no turn goes on with, because the answer to its taking was lost or its turn broke off, has to end.
+CREATE FUNCTION renew_webhooks(hooks uuid[], leases uuid[], lease_seconds float8) RETURNS SETOF uuid
 LANGUAGE sql VOLATILE
 SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
 AS $function$
     UPDATE webhooks w SET leased_until = clock_timestamp() + make_interval(secs => lease_seconds)
-    WHERE w.replica = taker AND w.leased_until > clock_timestamp()
+    FROM unnest(hooks, leases) AS held (hook, lease)
+    WHERE w.id = held.hook AND w.lease = held.lease AND w.leased_until > clock_timestamp()
     RETURNING w.id
 $function$;
 
@@ -1335,7 +1336,7 @@ $function$;
 -- seconds it is due again, and why the endpoint is not to be asked any more, if so. It may keep the lease. Returns whether
 -- it had it: otherwise somebody else has taken the endpoint, or it was changed, and nothing of this counts.
 CREATE FUNCTION report_turn(
-    taker uuid, hook uuid, delivered_to bigint, failed int, due_seconds float8, why_disabled text, lease_seconds float8,
+    held uuid, hook uuid, delivered_to bigint, failed int, due_seconds float8, why_disabled text, lease_seconds float8,
     noted jsonb
 ) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
@@ -1345,9 +1346,9 @@ DECLARE
     now timestamptz := clock_timestamp();
 BEGIN
     UPDATE webhooks w SET delivered = delivered_to, failures = failed, due_at = now + make_interval(secs => due_seconds),
-        disabled = why_disabled, replica = CASE WHEN lease_seconds IS NOT NULL THEN taker END,
+        disabled = why_disabled, lease = CASE WHEN lease_seconds IS NOT NULL THEN held END,
         leased_until = now + make_interval(secs => lease_seconds)
-    WHERE w.id = hook AND w.replica = taker;
+    WHERE w.id = hook AND w.lease = held;
     IF NOT FOUND THEN
         RETURN false;
     END IF;

@@ -1,7 +1,7 @@
 """WebhookStore in PostgreSQL, beside the orders."""
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import asyncpg
@@ -60,19 +60,19 @@ class PostgresWebhooks(WebhookStore):
         return rows[0]["sequence"] if rows else None
 
     async def take(
-        self, replica: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float
+        self, lease: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float
     ) -> Sequence[Webhook]:
-        rows = await self._write("take_webhooks", replica, list(keys), limit, lease_seconds)
+        rows = await self._write("take_webhooks", lease, list(keys), limit, lease_seconds)
         return list(map(_webhook, rows))
 
-    async def renew(self, replica: uuid.UUID, lease_seconds: float) -> Collection[uuid.UUID]:
-        rows = await self._write("renew_webhooks", replica, lease_seconds)
+    async def renew(self, leases: Mapping[uuid.UUID, uuid.UUID], lease_seconds: float) -> Collection[uuid.UUID]:
+        rows = await self._write("renew_webhooks", list(leases), list(leases.values()), lease_seconds)
         return {row["id"] for row in rows}
 
-    async def report(self, replica: uuid.UUID, turn: Turn, lease_seconds: float) -> bool:
+    async def report(self, lease: uuid.UUID, turn: Turn, lease_seconds: float) -> bool:
         told = turn.delivered, turn.failures, turn.due_seconds, turn.disabled
         kept = lease_seconds if turn.keep else None
-        rows = await self._write("report_turn", replica, turn.webhook, *told, kept, _json(turn.deliveries))
+        rows = await self._write("report_turn", lease, turn.webhook, *told, kept, _json(turn.deliveries))
         return bool(rows[0]["counts"])
 
     async def totals(self, keys: Sequence[str]) -> Totals:

@@ -1,7 +1,7 @@
 """Webhooks at db_proxy."""
 
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from buydesk.backends.remote import RemoteService
@@ -39,21 +39,21 @@ class RemoteWebhooks(RemoteService, WebhookStore):
         return await self.read(lambda document: read(int | None, document["sequence"]), path, **asked)  # type: ignore[arg-type]
 
     async def take(
-        self, replica: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float
+        self, lease: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float
     ) -> Sequence[Webhook]:
-        body = {"replica": replica, "keys": keys, "limit": limit, "lease_seconds": lease_seconds}
+        body = {"lease": lease, "keys": keys, "limit": limit, "lease_seconds": lease_seconds}
         return await self.ask_once(
             lambda document: read(list[Webhook], document["data"]), "/webhooks/leases", body=body
         )
 
-    async def renew(self, replica: uuid.UUID, lease_seconds: float) -> Collection[uuid.UUID]:
-        body = {"replica": replica, "lease_seconds": lease_seconds}
+    async def renew(self, leases: Mapping[uuid.UUID, uuid.UUID], lease_seconds: float) -> Collection[uuid.UUID]:
+        body = {"leases": leases, "lease_seconds": lease_seconds}
         return await self.ask_once(
             lambda document: read(set[uuid.UUID], document["data"]), "/webhooks/renewals", body=body
         )
 
-    async def report(self, replica: uuid.UUID, turn: Turn, lease_seconds: float) -> bool:
-        body = {"replica": replica, "lease_seconds": lease_seconds, "turn": turn}
+    async def report(self, lease: uuid.UUID, turn: Turn, lease_seconds: float) -> bool:
+        body = {"lease": lease, "lease_seconds": lease_seconds, "turn": turn}
         return await self.ask_once(lambda document: read(bool, document["counts"]), "/webhooks/turns", body=body)
 
     async def totals(self, keys: Sequence[str]) -> Totals:
