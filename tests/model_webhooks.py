@@ -131,9 +131,7 @@ class ModelWebhooks:
                 return event.sequence
         return None
 
-    async def take(
-        self, lease: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float
-    ) -> Sequence[Webhook]:
+    async def take(self, lease: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float) -> Sequence[Webhook]:
         self._check()
         now = self.clock.now()
         taken: list[Webhook] = []

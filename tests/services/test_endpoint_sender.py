@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
@@ -350,3 +351,59 @@ async def test_proxy_that_the_environment_names_is_asked_and_looks_names_up_itse
             assert await post(out, f"https://{NAME}/hook") == Answer("unreachable")
         assert proxy.asked == [f"CONNECT {NAME}:443 HTTP/1.1"]
     assert len(at.got) == 1
+
+
+@contextlib.asynccontextmanager
+async def flooding(part: bytes, head: bytes = b"") -> AsyncIterator[tuple[str, list[int]]]:
+    """An endpoint, by its URL, that answers with the head and then this part for ever; what it could send."""
+    sent: list[int] = []
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sent.append(0)
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b'{"a":1}')
+            writer.write(head)
+            while True:
+                writer.write(part)
+                await writer.drain()
+                sent[-1] += len(part)
+        writer.close()
+
+    server = await asyncio.start_server(flood, "127.0.0.1", 0)
+    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", sent
+    server.close()
+    await server.wait_closed()
+
+
+async def test_interim_answers_without_end_are_cut() -> None:
+    async with flooding(b"HTTP/1.1 102 Processing\r\n\r\n" * 100) as (url, sent), sender() as out:
+        started = time.monotonic()
+        assert await post(out, url) == Answer("unreachable")
+        assert time.monotonic() - started < 2
+        await asyncio.sleep(0.1)
+    assert len(sent) == 1  # the message is not sent again
+    assert sent[0] < 32 * 1024 * 1024  # what the sockets between hold
+
+
+async def test_every_connection_is_one_that_bounds_what_it_takes() -> None:
+    """aiohttp makes connections by a private attribute of its connector: this fails if a version does so otherwise."""
+    async with flooding(b"x" * 1000, b"HTTP/1.1 200 OK\r\n\r\n") as (url, _), sender() as out:
+        async with out._pool(is_proxied=False).post(url, data=b'{"a":1}') as response:
+            connection = response.connection
+            assert connection is not None
+            assert isinstance(connection.protocol, endpoints._BoundedHandler)
+            taken = 0
+            with contextlib.suppress(aiohttp.ClientError):
+                while part := await response.content.readany():
+                    taken += len(part)
+    assert taken <= endpoints.RECEIVED_BYTES_MAX
+
+
+async def test_bound_of_an_answer_is_of_each_and_not_of_all_over_a_connection(at: Endpoint) -> None:
+    async def respond(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"x" * ANSWER_BYTES_MAX)
+
+    at.respond = respond
+    async with sender() as out:
+        answers = [await post(out, at.url) for _ in range(2 * endpoints.RECEIVED_BYTES_MAX // ANSWER_BYTES_MAX)]
+    assert answers == [Answer("delivered", 200)] * len(answers)

@@ -9,12 +9,13 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 
 from buydesk import __version__
 from buydesk.events.addresses import may_be_asked
@@ -33,6 +34,8 @@ SEND_SECONDS_MAX = 10.0
 # What an endpoint says is not read: so much is taken off a connection that is to be used again.
 ANSWER_BYTES_MAX = 16 * 1024
 DRAIN_SECONDS_MAX = 1.0
+# All that comes in answer to one message, heads and interim answers (RFC 9110, section 15.2) too: it is parsed.
+RECEIVED_BYTES_MAX = 64 * 1024
 _KEPT_SECONDS = 15.0
 # Looking up a name may take its server's time; in threads of their own, names that hang keep nobody else's waiting.
 LOOK_UPS_AT_ONCE_MAX = TURNS_AT_ONCE_MAX
@@ -98,7 +101,7 @@ class EndpointSender(Sender):
         looks names up itself, and has to refuse those of inner networks."""
         if is_proxied not in self._pools:
             self._pools[is_proxied] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
+                connector=_Connector(
                     limit=2 * TURNS_AT_ONCE_MAX,
                     keepalive_timeout=_KEPT_SECONDS,
                     use_dns_cache=False,
@@ -138,6 +141,35 @@ class EndpointSender(Sender):
 def allows_loopback(settings: Settings) -> bool:
     """Whether webhooks may lead to this machine: for development, where nobody else reaches the desk."""
     return settings.price_feed == "sandbox" and not settings.is_beyond_loopback
+
+
+class _BoundedHandler(ResponseHandler):
+    """A connection's protocol that takes RECEIVED_BYTES_MAX for each request, and then breaks off. aiohttp bounds a
+    head, and not how many interim answers come before the last one."""
+
+    _taken = 0
+
+    def set_response_params(self, **given: Any) -> None:
+        """What aiohttp calls for each request."""
+        self._taken = 0
+        super().set_response_params(**given)
+
+    def data_received(self, data: bytes) -> None:
+        """Parses what may still come."""
+        left = RECEIVED_BYTES_MAX - self._taken
+        self._taken += len(data)
+        super().data_received(data[: max(left, 0)])
+        if self._taken > RECEIVED_BYTES_MAX and self.transport is not None:
+            self.set_exception(aiohttp.ClientPayloadError("the answer is too long"))
+            self.transport.abort()
+
+
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp has no public way to say what a connection's protocol is: `_factory` makes it, as a test holds."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self._factory = partial(_BoundedHandler, loop=self._loop)
 
 
 class _ThreadedResolver(AbstractResolver):

@@ -174,9 +174,7 @@ class WebhookStore(Protocol):
         """The number among the client's events of what happened to its order; None if it did not."""
         ...
 
-    async def take(
-        self, lease: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float
-    ) -> Sequence[Webhook]:
+    async def take(self, lease: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float) -> Sequence[Webhook]:
         """Leases endpoints that have not got all their client's events, that are due and leased to nobody, and whose
         newest secret is of one of these keys: those that have waited longest for a turn. `lease` is new each time."""
         ...

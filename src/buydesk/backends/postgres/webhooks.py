@@ -59,9 +59,7 @@ class PostgresWebhooks(WebhookStore):
         rows = await self._ledger.fetch("event_of_order", client, order_id, what)
         return rows[0]["sequence"] if rows else None
 
-    async def take(
-        self, lease: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float
-    ) -> Sequence[Webhook]:
+    async def take(self, lease: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float) -> Sequence[Webhook]:
         rows = await self._write("take_webhooks", lease, list(keys), limit, lease_seconds)
         return list(map(_webhook, rows))
 

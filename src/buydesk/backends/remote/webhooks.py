@@ -38,9 +38,7 @@ class RemoteWebhooks(RemoteService, WebhookStore):
         path, asked = f"/events/{order_id}", {"client": client, "what": what}
         return await self.read(lambda document: read(int | None, document["sequence"]), path, **asked)  # type: ignore[arg-type]
 
-    async def take(
-        self, lease: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float
-    ) -> Sequence[Webhook]:
+    async def take(self, lease: uuid.UUID, keys: Sequence[str], limit: int, lease_seconds: float) -> Sequence[Webhook]:
         body = {"lease": lease, "keys": keys, "limit": limit, "lease_seconds": lease_seconds}
         return await self.ask_once(
             lambda document: read(list[Webhook], document["data"]), "/webhooks/leases", body=body
