@@ -234,6 +234,10 @@ class WebhookKeyLost(DeskError):
     code, status, title = "webhook_key_lost", 409, "The secret of the webhook cannot be made any more"
 
 
+class WebhookBusy(DeskError):
+    code, status, title = "webhook_busy", 409, "A message that was asked for is on its way to the webhook"
+
+
 class KeyEnded(DeskError):
     code, status, title = "key_ended", 409, "The key has ended"
 

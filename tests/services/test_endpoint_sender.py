@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -61,8 +62,8 @@ async def sender(*answers: Sequence[str], **given: Any) -> AsyncIterator[Endpoin
 BEYOND = {"host": "0.0.0.0", "access": "open"}  # noqa: S104
 
 
-async def post(out: EndpointSender, url: str) -> Answer:
-    return await out.send(url, HEADERS, b'{"a":1}')
+async def post(out: EndpointSender, url: str, client: str = "other") -> Answer:
+    return await out.send(client, url, HEADERS, b'{"a":1}')
 
 
 @pytest.fixture(autouse=True)
@@ -170,12 +171,41 @@ async def test_name_server_that_is_silent_holds_up_its_own_names_only(at: Endpoi
 
     out = EndpointSender(settings(), look_up=look_up)
     out.seconds_max = 0.3
-    slow = [asyncio.create_task(post(out, "https://slow.example/")) for _ in range(20)]
+    slow = [asyncio.create_task(post(out, "https://slow.example/", f"c{each}")) for each in range(20)]
     await asyncio.sleep(0.05)
     started = time.monotonic()
     assert await post(out, at.url.replace("127.0.0.1", "localhost")) == Answer("delivered", 204)
     assert time.monotonic() - started < 0.25
     assert {(await each).outcome for each in slow} == {"timed_out"}
+    await out.close()
+
+
+async def test_names_that_hang_are_those_of_so_many_look_ups_of_a_client_also_after_their_messages(
+    at: Endpoint,
+) -> None:
+    hanging, going_on = 0, threading.Event()
+
+    def look_up(host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
+        nonlocal hanging
+        if host != "localhost":
+            hanging += 1
+            going_on.wait(10)
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    out = EndpointSender(settings(), look_up=look_up)
+    url = at.url.replace("127.0.0.1", "localhost")
+    out.seconds_max = 0.3
+    for _ in range(2):
+        answers = await asyncio.gather(*(post(out, f"https://h{each}.example/") for each in range(30)))
+        assert set(answers) == {Answer("timed_out")}
+        assert hanging == endpoints.LOOK_UPS_OF_A_CLIENT_MAX
+        assert await post(out, url, "third") == Answer("delivered", 204)
+    out.seconds_max = 5
+    waiting = asyncio.create_task(post(out, url))
+    await asyncio.sleep(0.1)
+    going_on.set()
+    assert await waiting == Answer("delivered", 204)
     await out.close()
 
 
@@ -387,15 +417,18 @@ async def test_interim_answers_without_end_are_cut() -> None:
 
 async def test_every_connection_is_one_that_bounds_what_it_takes() -> None:
     """aiohttp makes connections by a private attribute of its connector: this fails if a version does so otherwise."""
-    async with flooding(b"x" * 1000, b"HTTP/1.1 200 OK\r\n\r\n") as (url, _), sender() as out:
-        async with out._pool(is_proxied=False).post(url, data=b'{"a":1}') as response:
-            connection = response.connection
-            assert connection is not None
-            assert isinstance(connection.protocol, endpoints._BoundedHandler)
-            taken = 0
-            with contextlib.suppress(aiohttp.ClientError):
-                while part := await response.content.readany():
-                    taken += len(part)
+    async with (
+        flooding(b"x" * 1000, b"HTTP/1.1 200 OK\r\n\r\n") as (url, _),
+        sender() as out,
+        out._pool(is_proxied=False).post(url, data=b'{"a":1}') as response,
+    ):
+        connection = response.connection
+        assert connection is not None
+        assert isinstance(connection.protocol, endpoints._BoundedHandler)
+        taken = 0
+        with contextlib.suppress(aiohttp.ClientError):
+            while part := await response.content.readany():
+                taken += len(part)
     assert taken <= endpoints.RECEIVED_BYTES_MAX
 
 

@@ -33,7 +33,7 @@ class Out:
         self._name, self._got, self._by = name, got, by
         self._at_once: set[str] = set()
 
-    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    async def send(self, client: str, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         assert url not in self._at_once
         self._at_once.add(url)
         await asyncio.sleep(0.002)

@@ -476,6 +476,43 @@ async def test_secret_of_a_key_that_is_lost_is_told_and_rotated(desk: Desk, hook
     assert len(message.headers["webhook-signature"].split(" ")) == 1  # the lost one cannot sign
 
 
+async def test_one_message_that_was_asked_for_is_on_its_way_to_an_endpoint_at_a_time(
+    desk: Desk, hook_at: Endpoint
+) -> None:
+    answered = asyncio.Event()
+
+    async def respond(_: web.Request) -> web.StreamResponse:
+        await answered.wait()
+        return web.Response(status=204)
+
+    hook_at.respond = respond
+    made, other = await desk.create(hook_at.url), await desk.create(hook_at.url)
+    first = asyncio.create_task(desk.post(f"/{made['id']}/test"))
+    await hook_at.until_got(1)
+    assert_problem(await desk.post(f"/{made['id']}/test"), 409, "webhook_busy")
+    second = asyncio.create_task(desk.post(f"/{other['id']}/test"))
+    await hook_at.until_got(2)
+    answered.set()
+    assert {(await each).json()["outcome"] for each in (first, second)} == {"delivered"}
+    assert (await desk.post(f"/{made['id']}/test")).json()["outcome"] == "delivered"
+
+
+async def test_event_that_failed_and_is_not_wanted_any_more_counts_as_no_failure_of_the_next(
+    desk: Desk, hook_at: Endpoint
+) -> None:
+    hook_at.respond = answering(500, 500, 500, 500)
+    made = await desk.create(hook_at.url)
+    stored = desk.store.stored[uuid.UUID(made["id"])]
+    [order] = await desk.place(1)
+    await desk.until(made, failures=2)
+    stored = desk.store.stored[stored.id]
+    desk.store.stored[stored.id] = replace(stored, events=["order.settled"])
+    await desk.settle(order)
+    await desk.until(made, delivered_up_to=2)
+    attempts = [each.attempt for each in desk.store.noted[stored.id] if each.type == "order.settled"]
+    assert attempts == list(range(1, len(attempts) + 1))
+
+
 async def test_delivery_waits_for_a_ledger_that_is_away_and_says_so_once(desk: Desk, hook_at: Endpoint) -> None:
     await desk.create(hook_at.url)
     with logged() as lines:
@@ -532,7 +569,7 @@ class Sender:
         self.sent: list[int] = []
         self.meanwhile = meanwhile
 
-    async def send(self, url: str, headers: object, body: bytes) -> Answer:
+    async def send(self, client: str, url: str, headers: object, body: bytes) -> Answer:
         self.sent.append(json.loads(body)["data"]["sequence"])
         if self.meanwhile is not None:
             await self.meanwhile(self.sent[-1])

@@ -7,8 +7,10 @@ import logging
 import math
 import socket
 import ssl
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,10 +39,13 @@ DRAIN_SECONDS_MAX = 1.0
 # All that comes in answer to one message, heads and interim answers (RFC 9110, section 15.2) too: it is parsed.
 RECEIVED_BYTES_MAX = 64 * 1024
 _KEPT_SECONDS = 15.0
-# Looking up a name may take its server's time; in threads of their own, names that hang keep nobody else's waiting.
-LOOK_UPS_AT_ONCE_MAX = TURNS_AT_ONCE_MAX
+# Looking up a name may take its server's time, longer than a message may, and cannot be broken off. So the threads for
+# that serve nothing else, and names that hang take at most so many for one client: its others wait for these.
+LOOK_UPS_AT_ONCE_MAX = 2 * TURNS_AT_ONCE_MAX
+LOOK_UPS_OF_A_CLIENT_MAX = 10
 ORIGINS_KEPT_MAX = 1024
 _CUT = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+_client: ContextVar[str] = ContextVar("_client")  # whose message is being sent: aiohttp hands resolvers the name only
 LookUp = Callable[..., Sequence[tuple[Any, ...]]]
 
 
@@ -59,8 +64,9 @@ class EndpointSender(Sender):
         self._pools: dict[bool, aiohttp.ClientSession] = {}  # by whether it is for what goes through a proxy
         self.seconds_max = SEND_SECONDS_MAX
 
-    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    async def send(self, client: str, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """See Sender."""
+        _client.set(client)
         try:
             async with asyncio.timeout(self.seconds_max):
                 try:
@@ -169,7 +175,7 @@ class _Connector(aiohttp.TCPConnector):
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
-        self._factory = partial(_BoundedHandler, loop=self._loop)
+        self._factory = partial(_BoundedHandler, loop=self._loop)  # type: ignore[assignment]  # a subclass's
 
 
 class _ThreadedResolver(AbstractResolver):
@@ -178,6 +184,7 @@ class _ThreadedResolver(AbstractResolver):
     def __init__(self, threads: ThreadPoolExecutor, look_up: LookUp) -> None:
         self._threads = threads
         self._look_up = look_up
+        self._turns = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(LOOK_UPS_OF_A_CLIENT_MAX))
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -187,7 +194,12 @@ class _ThreadedResolver(AbstractResolver):
         def look_up() -> Sequence[tuple[Any, ...]]:
             return self._look_up(host, port, family=family, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
 
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, look_up)
+        turns = self._turns[_client.get()]
+        await turns.acquire()
+        looking = asyncio.get_running_loop().run_in_executor(self._threads, look_up)
+        looking.add_done_callback(partial(_ended, turns))
+        await asyncio.wait([looking])  # which a message that is given up does not end: nor is its thread free
+        found = looking.result()
         return [
             ResolveResult(
                 hostname=host, host=where[0], port=port, family=kind, proto=protocol, flags=socket.AI_NUMERICHOST
@@ -197,6 +209,12 @@ class _ThreadedResolver(AbstractResolver):
 
     async def close(self) -> None:
         """Nothing here is its own."""
+
+
+def _ended(turns: asyncio.Semaphore, looking: asyncio.Future[Any]) -> None:
+    turns.release()
+    if not looking.cancelled():
+        looking.exception()  # nobody may be left to hear of it
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:

@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from buydesk.errors import DeskError
+from buydesk.errors import DeskError, WebhookBusy
 from buydesk.events.documents import EventDocument, client_event, message_of
 from buydesk.events.model import TEST_TYPE, Delivery, Disabled, Outcome, Totals, Turn, Webhook, WebhookStore
 from buydesk.events.signing import WebhookKeys
@@ -72,8 +72,9 @@ class Answer(NamedTuple):
 class Sender(Protocol):
     """The way out to endpoints."""
 
-    async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Posts a message; raises nothing, whatever the endpoint does, and takes no longer than it may."""
+    async def send(self, client: str, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Posts a message of the client's; raises nothing, whatever the endpoint does, and takes no longer than it
+        may."""
         ...
 
     async def close(self) -> None: ...
@@ -162,6 +163,7 @@ class Deliverer:
         self._clock = clock
         self._chance = chance
         self._turns: dict[uuid.UUID, tuple[_Turn, asyncio.Task[None]]] = {}
+        self._sending: set[uuid.UUID] = set()  # endpoints, beside their turns
         self._ledger_calls = asyncio.Semaphore(LEDGER_CALLS_AT_ONCE)
         self._stopping = asyncio.Event()
         self._is_wanted = asyncio.Event()  # a look at once
@@ -188,8 +190,15 @@ class Deliverer:
             await asyncio.gather(*turns, return_exceptions=True)
 
     async def send(self, hook: Webhook, document: EventDocument | None, message: str, body: bytes) -> Delivery:
-        """Sends one message to an endpoint, beside its turns, and notes the attempt: an event, or a test."""
-        delivery, _ = await self._attempt(hook, document, message, body, attempt=1)
+        """Sends one message to an endpoint, beside its turns, and notes the attempt: an event, or a test. Raises
+        WebhookBusy while another such one is under way: whoever waits for a silent endpoint holds what others need."""
+        if hook.id in self._sending:
+            raise WebhookBusy("Another message that was asked for is on its way to this webhook: wait for its answer.")
+        self._sending.add(hook.id)
+        try:
+            delivery, _ = await self._attempt(hook, document, message, body, attempt=1)
+        finally:
+            self._sending.remove(hook.id)
         await self._store.note_delivery(hook.id, delivery)
         return delivery
 
@@ -309,7 +318,7 @@ class Deliverer:
     async def _advance(self, turn: _Turn, document: EventDocument) -> bool:
         """Delivers an event, if the endpoint wants it; whether the next one may follow."""
         if document.type not in turn.hook.events:
-            turn.delivered = document.sequence
+            turn.delivered, turn.failures = document.sequence, 0
             return True
         if turn.is_lost or time.monotonic() >= turn.valid_until:
             return False
@@ -343,7 +352,7 @@ class Deliverer:
     ) -> tuple[Delivery, Answer]:
         at, started = self._clock.now(), time.monotonic()
         headers = self._keys.headers(hook.id, hook.secrets, message, at, body)
-        answer = await self._sender.send(hook.url, headers, body)
+        answer = await self._sender.send(hook.client, hook.url, headers, body)
         self.metrics.count(answer.outcome)
         milliseconds = round((time.monotonic() - started) * 1000)
         kind, sequence = (TEST_TYPE, None) if document is None else (document.type, document.sequence)

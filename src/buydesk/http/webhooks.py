@@ -15,6 +15,7 @@ from buydesk.errors import (
     OutcomeUnknown,
     Overloaded,
     TooManyWebhooks,
+    WebhookBusy,
     WebhookKeyLost,
     WebhookNotFound,
 )
@@ -358,7 +359,7 @@ _DELIVERIES = _operation(
 _REDELIVER = _operation(
     "Have events delivered again",
     ("The attempt, of one event; of all after a number, the endpoint", delivery_document(EXAMPLE_DELIVERY)),
-    *(EventNotFound, WebhookKeyLost, OutcomeUnknown),
+    *(EventNotFound, WebhookKeyLost, WebhookBusy, OutcomeUnknown),
     description="Either one event, by its id, at once; or all after a `sequence`, in order, when it is the endpoint's "
     "turn.",
     body={"schema": body_schema((_EVENT, _AFTER)), "example": {"event": EXAMPLE_DELIVERY.event}},
@@ -366,6 +367,6 @@ _REDELIVER = _operation(
 _TEST = _operation(
     "Send an endpoint a test",
     ("The attempt", delivery_document(msgspec.structs.replace(EXAMPLE_DELIVERY, type="webhook.test", sequence=None))),
-    *(WebhookKeyLost, OutcomeUnknown),
+    *(WebhookKeyLost, WebhookBusy, OutcomeUnknown),
     description="A message of the type `webhook.test`, which tells of nothing that happened.",
 )
