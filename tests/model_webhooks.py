@@ -66,13 +66,14 @@ class ModelWebhooks:
                     lease.id = None
                 enabled = given.pop("enabled", None)
                 again: dict[str, Any] = {"failures": 0, "due_at": self.clock.now()}
-                given |= again if enabled or "url" in given else {}
+                given |= again if enabled or given.keys() & {"url", "events"} else {}
                 given |= {} if enabled is None else {"disabled": None if enabled else "client"}
                 hook = replace(hook, **given)
             case Rewind(after=after):
                 lease.id = None
                 hook = replace(hook, delivered=min(hook.delivered, after), failures=0, due_at=self.clock.now())
             case RotateSecret():
+                lease.id = None
                 hook = self._rotate(hook, change)
             case DeleteWebhook():
                 del self.stored[hook.id]

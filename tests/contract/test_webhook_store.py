@@ -195,7 +195,8 @@ async def test_what_is_given_is_changed_and_the_rest_stays(desk: Desk) -> None:
     changed = await desk.store.change(ChangeWebhook("other", hook.id, description="new"))
     assert changed == replace(hook, description="new")
     changed = await desk.store.change(ChangeWebhook("other", hook.id, events=["order.settled"], enabled=False))
-    assert changed == replace(hook, description="new", events=["order.settled"], disabled="client")
+    due = changed.due_at
+    assert changed == replace(hook, description="new", events=["order.settled"], disabled="client", due_at=due)
     changed = await desk.store.change(ChangeWebhook("other", hook.id, url="https://b.example", enabled=True))
     assert (changed.url, changed.disabled) == ("https://b.example", None)
     assert await desk.store.webhook("other", hook.id) == changed
@@ -288,6 +289,29 @@ async def test_turn_that_is_under_way_when_its_endpoint_is_changed_does_not_coun
     assert await desk.take() == []  # until what may be under way has ended
     await desk.pass_time(11)
     assert await desk.take() == ([] if given == {"enabled": False} else [hook.id])
+
+
+async def test_turn_that_is_under_way_when_a_secret_is_rotated_does_not_count(desk: Desk) -> None:
+    """It would go on to sign with the secret of before alone."""
+    hook = await desk.hook()
+    await desk.place(2)
+    await desk.take()
+    await desk.store.change(RotateSecret("other", hook.id, KEY))
+    assert await desk.store.renew({hook.id: LEASE}, 10) == set()
+    assert not await desk.store.report(LEASE, turn(hook, 2), 10)
+    await desk.pass_time(11)
+    assert await desk.take() == [hook.id]
+
+
+@pytest.mark.parametrize("given", [{"enabled": True}, {"url": "https://b.example"}, {"events": ["order.settled"]}])
+async def test_endpoint_that_failed_is_due_at_once_when_it_is_changed(desk: Desk, given: Any) -> None:
+    hook = await desk.hook()
+    await desk.place(1)
+    await desk.take()
+    assert await desk.store.report(LEASE, turn(hook, 0, failures=3, due_seconds=300), 10)
+    changed = await desk.store.change(ChangeWebhook("other", hook.id, **given))
+    assert changed.failures == 0
+    assert await desk.take() == [hook.id]
 
 
 async def test_endpoint_that_is_rewound_gets_events_again_and_none_is_skipped(desk: Desk) -> None:

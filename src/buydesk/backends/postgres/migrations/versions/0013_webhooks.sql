@@ -45,7 +45,7 @@ CREATE TABLE webhook_deliveries (
 );
 
 -- Makes an endpoint, once for each id, or changes, deletes or rewinds one of the client's, or gives it a new secret. Returns it as it is
--- then, or was; nothing if the client has none such. A change of where events go, or which, ends the turn that may be
+-- then, or was; nothing if the client has none such. A change of where events go, which, or by what secret, ends the turn that may be
 -- under way: what that one reports does not count any more, and until its lease has ended nobody else takes it up.
 CREATE FUNCTION change_webhook(called text, given jsonb) RETURNS SETOF webhooks
 LANGUAGE plpgsql VOLATILE
@@ -54,7 +54,7 @@ AS $function$
 DECLARE
     who text := given ->> 'client';
     hook webhooks;
-    again boolean := called = 'rewind' OR given ->> 'enabled' = 'true' OR given ? 'url';
+    again boolean := called = 'rewind' OR given ->> 'enabled' = 'true' OR given ?| ARRAY['url', 'events'];
     now timestamptz;
 BEGIN
     IF called = 'create' THEN
@@ -101,6 +101,7 @@ BEGIN
         hook.delivered := least(hook.delivered, (given ->> 'after')::bigint);
         hook.lease := NULL;
     WHEN 'rotate' THEN
+        hook.lease := NULL;
         hook.secrets := jsonb_build_array(jsonb_build_object(
             'version', (hook.secrets -> 0 ->> 'version')::int + 1, 'key', given ->> 'key', 'ends_at', NULL
         )) || coalesce((
