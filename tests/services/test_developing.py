@@ -122,13 +122,20 @@ async def test_desk_that_is_away_or_sells_at_real_prices_is_told(
     async def real(_: web.Request) -> web.StreamResponse:
         return web.json_response({"feed": "live"})
 
+    async def busy(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=503, text="no time")
+
+    async with endpoint(busy) as at:
+        monkeypatch.setitem(PORTS, "api_cache_proxy", at.port)
+        with pytest.raises(CannotStart, match="api_cache_proxy answers 503: no time"):
+            await trigger(Settings(), None, "order.placed")
     async with endpoint(real) as at:
         monkeypatch.setitem(PORTS, "api_cache_proxy", at.port)
         with pytest.raises(CannotStart, match="in a sandbox only"):
             await trigger(Settings(), None, "order.placed")
 
 
-async def test_listening_goes_on_when_the_desk_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_listening_goes_on_when_the_desk_comes_back_or_has_time_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(developing, "PAUSE_SECONDS", 0.01)
     asked: list[str] = []
     event = {"sequence": 1, "type": "order.placed", "order": {"id": "x"}}
@@ -138,9 +145,11 @@ async def test_listening_goes_on_when_the_desk_comes_back(monkeypatch: pytest.Mo
         if len(asked) in (2, 3, 4):  # a client sends once more what a kept connection lost
             assert request.transport is not None
             request.transport.abort()
-        if len(asked) == 5:
+        if len(asked) in (5, 6):
+            return web.Response(status=429 if len(asked) == 5 else 502, text="<html>not now</html>")
+        if len(asked) == 7:
             return web.json_response({"data": [event], "next_after": 1})
-        if len(asked) > 5:
+        if len(asked) > 7:
             await asyncio.sleep(3600)
         return web.json_response({"data": [], "next_after": 0})
 

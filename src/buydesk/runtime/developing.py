@@ -26,8 +26,13 @@ PAUSE_SECONDS = 1.0
 SECRET_BYTES = 32
 FORWARD_SECONDS_MAX = 10.0
 ANSWER_SECONDS_MAX = 30.0
+SAID_CHARS_MAX = 500
 
 Say = Callable[[str], None]
+
+
+class _NotNow(CannotStart):
+    """A refusal that passes by itself."""
 
 
 class _Desk:
@@ -45,6 +50,8 @@ class _Desk:
         timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS_MAX)
         given = self._headers if headers is None else headers
         async with self._session.request(method, url, json=body, headers=given, timeout=timeout) as response:
+            if response.status == 429 or response.status >= 500:  # maybe by a proxy, whose answer is no JSON
+                raise _NotNow(f"{service} answers {response.status}: {(await response.text())[:SAID_CHARS_MAX]}")
             document = await response.json(content_type=None)
             if response.status >= 400:
                 raise CannotStart(f"{service} refuses: {document['detail']} ({document['code']})")
@@ -74,8 +81,8 @@ async def listen(settings: Settings, key: str | None, forward_to: str | None, sa
         while True:
             try:
                 page = await desk.ask("process_buy_orders", f"/events?after={after}&wait={WAIT_SECONDS}")
-            except (aiohttp.ClientError, TimeoutError):
-                await asyncio.sleep(PAUSE_SECONDS)  # it is being started again
+            except (aiohttp.ClientError, TimeoutError, _NotNow):
+                await asyncio.sleep(PAUSE_SECONDS)  # it is being started again, or too much is asked of it
                 continue
             for event in page["data"]:
                 said = "" if forward_to is None else f" -> {await _forward(forward_to, secret, event)}"
