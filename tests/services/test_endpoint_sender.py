@@ -209,6 +209,28 @@ async def test_names_that_hang_are_those_of_so_many_look_ups_of_a_client_also_af
     await out.close()
 
 
+async def test_look_up_that_waits_for_a_thread_ends_with_the_sender(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(endpoints, "LOOK_UPS_AT_ONCE_MAX", 1)
+    going_on, asked = threading.Event(), list[str]()
+
+    def look_up(host: str, *_: Any, **__: Any) -> list[tuple[Any, ...]]:
+        asked.append(host)
+        going_on.wait(10)
+        return []
+
+    out = EndpointSender(settings(), look_up=look_up)
+    out.seconds_max = 0.2
+    answers = await asyncio.gather(*(post(out, f"https://{name}.example/") for name in ("one", "two")))
+    assert set(answers) == {Answer("timed_out")}
+    await out.close()
+    going_on.set()
+    await asyncio.sleep(0.1)
+    assert len(asked) == 1
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_redirect_is_not_followed(at: Endpoint, status: int) -> None:
     async def respond(request: web.Request) -> web.StreamResponse:
