@@ -497,22 +497,6 @@ async def test_one_message_that_was_asked_for_is_on_its_way_to_an_endpoint_at_a_
     assert (await desk.post(f"/{made['id']}/test")).json()["outcome"] == "delivered"
 
 
-async def test_event_that_failed_and_is_not_wanted_any_more_counts_as_no_failure_of_the_next(
-    desk: Desk, hook_at: Endpoint
-) -> None:
-    hook_at.respond = answering(500, 500, 500, 500)
-    made = await desk.create(hook_at.url)
-    stored = desk.store.stored[uuid.UUID(made["id"])]
-    [order] = await desk.place(1)
-    await desk.until(made, failures=2)
-    stored = desk.store.stored[stored.id]
-    desk.store.stored[stored.id] = replace(stored, events=["order.settled"])
-    await desk.settle(order)
-    await desk.until(made, delivered_up_to=2)
-    attempts = [each.attempt for each in desk.store.noted[stored.id] if each.type == "order.settled"]
-    assert attempts == list(range(1, len(attempts) + 1))
-
-
 async def test_delivery_waits_for_a_ledger_that_is_away_and_says_so_once(desk: Desk, hook_at: Endpoint) -> None:
     await desk.create(hook_at.url)
     with logged() as lines:
@@ -808,3 +792,13 @@ async def test_renewal_that_fails_in_a_way_that_nobody_expected_is_logged_and_tr
     assert [each.message for each in caplog.records if each.levelname == "ERROR"] == [
         "leases of webhooks cannot be renewed"
     ]
+
+
+async def test_event_that_failed_and_is_not_wanted_any_more_counts_as_no_failure_of_the_next() -> None:
+    deliverer, store, hook = await started(Sender(), 1)
+    [order] = store.ledger.stored
+    await store.ledger.close_orders([Closing(order.id, "settled", None)])
+    store.stored[hook.id] = replace(hook, events=["order.settled"], failures=3)
+    async with deliverer.running():
+        await until_delivered(store, hook, 2)
+    assert [(each.sequence, each.attempt) for each in store.noted[hook.id]] == [(2, 1)]
