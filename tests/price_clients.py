@@ -109,6 +109,9 @@ class Client:
         found: dict[str, Any] = (await self.get("health_check", "/status")).json()[name]
         return found
 
+    async def has_level(self, name: str, level: str) -> bool:
+        return bool((await self.part(name))["level"] == level)
+
     async def reports(self, level: str) -> str:
         return (await self.get("health_check", f"/reports?level={level}&service=api_updater")).text
 

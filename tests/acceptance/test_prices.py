@@ -51,7 +51,7 @@ async def test_a_live_desk_sells_with_two_exchanges_refuses_with_one_and_recover
             left.remove(name)
             await until(client.uses, left)
             assert (await client.buy(f"without-{name}")).status_code == 201
-            assert (await client.part("sources"))["level"] == "warning"
+            await until(client.has_level, "sources", "warning")
             assert (await client.source(name))["failures"] > 0
             assert name in await client.reports("warning")
             metrics = (await client.get("api_updater", "/metrics")).text

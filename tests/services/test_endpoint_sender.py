@@ -355,11 +355,12 @@ async def test_connection_is_kept_and_one_that_was_given_up_is_made_anew() -> No
     async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connections
         connections += 1
-        for _ in range(2):
+        with contextlib.suppress(asyncio.IncompleteReadError):  # the last one ends with the sender
+            for _ in range(2):
+                await reader.readuntil(b'{"a":1}')
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                await writer.drain()
             await reader.readuntil(b'{"a":1}')
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-            await writer.drain()
-        await reader.readuntil(b'{"a":1}')
         writer.transport.abort()
 
     server = await asyncio.start_server(twice, "127.0.0.1", 0)

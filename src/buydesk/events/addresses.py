@@ -5,8 +5,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from buydesk.hosts import Address
 
 # Addresses in which IPv4 addresses stand, and at which bit from the right: these are judged too. (RFC 4291 section
-# 2.5.5, RFC 6052, RFC 3056; of Teredo, RFC 4380, and ISATAP, RFC 5214, nothing is taken at all.)
-_EMBEDDING = ((ip_network("::ffff:0:0/96"), 0), (ip_network("64:ff9b::/96"), 0), (ip_network("2002::/16"), 80))
+# 2.5.5, RFC 6052; of 6to4, RFC 3056, Teredo, RFC 4380, and ISATAP, RFC 5214, nothing is taken at all.)
+_EMBEDDING = ((ip_network("::ffff:0:0/96"), 0), (ip_network("64:ff9b::/96"), 0))
 # Not of the public internet, whatever Python's version makes of them (the IANA's special-purpose registries): Python
 # calls some of them global, and learns of others late.
 _NEVER = (
@@ -20,6 +20,7 @@ _NEVER = (
     ip_network("64:ff9b:1::/48"),  # a network's own translation (RFC 8215): where an IPv4 address stands is its choice
     ip_network("2001::/23"),  # Teredo, ORCHID and others
     ip_network("2001:db8::/32"),
+    ip_network("2002::/16"),  # 6to4, which nobody relays any more (RFC 7526)
     ip_network("3fff::/20"),
     ip_network("5f00::/16"),
     ip_network("fec0::/10"),  # was for sites
