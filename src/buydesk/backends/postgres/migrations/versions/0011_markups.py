@@ -1,4 +1,4 @@
-"""Markups, and orders that are only tried."""
+"""Markups."""
 
 from buydesk.backends.postgres.sql_files import upgrade_by
 

@@ -7,9 +7,9 @@ ALTER TABLE orders ADD CONSTRAINT orders_quote_in_time CHECK (
 
 ALTER TABLE clients ADD COLUMN quote_seconds_max int CHECK (quote_seconds_max BETWEEN 5 AND 900);
 
--- Placing as before, and by quotes. The record of one is stored already and need not be brought again. Programs of before
--- bring no quotes.
-DROP FUNCTION place_items;
+-- Placing as before, with what was added to the market's rates, by quotes, whose records are stored already and need not be
+-- brought again, and of dry runs no more than what would become of them. Older programs bring none of these: they sell at the
+-- market's rates, and all that they bring is to be placed.
 CREATE FUNCTION place_items(
     ids uuid[], client_slots int[], keys text[], currencies text[], amounts_cents bigint[], rates_e8 bigint[],
     satoshis bigint[], deadlines timestamptz[], received float8[], representations smallint[],
@@ -253,6 +253,27 @@ BEGIN
 END
 $function$;
 
+-- For programs of the versions before, until they are gone. Replaced, not made anew: calls that are under way go on.
+CREATE OR REPLACE FUNCTION place_orders(
+    ids uuid[], client_slots int[], keys text[], currencies text[], amounts_cents bigint[], rates_e8 bigint[],
+    satoshis bigint[], deadlines timestamptz[], received float8[], representations smallint[],
+    new_references text[], metadatas text[], price_slots int[], id_slots int[], key_slots int[],
+    batch_clients text[],
+    price_ids uuid[], prices_as_of timestamptz[], prices_expire_at timestamptz[], price_documents text[],
+    not_before timestamptz, not_after timestamptz,
+    OUT outcomes text[], OUT numbers bigint[], OUT client_numbers bigint[], OUT used_then bigint[],
+    OUT limits_then bigint[], OUT moment timestamptz, OUT cap bigint, OUT is_live boolean
+)
+LANGUAGE sql VOLATILE
+SECURITY DEFINER
+AS $function$
+    SELECT * FROM place_items(
+        ids, client_slots, keys, currencies, amounts_cents, rates_e8, satoshis, deadlines, received, representations,
+        new_references, metadatas, price_slots, id_slots, key_slots, batch_clients, price_ids, prices_as_of,
+        prices_expire_at, price_documents, not_before, not_after
+    )
+$function$;
+
 -- Stores a price record, as it was signed, before the first quote at it is given; whether it was not there yet. As with
 -- orders: the key that it names is known, and another document of a stored record is refused.
 CREATE FUNCTION keep_price_record(price_id uuid, price_document text) RETURNS boolean
@@ -336,7 +357,9 @@ DO $do$
 DECLARE
     function regproc;
 BEGIN
-    FOREACH function IN ARRAY ARRAY['place_items', 'keep_price_record', 'client_state', 'set_limits']::regproc[] LOOP
+    FOREACH function IN ARRAY ARRAY[
+        'place_items', 'place_orders', 'keep_price_record', 'client_state', 'set_limits'
+    ]::regproc[] LOOP
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', function);
         EXECUTE format('ALTER FUNCTION %s SET search_path = pg_catalog, %I, pg_temp', function, current_schema());
     END LOOP;
